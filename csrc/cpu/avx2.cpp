@@ -1,0 +1,55 @@
+// AVX2 without VNNI. VPMADDUBSW would saturate, so bytes are widened to 16 bits and VPMADDWD
+// multiplies: exact, at half VNNI's rate.
+//
+// A lane's four weights are split into their odd and even bytes by shifts, which keeps the packed
+// layout; the activations are widened once when they are staged, in the same split.
+#include "sets.h"
+#include "table.inl.h"
+#include "ymm.h"
+
+namespace dynquant {
+namespace {
+
+struct Avx2 : Ymm {
+  static constexpr int kGroupBytes = 8;
+  struct Weights {
+    __m256i even, odd;
+  };
+  using Activation = const uint8_t*;
+
+  // k0 k1 k2 k3 -> (k0, k2), (k1, k3) as 16-bit pairs.
+  static inline void stage(const uint8_t* q, int64_t groups, uint8_t* staged) {
+    for (int64_t g = 0; g < groups; ++g) {
+      uint32_t bytes;
+      memcpy(&bytes, q + g * kGroup, sizeof bytes);
+      const uint64_t pairs =
+          (bytes & 0x00FF00FFu) | (uint64_t{(bytes >> 8) & 0x00FF00FFu} << 32);
+      memcpy(staged + g * kGroupBytes, &pairs, sizeof pairs);
+    }
+  }
+  static inline Weights load_weights(const int8_t* p) {
+    const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return {_mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8), _mm256_srai_epi16(bytes, 8)};
+  }
+  static inline Activation load_activation(const uint8_t* p) { return p; }
+  static inline Int dot(Int acc, Activation a, Weights w) {
+    acc = _mm256_add_epi32(acc, _mm256_madd_epi16(pair(a), w.even));
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(pair(a + 4), w.odd));
+  }
+
+ private:
+  static inline __m256i pair(const uint8_t* p) {
+    int32_t bits;
+    memcpy(&bits, p, sizeof bits);
+    return _mm256_set1_epi32(bits);
+  }
+};
+
+}  // namespace
+
+const Kernels* avx2_kernels() {
+  static constexpr Kernels table = table_of<Avx2>("avx2");
+  return &table;
+}
+
+}  // namespace dynquant

@@ -1,0 +1,95 @@
+// VPDPBUSD on 512 bits: 24 registers of sums, four of weights, one broadcast activation.
+#include <immintrin.h>
+
+#include "convert.h"
+#include "sets.h"
+#include "table.inl.h"
+
+namespace dynquant {
+namespace {
+
+struct Avx512Vnni {
+  static constexpr int kLanes = 16;
+  static constexpr int kTileRows = 6;
+  static constexpr int kAccumulators = 24;
+  static constexpr int kGroupBytes = kGroup;
+
+  using Float = __m512;
+  using Int = __m512i;
+  using Mask = __mmask16;
+  using Weights = __m512i;
+  using Activation = __m512i;
+
+  static inline Float load(const float* p) { return _mm512_loadu_ps(p); }
+  static inline Float load(const Bfloat16* p) {
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+  }
+  static inline Float load(const Half* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static inline void store(float* p, Float x) { _mm512_storeu_ps(p, x); }
+  static inline void store(Bfloat16* p, Float x) {
+    const Int bits = _mm512_castps_si512(x);
+    const Int odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    Int rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
+    rounded = _mm512_mask_or_epi32(rounded, is_nan(x), bits, _mm512_set1_epi32(0x400000));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                        _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+  }
+  static inline void store(Half* p, Float x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                        _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
+  static inline Float set(float x) { return _mm512_set1_ps(x); }
+  static inline Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
+  static inline Float div(Float a, Float b) { return _mm512_div_ps(a, b); }
+  static inline Float add_float(Float a, Float b) { return _mm512_add_ps(a, b); }
+  static inline Float min(Float a, Float b) { return _mm512_min_ps(a, b); }
+  static inline Float max(Float a, Float b) { return _mm512_max_ps(a, b); }
+  static inline Mask is_nan(Float a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q); }
+  static inline Mask no_mask() { return 0; }
+  static inline Mask either(Mask a, Mask b) { return static_cast<Mask>(a | b); }
+  static inline bool any(Mask a) { return a != 0; }
+  static inline Float select(Mask mask, Float set, Float unset) {
+    return _mm512_mask_mov_ps(unset, mask, set);
+  }
+  static inline Int round_to_int(Float x) { return _mm512_cvtps_epi32(x); }
+  static inline Float to_float(Int x) { return _mm512_cvtepi32_ps(x); }
+  static inline float reduce_min(Float x) { return _mm512_reduce_min_ps(x); }
+  static inline float reduce_max(Float x) { return _mm512_reduce_max_ps(x); }
+
+  static inline Int load_int(const int32_t* p) { return _mm512_loadu_si512(p); }
+  static inline void store_int(int32_t* p, Int x) { _mm512_storeu_si512(p, x); }
+  static inline Int set_int(int32_t x) { return _mm512_set1_epi32(x); }
+  static inline Int add(Int a, Int b) { return _mm512_add_epi32(a, b); }
+  static inline Int sub(Int a, Int b) { return _mm512_sub_epi32(a, b); }
+  static inline Int mul_int(Int a, Int b) { return _mm512_mullo_epi32(a, b); }
+  static inline Int min_int(Int a, Int b) { return _mm512_min_epi32(a, b); }
+  static inline Int max_int(Int a, Int b) { return _mm512_max_epi32(a, b); }
+  static inline void store_bytes(uint8_t* p, Int x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x));
+  }
+
+  static inline void stage(const uint8_t* q, int64_t groups, uint8_t* staged) {
+    memcpy(staged, q, static_cast<size_t>(groups * kGroup));
+  }
+  static inline Weights load_weights(const int8_t* p) { return _mm512_loadu_si512(p); }
+  static inline Activation load_activation(const uint8_t* p) {
+    int32_t group;
+    memcpy(&group, p, sizeof group);
+    return _mm512_set1_epi32(group);
+  }
+  static inline Int dot(Int acc, Activation a, Weights w) {
+    return _mm512_dpbusd_epi32(acc, a, w);
+  }
+};
+
+}  // namespace
+
+const Kernels* avx512vnni_kernels() {
+  static constexpr Kernels table = table_of<Avx512Vnni>("avx512vnni");
+  return &table;
+}
+
+}  // namespace dynquant

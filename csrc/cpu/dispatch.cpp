@@ -1,0 +1,87 @@
+// The one list of instruction sets, best first.
+#include "dispatch.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include <atomic>
+
+#include "sets.h"
+
+namespace dynquant {
+namespace {
+
+const char* nothing_missing() { return nullptr; }
+
+#if defined(__x86_64__)
+const char* avx512vnni_missing() {
+  // __builtin_cpu_supports also asks whether the operating system saves the registers.
+  if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
+      !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq")) {
+    return "the processor or the operating system has no AVX-512 (F, BW, VL, DQ)";
+  }
+  return __builtin_cpu_supports("avx512vnni") ? nullptr : "the processor has no AVX512-VNNI";
+}
+
+const char* avx2_missing() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")
+             ? nullptr
+             : "the processor or the operating system has no AVX2 with F16C";
+}
+
+const char* avxvnni_missing() {
+  if (avx2_missing() != nullptr) return avx2_missing();
+  return __builtin_cpu_supports("avxvnni") ? nullptr : "the processor has no AVX-VNNI";
+}
+#endif
+
+constexpr IsaEntry kEntries[] = {
+#if defined(__x86_64__)
+    {&avx512vnni_kernels, &avx512vnni_missing},
+    {&avxvnni_kernels, &avxvnni_missing},
+    {&avx512vnni_ymm_kernels, &avx512vnni_missing},
+    {&avx2_kernels, &avx2_missing},
+#endif
+    {&scalar_kernels, &nothing_missing},
+};
+
+const Kernels* initial_kernels() {
+  const char* forced = getenv("DYNQUANT_ISA");
+  if (forced != nullptr && forced[0] != '\0') return find_kernels(forced);
+  for (const IsaEntry& entry : kEntries) {
+    if (entry.missing() == nullptr) return entry.kernels();
+  }
+  return nullptr;
+}
+
+std::atomic<const Kernels*>& current() {
+  static std::atomic<const Kernels*> kernels{initial_kernels()};
+  return kernels;
+}
+
+}  // namespace
+
+const IsaEntry* isa_entries(int* count) {
+  *count = static_cast<int>(sizeof kEntries / sizeof kEntries[0]);
+  return kEntries;
+}
+
+const Kernels* find_kernels(const char* name) {
+  for (const IsaEntry& entry : kEntries) {
+    if (strcmp(entry.kernels()->name, name) == 0) {
+      return entry.missing() == nullptr ? entry.kernels() : nullptr;
+    }
+  }
+  return nullptr;
+}
+
+const Kernels* current_kernels() { return current().load(std::memory_order_relaxed); }
+
+bool set_kernels(const char* name) {
+  const Kernels* kernels = find_kernels(name);
+  if (kernels == nullptr) return false;
+  current().store(kernels, std::memory_order_relaxed);
+  return true;
+}
+
+}  // namespace dynquant

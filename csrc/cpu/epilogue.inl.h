@@ -1,0 +1,114 @@
+// From int32 sums to the output, written once over an `Isa` type.
+#pragma once
+
+#include "convert.h"
+#include "kernels.h"
+#include "layout.h"
+
+namespace dynquant {
+namespace {
+
+template <class T>
+constexpr bool kIsInt32 = false;
+template <>
+constexpr bool kIsInt32<int32_t> = true;
+
+// One register of columns of one row. Every step is rounded on its own: files are compiled without
+// contraction.
+template <class Isa, class Out>
+inline void finish(typename Isa::Int acc, float scale, const float* weight_scale, const float* bias,
+                   Out* out) {
+  if constexpr (kIsInt32<Out>) {
+    Isa::store_int(out, acc);
+  } else {
+    typename Isa::Float y = Isa::mul(Isa::to_float(acc), Isa::set(scale));
+    y = Isa::mul(y, Isa::load(weight_scale));
+    Isa::store(out, Isa::add_float(y, Isa::load(bias)));
+  }
+}
+
+// Calls f with a typed null pointer that tells the output's type.
+template <class F>
+inline void with_out_type(Dtype dtype, F f) {
+  switch (dtype) {
+    case Dtype::f32:
+      return f(static_cast<float*>(nullptr));
+    case Dtype::bf16:
+      return f(static_cast<Bfloat16*>(nullptr));
+    case Dtype::f16:
+      return f(static_cast<Half*>(nullptr));
+    case Dtype::i32:
+      return f(static_cast<int32_t*>(nullptr));
+  }
+}
+
+// The column values of one panel where a whole panel may be read: a single scale is repeated, what
+// lies beyond the last column is filled up, and no bias is a bias of -0, the one value whose sum
+// with any y is y.
+class PanelColumns {
+ public:
+  inline PanelColumns(const EpilogueArgs& e, int64_t n0, int64_t columns)
+      : weight_scale(scale_buffer_), bias(bias_buffer_) {
+    if (e.out_dtype == Dtype::i32) return;
+    if (!e.per_channel) {
+      for (float& value : scale_buffer_) value = e.weight_scale[0];
+    } else if (columns < kPanelColumns) {
+      fill(scale_buffer_, e.weight_scale + n0, columns);
+    } else {
+      weight_scale = e.weight_scale + n0;
+    }
+    if (e.bias == nullptr) {
+      fill(bias_buffer_, nullptr, 0);
+    } else if (columns < kPanelColumns) {
+      fill(bias_buffer_, e.bias + n0, columns);
+    } else {
+      bias = e.bias + n0;
+    }
+  }
+  PanelColumns(const PanelColumns&) = delete;
+
+  const float* weight_scale;
+  const float* bias;
+
+ private:
+  static inline void fill(float* buffer, const float* from, int64_t count) {
+    for (int64_t i = 0; i < kPanelColumns; ++i) buffer[i] = i < count ? from[i] : -0.0f;
+  }
+
+  float scale_buffer_[kPanelColumns];
+  float bias_buffer_[kPanelColumns];
+};
+
+template <class Isa, class Out>
+inline void rescale_rows(const RescaleArgs& a, Out*) {
+  for (int64_t n0 = 0; n0 < a.n; n0 += kPanelColumns) {
+    const int64_t columns = a.n - n0 < kPanelColumns ? a.n - n0 : kPanelColumns;
+    const PanelColumns panel(a.epilogue, n0, columns);
+    for (int64_t m = 0; m < a.m; ++m) {
+      const int32_t* acc = a.acc + m * a.acc_stride + n0;
+      Out* out = static_cast<Out*>(a.epilogue.out) + m * a.epilogue.out_stride + n0;
+      int64_t c = 0;
+      for (; c + Isa::kLanes <= columns; c += Isa::kLanes) {
+        finish<Isa>(Isa::load_int(acc + c), a.epilogue.scale[m], panel.weight_scale + c,
+                    panel.bias + c, out + c);
+      }
+      if (c < columns) {
+        const size_t left = static_cast<size_t>(columns - c);
+        int32_t in[Isa::kLanes] = {};
+        Out result[Isa::kLanes];
+        memcpy(in, acc + c, left * sizeof(int32_t));
+        finish<Isa>(Isa::load_int(in), a.epilogue.scale[m], panel.weight_scale + c,
+                    panel.bias + c, result);
+        memcpy(out + c, result, left * sizeof(Out));
+      }
+    }
+  }
+}
+
+template <class Isa>
+void rescale(const RescaleArgs& a) {
+  with_out_type(a.epilogue.out_dtype, [&](auto* out) { rescale_rows<Isa>(a, out); });
+}
+
+}  // namespace
+}  // namespace dynquant

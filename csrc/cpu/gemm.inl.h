@@ -1,0 +1,145 @@
+// The product of staged activations and a packed weight, written once over an `Isa` type.
+//
+// A tile is R rows by V registers of columns. Its sums stay in registers over the whole of K, so no
+// int32 ever travels through memory: a weight register is loaded once for R rows, an activation is
+// broadcast once for V registers. Rows are split evenly (32 rows are 6, 6, 5, 5, 5, 5), because a
+// last tile of two rows would run at a third of the speed.
+#pragma once
+
+#include "epilogue.inl.h"
+#include "kernels.h"
+#include "layout.h"
+
+namespace dynquant {
+namespace {
+
+// Registers of columns for a tile of `rows`: as many as the accumulators' budget and the panel
+// allow, a power of two so that tiles fill a panel.
+template <class Isa>
+constexpr int tile_vectors(int rows) {
+  int vectors = static_cast<int>(kPanelColumns) / Isa::kLanes;
+  while (vectors > 1 && vectors * rows > Isa::kAccumulators) vectors /= 2;
+  return vectors;
+}
+
+// Where one tile's results go, and the column values that they need.
+template <class Out>
+struct TileOut {
+  const float* scale;
+  const int32_t* zero_point;
+  const int32_t* column_sums;
+  const float* weight_scale;
+  const float* bias;
+  Out* out;
+  int64_t out_stride;
+};
+
+template <class Isa, int R, int V, class Out>
+__attribute__((noinline)) void tile(const uint8_t* staged, int64_t staged_stride,
+                                    const int8_t* weights, int64_t groups,
+                                    const TileOut<Out>& to) {
+  typename Isa::Int acc[R][V];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 16
+    for (int v = 0; v < V; ++v) acc[r][v] = Isa::set_int(0);
+  }
+
+  for (int64_t g = 0; g < groups; ++g) {
+    typename Isa::Weights w[V];
+#pragma GCC unroll 16
+    for (int v = 0; v < V; ++v) w[v] = Isa::load_weights(weights + v * Isa::kLanes * kGroup);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const typename Isa::Activation a = Isa::load_activation(staged + r * staged_stride);
+#pragma GCC unroll 16
+      for (int v = 0; v < V; ++v) acc[r][v] = Isa::dot(acc[r][v], a, w[v]);
+    }
+    staged += Isa::kGroupBytes;
+    weights += kPanelColumns * kGroup;
+  }
+
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+    const typename Isa::Int zero_point = Isa::set_int(to.zero_point[r]);
+    const float scale = to.scale == nullptr ? 0.0f : to.scale[r];
+    Out* out = to.out + r * to.out_stride;
+#pragma GCC unroll 16
+    for (int v = 0; v < V; ++v) {
+      const int c = v * Isa::kLanes;
+      const typename Isa::Int sums = Isa::load_int(to.column_sums + c);
+      finish<Isa>(Isa::sub(acc[r][v], Isa::mul_int(zero_point, sums)), scale, to.weight_scale + c,
+                  to.bias + c, out + c);
+    }
+  }
+}
+
+// One strip of R rows through the columns of one panel, in steps of V registers.
+template <class Isa, int R, int V, class Out>
+inline void strip(const GemmArgs& a, int64_t m0, const int8_t* panel, int64_t columns,
+                  TileOut<Out> to) {
+  constexpr int kStep = V * Isa::kLanes;
+  const uint8_t* staged = a.staged + m0 * a.staged_stride;
+  const int8_t* weights = panel + kPanelColumns * kGroup;
+  to.scale = a.epilogue.scale == nullptr ? nullptr : a.epilogue.scale + m0;
+  to.zero_point = a.zero_point + m0;
+  Out* const out = to.out + m0 * to.out_stride;
+  for (int c = 0; c < columns; c += kStep) {
+    TileOut<Out> step = to;
+    step.column_sums += c;
+    step.weight_scale += c;
+    step.bias += c;
+    step.out = out + c;
+    if (columns - c >= kStep) {
+      tile<Isa, R, V>(staged, a.staged_stride, weights + c * kGroup, a.groups, step);
+      continue;
+    }
+    // A panel that the weight does not fill is computed whole beside the output and copied.
+    Out result[R * kStep];
+    step.out = result;
+    step.out_stride = kStep;
+    tile<Isa, R, V>(staged, a.staged_stride, weights + c * kGroup, a.groups, step);
+    for (int r = 0; r < R; ++r) {
+      memcpy(out + r * to.out_stride + c, result + r * kStep,
+             static_cast<size_t>(columns - c) * sizeof(Out));
+    }
+  }
+}
+
+template <class Isa, int R, class Out>
+inline void strip_of(int64_t rows, const GemmArgs& a, int64_t m0, const int8_t* panel,
+                     int64_t columns, const TileOut<Out>& to) {
+  if (rows == R) return strip<Isa, R, tile_vectors<Isa>(R)>(a, m0, panel, columns, to);
+  if constexpr (R > 1) return strip_of<Isa, R - 1>(rows, a, m0, panel, columns, to);
+}
+
+template <class Isa, class Out>
+inline void gemm_to(const GemmArgs& a, Out*) {
+  const int64_t strips = ceil_div(a.m, Isa::kTileRows);
+  for (int64_t n0 = a.n_begin; n0 < a.n_end; n0 += kPanelColumns) {
+    const int64_t columns = a.n_end - n0 < kPanelColumns ? a.n_end - n0 : kPanelColumns;
+    const int8_t* panel =
+        a.panels + n0 / kPanelColumns * (kPanelColumns * kGroup * (1 + a.groups));
+    const PanelColumns values(a.epilogue, n0, columns);
+    TileOut<Out> to = {};
+    to.column_sums = reinterpret_cast<const int32_t*>(panel);
+    to.weight_scale = values.weight_scale;
+    to.bias = values.bias;
+    to.out = static_cast<Out*>(a.epilogue.out) + n0;
+    to.out_stride = a.epilogue.out_stride;
+    int64_t m0 = 0;
+    for (int64_t s = 0; s < strips; ++s) {
+      const int64_t rows = a.m / strips + (s < a.m % strips ? 1 : 0);
+      strip_of<Isa, Isa::kTileRows>(rows, a, m0, panel, columns, to);
+      m0 += rows;
+    }
+  }
+}
+
+template <class Isa>
+void gemm(const GemmArgs& a) {
+  with_out_type(a.epilogue.out_dtype, [&](auto* out) { gemm_to<Isa>(a, out); });
+}
+
+}  // namespace
+}  // namespace dynquant

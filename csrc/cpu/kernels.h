@@ -1,0 +1,82 @@
+// The contract between the kernels and their callers: argument structs and the kernel table.
+//
+// Kernels allocate nothing, start no thread and know nothing of torch. They expect the IEEE state
+// of float_env.h in the calling thread.
+#pragma once
+
+#include <stdint.h>
+
+namespace dynquant {
+
+enum class Dtype : int32_t { f32, bf16, f16, i32 };
+
+// What a run of activation values spans. `lo` <= 0 <= `hi`; `has_nan` covers NaN alone, an infinity
+// shows in `lo` or `hi`.
+struct Range {
+  float lo;
+  float hi;
+  bool has_nan;
+};
+
+// How values become bytes: q = clamp(rint(x * factor) + zero_point, q_min, q_max) + shift, or
+// x / factor in place of the product.
+struct QuantizeArgs {
+  const void* x;
+  Dtype dtype;
+  int64_t k;
+  float factor;
+  int32_t zero_point;
+  int32_t q_min;
+  int32_t q_max;
+  int32_t shift;
+  uint8_t* q;
+};
+
+// From the int32 sums to the output: y = (float(acc) * scale[m]) * weight_scale[n] + bias[n].
+// Dtype::i32 stores the corrected sums themselves and reads neither scale nor bias.
+struct EpilogueArgs {
+  const float* scale;         // one for each row
+  const float* weight_scale;  // one for each column, or a single one
+  bool per_channel;
+  const float* bias;  // one for each column, or null
+  void* out;
+  Dtype out_dtype;
+  int64_t out_stride;  // elements between rows
+};
+
+// Rows of staged activations (unsigned bytes in the order that the instruction set reads) times the
+// columns [n_begin, n_end) of a packed weight. n_begin is a multiple of the panel's width.
+struct GemmArgs {
+  const uint8_t* staged;
+  int64_t staged_stride;      // bytes between rows
+  const int32_t* zero_point;  // one for each row, of the unsigned form
+  int64_t m;
+  const int8_t* panels;
+  int64_t groups;
+  int64_t n_begin;
+  int64_t n_end;
+  EpilogueArgs epilogue;  // column pointers and `out` start at column 0
+};
+
+// acc[m, n] -> out, by the same epilogue.
+struct RescaleArgs {
+  const int32_t* acc;
+  int64_t acc_stride;
+  int64_t m;
+  int64_t n;
+  EpilogueArgs epilogue;
+};
+
+struct Kernels {
+  const char* name;
+  int64_t group_bytes;  // staged bytes for four k of one row
+  Range (*range)(const void* x, Dtype dtype, int64_t k);
+  void (*quantize)(const QuantizeArgs&);         // x * factor, plain bytes
+  void (*quantize_staged)(const QuantizeArgs&);  // x * factor, staged and filled up to a whole group
+  void (*quantize_divide)(const QuantizeArgs&);  // x / factor, plain bytes; NaN gives q_min..q_max's 0
+  void (*stage)(const uint8_t* q, int64_t k, uint8_t flip, uint8_t* staged);  // staged = q ^ flip
+  void (*gemm)(const GemmArgs&);
+  void (*rescale)(const RescaleArgs&);
+};
+
+}  // namespace dynquant

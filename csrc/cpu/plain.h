@@ -1,0 +1,165 @@
+// An `Isa` type in plain C++ of any width and tile: the scalar set, and in tests the odd shapes that
+// no processor has.
+//
+// What the algorithms ask of an Isa:
+//   kLanes           32-bit lanes of a register
+//   kTileRows        rows of a tile, at most
+//   kAccumulators    registers that a tile may spend on sums
+//   kGroupBytes      bytes of a row's four k as `stage` lays them and `load_activation` reads them
+//   Float Int Mask   registers; Weights Activation, what `dot` takes
+//   float part       load store set mul div add_float min max is_nan either any no_mask select
+//                    round_to_int to_float reduce_min reduce_max
+//   integer part     load_int store_int set_int add sub mul_int min_int max_int store_bytes
+//   product          stage load_weights load_activation dot
+// min and max give their second operand where either is NaN. Integer arithmetic wraps.
+#pragma once
+
+#include <math.h>
+
+#include "convert.h"
+#include "layout.h"
+
+namespace dynquant {
+namespace {
+
+template <int Lanes, int Rows, int Accumulators>
+struct Plain {
+  static constexpr int kLanes = Lanes;
+  static constexpr int kTileRows = Rows;
+  static constexpr int kAccumulators = Accumulators;
+  static constexpr int kGroupBytes = kGroup;
+
+  struct Float {
+    float v[Lanes];
+  };
+  struct Int {
+    int32_t v[Lanes];
+  };
+  using Mask = Int;
+  struct Weights {
+    int8_t v[Lanes][kGroup];
+  };
+  struct Activation {
+    uint8_t v[kGroup];
+  };
+
+  template <class R, class F>
+  static inline R each(F f) {
+    R result;
+    for (int i = 0; i < Lanes; ++i) result.v[i] = f(i);
+    return result;
+  }
+  static inline int32_t wrapped(int64_t value) {
+    return static_cast<int32_t>(static_cast<uint32_t>(value));
+  }
+
+  template <class T>
+  static inline Float load(const T* p) {
+    return each<Float>([=](int i) { return widen(p[i]); });
+  }
+  template <class T>
+  static inline void store(T* p, Float x) {
+    for (int i = 0; i < Lanes; ++i) narrow(x.v[i], p + i);
+  }
+  static inline Float set(float x) {
+    return each<Float>([=](int) { return x; });
+  }
+  static inline Float mul(Float a, Float b) {
+    return each<Float>([=](int i) { return a.v[i] * b.v[i]; });
+  }
+  static inline Float div(Float a, Float b) {
+    return each<Float>([=](int i) { return a.v[i] / b.v[i]; });
+  }
+  static inline Float add_float(Float a, Float b) {
+    return each<Float>([=](int i) { return a.v[i] + b.v[i]; });
+  }
+  static inline Float min(Float a, Float b) {
+    return each<Float>([=](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+  }
+  static inline Float max(Float a, Float b) {
+    return each<Float>([=](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+  }
+  static inline Mask is_nan(Float a) {
+    return each<Mask>([=](int i) { return a.v[i] != a.v[i] ? 1 : 0; });
+  }
+  static inline Mask no_mask() { return set_int(0); }
+  static inline Mask either(Mask a, Mask b) {
+    return each<Mask>([=](int i) { return a.v[i] | b.v[i]; });
+  }
+  static inline bool any(Mask a) {
+    int32_t found = 0;
+    for (int i = 0; i < Lanes; ++i) found |= a.v[i];
+    return found != 0;
+  }
+  static inline Float select(Mask mask, Float set, Float unset) {
+    return each<Float>([=](int i) { return mask.v[i] ? set.v[i] : unset.v[i]; });
+  }
+  static inline Int round_to_int(Float x) {
+    return each<Int>([=](int i) { return static_cast<int32_t>(lrintf(x.v[i])); });
+  }
+  static inline Float to_float(Int x) {
+    return each<Float>([=](int i) { return static_cast<float>(x.v[i]); });
+  }
+  static inline float reduce_min(Float x) {
+    float result = x.v[0];
+    for (int i = 1; i < Lanes; ++i) result = x.v[i] < result ? x.v[i] : result;
+    return result;
+  }
+  static inline float reduce_max(Float x) {
+    float result = x.v[0];
+    for (int i = 1; i < Lanes; ++i) result = x.v[i] > result ? x.v[i] : result;
+    return result;
+  }
+
+  static inline Int load_int(const int32_t* p) {
+    return each<Int>([=](int i) { return p[i]; });
+  }
+  static inline void store_int(int32_t* p, Int x) {
+    for (int i = 0; i < Lanes; ++i) p[i] = x.v[i];
+  }
+  static inline Int set_int(int32_t x) {
+    return each<Int>([=](int) { return x; });
+  }
+  static inline Int add(Int a, Int b) {
+    return each<Int>([=](int i) { return wrapped(int64_t{a.v[i]} + b.v[i]); });
+  }
+  static inline Int sub(Int a, Int b) {
+    return each<Int>([=](int i) { return wrapped(int64_t{a.v[i]} - b.v[i]); });
+  }
+  static inline Int mul_int(Int a, Int b) {
+    return each<Int>([=](int i) { return wrapped(int64_t{a.v[i]} * b.v[i]); });
+  }
+  static inline Int min_int(Int a, Int b) {
+    return each<Int>([=](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+  }
+  static inline Int max_int(Int a, Int b) {
+    return each<Int>([=](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+  }
+  static inline void store_bytes(uint8_t* p, Int x) {
+    for (int i = 0; i < Lanes; ++i) p[i] = static_cast<uint8_t>(x.v[i]);
+  }
+
+  static inline void stage(const uint8_t* q, int64_t groups, uint8_t* staged) {
+    memcpy(staged, q, static_cast<size_t>(groups * kGroup));
+  }
+  static inline Weights load_weights(const int8_t* p) {
+    Weights w;
+    memcpy(&w, p, sizeof w);
+    return w;
+  }
+  static inline Activation load_activation(const uint8_t* p) {
+    Activation a;
+    memcpy(&a, p, sizeof a);
+    return a;
+  }
+  static inline Int dot(Int acc, Activation a, Weights w) {
+    return each<Int>([=](int i) {
+      int32_t sum = 0;
+      for (int j = 0; j < kGroup; ++j) sum += int32_t{a.v[j]} * w.v[i][j];
+      return wrapped(int64_t{acc.v[i]} + sum);
+    });
+  }
+};
+
+}  // namespace
+}  // namespace dynquant

@@ -1,0 +1,178 @@
+// Activation quantization, written once over an `Isa` type (scalar.cpp lists what such a type has).
+#pragma once
+
+#include "convert.h"
+#include "kernels.h"
+#include "layout.h"
+
+namespace dynquant {
+namespace {
+
+// Calls f with a typed pointer to x.
+template <class F>
+inline auto with_type(const void* x, Dtype dtype, F f) {
+  switch (dtype) {
+    case Dtype::bf16:
+      return f(static_cast<const Bfloat16*>(x));
+    case Dtype::f16:
+      return f(static_cast<const Half*>(x));
+    default:
+      return f(static_cast<const float*>(x));
+  }
+}
+
+// The last values of a row, filled up with zeros to a whole register: zero lies in every range and
+// is never stored.
+template <class Isa, class T>
+inline typename Isa::Float load_tail(const T* x, int64_t count) {
+  T padded[Isa::kLanes] = {};
+  memcpy(padded, x, static_cast<size_t>(count) * sizeof(T));
+  return Isa::load(padded);
+}
+
+template <class Isa>
+struct RangeSum {
+  typename Isa::Float lo = Isa::set(0.0f);
+  typename Isa::Float hi = Isa::set(0.0f);
+  typename Isa::Mask nan = Isa::no_mask();
+
+  inline void add(typename Isa::Float x) {
+    // The accumulator stands second: min and max give their second operand where either is NaN, so
+    // a NaN leaves no trace in lo and hi, and `nan` remembers it.
+    lo = Isa::min(x, lo);
+    hi = Isa::max(x, hi);
+    nan = Isa::either(nan, Isa::is_nan(x));
+  }
+  inline void add(const RangeSum& other) {
+    lo = Isa::min(other.lo, lo);
+    hi = Isa::max(other.hi, hi);
+    nan = Isa::either(nan, other.nan);
+  }
+};
+
+template <class Isa, class T>
+inline Range range_of(const T* x, int64_t k) {
+  constexpr int64_t kStep = Isa::kLanes;
+  // Two chains hide the latency of min and max.
+  RangeSum<Isa> even, odd;
+  int64_t i = 0;
+  for (; i + 2 * kStep <= k; i += 2 * kStep) {
+    even.add(Isa::load(x + i));
+    odd.add(Isa::load(x + i + kStep));
+  }
+  for (; i + kStep <= k; i += kStep) even.add(Isa::load(x + i));
+  if (i < k) odd.add(load_tail<Isa>(x + i, k - i));
+  even.add(odd);
+  return {Isa::reduce_min(even.lo), Isa::reduce_max(even.hi), Isa::any(even.nan)};
+}
+
+template <class Isa>
+Range range(const void* x, Dtype dtype, int64_t k) {
+  return with_type(x, dtype, [k](const auto* typed) { return range_of<Isa>(typed, k); });
+}
+
+struct Multiply {
+  template <class Isa>
+  static inline typename Isa::Int round(typename Isa::Float x, typename Isa::Float factor,
+                                        typename Isa::Int) {
+    return Isa::round_to_int(Isa::mul(x, factor));
+  }
+};
+
+// A quotient by a foreign scale may be of any size, which is brought into the range that int32 and
+// the zero point leave room for, or NaN, which the zero point then turns to 0.
+struct Divide {
+  template <class Isa>
+  static inline typename Isa::Int round(typename Isa::Float x, typename Isa::Float factor,
+                                        typename Isa::Int zero_point) {
+    typename Isa::Float quotient = Isa::div(x, factor);
+    const typename Isa::Float to_zero =
+        Isa::to_float(Isa::sub(Isa::set_int(0), zero_point));
+    quotient = Isa::select(Isa::is_nan(quotient), to_zero, quotient);
+    quotient = Isa::min(Isa::max(quotient, Isa::set(-1024.0f)), Isa::set(1024.0f));
+    return Isa::round_to_int(quotient);
+  }
+};
+
+template <class Isa, class Scaling>
+struct ToBytes {
+  typename Isa::Float factor;
+  typename Isa::Int zero_point, q_min, q_max, shift;
+
+  explicit inline ToBytes(const QuantizeArgs& a)
+      : factor(Isa::set(a.factor)),
+        zero_point(Isa::set_int(a.zero_point)),
+        q_min(Isa::set_int(a.q_min)),
+        q_max(Isa::set_int(a.q_max)),
+        shift(Isa::set_int(a.shift)) {}
+
+  inline typename Isa::Int operator()(typename Isa::Float x) const {
+    typename Isa::Int q = Isa::add(Scaling::template round<Isa>(x, factor, zero_point), zero_point);
+    q = Isa::min_int(Isa::max_int(q, q_min), q_max);
+    return Isa::add(q, shift);
+  }
+};
+
+template <class Isa, class Scaling, class T>
+inline void quantize_run(const ToBytes<Isa, Scaling>& to_bytes, const T* x, int64_t k, uint8_t* q) {
+  int64_t i = 0;
+  for (; i + Isa::kLanes <= k; i += Isa::kLanes) {
+    Isa::store_bytes(q + i, to_bytes(Isa::load(x + i)));
+  }
+  if (i < k) {
+    uint8_t tail[Isa::kLanes];
+    Isa::store_bytes(tail, to_bytes(load_tail<Isa>(x + i, k - i)));
+    memcpy(q + i, tail, static_cast<size_t>(k - i));
+  }
+}
+
+template <class Isa, class Scaling>
+void quantize(const QuantizeArgs& a) {
+  const ToBytes<Isa, Scaling> to_bytes(a);
+  with_type(a.x, a.dtype, [&](const auto* x) { quantize_run<Isa>(to_bytes, x, a.k, a.q); });
+}
+
+// Plain bytes, filled up with zeros to a whole group, in the order that Isa reads.
+template <class Isa>
+inline void stage_padded(const uint8_t* q, int64_t k, uint8_t* staged) {
+  const int64_t whole = k / kGroup;
+  Isa::stage(q, whole, staged);
+  if (k % kGroup != 0) {
+    uint8_t last[kGroup] = {};
+    memcpy(last, q + whole * kGroup, static_cast<size_t>(k % kGroup));
+    Isa::stage(last, 1, staged + whole * Isa::kGroupBytes);
+  }
+}
+
+constexpr int64_t kChunk = 512;  // values that wait on the stack for being brought in order
+
+template <class Isa>
+void quantize_staged(const QuantizeArgs& a) {
+  const ToBytes<Isa, Multiply> to_bytes(a);
+  with_type(a.x, a.dtype, [&](const auto* x) {
+    if constexpr (Isa::kGroupBytes == kGroup) {
+      quantize_run<Isa>(to_bytes, x, a.k, a.q);
+      for (int64_t i = a.k; i < groups_of(a.k) * kGroup; ++i) a.q[i] = 0;
+    } else {
+      uint8_t chunk[kChunk];
+      for (int64_t i = 0; i < a.k; i += kChunk) {
+        const int64_t count = a.k - i < kChunk ? a.k - i : kChunk;
+        quantize_run<Isa>(to_bytes, x + i, count, chunk);
+        stage_padded<Isa>(chunk, count, a.q + i / kGroup * Isa::kGroupBytes);
+      }
+    }
+  });
+}
+
+template <class Isa>
+void stage(const uint8_t* q, int64_t k, uint8_t flip, uint8_t* staged) {
+  uint8_t chunk[kChunk];
+  for (int64_t i = 0; i < k; i += kChunk) {
+    const int64_t count = k - i < kChunk ? k - i : kChunk;
+    for (int64_t j = 0; j < count; ++j) chunk[j] = static_cast<uint8_t>(q[i + j] ^ flip);
+    stage_padded<Isa>(chunk, count, staged + i / kGroup * Isa::kGroupBytes);
+  }
+}
+
+}  // namespace
+}  // namespace dynquant

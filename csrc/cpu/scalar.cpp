@@ -1,0 +1,13 @@
+// Plain C++ for every processor. Eight lanes let the compiler use what vectors the baseline has.
+#include "plain.h"
+#include "sets.h"
+#include "table.inl.h"
+
+namespace dynquant {
+
+const Kernels* scalar_kernels() {
+  static constexpr Kernels table = table_of<Plain<8, 2, 4>>("scalar");
+  return &table;
+}
+
+}  // namespace dynquant

@@ -1,0 +1,24 @@
+// The kernel table of one instruction set, from its `Isa` type.
+#pragma once
+
+#include "gemm.inl.h"
+#include "quantize.inl.h"
+
+namespace dynquant {
+namespace {
+
+template <class Isa>
+constexpr Kernels table_of(const char* name) {
+  return {name,
+          Isa::kGroupBytes,
+          &range<Isa>,
+          &quantize<Isa, Multiply>,
+          &quantize_staged<Isa>,
+          &quantize<Isa, Divide>,
+          &stage<Isa>,
+          &gemm<Isa>,
+          &rescale<Isa>};
+}
+
+}  // namespace
+}  // namespace dynquant

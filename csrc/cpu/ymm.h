@@ -1,0 +1,93 @@
+// The parts that the 256-bit sets share: everything but the product. Needs AVX2 and F16C.
+#pragma once
+
+#include <immintrin.h>
+
+#include "convert.h"
+#include "layout.h"
+
+namespace dynquant {
+namespace {
+
+struct Ymm {
+  static constexpr int kLanes = 8;
+  static constexpr int kTileRows = 6;
+  static constexpr int kAccumulators = 12;
+
+  using Float = __m256;
+  using Int = __m256i;
+  using Mask = __m256;
+
+  static inline Float load(const float* p) { return _mm256_loadu_ps(p); }
+  static inline Float load(const Bfloat16* p) {
+    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+  }
+  static inline Float load(const Half* p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static inline void store(float* p, Float x) { _mm256_storeu_ps(p, x); }
+  static inline void store(Bfloat16* p, Float x) {
+    const Int bits = _mm256_castps_si256(x);
+    const Int odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    Int rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)));
+    const Int quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+    rounded = _mm256_blendv_epi8(rounded, quiet, _mm256_castps_si256(is_nan(x)));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), low_halves(_mm256_srli_epi32(rounded, 16)));
+  }
+  static inline void store(Half* p, Float x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                     _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
+  static inline Float set(float x) { return _mm256_set1_ps(x); }
+  static inline Float mul(Float a, Float b) { return _mm256_mul_ps(a, b); }
+  static inline Float div(Float a, Float b) { return _mm256_div_ps(a, b); }
+  static inline Float add_float(Float a, Float b) { return _mm256_add_ps(a, b); }
+  static inline Float min(Float a, Float b) { return _mm256_min_ps(a, b); }
+  static inline Float max(Float a, Float b) { return _mm256_max_ps(a, b); }
+  static inline Mask is_nan(Float a) { return _mm256_cmp_ps(a, a, _CMP_UNORD_Q); }
+  static inline Mask no_mask() { return _mm256_setzero_ps(); }
+  static inline Mask either(Mask a, Mask b) { return _mm256_or_ps(a, b); }
+  static inline bool any(Mask a) { return _mm256_movemask_ps(a) != 0; }
+  static inline Float select(Mask mask, Float set, Float unset) {
+    return _mm256_blendv_ps(unset, set, mask);
+  }
+  static inline Int round_to_int(Float x) { return _mm256_cvtps_epi32(x); }
+  static inline Float to_float(Int x) { return _mm256_cvtepi32_ps(x); }
+  static inline float reduce_min(Float x) {
+    __m128 half = _mm_min_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    half = _mm_min_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_min_ss(half, _mm_movehdup_ps(half)));
+  }
+  static inline float reduce_max(Float x) {
+    __m128 half = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    half = _mm_max_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
+  }
+
+  static inline Int load_int(const int32_t* p) {
+    return _mm256_loadu_si256(reinterpret_cast<const Int*>(p));
+  }
+  static inline void store_int(int32_t* p, Int x) {
+    _mm256_storeu_si256(reinterpret_cast<Int*>(p), x);
+  }
+  static inline Int set_int(int32_t x) { return _mm256_set1_epi32(x); }
+  static inline Int add(Int a, Int b) { return _mm256_add_epi32(a, b); }
+  static inline Int sub(Int a, Int b) { return _mm256_sub_epi32(a, b); }
+  static inline Int mul_int(Int a, Int b) { return _mm256_mullo_epi32(a, b); }
+  static inline Int min_int(Int a, Int b) { return _mm256_min_epi32(a, b); }
+  static inline Int max_int(Int a, Int b) { return _mm256_max_epi32(a, b); }
+  static inline void store_bytes(uint8_t* p, Int x) {
+    const __m128i words = low_halves(_mm256_and_si256(x, _mm256_set1_epi32(0xFF)));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));
+  }
+
+ private:
+  // The lower 16 bits of each lane, whose upper 16 are zero.
+  static inline __m128i low_halves(Int x) {
+    return _mm_packus_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+  }
+};
+
+}  // namespace
+}  // namespace dynquant

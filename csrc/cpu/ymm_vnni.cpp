@@ -1,0 +1,49 @@
+// VPDPBUSD on 256 bits. Built twice: as AVX-VNNI (VEX encoding), and as the EVEX encoding of the same
+// instruction, which processors with AVX512-VNNI but without AVX-VNNI run.
+#include "sets.h"
+#include "table.inl.h"
+#include "ymm.h"
+
+namespace dynquant {
+namespace {
+
+struct YmmVnni : Ymm {
+  static constexpr int kGroupBytes = kGroup;
+  using Weights = __m256i;
+  using Activation = __m256i;
+
+  static inline void stage(const uint8_t* q, int64_t groups, uint8_t* staged) {
+    memcpy(staged, q, static_cast<size_t>(groups * kGroup));
+  }
+  static inline Weights load_weights(const int8_t* p) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  }
+  static inline Activation load_activation(const uint8_t* p) {
+    int32_t group;
+    memcpy(&group, p, sizeof group);
+    return _mm256_set1_epi32(group);
+  }
+  static inline Int dot(Int acc, Activation a, Weights w) {
+#if defined(__AVXVNNI__)
+    return _mm256_dpbusd_avx_epi32(acc, a, w);
+#else
+    return _mm256_dpbusd_epi32(acc, a, w);
+#endif
+  }
+};
+
+}  // namespace
+
+#if defined(__AVXVNNI__)
+const Kernels* avxvnni_kernels() {
+  static constexpr Kernels table = table_of<YmmVnni>("avxvnni");
+  return &table;
+}
+#else
+const Kernels* avx512vnni_ymm_kernels() {
+  static constexpr Kernels table = table_of<YmmVnni>("avx512vnni_ymm");
+  return &table;
+}
+#endif
+
+}  // namespace dynquant

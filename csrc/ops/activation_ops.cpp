@@ -1,0 +1,140 @@
+// choose_qparams, quantize_activation and quantize_with.
+#include "activation.h"
+
+#include "../cpu/dispatch.h"
+#include "ops.h"
+#include "parallel.h"
+
+namespace dynquant {
+
+Range range_of_rows(const Kernels& kernels, const Rows& rows, Dtype dtype) {
+  Range whole = {0.0f, 0.0f, false};
+  const int64_t parts = std::min<int64_t>(num_threads(), std::max<int64_t>(rows.m, 1));
+  std::vector<Range> part_ranges(static_cast<size_t>(parts), whole);
+  const bool worth = rows.m * rows.k >= (1 << 16);
+  run_tasks(worth ? parts : 1, [&](int64_t part) {
+    const int64_t begin = worth ? rows.m * part / parts : 0;
+    const int64_t end = worth ? rows.m * (part + 1) / parts : rows.m;
+    Range& sum = part_ranges[static_cast<size_t>(part)];
+    for (int64_t m = begin; m < end; ++m) {
+      sum = merge(sum, kernels.range(rows.data + m * rows.stride, dtype, rows.k));
+    }
+  });
+  for (const Range& part : part_ranges) whole = merge(whole, part);
+  return whole;
+}
+
+namespace {
+
+// Scale and zero point of every row, and what `each` makes of them.
+template <class F>
+void for_each_row(const Kernels& kernels, const Rows& rows, Dtype dtype, bool per_token,
+                  bool symmetric, const F& each) {
+  QParams whole = {};
+  if (!per_token) {
+    const Range range = range_of_rows(kernels, rows, dtype);
+    const FloatEnv env;
+    whole = choose_qparams(range, symmetric);
+  }
+  run_range(rows.m, rows.k * 4, [&](int64_t begin, int64_t end) {
+    for (int64_t m = begin; m < end; ++m) {
+      const char* x = rows.data + m * rows.stride;
+      each(m, x, per_token ? choose_qparams(kernels.range(x, dtype, rows.k), symmetric) : whole);
+    }
+  });
+  if (!per_token && rows.m == 0) each(-1, nullptr, whole);
+}
+
+struct Params {
+  Tensor scale, zero_point;
+  float* scales;
+  int32_t* zero_points;
+
+  Params(const Tensor& x, bool per_token) {
+    const std::vector<int64_t> shape =
+        per_token ? leading_shape(x, -1) : std::vector<int64_t>{1};
+    scale = empty(shape, ScalarType::Float);
+    zero_point = empty(shape, ScalarType::Int);
+    scales = static_cast<float*>(scale.mutable_data_ptr());
+    zero_points = static_cast<int32_t*>(zero_point.mutable_data_ptr());
+  }
+  void set(int64_t row, const QParams& p) const {
+    scales[row] = p.scale;
+    zero_points[row] = p.zero_point;
+  }
+};
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> choose_qparams(const Tensor& x, bool per_token, bool symmetric) {
+  const Dtype dtype = check_float(x, "x");
+  const Rows rows = rows_of(x, "x");
+  const Params params(x, per_token);
+  const Kernels& kernels = kernels_in_use();
+  if (!per_token) {
+    const Range range = range_of_rows(kernels, rows, dtype);
+    const FloatEnv env;
+    params.set(0, choose_qparams(range, symmetric));
+  } else {
+    for_each_row(kernels, rows, dtype, true, symmetric,
+                 [&](int64_t m, const char*, const QParams& p) { params.set(m, p); });
+  }
+  return {params.scale, params.zero_point};
+}
+
+std::tuple<Tensor, Tensor, Tensor> quantize_activation(const Tensor& x, bool per_token,
+                                                       bool symmetric) {
+  const Dtype dtype = check_float(x, "x");
+  const Rows rows = rows_of(x, "x");
+  const Params params(x, per_token);
+  const Kernels& kernels = kernels_in_use();
+  Tensor q =
+      empty(leading_shape(x, rows.k), symmetric ? ScalarType::Char : ScalarType::Byte);
+  uint8_t* bytes = static_cast<uint8_t*>(q.mutable_data_ptr());
+  for_each_row(kernels, rows, dtype, per_token, symmetric,
+               [&](int64_t m, const char* x_row, const QParams& p) {
+                 if (per_token || m <= 0) params.set(per_token ? m : 0, p);
+                 if (m < 0) return;
+                 QuantizeArgs a = quantize_args(p, symmetric, false);
+                 a.x = x_row;
+                 a.dtype = dtype;
+                 a.k = rows.k;
+                 a.q = bytes + m * rows.k;
+                 kernels.quantize(a);
+               });
+  return {q, params.scale, params.zero_point};
+}
+
+Tensor quantize_with(const Tensor& x, const Tensor& scale, const Tensor& zero_point,
+                     bool symmetric) {
+  const Dtype dtype = check_float(x, "x");
+  const Rows rows = rows_of(x, "x");
+  const PerRow scales = per_row(scale, "scale", ScalarType::Float, x);
+  const PerRow zero_points = per_row(zero_point, "zero_point", ScalarType::Int, x);
+  const int32_t highest = symmetric ? 0 : 255;
+  for (int64_t m = 0; m < (zero_points.step == 0 ? 1 : rows.m); ++m) {
+    const int32_t value = zero_points.at<int32_t>(m);
+    check(value >= 0 && value <= highest, "zero_point must lie in [0, ", highest, "] (",
+          symmetric ? "symmetric" : "asymmetric", "), got ", value);
+  }
+  const Kernels& kernels = kernels_in_use();
+  Tensor q = empty(leading_shape(x, rows.k), symmetric ? ScalarType::Char : ScalarType::Byte);
+  uint8_t* bytes = static_cast<uint8_t*>(q.mutable_data_ptr());
+  run_range(rows.m, rows.k * 4, [&](int64_t begin, int64_t end) {
+    for (int64_t m = begin; m < end; ++m) {
+      QuantizeArgs a = {};
+      a.x = rows.data + m * rows.stride;
+      a.dtype = dtype;
+      a.k = rows.k;
+      a.factor = scales.at<float>(m);
+      a.zero_point = zero_points.at<int32_t>(m);
+      a.q_min = symmetric ? -127 : 0;
+      a.q_max = symmetric ? 127 : 255;
+      a.q = bytes + m * rows.k;
+      kernels.quantize_divide(a);
+    }
+  });
+  return q;
+}
+
+}  // namespace dynquant

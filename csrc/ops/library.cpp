@@ -1,0 +1,57 @@
+// The schemas of torch.ops.dynquant and their CPU implementations.
+#include "../cpu/dispatch.h"
+#include "ops.h"
+
+namespace dynquant {
+
+const Kernels& kernels_in_use() {
+  const Kernels* kernels = current_kernels();
+  check(kernels != nullptr,
+        "the environment variable DYNQUANT_ISA names an instruction set that is not supported "
+        "here");
+  return *kernels;
+}
+
+}  // namespace dynquant
+
+STABLE_TORCH_LIBRARY(dynquant, m) {
+  m.def("quantize_weight(Tensor weight, bool per_channel=True) -> (Tensor, Tensor)");
+  m.def("pack_weight(Tensor qweight) -> Tensor");
+  m.def("unpack_weight(Tensor packed, int n, int k) -> Tensor");
+  m.def(
+      "choose_qparams(Tensor x, bool per_token=True, bool symmetric=False) -> (Tensor, Tensor)");
+  m.def(
+      "quantize_activation(Tensor x, bool per_token=True, bool symmetric=False) -> "
+      "(Tensor, Tensor, Tensor)");
+  m.def(
+      "quantize_with(Tensor x, Tensor scale, Tensor zero_point, bool symmetric=False) -> Tensor");
+  m.def("int_mm(Tensor q, Tensor zero_point, Tensor packed, int n) -> Tensor");
+  m.def(
+      "rescale(Tensor acc, Tensor scale, Tensor weight_scale, Tensor? bias, ScalarType dtype) -> "
+      "Tensor");
+  m.def(
+      "scaled_mm(Tensor q, Tensor scale, Tensor zero_point, Tensor packed, Tensor weight_scale, "
+      "Tensor? bias, ScalarType dtype) -> Tensor");
+  m.def(
+      "linear_dynamic(Tensor x, Tensor packed, Tensor weight_scale, Tensor? bias=None, "
+      "bool per_token=True, bool symmetric=False) -> Tensor");
+  // The same without a gradient: a gradient registered from Python costs a call several
+  // microseconds even where none is asked for.
+  m.def(
+      "linear_dynamic.inference(Tensor x, Tensor packed, Tensor weight_scale, Tensor? bias=None, "
+      "bool per_token=True, bool symmetric=False) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(dynquant, CPU, m) {
+  m.impl("quantize_weight", TORCH_BOX(&dynquant::quantize_weight));
+  m.impl("pack_weight", TORCH_BOX(&dynquant::pack_weight));
+  m.impl("unpack_weight", TORCH_BOX(&dynquant::unpack_weight));
+  m.impl("choose_qparams", TORCH_BOX(&dynquant::choose_qparams));
+  m.impl("quantize_activation", TORCH_BOX(&dynquant::quantize_activation));
+  m.impl("quantize_with", TORCH_BOX(&dynquant::quantize_with));
+  m.impl("int_mm", TORCH_BOX(&dynquant::int_mm));
+  m.impl("rescale", TORCH_BOX(&dynquant::rescale));
+  m.impl("scaled_mm", TORCH_BOX(&dynquant::scaled_mm));
+  m.impl("linear_dynamic", TORCH_BOX(&dynquant::linear_dynamic));
+  m.impl("linear_dynamic.inference", TORCH_BOX(&dynquant::linear_dynamic));
+}

@@ -1,0 +1,33 @@
+// The ops of torch.ops.dynquant on the CPU; library.cpp gives their schemas.
+#pragma once
+
+#include <tuple>
+
+#include "../cpu/kernels.h"
+#include "tensors.h"
+
+namespace dynquant {
+
+// The kernels in use; an error where DYNQUANT_ISA forces a set that cannot run here.
+const Kernels& kernels_in_use();
+
+std::tuple<Tensor, Tensor> quantize_weight(const Tensor& weight, bool per_channel);
+Tensor pack_weight(const Tensor& qweight);
+Tensor unpack_weight(const Tensor& packed, int64_t n, int64_t k);
+
+std::tuple<Tensor, Tensor> choose_qparams(const Tensor& x, bool per_token, bool symmetric);
+std::tuple<Tensor, Tensor, Tensor> quantize_activation(const Tensor& x, bool per_token,
+                                                       bool symmetric);
+Tensor quantize_with(const Tensor& x, const Tensor& scale, const Tensor& zero_point,
+                     bool symmetric);
+
+Tensor int_mm(const Tensor& q, const Tensor& zero_point, const Tensor& packed, int64_t n);
+Tensor rescale(const Tensor& acc, const Tensor& scale, const Tensor& weight_scale,
+               const std::optional<Tensor>& bias, ScalarType dtype);
+Tensor scaled_mm(const Tensor& q, const Tensor& scale, const Tensor& zero_point,
+                 const Tensor& packed, const Tensor& weight_scale,
+                 const std::optional<Tensor>& bias, ScalarType dtype);
+Tensor linear_dynamic(const Tensor& x, const Tensor& packed, const Tensor& weight_scale,
+                      const std::optional<Tensor>& bias, bool per_token, bool symmetric);
+
+}  // namespace dynquant

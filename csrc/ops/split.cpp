@@ -1,0 +1,43 @@
+#include "split.h"
+
+#include <algorithm>
+
+#include "../cpu/layout.h"
+
+namespace dynquant {
+namespace {
+
+// Costs in multiply-adds of one core, measured on a Zen 4.
+constexpr double kQuantizeValue = 40;      // reading, ranging and rounding one activation
+constexpr double kWeightByte = 6;          // one weight byte from L3 or memory
+constexpr double kWakeThreads = 1.0e6;     // a parallel region: some five microseconds
+constexpr double kPanelRow = 64;           // the epilogue of one row of one panel
+
+double cost(int64_t m, int64_t n, int64_t k, int64_t row_parts, int64_t column_parts) {
+  const double rows = static_cast<double>(ceil_div(m, row_parts));
+  const double columns =
+      static_cast<double>(ceil_div(panels_of(n), column_parts) * kPanelColumns);
+  const double depth = static_cast<double>(k);
+  const double product = std::max(rows, kWeightByte) * columns * depth;
+  return product + rows * columns / kPanelColumns * kPanelRow + rows * depth * kQuantizeValue;
+}
+
+}  // namespace
+
+Split choose_split(int64_t m, int64_t n, int64_t k, int64_t threads) {
+  Split best{1, 1};
+  double least = cost(m, n, k, 1, 1);
+  for (int64_t used = 2; used <= threads; ++used) {
+    for (int64_t row_parts = 1; row_parts <= std::min(used, m); ++row_parts) {
+      if (used % row_parts != 0) continue;
+      const double candidate = cost(m, n, k, row_parts, used / row_parts) + kWakeThreads;
+      if (candidate < least) {
+        least = candidate;
+        best = {row_parts, used / row_parts};
+      }
+    }
+  }
+  return best;
+}
+
+}  // namespace dynquant

@@ -1,0 +1,71 @@
+// What the ops need of torch's stable tensors: checks with messages, rows, allocation.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "../cpu/kernels.h"
+
+namespace dynquant {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <class... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  std::ostringstream text;
+  (text << ... << parts);
+  throw std::runtime_error(text.str());
+}
+
+template <class... Parts>
+inline void check(bool holds, const Parts&... parts) {
+  if (__builtin_expect(!holds, 0)) fail(parts...);
+}
+
+std::string shape_text(const Tensor& t);
+const char* dtype_text(ScalarType dtype);
+
+// A dense CPU tensor of one of the dtypes; anything else is an error that names the argument.
+void check_tensor(const Tensor& t, const char* name, std::initializer_list<ScalarType> dtypes);
+
+// fp32, bf16 or fp16.
+Dtype check_float(const Tensor& t, const char* name);
+Dtype check_out_dtype(ScalarType dtype);
+
+// x[..., K] as rows of K elements that lie next to each other; copied only where its strides allow
+// no such reading.
+struct Rows {
+  Tensor holder;
+  const char* data;
+  int64_t m;
+  int64_t k;
+  int64_t stride;  // bytes between rows
+};
+Rows rows_of(const Tensor& t, const char* name);
+
+// The leading dimensions of `like`, followed by `last` where that is not negative.
+std::vector<int64_t> leading_shape(const Tensor& like, int64_t last);
+
+Tensor empty(const std::vector<int64_t>& shape, ScalarType dtype);
+
+// One fp32 or int32 value for each row, or a single one for all.
+struct PerRow {
+  Tensor holder;
+  const void* data;
+  int64_t step;
+  template <class T>
+  T at(int64_t m) const {
+    return static_cast<const T*>(data)[m * step];
+  }
+};
+PerRow per_row(const Tensor& t, const char* name, ScalarType dtype, const Tensor& rows);
+
+}  // namespace dynquant

@@ -1,0 +1,128 @@
+// The Python module _C: the kernel table, detection, forcing an instruction set, and the raw kernels
+// over numpy arrays. It shares libdynquant's state.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstring>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "../cpu/dispatch.h"
+#include "../cpu/float_env.h"
+#include "../cpu/layout.h"
+
+namespace py = pybind11;
+
+namespace dynquant {
+namespace {
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style>;
+
+std::vector<std::string> available() {
+  std::vector<std::string> names;
+  int count = 0;
+  const IsaEntry* entries = isa_entries(&count);
+  for (int i = 0; i < count; ++i) {
+    if (entries[i].missing() == nullptr) names.emplace_back(entries[i].kernels()->name);
+  }
+  return names;
+}
+
+std::map<std::string, std::string> declined() {
+  std::map<std::string, std::string> reasons;
+  int count = 0;
+  const IsaEntry* entries = isa_entries(&count);
+  for (int i = 0; i < count; ++i) {
+    if (const char* reason = entries[i].missing()) reasons[entries[i].kernels()->name] = reason;
+  }
+  return reasons;
+}
+
+py::object current_isa() {
+  const Kernels* kernels = current_kernels();
+  return kernels == nullptr ? py::object(py::none()) : py::object(py::str(kernels->name));
+}
+
+bool set_isa(const std::string& name) {
+  return name.find('\0') == std::string::npos && set_kernels(name.c_str());
+}
+
+const Kernels& kernels_of(const std::string& isa) {
+  const Kernels* kernels = find_kernels(isa.c_str());
+  if (kernels == nullptr) throw py::value_error(isa + " is not available here");
+  return *kernels;
+}
+
+py::tuple range(const std::string& isa, const Array<float>& x) {
+  const FloatEnv env;
+  const Range r = kernels_of(isa).range(x.data(), Dtype::f32, x.size());
+  return py::make_tuple(r.lo, r.hi, r.has_nan);
+}
+
+Array<uint8_t> quantize(const std::string& isa, const Array<float>& x, float inv,
+                        int32_t zero_point, int32_t q_min, int32_t q_max) {
+  Array<uint8_t> q(x.size());
+  const FloatEnv env;
+  kernels_of(isa).quantize({x.data(), Dtype::f32, x.size(), inv, zero_point, q_min, q_max, 0,
+                            q.mutable_data()});
+  return q;
+}
+
+Array<int32_t> gemm(const std::string& isa, const Array<uint8_t>& q,
+                    const Array<int32_t>& zero_point, const Array<int8_t>& packed) {
+  const Kernels& kernels = kernels_of(isa);
+  PackedHeader header = {};
+  if (packed.size() >= kHeaderBytes) std::memcpy(&header, packed.data(), sizeof header);
+  if (header.magic != kPackedMagic || header.version != kLayoutVersion ||
+      packed.size() != packed_bytes(header.n, header.k)) {
+    throw py::value_error("packed is not a weight packed by pack_weight");
+  }
+  if (q.ndim() != 2 || q.shape(1) != header.k || zero_point.size() != q.shape(0)) {
+    throw py::value_error("q must have the shape [M, K] of packed, and zero_point [M]");
+  }
+  const int64_t m = q.shape(0), stride = groups_of(header.k) * kernels.group_bytes;
+  std::vector<uint8_t> staged(static_cast<size_t>(m * stride));
+  Array<int32_t> out({m, header.n});
+  const FloatEnv env;
+  for (int64_t row = 0; row < m; ++row) {
+    kernels.stage(q.data() + row * header.k, header.k, 0, staged.data() + row * stride);
+  }
+  GemmArgs a = {};
+  a.staged = staged.data();
+  a.staged_stride = stride;
+  a.zero_point = zero_point.data();
+  a.m = m;
+  a.panels = packed.data() + kHeaderBytes;
+  a.groups = groups_of(header.k);
+  a.n_end = header.n;
+  a.epilogue.out = out.mutable_data();
+  a.epilogue.out_dtype = Dtype::i32;
+  a.epilogue.out_stride = header.n;
+  kernels.gemm(a);
+  return out;
+}
+
+}  // namespace
+}  // namespace dynquant
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Kernel table, detection and raw kernels of dynquant, over numpy arrays.";
+  m.attr("layout_version") = dynquant::kLayoutVersion;
+  m.attr("max_k") = dynquant::kMaxK;
+  m.def("packed_bytes", &dynquant::packed_bytes, py::arg("n"), py::arg("k"));
+  m.def("columns_of", &dynquant::columns_of, py::arg("bytes"), py::arg("k"));
+  m.def("available", &dynquant::available, "Instruction sets that run here, best first.");
+  m.def("declined", &dynquant::declined, "Those that do not, with the reason.");
+  m.def("current_isa", &dynquant::current_isa, "The one in use; None if DYNQUANT_ISA is wrong.");
+  m.def("set_isa", &dynquant::set_isa, py::arg("name"), "False if it cannot run here.");
+  m.def("range", &dynquant::range, py::arg("isa"), py::arg("x"),
+        "(min(0, min x), max(0, max x), has NaN) of a float32 array.");
+  m.def("quantize", &dynquant::quantize, py::arg("isa"), py::arg("x"), py::arg("inv"),
+        py::arg("zero_point"), py::arg("q_min"), py::arg("q_max"),
+        "clamp(rint(x * inv) + zero_point, q_min, q_max) as bytes.");
+  m.def("gemm", &dynquant::gemm, py::arg("isa"), py::arg("q"), py::arg("zero_point"),
+        py::arg("packed"), "(q - zero_point) @ weight.T in int32; q is uint8 [M, K].");
+}

@@ -1,0 +1,29 @@
+"""Exact, accurate and fast int8 dynamic quantization for PyTorch.
+
+    model = dynquant.quantize_dynamic(model)
+"""
+
+from dynquant import ops  # first: loads the compiled library
+from dynquant import nn
+from dynquant.isa import info, set_isa
+from dynquant.observer import Observer
+from dynquant.qconfig import QConfig, per_channel, per_tensor, per_token
+from dynquant.quantize import convert, prepare, quantize_dynamic
+from dynquant.stubs import DeQuantStub, QuantStub
+
+__all__ = [
+    "DeQuantStub",
+    "Observer",
+    "QConfig",
+    "QuantStub",
+    "convert",
+    "info",
+    "nn",
+    "ops",
+    "per_channel",
+    "per_tensor",
+    "per_token",
+    "prepare",
+    "quantize_dynamic",
+    "set_isa",
+]

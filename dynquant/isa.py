@@ -1,0 +1,57 @@
+"""Which kernels run: what was chosen and why, and forcing another instruction set."""
+
+import os
+from importlib import metadata
+
+import numpy
+import torch
+
+from dynquant import _C
+
+
+def _unsupported(name):
+    available = ", ".join(_C.available())
+    return f"DYNQUANT_ISA={name} is not supported here; available: {available}"
+
+
+def check_environment():
+    """Raises RuntimeError where DYNQUANT_ISA names an instruction set that cannot run here."""
+    if _C.current_isa() is None:
+        raise RuntimeError(_unsupported(os.environ.get("DYNQUANT_ISA")))
+
+
+def set_isa(name):
+    """Forces the CPU kernels of one instruction set, for all threads of the process.
+
+    Args:
+        name (str): one of ``dynquant.info()['available']``.
+
+    Raises:
+        TypeError: name is not a string.
+        ValueError: the set is unknown or cannot run on this machine; nothing changes.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a str, got {type(name).__name__}")
+    if not _C.set_isa(name):
+        raise ValueError(_unsupported(name))
+
+
+def info():
+    """What runs here, as a dict.
+
+    ``isa``: the instruction set in use; ``available``: those that run here, best first;
+    ``declined``: the others, each with its reason; ``threads``: torch's number of threads;
+    ``cuda``: why CUDA is off; ``version``, ``torch_version``, ``numpy_version``,
+    ``layout_version``.
+    """
+    return {
+        "isa": _C.current_isa(),
+        "available": _C.available(),
+        "declined": _C.declined(),
+        "threads": torch.get_num_threads(),
+        "cuda": "off: this version has CPU kernels only",
+        "version": metadata.version("dynquant"),
+        "torch_version": torch.__version__,
+        "numpy_version": numpy.__version__,
+        "layout_version": _C.layout_version,
+    }

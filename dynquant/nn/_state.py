@@ -1,0 +1,52 @@
+"""Reading a module's own entries of a state dict, strictly."""
+
+from typing import NamedTuple
+
+import torch
+
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+class Entry(NamedTuple):
+    """What a state dict may hold under one key."""
+
+    dtypes: tuple
+    shapes: tuple
+
+
+def read_entries(module, expected, state_dict, prefix, strict, missing_keys, unexpected_keys):
+    """The entries of `state_dict` below `prefix`, and the messages of what is wrong with them.
+
+    Args:
+        module: whose entries they are; those of its submodules are theirs.
+        expected: key to Entry. Expected keys that are absent, and keys that are not expected,
+            are appended to missing_keys and unexpected_keys where `strict` asks for it.
+    """
+    found = {key: state_dict[prefix + key] for key in expected if prefix + key in state_dict}
+    if strict:
+        missing_keys.extend(prefix + key for key in expected if key not in found)
+        below = (key.removeprefix(prefix) for key in state_dict if key.startswith(prefix))
+        unexpected_keys.extend(
+            prefix + key
+            for key in below
+            if key not in expected and key.split(".")[0] not in module._modules
+        )
+    errors = []
+    for key, value in found.items():
+        errors.extend(_complaints(prefix + key, value, expected[key]))
+    return found, errors
+
+
+def _complaints(key, value, entry):
+    if not isinstance(value, torch.Tensor):
+        yield f"{key}: expected a tensor, found {type(value).__name__}"
+        return
+    if value.dtype not in entry.dtypes:
+        yield f"{key}: expected {_either(entry.dtypes)}, found {value.dtype}"
+    if tuple(value.shape) not in entry.shapes:
+        shapes = _either(list(shape) for shape in entry.shapes)
+        yield f"{key}: expected the shape {shapes}, found {list(value.shape)}"
+
+
+def _either(values):
+    return " or ".join(str(value) for value in values)

@@ -1,0 +1,225 @@
+"""torch.ops.dynquant: loads the compiled ops, and registers what tracing, training and autocast need.
+
+The schemas and the CPU implementations are in csrc/ops.
+"""
+
+from pathlib import Path
+
+import torch
+
+from dynquant import _C
+from dynquant.isa import check_environment
+
+torch.ops.load_library(Path(__file__).with_name("libdynquant.so"))
+check_environment()
+
+FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_ops = torch.ops.dynquant
+_library = torch.library.Library("dynquant", "FRAGMENT")
+
+
+def _fake(name):
+    return torch.library.register_fake(f"dynquant::{name}", lib=_library)
+
+
+def _check_dtype(name, tensor, *allowed):
+    torch._check(
+        tensor.dtype in allowed,
+        lambda: f"{name} must have dtype {', '.join(map(str, allowed))}, got {tensor.dtype}",
+    )
+
+
+def _check_device(**tensors):
+    devices = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
+    torch._check(
+        len(set(devices.values())) == 1,
+        lambda: f"arguments must be on one device, got {devices}",
+    )
+
+
+def _lead(name, tensor):
+    """The leading shape of a tensor of rows."""
+    torch._check(tensor.dim() >= 1, lambda: f"{name} must have at least one dimension")
+    return tensor.shape[:-1]
+
+
+def _check_matrix(name, tensor):
+    torch._check(tensor.dim() == 2, lambda: f"{name} must have two dimensions [N, K]")
+    torch._check(
+        tensor.shape[1] <= _C.max_k,
+        lambda: f"{name} has K = {tensor.shape[1]}, more than {_C.max_k}",
+    )
+
+
+def _check_per_row(name, tensor, rows, dtype):
+    _check_dtype(name, tensor, dtype)
+    lead = rows.shape[:-1]
+    torch._check(
+        tensor.shape == lead or tensor.shape == (1,),
+        lambda: f"{name} must have the shape [1] or {list(lead)}, got {list(tensor.shape)}",
+    )
+
+
+def _columns(packed, k, weight_scale, bias):
+    """N, and the checks of what has one value for each column."""
+    _check_dtype("packed", packed, torch.int8)
+    _check_dtype("weight_scale", weight_scale, torch.float32)
+    torch._check(packed.dim() == 1, lambda: "packed must have one dimension")
+    if bias is not None:
+        n = bias.shape[0]
+    elif weight_scale.shape[0] != 1:
+        n = weight_scale.shape[0]
+    else:
+        n = _C.columns_of(int(packed.shape[0]), int(k))
+    _check_columns(n, weight_scale, bias)
+    return n
+
+
+def _check_columns(n, weight_scale, bias):
+    torch._check(
+        weight_scale.dim() == 1 and weight_scale.shape[0] in (n, 1),
+        lambda: f"weight_scale must have the shape [{n}] or [1], got {list(weight_scale.shape)}",
+    )
+    if bias is not None:
+        _check_dtype("bias", bias, *FLOAT_DTYPES)
+        torch._check(
+            bias.dim() == 1 and bias.shape[0] == n,
+            lambda: f"bias must have the shape [{n}], got {list(bias.shape)}",
+        )
+
+
+@_fake("quantize_weight")
+def _(weight, per_channel=True):
+    _check_dtype("weight", weight, *FLOAT_DTYPES)
+    _check_matrix("weight", weight)
+    scale = weight.new_empty(weight.shape[0] if per_channel else 1, dtype=torch.float32)
+    return weight.new_empty(weight.shape, dtype=torch.int8), scale
+
+
+@_fake("pack_weight")
+def _(qweight):
+    _check_dtype("qweight", qweight, torch.int8)
+    _check_matrix("qweight", qweight)
+    n, k = (int(size) for size in qweight.shape)
+    return qweight.new_empty(_C.packed_bytes(n, k))
+
+
+@_fake("unpack_weight")
+def _(packed, n, k):
+    _check_dtype("packed", packed, torch.int8)
+    return packed.new_empty(n, k)
+
+
+@_fake("choose_qparams")
+def _(x, per_token=True, symmetric=False):
+    _check_dtype("x", x, *FLOAT_DTYPES)
+    shape = _lead("x", x) if per_token else (1,)
+    return x.new_empty(shape, dtype=torch.float32), x.new_empty(shape, dtype=torch.int32)
+
+
+def _q_dtype(symmetric):
+    return torch.int8 if symmetric else torch.uint8
+
+
+@_fake("quantize_activation")
+def _(x, per_token=True, symmetric=False):
+    _check_dtype("x", x, *FLOAT_DTYPES)
+    shape = _lead("x", x) if per_token else (1,)
+    q = x.new_empty(x.shape, dtype=_q_dtype(symmetric))
+    return q, x.new_empty(shape, dtype=torch.float32), x.new_empty(shape, dtype=torch.int32)
+
+
+@_fake("quantize_with")
+def _(x, scale, zero_point, symmetric=False):
+    _check_device(x=x, scale=scale, zero_point=zero_point)
+    _check_dtype("x", x, *FLOAT_DTYPES)
+    _lead("x", x)
+    _check_per_row("scale", scale, x, torch.float32)
+    _check_per_row("zero_point", zero_point, x, torch.int32)
+    return x.new_empty(x.shape, dtype=_q_dtype(symmetric))
+
+
+@_fake("int_mm")
+def _(q, zero_point, packed, n):
+    _check_device(q=q, zero_point=zero_point, packed=packed)
+    _check_dtype("q", q, torch.uint8, torch.int8)
+    _check_dtype("packed", packed, torch.int8)
+    lead = _lead("q", q)
+    _check_per_row("zero_point", zero_point, q, torch.int32)
+    return q.new_empty((*lead, n), dtype=torch.int32)
+
+
+@_fake("rescale")
+def _(acc, scale, weight_scale, bias, dtype):
+    _check_device(acc=acc, scale=scale, weight_scale=weight_scale, bias=bias)
+    _check_dtype("acc", acc, torch.int32)
+    _lead("acc", acc)
+    _check_per_row("scale", scale, acc, torch.float32)
+    _check_dtype("weight_scale", weight_scale, torch.float32)
+    _check_columns(acc.shape[-1], weight_scale, bias)
+    return acc.new_empty(acc.shape, dtype=dtype)
+
+
+@_fake("scaled_mm")
+def _(q, scale, zero_point, packed, weight_scale, bias, dtype):
+    _check_device(
+        q=q, scale=scale, zero_point=zero_point, packed=packed, weight_scale=weight_scale, bias=bias
+    )
+    _check_dtype("q", q, torch.uint8, torch.int8)
+    lead = _lead("q", q)
+    _check_per_row("scale", scale, q, torch.float32)
+    _check_per_row("zero_point", zero_point, q, torch.int32)
+    n = _columns(packed, q.shape[-1], weight_scale, bias)
+    return q.new_empty((*lead, n), dtype=dtype)
+
+
+def _fake_linear(x, packed, weight_scale, bias=None, per_token=True, symmetric=False):
+    _check_device(x=x, packed=packed, weight_scale=weight_scale, bias=bias)
+    _check_dtype("x", x, *FLOAT_DTYPES)
+    lead = _lead("x", x)
+    return x.new_empty((*lead, _columns(packed, x.shape[-1], weight_scale, bias)))
+
+
+def _save_weight(ctx, inputs, output):
+    x, packed, weight_scale, *_ = inputs
+    ctx.save_for_backward(packed, weight_scale)
+    ctx.in_features, ctx.out_features, ctx.dtype = x.shape[-1], output.shape[-1], x.dtype
+
+
+def _input_gradient(ctx, gradient):
+    """That of a float linear with the dequantized weight, in fp32: rounding passes straight through."""
+    packed, weight_scale = ctx.saved_tensors
+    weight = _ops.unpack_weight(packed, ctx.out_features, ctx.in_features)
+    weight = weight.to(torch.float32) * weight_scale[:, None]
+    return (gradient.to(torch.float32) @ weight).to(ctx.dtype), None, None, None, None, None
+
+
+torch.library.register_autograd(
+    "dynquant::linear_dynamic", _input_gradient, setup_context=_save_weight, lib=_library
+)
+
+
+def _register_linear(name, op):
+    """Fake and autocast: under autocast x alone is cast, and the output has its dtype."""
+    torch.library.register_fake(f"dynquant::{name}", _fake_linear, lib=_library)
+
+    def register_autocast(device, key):
+        excluded = torch._C.DispatchKeySet(key)
+
+        def cast_input(x, *arguments):
+            dtype = torch.get_autocast_dtype(device)
+            # float64 is left for the op to refuse.
+            x = x.to(dtype) if x.dtype in FLOAT_DTYPES else x
+            with torch._C._ExcludeDispatchKeyGuard(excluded):
+                return op(x, *arguments)
+
+        _library.impl(name, cast_input, key.name)
+
+    register_autocast("cpu", torch._C.DispatchKey.AutocastCPU)
+    register_autocast("cuda", torch._C.DispatchKey.AutocastCUDA)
+
+
+_register_linear("linear_dynamic", _ops.linear_dynamic.default)
+_register_linear("linear_dynamic.inference", _ops.linear_dynamic.inference)
+# Without this the dispatcher looks for a gradient at every call.
+_library.impl("linear_dynamic.inference", torch.library.fallthrough_kernel, "Autograd")

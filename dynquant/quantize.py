@@ -1,0 +1,168 @@
+"""quantize_dynamic, prepare and convert: they swap float modules for quantized ones."""
+
+import copy
+import inspect
+import warnings
+from collections import Counter
+
+import torch
+
+from dynquant.plan import plan_from_attributes, plan_from_spec
+from dynquant.stubs import QuantStub
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_is_full_backward_hook",
+)
+
+
+def quantize_dynamic(
+    model, qconfig_spec=None, dtype=torch.qint8, mapping=None, inplace=False, *, qconfig=None
+):
+    """The model with int8 weights, whose activations are quantized at run time.
+
+    Args:
+        model: an nn.Module; the weights to be quantized are fp32, bf16 or fp16.
+        qconfig_spec: what is quantized, and how:
+            None: every supported module type;
+            a set or list of module types, names, and patterns with `*`, each of which covers
+            submodules;
+            a dict from those to configs, of which None keeps a module in float. The most specific
+            entry wins: exact name, longest parent name, pattern, exact type, base type, types of
+            parents.
+            A config is a QConfig, dynquant.per_channel, per_token or per_tensor, a dict, a torch
+            QConfig, or the class QuantStub for the default.
+        dtype: torch.qint8, for configs that name no dtype.
+        mapping: further float types, each with the class whose from_float(module) makes the
+            quantized form; from_float is given qconfig as well where it has such a parameter.
+        inplace: change `model` itself instead of a copy.
+        qconfig: another name of qconfig_spec.
+
+    Returns:
+        A model in eval mode: a new one that shares no memory with `model`, or `model` itself where
+        inplace. A `model` that is itself a quantizable module gives its quantized form either way.
+        Hooks and ties are kept. What is quantized already stays as it is.
+
+    Raises, before anything is changed:
+        TypeError, ValueError: for an argument that is none of the above, a name that the model
+            does not have, or a weight that cannot be quantized.
+        NotImplementedError: for a type or dtype that is not available yet.
+
+    Warns:
+        UserWarning: about what was asked for and stays as it is.
+    """
+    plan = plan_from_spec(model, qconfig_spec, dtype, mapping, inplace, qconfig)
+    _show_warnings(plan)
+    return _carry_out(plan, model, inplace)
+
+
+def prepare(
+    model, qconfig_spec=None, dtype=torch.qint8, mapping=None, inplace=False, *, qconfig=None
+):
+    """The model in eval mode with every QuantStub recording what passes, ready for convert.
+
+    Each module that convert will swap gets its QConfig as the attribute `qconfig`, which may be
+    changed, or set to None to keep the module in float. Arguments, errors and warnings are those
+    of quantize_dynamic.
+    """
+    plan = plan_from_spec(model, qconfig_spec, dtype, mapping, inplace, qconfig)
+    _show_warnings(plan)
+    if not inplace:
+        model = copy.deepcopy(model)
+    for item in plan.items:
+        module = model.get_submodule(item.name)
+        if not isinstance(module, QuantStub):
+            module.qconfig = item.qconfig
+        elif module.observer is None:
+            module.observe(item.qconfig)
+    return model.eval()
+
+
+def convert(model, mapping=None, inplace=False):
+    """The model with its stubs swapped, and every module that has a `qconfig`.
+
+    Args:
+        model: from prepare; or one whose modules were given a `qconfig` (any form of a config; None
+            keeps the module in float) by hand.
+        mapping, inplace: as for quantize_dynamic, which also says what is returned and raised.
+
+    Raises:
+        ValueError: when there is nothing to convert, and nothing converted already.
+    """
+    plan = plan_from_attributes(model, mapping, inplace)
+    _show_warnings(plan)
+    return _carry_out(plan, model, inplace)
+
+
+def _show_warnings(plan):
+    for message in plan.warnings:
+        warnings.warn(message, UserWarning, stacklevel=3)
+
+
+# Tensors made in inference mode could not be loaded into later, nor give gradients.
+@torch.inference_mode(False)
+@torch.no_grad()
+def _carry_out(plan, model, inplace):
+    if inplace:
+        return _swap(plan, model)
+    # Each float module that is swapped is never copied: the copy finds its quantized form.
+    memo = {id(item.module): form for item, form in _made(list(plan.items))}
+    result = copy.deepcopy(model, memo).eval()
+    for item in plan.items:
+        _keep_hooks(item.module, memo[id(item.module)], lambda hooks: copy.deepcopy(hooks, memo))
+    return result
+
+
+def _swap(plan, model):
+    model.eval()
+    for item, form in _made(plan.items):
+        _keep_hooks(item.module, form, lambda hooks: hooks)
+        for parent, key in item.places:
+            parent._modules[key] = form
+        if item.module is model:
+            model = form
+    return model
+
+
+def _made(items):
+    """Yields each item with its quantized form, and forgets it, so that floats can be freed."""
+    sharing = Counter(item.tie for item in items)
+    tied = {}
+    for item in _with_progress(items):
+        form = _from_float(item, tied.get(item.tie))
+        if sharing[item.tie] > 1:
+            tied.setdefault(item.tie, form)
+        yield item, form
+
+
+def _from_float(item, tied_to):
+    wanted = inspect.signature(item.form.from_float).parameters
+    offered = {"qconfig": item.qconfig, "tied_to": tied_to}
+    given = {key: value for key, value in offered.items() if key in wanted}
+    return item.form.from_float(item.module, **given)
+
+
+def _with_progress(items):
+    """Takes the items out of the list one by one; shows a bar once that lasts over a second."""
+    items.reverse()
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        while items:
+            yield items.pop()
+        return
+    with tqdm(total=len(items), desc="quantizing", unit=" modules", delay=1, leave=False) as bar:
+        while items:
+            yield items.pop()
+            bar.update()
+
+
+def _keep_hooks(module, form, copied):
+    for name in _HOOKS:
+        setattr(form, name, copied(getattr(module, name)))

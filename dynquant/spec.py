@@ -1,0 +1,118 @@
+"""Which modules a qconfig_spec asks for, and with which config."""
+
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import NamedTuple
+
+from torch import nn
+
+from dynquant.qconfig import QConfig, parse_qconfig
+from dynquant.stubs import QuantStub
+
+
+class Match(NamedTuple):
+    """What a spec says about one module.
+
+    qconfig: a QConfig, or None: the module stays in float.
+    by_name: whether an entry names this very module.
+    """
+
+    qconfig: QConfig | None
+    by_name: bool
+
+
+class Spec:
+    """A qconfig_spec, checked.
+
+    Args:
+        qconfig_spec: a set or list of module types, names and patterns, or a dict from those to
+            configs or None.
+        dtype: what holds for configs that name no dtype.
+        argument: what messages call qconfig_spec.
+
+    Raises:
+        TypeError: for another type of qconfig_spec, key or config.
+        ValueError: for a config that contradicts itself or names what does not exist.
+    """
+
+    def __init__(self, qconfig_spec, dtype, argument="qconfig_spec"):
+        if not isinstance(qconfig_spec, Mapping):
+            if not isinstance(qconfig_spec, (set, frozenset, list, tuple)):
+                raise TypeError(
+                    f"{argument} is {qconfig_spec!r}; expected None, a set or list of module types "
+                    "and names, or a dict from those to configs"
+                )
+            qconfig_spec = dict.fromkeys(qconfig_spec, QConfig(dtype=dtype))
+        self.types, self.names, self.patterns = {}, {}, {}
+        for key, config in qconfig_spec.items():
+            qconfig = _parse(config, dtype, f"{argument}[{describe(key)}]")
+            if isinstance(key, type) and issubclass(key, nn.Module):
+                self.types[key] = qconfig
+            elif isinstance(key, str):
+                (self.patterns if "*" in key else self.names)[key] = qconfig
+            else:
+                raise TypeError(
+                    f"{argument} has the key {key!r}; expected a type of nn.Module or a module name"
+                )
+
+    def check_names(self, modules):
+        """Raises ValueError for a name or pattern that is not in `modules`, a dict by name."""
+        for name in self.names:
+            if name not in modules:
+                close = get_close_matches(name, modules)
+                hint = f"; did you mean {', '.join(map(repr, close))}?" if close else ""
+                raise ValueError(f"the model has no module named {name!r}{hint}")
+        for pattern in self.patterns:
+            if not any(_fits(pattern, name) for name in modules):
+                raise ValueError(f"the model has no module whose name fits {pattern!r}")
+
+    def match(self, name, modules):
+        """The Match of the most specific entry, or None where no entry speaks of the module.
+
+        The order is: exact name, longest parent name, pattern (that with most letters, the last
+        of equals), exact type, base type, and the types of the parents from the nearest. Patterns
+        and types cover submodules as names do.
+
+        Args:
+            name: of the module.
+            modules: those of the model, a dict by name.
+        """
+        lineage = _lineage(name)
+        for covering in lineage:
+            if covering in self.names:
+                return Match(self.names[covering], covering == name)
+        fitting = [
+            pattern
+            for pattern in self.patterns
+            if any(_fits(pattern, covering) for covering in lineage)
+        ]
+        if fitting:
+            best = max(reversed(fitting), key=lambda pattern: len(pattern.replace("*", "")))
+            return Match(self.patterns[best], False)
+        for covering in lineage:
+            for base in type(modules[covering]).__mro__:
+                if base in self.types:
+                    return Match(self.types[base], False)
+        return None
+
+
+def describe(key):
+    """How messages write a key of a spec."""
+    return key.__name__ if isinstance(key, type) else repr(key)
+
+
+def _parse(config, dtype, name):
+    if config is None:
+        return None
+    return QConfig(dtype=dtype) if config is QuantStub else parse_qconfig(config, dtype, name)
+
+
+def _lineage(name):
+    """The name, its parents from the nearest, and '' for the model itself."""
+    parts = name.split(".") if name else []
+    return [".".join(parts[:count]) for count in range(len(parts), -1, -1)]
+
+
+def _fits(pattern, name):
+    return re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), name) is not None

@@ -1,0 +1,49 @@
+"""Runs CMake with ninja; pyproject.toml holds everything else."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+TOOLS = {
+    "cmake": "cmake 3.18 or newer (apt install cmake, or pip install cmake)",
+    "ninja": "ninja (pip install ninja)",
+    "c++": "a C++17 compiler (apt install g++)",
+}
+
+
+def check_tools():
+    missing = [what for tool, what in TOOLS.items() if shutil.which(tool) is None]
+    for module in ("torch", "pybind11"):
+        probe = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True)
+        if probe.returncode != 0:
+            missing.append(f"{module} (pip install {module})")
+    if missing:
+        sys.exit(
+            "dynquant is compiled when it is installed from source, and this machine lacks:\n  "
+            + "\n  ".join(missing)
+            + "\nInstall them, then run pip install --no-build-isolation . again."
+        )
+
+
+class CMakeBuild(build_ext):
+    """Builds all targets at once, into the package, or beside its sources for an editable install."""
+
+    def run(self):
+        check_tools()
+        target = ROOT / "dynquant" if self.inplace else Path(self.build_lib).resolve() / "dynquant"
+        build = ROOT / "build" / sys.implementation.cache_tag
+        configure = [
+            *("cmake", "-G", "Ninja", "-S", ROOT, "-B", build),
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DCMAKE_INSTALL_PREFIX={target}",
+        ]
+        for command in (configure, ["cmake", "--build", build], ["cmake", "--install", build]):
+            subprocess.run(command, check=True)
+
+
+setup(ext_modules=[Extension("dynquant._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

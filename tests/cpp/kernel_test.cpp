@@ -1,0 +1,227 @@
+// The kernels against loops that say the same in plain C++, without torch or Python: for every
+// instruction set that runs here, and for plain sets of odd widths and tiles that no processor has.
+// Built with the sanitizers by `make sanitize`; every buffer is allocated at its exact size.
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "dispatch.h"
+#include "float_env.h"
+#include "layout.h"
+#include "pack.h"
+#include "plain.h"
+#include "qparams.h"
+#include "table.inl.h"
+
+using namespace dynquant;
+
+namespace {
+
+int failures = 0;
+long comparisons = 0;
+
+void expect(bool holds, const char* isa, const char* what, long m, long n, long k) {
+  ++comparisons;
+  if (holds) return;
+  ++failures;
+  if (failures <= 20) std::printf("%s: %s differs at M=%ld N=%ld K=%ld\n", isa, what, m, n, k);
+}
+
+bool same(float a, float b) { return std::memcmp(&a, &b, sizeof a) == 0 || (a != a && b != b); }
+
+struct Case {
+  int64_t m, n, k;
+  std::vector<uint8_t> q;
+  std::vector<int8_t> weight;
+  std::vector<int32_t> zero_point;
+  std::vector<float> scale, weight_scale, bias;
+
+  Case(int64_t m_, int64_t n_, int64_t k_, std::mt19937& random) : m(m_), n(n_), k(k_) {
+    std::uniform_int_distribution<int> byte(0, 255), weights(-127, 127);
+    std::normal_distribution<float> real;
+    for (int64_t i = 0; i < m * k; ++i) q.push_back(static_cast<uint8_t>(byte(random)));
+    for (int64_t i = 0; i < n * k; ++i) weight.push_back(static_cast<int8_t>(weights(random)));
+    for (int64_t i = 0; i < m; ++i) zero_point.push_back(byte(random));
+    for (int64_t i = 0; i < m; ++i) scale.push_back(std::exp(real(random)));
+    for (int64_t i = 0; i < n; ++i) weight_scale.push_back(std::exp(real(random)));
+    for (int64_t i = 0; i < n; ++i) bias.push_back(real(random));
+  }
+
+  int32_t acc(int64_t row, int64_t column) const {
+    int64_t sum = 0;
+    for (int64_t i = 0; i < k; ++i) {
+      sum += (int64_t{q[row * k + i]} - zero_point[row]) * weight[column * k + i];
+    }
+    return static_cast<int32_t>(sum);
+  }
+};
+
+void test_gemm(const Kernels& kernels, const Case& c) {
+  std::vector<int8_t> packed(static_cast<size_t>(packed_bytes(c.n, c.k)));
+  pack_header(packed.data(), c.n, c.k);
+  bool in_range = true;
+  for (int64_t p = 0; p < panels_of(c.n); ++p) {
+    in_range &= pack_panel(c.weight.data(), c.k, c.n, c.k, p, packed.data());
+  }
+  expect(in_range, kernels.name, "pack", c.m, c.n, c.k);
+  std::vector<int8_t> row(static_cast<size_t>(c.k));
+  for (int64_t n = 0; n < c.n; ++n) {
+    unpack_row(packed.data(), c.k, n, row.data());
+    expect(c.k == 0 || std::memcmp(row.data(), &c.weight[n * c.k], row.size()) == 0, kernels.name,
+           "unpack", c.m, c.n, c.k);
+  }
+
+  GemmArgs a = {};
+  a.staged_stride = groups_of(c.k) * kernels.group_bytes;
+  std::vector<uint8_t> staged(static_cast<size_t>(c.m * a.staged_stride));
+  for (int64_t m = 0; m < c.m; ++m) {
+    kernels.stage(c.q.data() + m * c.k, c.k, 0, staged.data() + m * a.staged_stride);
+  }
+  a.staged = staged.data();
+  a.zero_point = c.zero_point.data();
+  a.m = c.m;
+  a.panels = packed.data() + kHeaderBytes;
+  a.groups = groups_of(c.k);
+  a.n_end = c.n;
+
+  std::vector<int32_t> sums(static_cast<size_t>(c.m * c.n));
+  a.epilogue.out = sums.data();
+  a.epilogue.out_dtype = Dtype::i32;
+  a.epilogue.out_stride = c.n;
+  kernels.gemm(a);
+
+  for (int with_bias = 0; with_bias < 2; ++with_bias) {
+    for (int per_channel = 0; per_channel < 2; ++per_channel) {
+      std::vector<float> y(sums.size()), rescaled(sums.size());
+      a.epilogue = {c.scale.data(),       c.weight_scale.data(), per_channel == 1,
+                    with_bias ? c.bias.data() : nullptr, y.data(), Dtype::f32, c.n};
+      kernels.gemm(a);
+      RescaleArgs r = {sums.data(), c.n, c.m, c.n, a.epilogue};
+      r.epilogue.out = rescaled.data();
+      kernels.rescale(r);
+      for (int64_t m = 0; m < c.m; ++m) {
+        for (int64_t n = 0; n < c.n; ++n) {
+          const int64_t i = m * c.n + n;
+          expect(sums[i] == c.acc(m, n), kernels.name, "int32 sum", c.m, c.n, c.k);
+          float wanted = static_cast<float>(sums[i]) * c.scale[m];
+          wanted *= c.weight_scale[per_channel ? n : 0];
+          if (with_bias) wanted += c.bias[n];
+          expect(same(y[i], wanted), kernels.name, "output", c.m, c.n, c.k);
+          expect(same(rescaled[i], wanted), kernels.name, "rescale", c.m, c.n, c.k);
+        }
+      }
+    }
+  }
+}
+
+void test_quantize(const Kernels& kernels, int64_t k, bool symmetric, std::mt19937& random) {
+  std::normal_distribution<float> real;
+  std::vector<float> x(static_cast<size_t>(k));
+  for (float& value : x) value = real(random);
+  const Range range = kernels.range(x.data(), Dtype::f32, k);
+  float lo = 0.0f, hi = 0.0f;
+  for (float value : x) lo = std::fmin(lo, value), hi = std::fmax(hi, value);
+  expect(range.lo == lo && range.hi == hi && !range.has_nan, kernels.name, "range", 1, 0, k);
+  const QParams p = choose_qparams(range, symmetric);
+
+  std::vector<uint8_t> q(static_cast<size_t>(k));
+  QuantizeArgs a = quantize_args(p, symmetric, false);
+  a.x = x.data();
+  a.dtype = Dtype::f32;
+  a.k = k;
+  a.q = q.data();
+  kernels.quantize(a);
+  for (int64_t i = 0; i < k; ++i) {
+    float value = std::nearbyint(x[i] * p.inv) + static_cast<float>(p.zero_point);
+    value = std::fmin(std::fmax(value, symmetric ? -127.0f : 0.0f), symmetric ? 127.0f : 255.0f);
+    expect(q[i] == static_cast<uint8_t>(static_cast<int>(value)), kernels.name, "q", 1, 0, k);
+  }
+
+  const size_t staged_bytes = static_cast<size_t>(groups_of(k) * kernels.group_bytes);
+  std::vector<uint8_t> staged(staged_bytes), in_two_steps(staged_bytes);
+  kernels.stage(q.data(), k, symmetric ? 0x80 : 0, in_two_steps.data());
+  QuantizeArgs fused = quantize_args(p, symmetric, true);
+  fused.x = x.data();
+  fused.dtype = Dtype::f32;
+  fused.k = k;
+  fused.q = staged.data();
+  kernels.quantize_staged(fused);
+  expect(staged == in_two_steps, kernels.name, "staged q", 1, 0, k);
+
+  if (k == 0) return;
+  x[static_cast<size_t>(random() % static_cast<unsigned>(k))] = NAN;
+  expect(kernels.range(x.data(), Dtype::f32, k).has_nan, kernels.name, "NaN", 1, 0, k);
+}
+
+template <class T>
+void test_16_bits(const Kernels& kernels, Dtype dtype) {
+  // Every 16-bit value widens and comes back: K = 0 leaves the bias alone, which is every value.
+  for (uint32_t high = 0; high < 0x10000u; high += 0x400u) {
+    std::vector<float> bias;
+    std::vector<T> values, out(0x400u);
+    for (uint32_t i = 0; i < 0x400u; ++i) values.push_back({static_cast<uint16_t>(high + i)});
+    for (T value : values) bias.push_back(widen(value));
+    const int32_t zeros[0x400] = {};
+    const float scale = -1.0f, one = 1.0f;  // -0 + y is y, for -0 as well
+    const RescaleArgs a = {zeros, 0x400, 1, 0x400,
+                           {&scale, &one, false, bias.data(), out.data(), dtype, 0x400}};
+    kernels.rescale(a);
+    for (uint32_t i = 0; i < 0x400u; ++i) {
+      const bool equal = out[i].bits == values[i].bits;
+      expect(equal || (bias[i] != bias[i] && widen(out[i]) != widen(out[i])), kernels.name,
+             "16-bit round trip", high + i, 0, 0);
+      const Range range = kernels.range(&values[i], dtype, 1);
+      expect(range.has_nan == (bias[i] != bias[i]), kernels.name, "16-bit NaN", high + i, 0, 0);
+    }
+  }
+}
+
+void test_kernels(const Kernels& kernels) {
+  std::mt19937 random(1);
+  for (int64_t m : {0, 1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 17, 32}) {
+    for (int64_t n : {0, 1, 7, 8, 16, 17, 32, 33, 63, 64, 65, 129}) {
+      for (int64_t k : {0, 1, 3, 4, 5, 31, 64, 65}) test_gemm(kernels, Case(m, n, k, random));
+    }
+  }
+  test_gemm(kernels, Case(7, 65, 1027, random));
+  for (int64_t k = 0; k < 140; ++k) {
+    test_quantize(kernels, k, false, random);
+    test_quantize(kernels, k, true, random);
+  }
+  for (int64_t k : {511, 512, 513, 515, 1024, 1025}) test_quantize(kernels, k, false, random);
+  test_16_bits<Bfloat16>(kernels, Dtype::bf16);
+  test_16_bits<Half>(kernels, Dtype::f16);
+}
+
+template <int Lanes, int Rows, int Accumulators>
+void test_plain(const char* name) {
+  static constexpr Kernels kernels = table_of<Plain<Lanes, Rows, Accumulators>>("plain");
+  Kernels named = kernels;
+  named.name = name;
+  test_kernels(named);
+}
+
+}  // namespace
+
+int main() {
+  const FloatEnv env;
+  int count = 0;
+  const IsaEntry* entries = isa_entries(&count);
+  for (int i = 0; i < count; ++i) {
+    const char* name = entries[i].kernels()->name;
+    if (const char* reason = entries[i].missing()) {
+      std::printf("%s: not run, %s\n", name, reason);
+      continue;
+    }
+    test_kernels(*entries[i].kernels());
+    std::printf("%s: run\n", name);
+  }
+  test_plain<1, 3, 5>("plain 1x3x5");
+  test_plain<2, 5, 7>("plain 2x5x7");
+  test_plain<4, 7, 30>("plain 4x7x30");
+  std::printf("%ld comparisons, %d failures\n", comparisons, failures);
+  return failures == 0 ? 0 : 1;
+}

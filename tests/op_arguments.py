@@ -1,0 +1,53 @@
+"""One valid call of each op: what the tests of errors, fakes and schemas start from."""
+
+import torch
+
+M, N, K = 3, 5, 7
+OPS = {
+    "quantize_weight": ("weight", "per_channel"),
+    "pack_weight": ("qweight",),
+    "unpack_weight": ("packed", "n", "k"),
+    "choose_qparams": ("x", "per_token", "symmetric"),
+    "quantize_activation": ("x", "per_token", "symmetric"),
+    "quantize_with": ("x", "scale", "zero_point", "symmetric"),
+    "int_mm": ("q", "zero_point", "packed", "n"),
+    "rescale": ("acc", "scale", "weight_scale", "bias", "dtype"),
+    "scaled_mm": ("q", "scale", "zero_point", "packed", "weight_scale", "bias", "dtype"),
+    "linear_dynamic": ("x", "packed", "weight_scale", "bias", "per_token", "symmetric"),
+}
+
+
+def op_named(name):
+    return getattr(torch.ops.dynquant, name).default
+
+
+def valid_arguments(m=(M,), n=N, k=K, dtype=torch.float32, per_channel=True):
+    """A value for every argument name of OPS; m is the leading shape."""
+    generator = torch.Generator().manual_seed(0)
+
+    def integers(low, high, shape, dtype):
+        return torch.randint(low, high, shape, generator=generator).to(dtype)
+
+    qweight = integers(-127, 128, (n, k), torch.int8)
+    return {
+        "weight": torch.randn(n, k, generator=generator).to(dtype),
+        "qweight": qweight,
+        "packed": torch.ops.dynquant.pack_weight(qweight),
+        "n": n,
+        "k": k,
+        "x": torch.randn(*m, k, generator=generator).to(dtype),
+        "q": integers(0, 256, (*m, k), torch.uint8),
+        "acc": integers(-999, 999, (*m, n), torch.int32),
+        "scale": torch.rand(m, generator=generator) + 0.5,
+        "zero_point": integers(0, 256, m, torch.int32),
+        "weight_scale": torch.rand(n if per_channel else 1, generator=generator) + 0.5,
+        "bias": torch.randn(n, generator=generator).to(dtype),
+        "dtype": dtype,
+        "per_channel": True,
+        "per_token": True,
+        "symmetric": False,
+    }
+
+
+def call(name, values):
+    return op_named(name)(*(values[argument] for argument in OPS[name]))

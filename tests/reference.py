@@ -1,0 +1,116 @@
+"""The numeric specification in numpy: the oracle of every test, which asks for equal bits.
+
+Arithmetic is IEEE fp32, round to nearest even, subnormals kept, one rounding for each operation as
+written. Floats arrive as float32 arrays, since bf16 and fp16 widen to fp32 without loss; a result
+in a narrower dtype comes back as the float32 array that holds its exact values.
+
+A row is the last axis. `scale` and `zero_point` have the shape x.shape[:-1] (per_token) or [1].
+"""
+
+import numpy as np
+
+F = np.float32  # written at every constant, so that none widens an operation to float64
+ignoring_overflow = np.errstate(all="ignore")
+
+
+def quantize_weight(w, per_channel=True):
+    """w [N, K] -> q int8 [N, K] in -127..127, scale [N] or [1]."""
+    if not np.isfinite(w).all():
+        raise ValueError("weight holds NaN or Inf")
+    amax = np.max(np.abs(w), axis=1 if per_channel else None, initial=F(0))
+    scale = np.atleast_1d(amax / F(127))
+    vanishing = scale < F(2.0**-126)
+    scale = np.where(vanishing, F(1), scale)
+    q = np.clip(np.rint(w / scale[:, None]), F(-127), F(127))
+    return np.where(vanishing[:, None], F(0), q).astype(np.int8), scale
+
+
+@ignoring_overflow
+def _qparams(x, per_token, symmetric):
+    """scale, zero_point and the factor `inv` (0 where every q of the row is 0)."""
+    rows = x if per_token else x.reshape(1, -1)
+    lo = np.min(rows, axis=-1, initial=F(0))  # NaN in the row makes both NaN
+    hi = np.max(rows, axis=-1, initial=F(0))
+    span, steps = (np.maximum(-lo, hi), F(127)) if symmetric else (hi - lo, F(255))
+    scale, inv = span / steps, steps / span
+    zero_point = np.zeros_like(span) if symmetric else np.clip(np.rint(-lo * inv), F(0), F(255))
+    broken = ~np.isfinite(span)  # NaN or Inf in the row, or hi - lo overflows
+    flat = ~broken & ~np.isfinite(inv)  # the range is 0 or tiny
+    scale = np.where(broken, F(np.nan), np.where(flat, F(1), scale))
+    void = broken | flat
+    return scale, np.where(void, F(0), zero_point).astype(np.int32), np.where(void, F(0), inv)
+
+
+def choose_qparams(x, per_token=True, symmetric=False):
+    scale, zero_point, _ = _qparams(x, per_token, symmetric)
+    return scale, zero_point
+
+
+def _per_row(v, lead):
+    """v against the rows of an array whose leading shape is `lead`."""
+    return v[..., None] if v.shape == lead else v
+
+
+def _to_integers(scaled, zero_point, symmetric):
+    if symmetric:
+        q, dtype = np.clip(np.rint(scaled), F(-127), F(127)), np.int8
+    else:
+        q, dtype = np.clip(np.rint(scaled) + zero_point.astype(F), F(0), F(255)), np.uint8
+    return np.where(np.isnan(q), F(0), q).astype(dtype)
+
+
+@ignoring_overflow
+def quantize_activation(x, per_token=True, symmetric=False):
+    """x [..., K] -> q uint8 (symmetric: int8) [..., K], scale, zero_point."""
+    scale, zero_point, inv = _qparams(x, per_token, symmetric)
+    lead = x.shape[:-1]
+    inv = _per_row(inv, lead)
+    used = np.where(inv == 0, F(0), x)  # 0 * Inf would be NaN
+    return _to_integers(used * inv, _per_row(zero_point, lead), symmetric), scale, zero_point
+
+
+@ignoring_overflow
+def quantize_with(x, scale, zero_point, symmetric=False):
+    """q from given parameters; a quotient that is NaN gives 0."""
+    lead = x.shape[:-1]
+    return _to_integers(x / _per_row(scale, lead), _per_row(zero_point, lead), symmetric)
+
+
+def int_mm(q, zero_point, w):
+    """q [..., K], w int8 [N, K] -> int32 [..., N]; float64 holds every such sum exactly."""
+    centered = q.astype(np.float64) - _per_row(zero_point, q.shape[:-1])
+    acc = (centered @ w.T.astype(np.float64)).astype(np.int64)
+    assert np.abs(acc).max(initial=0) < 2**31, "the sum does not fit int32"
+    return acc.astype(np.int32)
+
+
+@ignoring_overflow
+def rescale(acc, scale, weight_scale, bias, dtype):
+    """acc [..., N] -> y [..., N], rounded to `dtype` by its name."""
+    y = (acc.astype(F) * _per_row(scale, acc.shape[:-1])) * weight_scale
+    if bias is not None:
+        y = y + bias
+    return round_to(y, dtype)
+
+
+@ignoring_overflow
+def round_to(y, dtype):
+    """float32 -> the nearest values of 'float32', 'float16' or 'bfloat16', ties to even."""
+    if dtype == "float32":
+        return y
+    if dtype == "float16":
+        return y.astype(np.float16).astype(F)
+    assert dtype == "bfloat16", dtype
+    bits = y.view(np.uint32)
+    to_even = (bits >> np.uint32(16)) & np.uint32(1)
+    rounded = (bits + np.uint32(0x7FFF) + to_even) & np.uint32(0xFFFF0000)
+    return np.where(np.isnan(y), F(np.nan), rounded.view(F))
+
+
+def scaled_mm(q, scale, zero_point, w, weight_scale, bias, dtype):
+    return rescale(int_mm(q, zero_point, w), scale, weight_scale, bias, dtype)
+
+
+def linear_dynamic(x, w, weight_scale, bias, per_token=True, symmetric=False, dtype="float32"):
+    q, scale, zero_point = quantize_activation(x, per_token, symmetric)
+    return scaled_mm(q, scale, zero_point, w, weight_scale, bias, dtype)

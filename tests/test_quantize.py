@@ -1,0 +1,683 @@
+"""quantize_dynamic: what is swapped for every form of the call, and what is left as it was."""
+
+import copy
+import gc
+import inspect
+import io
+import sys
+import time
+import warnings
+import weakref
+
+import pytest
+import reference as ref
+import torch
+from compare import assert_same
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.utils import parametrizations
+
+import dynquant
+from dynquant import QConfig, QuantStub
+from dynquant.nn import Linear
+from dynquant.spec import Spec
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(8, 16)
+        self.act = nn.ReLU()
+        self.second = nn.Linear(16, 8, bias=False)
+
+    def forward(self, x):
+        return x + self.second(self.act(self.first(x)))
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Sequential(Block(), Block())
+        self.norm = nn.LayerNorm(8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.norm(self.layer(x)))
+
+
+ALL = {
+    "layer.0.first",
+    "layer.0.second",
+    "layer.1.first",
+    "layer.1.second",
+    "head",
+}
+
+
+def swapped(model):
+    return {name for name, module in model.named_modules() if isinstance(module, Linear)}
+
+
+def tensors(model):
+    """Every tensor that the model holds, each storage once."""
+    every = [*model.parameters(), *model.buffers()]
+    return {tensor.untyped_storage().data_ptr(): tensor for tensor in every}.values()
+
+
+def count_of_bytes(model):
+    return sum(tensor.untyped_storage().nbytes() for tensor in tensors(model))
+
+
+@pytest.fixture(autouse=True)
+def warnings_are_errors():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return Net()
+
+
+class TestSnippets:
+    """What the documentation shows, as written."""
+
+    def test_config_of_a_type(self):
+        model = nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 1))
+        qconfig = {
+            nn.Linear: {"activation": {"dtype": torch.qint8}, "weight": {"dtype": torch.qint8}}
+        }
+        quantized = dynquant.quantize_dynamic(model, qconfig, dtype=torch.qint8)
+        out = quantized(torch.randn(1, 10))
+        assert out.shape == (1, 1) and swapped(quantized) == {"0", "2"}
+
+    def test_stubs(self):
+        S, D = dynquant.QuantStub, dynquant.DeQuantStub
+        q = {"dtype": torch.qint8}
+        model = nn.Sequential(
+            S(qconfig=q),
+            nn.Linear(10, 20),
+            S(qconfig=q),
+            nn.ReLU(),
+            S(qconfig=q),
+            nn.Linear(20, 1),
+            D(qconfig=q),
+        )
+        with pytest.warns(UserWarning, match="no quantized form, left as it is: ReLU") as caught:
+            quantized = dynquant.quantize_dynamic(
+                model, {nn.Linear: S, nn.ReLU: S}, dtype=torch.qint8
+            )
+        assert len(caught) == 1 and caught[0].filename == __file__
+        assert quantized(torch.randn(1, 10)).shape == (1, 1)
+
+    def test_observers(self):
+        O = dynquant.Observer  # noqa: E741
+        model = nn.Sequential(
+            O(dtype=torch.qint8, quant_scheme=dynquant.per_tensor),
+            nn.Linear(10, 20),
+            O(),
+            nn.ReLU(),
+            O(),
+            nn.Linear(20, 1),
+        )
+        assert model(torch.randn(1, 10)).shape == (1, 1)
+
+
+class TestResult:
+    def test_is_the_specification(self, net):
+        x = torch.randn(5, 8)
+        layer = dynquant.quantize_dynamic(net).head
+        weight, scale = ref.quantize_weight(net.head.weight.detach().numpy())
+        bias = net.head.bias.detach().numpy()
+        assert_same(layer(x), ref.linear_dynamic(x.numpy(), weight, scale, bias))
+
+    def test_is_close_to_float(self, net):
+        x = torch.randn(64, 8)
+        quantized, expected = dynquant.quantize_dynamic(net)(x), net(x)
+        assert torch.cosine_similarity(quantized, expected).min() > 0.99
+
+    def test_is_a_new_model_in_eval_mode(self, net):
+        before = copy.deepcopy(net.state_dict())
+        quantized = dynquant.quantize_dynamic(net)
+        assert quantized is not net and not any(m.training for m in quantized.modules())
+        assert all(module.training for module in net.modules()) and not swapped(net)
+        for key, value in net.state_dict().items():
+            assert_same(value, before[key])
+        storages = {tensor.untyped_storage().data_ptr() for tensor in tensors(net)}
+        assert not storages & {tensor.untyped_storage().data_ptr() for tensor in tensors(quantized)}
+
+    def test_in_place(self, net):
+        norm = net.norm
+        assert dynquant.quantize_dynamic(net, inplace=True) is net
+        assert swapped(net) == ALL and net.norm is norm and not norm.training
+
+    @pytest.mark.parametrize("inplace", [False, True])
+    def test_bare_linear(self, inplace):
+        linear = nn.Linear(4, 2)
+        assert isinstance(dynquant.quantize_dynamic(linear, inplace=inplace), Linear)
+        assert isinstance(dynquant.quantize_dynamic(linear, {nn.Linear}), Linear)
+        assert isinstance(dynquant.quantize_dynamic(linear, {"": {}}), Linear)
+
+    @pytest.mark.parametrize("inplace", [False, True])
+    def test_quantizing_the_quantized_changes_nothing(self, net, inplace):
+        quantized = dynquant.quantize_dynamic(net)
+        again = dynquant.quantize_dynamic(quantized, inplace=inplace)
+        assert (again is quantized) == inplace
+        for spec in (None, {nn.Linear}, {"head"}, {Linear}, ["layer.*"], {"head": QConfig()}):
+            again = dynquant.quantize_dynamic(again, spec, inplace=True)
+        assert swapped(again) == ALL
+        x = torch.randn(3, 8)
+        assert_same(again(x), quantized(x))
+
+    def test_made_in_inference_mode_serves_outside(self, net):
+        with torch.inference_mode():
+            quantized = dynquant.quantize_dynamic(net)
+        quantized.load_state_dict(quantized.state_dict())
+        x = torch.randn(2, 8, requires_grad=True)
+        quantized(x).sum().backward()
+        assert x.grad.shape == (2, 8)
+
+    def test_one_copy_of_the_weights(self):
+        model = nn.Sequential(*[nn.Linear(512, 512) for _ in range(4)])
+        ratio = count_of_bytes(dynquant.quantize_dynamic(model)) / count_of_bytes(model)
+        assert 0.25 <= ratio < 0.26
+
+    def test_float_weights_are_not_copied(self, monkeypatch):
+        copied = []
+        original = nn.Parameter.__deepcopy__
+
+        def counting(parameter, memo):
+            copied.append(parameter.numel())
+            return original(parameter, memo)
+
+        monkeypatch.setattr(nn.Parameter, "__deepcopy__", counting)
+        dynquant.quantize_dynamic(nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64)))
+        assert copied == [64, 64]
+
+    def test_in_place_frees_float_weights_as_it_goes(self, monkeypatch):
+        model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(3)])
+        weights = [weakref.ref(layer.weight) for layer in model]
+        alive = []
+        original = Linear.from_float.__func__
+
+        def watched(cls, mod, **arguments):
+            gc.collect()
+            alive.append(sum(weight() is not None for weight in weights))
+            return original(cls, mod, **arguments)
+
+        watched.__signature__ = inspect.signature(original)
+        monkeypatch.setattr(Linear, "from_float", classmethod(watched))
+        dynquant.quantize_dynamic(model, inplace=True)
+        assert alive == [3, 3, 2]  # the one before is let go when the next is done
+
+
+class TestSpec:
+    @pytest.mark.parametrize(
+        ("spec", "expected"),
+        [
+            (None, ALL),
+            ({nn.Linear}, ALL),
+            ([nn.Linear], ALL),
+            ((nn.Linear,), ALL),
+            (frozenset({nn.Linear}), ALL),
+            ({nn.Module: {}}, ALL),
+            ({Block}, ALL - {"head"}),
+            ({Block: {}, nn.Linear: None}, set()),
+            ({Block: None, Net: {}}, {"head"}),
+            (set(), set()),
+            ({}, set()),
+            ({"head"}, {"head"}),
+            ({""}, ALL),
+            ({"layer.0"}, {"layer.0.first", "layer.0.second"}),
+            ({"layer.0.first", "head"}, {"layer.0.first", "head"}),
+            ({"*.first"}, {"layer.0.first", "layer.1.first"}),
+            ({"layer.*"}, ALL - {"head"}),
+            ({"*.1"}, {"layer.1.first", "layer.1.second"}),
+            ({nn.Linear: {}, "head": None}, ALL - {"head"}),
+            ({nn.Linear: {}, "layer": None}, {"head"}),
+            (
+                {nn.Linear: {}, "layer": None, "layer.1": {}},
+                ALL - {"layer.0.first", "layer.0.second"},
+            ),
+            ({"layer": {}, "layer.*.second": None}, ALL - {"head"}),
+            ({"*": {}, "*.second": None}, {"layer.0.first", "layer.1.first", "head"}),
+            ({nn.Linear: None, "head": {}}, {"head"}),
+            ({nn.Linear: QuantStub}, ALL),
+            ({nn.Linear: dynquant.per_tensor}, ALL),
+        ],
+    )
+    def test_selects(self, net, spec, expected):
+        assert swapped(dynquant.quantize_dynamic(net, spec)) == expected
+
+    def test_qconfig_is_another_name(self, net):
+        assert swapped(dynquant.quantize_dynamic(net, qconfig={"head": {}})) == {"head"}
+        with pytest.raises(TypeError, match="pass one of them"):
+            dynquant.quantize_dynamic(net, {"head"}, qconfig={"head": {}})
+
+    def test_configs_reach_the_module(self, net):
+        spec = {
+            nn.Linear: QConfig(symmetric=True),
+            "layer.0.*": QConfig(weight="per_tensor"),
+            "layer.0.second": QConfig(activation="per_tensor"),
+        }
+        quantized = dynquant.quantize_dynamic(net, spec)
+        first, second = quantized.layer[0].first, quantized.layer[0].second
+        assert quantized.head.symmetric and quantized.layer[1].first.symmetric
+        assert first.weight_scale.shape == (1,) and first.per_token and not first.symmetric
+        assert second.weight_scale.shape == (8,) and not second.per_token
+
+    def test_order_of_specificity(self):
+        class Base(nn.Module):
+            pass
+
+        class Derived(Base):
+            pass
+
+        model = nn.Sequential()
+        model.a = nn.ModuleDict({"b": Derived()})
+        modules = dict(model.named_modules())
+        keys = ["a.b", "a", "a.*", "*b", Derived, Base, nn.ModuleDict, nn.Sequential]
+        configs = {key: QConfig(symmetric=bool(i % 2)) for i, key in enumerate(keys)}
+        while configs:
+            match = Spec(dict(reversed(configs.items())), torch.qint8).match("a.b", modules)
+            best = next(iter(configs))
+            assert match == (configs.pop(best), best == "a.b")
+        assert Spec({"c": {}, nn.Linear: {}}, torch.qint8).match("a.b", modules) is None
+
+    @given(
+        spec=st.dictionaries(
+            st.sampled_from(["", "layer", "layer.0", "layer.0.first", "head", "*.first", "l*0*"]),
+            st.none() | st.just({}),
+        )
+    )
+    def test_longest_covering_name_wins(self, spec):
+        chosen = swapped(dynquant.quantize_dynamic(Net(), spec))
+        for name in ALL:
+            covering = [
+                key
+                for key in spec
+                if "*" not in key and (key in ("", name) or name.startswith(f"{key}."))
+            ]
+            if covering:
+                assert (name in chosen) == (spec[max(covering, key=len)] is not None)
+
+    def test_torch_qconfig(self, net):
+        torch_qconfig = pytest.importorskip("torch.ao.quantization.qconfig")
+        spec = {nn.Linear: torch_qconfig.default_dynamic_qconfig}
+        layer = dynquant.quantize_dynamic(net, spec).head
+        assert layer.weight_scale.shape == (1,) and not layer.per_token
+
+
+class TestErrors:
+    """Each is raised before anything is changed."""
+
+    @pytest.mark.parametrize(
+        ("arguments", "error", "message"),
+        [
+            ({"qconfig_spec": {"haed"}}, ValueError, "no module named 'haed'; did you mean 'head'"),
+            ({"qconfig_spec": {"head.weight": {}}}, ValueError, "no module named 'head.weight'"),
+            ({"qconfig_spec": {"*.third"}}, ValueError, r"no module whose name fits '\*.third'"),
+            ({"qconfig_spec": nn.Linear}, TypeError, "qconfig_spec is .*expected None, a set"),
+            ({"qconfig_spec": "head"}, TypeError, "qconfig_spec is 'head'; expected"),
+            ({"qconfig_spec": {3}}, TypeError, "qconfig_spec has the key 3; expected a type"),
+            ({"qconfig_spec": {int}}, TypeError, "expected a type of nn.Module"),
+            ({"qconfig_spec": {nn.Linear: True}}, TypeError, r"qconfig_spec\[Linear\] is True"),
+            ({"qconfig": {"head": {"x": 1}}}, ValueError, r"qconfig\['head'\] has the key 'x'"),
+            ({"qconfig_spec": {nn.Linear: {"dynamic": False}}}, ValueError, "'dynamic' is False"),
+            ({"dtype": torch.int8}, ValueError, "dtype is torch.int8; allowed: torch.qint8"),
+            ({"dtype": "qint8"}, ValueError, "dtype is 'qint8'"),
+            ({"mapping": [nn.Linear]}, TypeError, "mapping is .*expected a dict"),
+            ({"mapping": {"head": Linear}}, TypeError, "mapping has the key 'head'"),
+            ({"mapping": {nn.Linear: nn.ReLU}}, TypeError, r"mapping\[Linear\].*with from_float"),
+            ({"inplace": 1}, TypeError, "inplace is 1; expected a bool"),
+            ({"qconfig_spec": {nn.LSTM}}, NotImplementedError, "LSTM cannot be quantized yet"),
+            ({"qconfig_spec": {nn.Embedding}}, NotImplementedError, "Embedding cannot be"),
+            ({"dtype": torch.float16}, NotImplementedError, "torch.float16 is not available yet"),
+            ({"dtype": torch.quint8}, NotImplementedError, "torch.quint8 is not available yet"),
+            (
+                {"qconfig_spec": {nn.Linear}, "dtype": torch.bfloat16},
+                NotImplementedError,
+                r"layer.0.first \(nn.Linear\): dtype torch.bfloat16 is not available yet",
+            ),
+        ],
+    )
+    def test_arguments(self, net, arguments, error, message):
+        with pytest.raises(error, match=message):
+            dynquant.quantize_dynamic(net, **{"inplace": True, **arguments})
+        assert not swapped(net) and net.training
+
+    def test_model(self):
+        with pytest.raises(TypeError, match="model is of type dict; expected an nn.Module"):
+            dynquant.quantize_dynamic({})
+
+    @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    def test_weight_that_is_not_finite(self, net, bad, dtype):
+        net.to(dtype)
+        net.layer[1].second.weight.data[3, 4] = bad
+        with pytest.raises(ValueError, match="^layer.1.second.weight holds NaN or Inf"):
+            dynquant.quantize_dynamic(net, inplace=True)
+        assert not swapped(net) and net.training
+        assert swapped(dynquant.quantize_dynamic(net, {nn.Linear: {}, "layer.1.second": None}))
+
+    def test_float64(self, net):
+        net.head.double()
+        with pytest.raises(ValueError, match="^head.weight is torch.float64; allowed"):
+            dynquant.quantize_dynamic(net, inplace=True)
+        assert not swapped(net)
+
+    def test_too_many_columns(self, net):
+        net.head = nn.Linear(65537, 1)
+        with pytest.raises(ValueError, match="^head.weight has 65537 columns; at most 65536"):
+            dynquant.quantize_dynamic(net, inplace=True)
+        assert not swapped(net)
+        net.head = nn.Linear(65536, 1)
+        assert swapped(dynquant.quantize_dynamic(net)) == ALL
+
+    def test_uninitialized(self, net):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            net.head = nn.LazyLinear(3)
+        with pytest.raises(ValueError, match="^head.weight is not initialized"):
+            dynquant.quantize_dynamic(net)
+
+    def test_bare_linear(self):
+        linear = nn.Linear(2, 2)
+        linear.weight.data.fill_(torch.nan)
+        with pytest.raises(ValueError, match="^weight holds NaN"):
+            dynquant.quantize_dynamic(linear)
+
+
+class Overriding(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) * 2
+
+
+class Keeping(nn.Linear):
+    extra = 1
+
+
+class TestTypes:
+    def test_subclass_that_keeps_forward(self):
+        assert swapped(dynquant.quantize_dynamic(nn.Sequential(Keeping(4, 4)))) == {"0"}
+
+    def test_exact_type_before_base_type(self):
+        model = nn.Sequential(Keeping(4, 4), nn.Linear(4, 4))
+        assert swapped(dynquant.quantize_dynamic(model, {Keeping: {}})) == {"0"}
+        spec = {nn.Linear: {}, Keeping: None}
+        assert swapped(dynquant.quantize_dynamic(model, spec)) == {"1"}
+
+    def test_subclass_that_overrides_forward(self):
+        model = nn.Sequential(nn.Linear(4, 4), Overriding(4, 4), nn.Linear(4, 4))
+        model[2].forward = lambda x: x
+        message = (
+            r"left in float: 1 \(Overriding\) has a forward other than Linear's; "
+            r"2 \(Linear\) has a forward other than Linear's"
+        )
+        with pytest.warns(UserWarning, match=message) as caught:
+            quantized = dynquant.quantize_dynamic(model)
+        assert swapped(quantized) == {"0"} and len(caught) == 1
+        assert isinstance(quantized[1], Overriding)
+
+    def test_parametrized(self):
+        linear = parametrizations.weight_norm(nn.Linear(6, 4))
+        linear.parametrizations.weight.original0.data.mul_(3)
+        quantized = dynquant.quantize_dynamic(nn.Sequential(linear))
+        plain = nn.Linear(6, 4)
+        plain.load_state_dict({"weight": linear.weight, "bias": linear.bias})
+        x = torch.randn(2, 6)
+        assert_same(quantized(x), dynquant.quantize_dynamic(plain)(x))
+
+    def test_weight_computed_by_a_hook(self):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            linear = nn.utils.weight_norm(nn.Linear(6, 4))
+        model = nn.Sequential(linear, nn.Linear(4, 4))
+        with pytest.warns(UserWarning, match=r"0 \(Linear\) has a weight that a hook computes"):
+            quantized = dynquant.quantize_dynamic(model, inplace=True)
+        x = torch.randn(2, 6)
+        assert swapped(quantized) == {"1"}
+        assert_same(quantized[0](x), linear(x))
+
+    def test_attention_keeps_its_projections(self):
+        attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        quantized = dynquant.quantize_dynamic(nn.ModuleList([attention, nn.Linear(8, 8)]))
+        assert swapped(quantized) == {"1"}
+        x = torch.randn(2, 3, 8)
+        attention.eval()
+        assert_same(quantized[0](x, x, x)[0], attention(x, x, x)[0])
+        with pytest.warns(UserWarning, match="left as it is: 0.out_proj"):
+            dynquant.quantize_dynamic(quantized, {"0.out_proj"})
+
+    def test_types_without_quantized_form(self, net):
+        with pytest.warns(UserWarning, match="left as it is: Conv2d; ReLU|ReLU; Conv2d") as caught:
+            quantized = dynquant.quantize_dynamic(net, {nn.Linear, nn.ReLU, nn.Conv2d})
+        assert len(caught) == 1 and swapped(quantized) == ALL
+        with pytest.warns(UserWarning, match=r"left as it is: norm \(LayerNorm\)$"):
+            dynquant.quantize_dynamic(net, {"norm", "head"})
+
+    def test_recurrent_types(self):
+        model = nn.ModuleDict({"rnn": nn.LSTM(4, 4), "cell": nn.GRUCell(4, 4)})
+        model["fc"] = nn.Linear(4, 4)
+        message = r"not available yet, left in float: rnn \(LSTM\); cell \(GRUCell\)"
+        with pytest.warns(UserWarning, match=message) as caught:
+            assert swapped(dynquant.quantize_dynamic(model)) == {"fc"}
+        assert len(caught) == 1
+        with pytest.warns(UserWarning, match=message):
+            dynquant.quantize_dynamic(model, {"": {}})
+        with pytest.raises(NotImplementedError, match=r"rnn \(LSTM\) cannot be quantized yet"):
+            dynquant.quantize_dynamic(model, {"rnn"})
+        spec = {nn.Linear: {}, nn.LSTM: None, "cell": None}
+        assert swapped(dynquant.quantize_dynamic(model, spec)) == {"fc"}
+
+
+class Conv1x1(nn.Module):
+    """A type of the user's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+class QuantizedConv(nn.Module):
+    @classmethod
+    def from_float(cls, mod, qconfig):
+        made = cls()
+        made.qconfig = qconfig
+        return made
+
+
+class PlainConv(QuantizedConv):
+    @classmethod
+    def from_float(cls, mod):
+        return cls()
+
+
+class TestMapping:
+    def test_type_of_the_users_own(self):
+        model = nn.Sequential(Conv1x1(), nn.Linear(4, 4))
+        quantized = dynquant.quantize_dynamic(model, mapping={Conv1x1: QuantizedConv})
+        assert [type(module) for module in quantized] == [QuantizedConv, Linear]
+        assert quantized[0].qconfig == QConfig()
+        spec = {Conv1x1: QConfig(symmetric=True)}
+        quantized = dynquant.quantize_dynamic(model, spec, mapping={Conv1x1: QuantizedConv})
+        assert quantized[0].qconfig.symmetric and type(quantized[1]) is nn.Linear
+        again = dynquant.quantize_dynamic(quantized, spec, mapping={Conv1x1: QuantizedConv})
+        assert type(again[0]) is QuantizedConv
+
+    def test_from_float_without_qconfig(self):
+        model = nn.Sequential(Conv1x1(), nn.LSTM(4, 4))
+        mapping = {Conv1x1: PlainConv, nn.LSTM: PlainConv}
+        quantized = dynquant.quantize_dynamic(model, mapping=mapping)
+        assert [type(module) for module in quantized] == [PlainConv, PlainConv]
+        quantized = dynquant.quantize_dynamic(model, {nn.LSTM}, mapping=mapping)
+        assert [type(module) for module in quantized] == [Conv1x1, PlainConv]
+
+    def test_replaces_the_form_of_linear(self):
+        quantized = dynquant.quantize_dynamic(nn.Linear(2, 2), mapping={nn.Linear: PlainConv})
+        assert type(quantized) is PlainConv
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(5, 4)
+        self.a = nn.Linear(4, 5)
+        self.b = nn.Linear(4, 5, bias=False)
+        self.c = self.a
+        self.b.weight = self.a.weight
+        self.list = [self.a]
+
+    def forward(self, x):
+        return self.a(x) + self.b(x) + self.c(x)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+class TestTies:
+    def test_one_module_under_two_names(self, inplace):
+        quantized = dynquant.quantize_dynamic(Tied(), inplace=inplace)
+        assert isinstance(quantized.a, Linear) and quantized.a is quantized.c
+        if not inplace:
+            assert quantized.list == [quantized.a]
+
+    def test_one_weight_in_two_modules(self, inplace, monkeypatch):
+        calls = []
+        original = torch.ops.dynquant.quantize_weight
+        monkeypatch.setattr(
+            torch.ops.dynquant, "quantize_weight", lambda *a: calls.append(1) or original(*a)
+        )
+        quantized = dynquant.quantize_dynamic(Tied(), inplace=inplace)
+        assert quantized.a.packed is quantized.b.packed and len(calls) == 1
+        assert quantized.a.weight_scale is quantized.b.weight_scale
+        assert quantized.a.bias is not None and quantized.b.bias is None
+
+    def test_other_weight_schemes_do_not_share(self, inplace):
+        spec = {nn.Linear: {}, "b": dynquant.per_tensor}
+        quantized = dynquant.quantize_dynamic(Tied(), spec, inplace=inplace)
+        assert quantized.a.weight_scale.shape == (5,) and quantized.b.weight_scale.shape == (1,)
+
+    def test_embedding_keeps_its_weight(self, inplace):
+        model = Tied()
+        model.a.weight = model.b.weight = model.embedding.weight
+        expected = model.embedding.weight.detach().clone()
+        quantized = dynquant.quantize_dynamic(model, inplace=inplace)
+        assert isinstance(quantized.a, Linear)
+        assert_same(quantized.embedding.weight, expected)
+
+    def test_contradiction(self, inplace):
+        with pytest.raises(ValueError, match="'a' and 'c' are one module, asked for differently"):
+            dynquant.quantize_dynamic(Tied(), {nn.Linear: {}, "c": None}, inplace=inplace)
+
+
+class Counter:
+    def __init__(self):
+        self.count = 0
+
+    def __call__(self, *args):
+        self.count += 1
+
+    def double(self, module, args, output):
+        self.count += 1
+        return output * 2
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+class TestHooks:
+    def test_are_kept(self, inplace, net):
+        pre, after, always = Counter(), Counter(), Counter()
+        net.head.register_forward_pre_hook(lambda module, args: pre())
+        net.head.register_forward_hook(lambda module, args, kwargs, out: after(), with_kwargs=True)
+        net.head.register_forward_hook(lambda *a: always(), always_call=True)
+        handle = net.head.register_forward_hook(lambda module, args, output: output * 0)
+        quantized = dynquant.quantize_dynamic(net, inplace=inplace)
+        assert (quantized(torch.randn(2, 8)) == 0).all()
+        assert (pre.count, after.count, always.count) == (1, 1, 1)
+        handle.remove()
+        assert (quantized(torch.randn(2, 8)) == 0).all() != inplace
+
+    def test_with_state(self, inplace, net):
+        counter = Counter()
+        net.head.register_forward_hook(counter.double)
+        x = torch.randn(2, 8)
+        quantized = dynquant.quantize_dynamic(net, inplace=inplace)
+        quantized(x)
+        assert counter.count == inplace  # a copied model has copied hooks
+
+    def test_gradient_hooks(self, inplace, net):
+        seen = []
+        net.head.register_full_backward_hook(lambda module, inputs, outputs: seen.append(inputs))
+        x = torch.randn(2, 8, requires_grad=True)
+        dynquant.quantize_dynamic(net, inplace=inplace)(x).sum().backward()
+        assert len(seen) == 1 and x.grad.shape == (2, 8)
+
+
+class TestQuestionsOfHuggingFace:
+    """How transformers asks a model for its device and dtype."""
+
+    @staticmethod
+    def dtype(model):
+        return next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+
+    @pytest.mark.parametrize("bias", [False, True])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    def test_device_and_dtype(self, bias, dtype):
+        layers = [nn.Linear(4, 4, bias=bias) for _ in range(2)]
+        model = dynquant.quantize_dynamic(nn.Sequential(*layers).to(dtype))
+        for quantized in (model, copy.deepcopy(model)):
+            assert next(quantized.parameters()).dtype == self.dtype(quantized) == dtype
+            assert next(quantized.parameters()).device == torch.device("cpu")
+            assert not any(p.requires_grad for p in quantized.parameters())
+        assert self.dtype(model.half()) == torch.float16
+        assert next(model.to("meta").parameters()).device.type == "meta"
+
+    def test_placeholder_is_empty_and_not_saved(self):
+        layer = dynquant.quantize_dynamic(nn.Linear(4, 4, bias=False))
+        assert sum(p.numel() for p in layer.parameters()) == 0
+        assert set(layer.state_dict()) == {"weight", "weight_scale", "version"}
+
+
+class TestProgress:
+    @pytest.mark.parametrize("slow", [False, True])
+    def test_bar_after_a_second(self, slow, capsys):
+        pytest.importorskip("tqdm")
+
+        class Slow(nn.Module):
+            @classmethod
+            def from_float(cls, mod):
+                time.sleep(0.6 * slow)
+                return cls()
+
+        model = nn.Sequential(*[nn.Linear(2, 2) for _ in range(3)])
+        dynquant.quantize_dynamic(model, mapping={nn.Linear: Slow})
+        assert ("quantizing" in capsys.readouterr().err) == slow
+
+    def test_without_tqdm(self, net, monkeypatch):
+        monkeypatch.setitem(sys.modules, "tqdm", None)
+        assert swapped(dynquant.quantize_dynamic(net)) == ALL
+
+
+def test_meta_model_takes_a_state_dict(net):
+    expected = dynquant.quantize_dynamic(net)
+    with torch.device("meta"):
+        empty = dynquant.quantize_dynamic(Net())
+    empty.load_state_dict(expected.state_dict(), assign=True)
+    x = torch.randn(2, 8)
+    assert_same(empty(x), expected(x))
+    assert not any(tensor.is_meta for tensor in [*empty.parameters(), *empty.buffers()])
+
+
+def test_saved_and_loaded_into_a_new_model(net):
+    quantized = dynquant.quantize_dynamic(net)
+    file = io.BytesIO()
+    torch.save(quantized.state_dict(), file)
+    file.seek(0)
+    other = dynquant.quantize_dynamic(Net())
+    other.load_state_dict(torch.load(file, weights_only=True))
+    x = torch.randn(2, 8)
+    assert_same(other(x), quantized(x))
