@@ -31,7 +31,7 @@ def check_tools():
 
 
 class CMakeBuild(build_ext):
-    """Builds all targets at once, into the package, or beside its sources for an editable install."""
+    """Builds all targets at once into the package, for an editable install beside its sources."""
 
     def run(self):
         check_tools()

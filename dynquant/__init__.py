@@ -1,10 +1,12 @@
 """Exact, accurate and fast int8 dynamic quantization for PyTorch.
 
-    model = dynquant.quantize_dynamic(model)
+model = dynquant.quantize_dynamic(model)
 """
 
-from dynquant import ops  # first: loads the compiled library
-from dynquant import nn
+from dynquant import (
+    nn,
+    ops,  # first: loads the compiled library
+)
 from dynquant.isa import info, set_isa
 from dynquant.observer import Observer
 from dynquant.qconfig import QConfig, per_channel, per_tensor, per_token

@@ -1,4 +1,4 @@
-"""torch.ops.dynquant: loads the compiled ops, and registers what tracing, training and autocast need.
+"""torch.ops.dynquant: loads the compiled ops, registers what tracing and training need.
 
 The schemas and the CPU implementations are in csrc/ops.
 """
@@ -65,10 +65,10 @@ def _columns(packed, k, weight_scale, bias):
     _check_dtype("packed", packed, torch.int8)
     _check_dtype("weight_scale", weight_scale, torch.float32)
     torch._check(packed.dim() == 1, lambda: "packed must have one dimension")
-    if bias is not None:
-        n = bias.shape[0]
-    elif weight_scale.shape[0] != 1:
+    if weight_scale.shape[0] != 1:
         n = weight_scale.shape[0]
+    elif bias is not None:
+        n = bias.shape[0]
     else:
         n = _C.columns_of(int(packed.shape[0]), int(k))
     _check_columns(n, weight_scale, bias)
@@ -187,7 +187,7 @@ def _save_weight(ctx, inputs, output):
 
 
 def _input_gradient(ctx, gradient):
-    """That of a float linear with the dequantized weight, in fp32: rounding passes straight through."""
+    """That of a float linear with the dequantized weight, in fp32; rounding passes through."""
     packed, weight_scale = ctx.saved_tensors
     weight = _ops.unpack_weight(packed, ctx.out_features, ctx.in_features)
     weight = weight.to(torch.float32) * weight_scale[:, None]

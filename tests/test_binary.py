@@ -26,7 +26,7 @@ def libraries():
 
 
 def kernel_objects():
-    found = (ROOT / "build").glob("**/CMakeFiles/**/*.o")
+    found = (ROOT / "build").glob("cpython-*/CMakeFiles/**/*.o")  # not those of the sanitizers
     return sorted(path for path in found if KERNEL_FILE.fullmatch(path.name))
 
 

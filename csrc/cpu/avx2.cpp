@@ -22,8 +22,7 @@ struct Avx2 : Ymm {
     for (int64_t g = 0; g < groups; ++g) {
       uint32_t bytes;
       memcpy(&bytes, q + g * kGroup, sizeof bytes);
-      const uint64_t pairs =
-          (bytes & 0x00FF00FFu) | (uint64_t{(bytes >> 8) & 0x00FF00FFu} << 32);
+      const uint64_t pairs = (bytes & 0x00FF00FFu) | (uint64_t{(bytes >> 8) & 0x00FF00FFu} << 32);
       memcpy(staged + g * kGroupBytes, &pairs, sizeof pairs);
     }
   }

@@ -97,8 +97,8 @@ inline void rescale_rows(const RescaleArgs& a, Out*) {
         int32_t in[Isa::kLanes] = {};
         Out result[Isa::kLanes];
         memcpy(in, acc + c, left * sizeof(int32_t));
-        finish<Isa>(Isa::load_int(in), a.epilogue.scale[m], panel.weight_scale + c,
-                    panel.bias + c, result);
+        finish<Isa>(Isa::load_int(in), a.epilogue.scale[m], panel.weight_scale + c, panel.bias + c,
+                    result);
         memcpy(out + c, result, left * sizeof(Out));
       }
     }

@@ -16,7 +16,10 @@ class FloatEnv {
   FloatEnv() : saved_(_mm_getcsr()) { _mm_setcsr(0x1F80); }
   ~FloatEnv() { _mm_setcsr(saved_); }
 #else
-  FloatEnv() { fegetenv(&saved_); fesetenv(FE_DFL_ENV); }
+  FloatEnv() {
+    fegetenv(&saved_);
+    fesetenv(FE_DFL_ENV);
+  }
   ~FloatEnv() { fesetenv(&saved_); }
 #endif
   FloatEnv(const FloatEnv&) = delete;

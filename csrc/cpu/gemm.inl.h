@@ -36,8 +36,7 @@ struct TileOut {
 
 template <class Isa, int R, int V, class Out>
 __attribute__((noinline)) void tile(const uint8_t* staged, int64_t staged_stride,
-                                    const int8_t* weights, int64_t groups,
-                                    const TileOut<Out>& to) {
+                                    const int8_t* weights, int64_t groups, const TileOut<Out>& to) {
   typename Isa::Int acc[R][V];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
@@ -118,8 +117,7 @@ inline void gemm_to(const GemmArgs& a, Out*) {
   const int64_t strips = ceil_div(a.m, Isa::kTileRows);
   for (int64_t n0 = a.n_begin; n0 < a.n_end; n0 += kPanelColumns) {
     const int64_t columns = a.n_end - n0 < kPanelColumns ? a.n_end - n0 : kPanelColumns;
-    const int8_t* panel =
-        a.panels + n0 / kPanelColumns * (kPanelColumns * kGroup * (1 + a.groups));
+    const int8_t* panel = a.panels + n0 / kPanelColumns * (kPanelColumns * kGroup * (1 + a.groups));
     const PanelColumns values(a.epilogue, n0, columns);
     TileOut<Out> to = {};
     to.column_sums = reinterpret_cast<const int32_t*>(panel);

@@ -71,9 +71,11 @@ struct Kernels {
   const char* name;
   int64_t group_bytes;  // staged bytes for four k of one row
   Range (*range)(const void* x, Dtype dtype, int64_t k);
-  void (*quantize)(const QuantizeArgs&);         // x * factor, plain bytes
-  void (*quantize_staged)(const QuantizeArgs&);  // x * factor, staged and filled up to a whole group
-  void (*quantize_divide)(const QuantizeArgs&);  // x / factor, plain bytes; NaN gives q_min..q_max's 0
+  void (*quantize)(const QuantizeArgs&);  // x * factor, plain bytes
+  void (*quantize_staged)(
+      const QuantizeArgs&);  // x * factor, staged and filled up to a whole group
+  void (*quantize_divide)(
+      const QuantizeArgs&);  // x / factor, plain bytes; NaN gives q_min..q_max's 0
   void (*stage)(const uint8_t* q, int64_t k, uint8_t flip, uint8_t* staged);  // staged = q ^ flip
   void (*gemm)(const GemmArgs&);
   void (*rescale)(const RescaleArgs&);

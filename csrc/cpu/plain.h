@@ -1,5 +1,5 @@
-// An `Isa` type in plain C++ of any width and tile: the scalar set, and in tests the odd shapes that
-// no processor has.
+// An `Isa` type in plain C++ of any width and tile: the scalar set, and in tests the odd shapes
+// that no processor has.
 //
 // What the algorithms ask of an Isa:
 //   kLanes           32-bit lanes of a register

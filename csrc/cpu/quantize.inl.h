@@ -86,8 +86,7 @@ struct Divide {
   static inline typename Isa::Int round(typename Isa::Float x, typename Isa::Float factor,
                                         typename Isa::Int zero_point) {
     typename Isa::Float quotient = Isa::div(x, factor);
-    const typename Isa::Float to_zero =
-        Isa::to_float(Isa::sub(Isa::set_int(0), zero_point));
+    const typename Isa::Float to_zero = Isa::to_float(Isa::sub(Isa::set_int(0), zero_point));
     quotient = Isa::select(Isa::is_nan(quotient), to_zero, quotient);
     quotient = Isa::min(Isa::max(quotient, Isa::set(-1024.0f)), Isa::set(1024.0f));
     return Isa::round_to_int(quotient);

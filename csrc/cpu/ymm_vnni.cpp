@@ -1,5 +1,5 @@
-// VPDPBUSD on 256 bits. Built twice: as AVX-VNNI (VEX encoding), and as the EVEX encoding of the same
-// instruction, which processors with AVX512-VNNI but without AVX-VNNI run.
+// VPDPBUSD on 256 bits. Built twice: as AVX-VNNI (VEX encoding), and as the EVEX encoding of the
+// same instruction, which processors with AVX512-VNNI but without AVX-VNNI run.
 #include "sets.h"
 #include "table.inl.h"
 #include "ymm.h"

@@ -1,7 +1,6 @@
 // choose_qparams, quantize_activation and quantize_with.
-#include "activation.h"
-
 #include "../cpu/dispatch.h"
+#include "activation.h"
 #include "ops.h"
 #include "parallel.h"
 
@@ -51,8 +50,7 @@ struct Params {
   int32_t* zero_points;
 
   Params(const Tensor& x, bool per_token) {
-    const std::vector<int64_t> shape =
-        per_token ? leading_shape(x, -1) : std::vector<int64_t>{1};
+    const std::vector<int64_t> shape = per_token ? leading_shape(x, -1) : std::vector<int64_t>{1};
     scale = empty(shape, ScalarType::Float);
     zero_point = empty(shape, ScalarType::Int);
     scales = static_cast<float*>(scale.mutable_data_ptr());
@@ -88,8 +86,7 @@ std::tuple<Tensor, Tensor, Tensor> quantize_activation(const Tensor& x, bool per
   const Rows rows = rows_of(x, "x");
   const Params params(x, per_token);
   const Kernels& kernels = kernels_in_use();
-  Tensor q =
-      empty(leading_shape(x, rows.k), symmetric ? ScalarType::Char : ScalarType::Byte);
+  Tensor q = empty(leading_shape(x, rows.k), symmetric ? ScalarType::Char : ScalarType::Byte);
   uint8_t* bytes = static_cast<uint8_t*>(q.mutable_data_ptr());
   for_each_row(kernels, rows, dtype, per_token, symmetric,
                [&](int64_t m, const char* x_row, const QParams& p) {

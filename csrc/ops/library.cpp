@@ -18,13 +18,11 @@ STABLE_TORCH_LIBRARY(dynquant, m) {
   m.def("quantize_weight(Tensor weight, bool per_channel=True) -> (Tensor, Tensor)");
   m.def("pack_weight(Tensor qweight) -> Tensor");
   m.def("unpack_weight(Tensor packed, int n, int k) -> Tensor");
-  m.def(
-      "choose_qparams(Tensor x, bool per_token=True, bool symmetric=False) -> (Tensor, Tensor)");
+  m.def("choose_qparams(Tensor x, bool per_token=True, bool symmetric=False) -> (Tensor, Tensor)");
   m.def(
       "quantize_activation(Tensor x, bool per_token=True, bool symmetric=False) -> "
       "(Tensor, Tensor, Tensor)");
-  m.def(
-      "quantize_with(Tensor x, Tensor scale, Tensor zero_point, bool symmetric=False) -> Tensor");
+  m.def("quantize_with(Tensor x, Tensor scale, Tensor zero_point, bool symmetric=False) -> Tensor");
   m.def("int_mm(Tensor q, Tensor zero_point, Tensor packed, int n) -> Tensor");
   m.def(
       "rescale(Tensor acc, Tensor scale, Tensor weight_scale, Tensor? bias, ScalarType dtype) -> "

@@ -43,7 +43,7 @@ struct StagedRow {
   int32_t zero_point;
 };
 
-constexpr int64_t kBlockRows = 192;         // rows whose staged form waits for one pass over panels
+constexpr int64_t kBlockRows = 192;  // rows whose staged form waits for one pass over panels
 constexpr int64_t kBlockBytes = 1024 * 1024;  // but not more than this, where rows are long
 
 template <class Source>
@@ -52,8 +52,7 @@ void multiply(const Kernels& kernels, const Source& source, int64_t m, const Pac
   const int64_t groups = groups_of(weight.k);
   // Rows at a power of two would share few cache sets: a line more between them spreads them.
   const int64_t stride = ceil_div(groups * kernels.group_bytes, 64) * 64 + 64;
-  const int64_t block =
-      std::max<int64_t>(8, std::min(kBlockRows, kBlockBytes / stride));
+  const int64_t block = std::max<int64_t>(8, std::min(kBlockRows, kBlockBytes / stride));
   const int64_t panels = panels_of(weight.n);
   const Split split = choose_split(m, weight.n, weight.k, num_threads());
   run_tasks(split.rows * split.columns, [&](int64_t task) {
@@ -83,8 +82,7 @@ void multiply(const Kernels& kernels, const Source& source, int64_t m, const Pac
       a.m = end - begin;
       a.epilogue = epilogue;
       a.epilogue.scale = scale;
-      a.epilogue.out =
-          static_cast<char*>(epilogue.out) + begin * epilogue.out_stride * out_bytes;
+      a.epilogue.out = static_cast<char*>(epilogue.out) + begin * epilogue.out_stride * out_bytes;
       kernels.gemm(a);
     }
   });
@@ -119,7 +117,9 @@ struct QuantizedRows {
   std::optional<PerRow> scales;
 
   QuantizedRows(const Kernels& k, const Tensor& q, const Tensor& zero_point)
-      : kernels(k), rows(check_q(q)), is_signed(q.scalar_type() == ScalarType::Char),
+      : kernels(k),
+        rows(check_q(q)),
+        is_signed(q.scalar_type() == ScalarType::Char),
         zero_points(per_row(zero_point, "zero_point", ScalarType::Int, q)) {
     const int32_t lowest = is_signed ? -128 : 0;
     for (int64_t m = 0; m < (zero_points.step == 0 ? 1 : rows.m); ++m) {

@@ -8,15 +8,14 @@ namespace dynquant {
 namespace {
 
 // Costs in multiply-adds of one core, measured on a Zen 4.
-constexpr double kQuantizeValue = 40;      // reading, ranging and rounding one activation
-constexpr double kWeightByte = 6;          // one weight byte from L3 or memory
-constexpr double kWakeThreads = 1.0e6;     // a parallel region: some five microseconds
-constexpr double kPanelRow = 64;           // the epilogue of one row of one panel
+constexpr double kQuantizeValue = 40;   // reading, ranging and rounding one activation
+constexpr double kWeightByte = 6;       // one weight byte from L3 or memory
+constexpr double kWakeThreads = 1.0e6;  // a parallel region: some five microseconds
+constexpr double kPanelRow = 64;        // the epilogue of one row of one panel
 
 double cost(int64_t m, int64_t n, int64_t k, int64_t row_parts, int64_t column_parts) {
   const double rows = static_cast<double>(ceil_div(m, row_parts));
-  const double columns =
-      static_cast<double>(ceil_div(panels_of(n), column_parts) * kPanelColumns);
+  const double columns = static_cast<double>(ceil_div(panels_of(n), column_parts) * kPanelColumns);
   const double depth = static_cast<double>(k);
   const double product = std::max(rows, kWeightByte) * columns * depth;
   return product + rows * columns / kPanelColumns * kPanelRow + rows * depth * kQuantizeValue;

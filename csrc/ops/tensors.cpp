@@ -117,11 +117,10 @@ Tensor empty(const std::vector<int64_t>& shape, ScalarType dtype) {
     strides[static_cast<size_t>(d)] = stride;
     stride *= std::max<int64_t>(shape[static_cast<size_t>(d)], 1);
   }
-  const int32_t code =
-      torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  const int32_t code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      dims, shape.data(), strides.data(), code, aoti_torch_device_type_cpu(), 0, &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, shape.data(), strides.data(), code,
+                                                         aoti_torch_device_type_cpu(), 0, &handle));
   return Tensor(handle);
 }
 

@@ -18,8 +18,8 @@ float weight_scale_of(const Range& range) {
   return (-range.lo > range.hi ? -range.lo : range.hi) / 127.0f;
 }
 
-void quantize_weight_row(const Kernels& kernels, const char* x, Dtype dtype, int64_t k, float* scale,
-                         uint8_t* q) {
+void quantize_weight_row(const Kernels& kernels, const char* x, Dtype dtype, int64_t k,
+                         float* scale, uint8_t* q) {
   const bool tiny = *scale < kSmallestScale;
   if (tiny) *scale = 1.0f;
   QuantizeArgs a = {};

@@ -1,5 +1,5 @@
-// The Python module _C: the kernel table, detection, forcing an instruction set, and the raw kernels
-// over numpy arrays. It shares libdynquant's state.
+// The Python module _C: the kernel table, detection, forcing an instruction set, and the raw
+// kernels over numpy arrays. It shares libdynquant's state.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -66,8 +66,8 @@ Array<uint8_t> quantize(const std::string& isa, const Array<float>& x, float inv
                         int32_t zero_point, int32_t q_min, int32_t q_max) {
   Array<uint8_t> q(x.size());
   const FloatEnv env;
-  kernels_of(isa).quantize({x.data(), Dtype::f32, x.size(), inv, zero_point, q_min, q_max, 0,
-                            q.mutable_data()});
+  kernels_of(isa).quantize(
+      {x.data(), Dtype::f32, x.size(), inv, zero_point, q_min, q_max, 0, q.mutable_data()});
   return q;
 }
 

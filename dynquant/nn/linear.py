@@ -18,6 +18,7 @@ MAX_IN_FEATURES = 65536  # beyond it a sum could leave int32
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 _linear_dynamic = torch.ops.dynquant.linear_dynamic.default
+_linear_without_gradient = torch.ops.dynquant.linear_dynamic.inference
 _scaled_mm = torch.ops.dynquant.scaled_mm.default
 
 
@@ -146,7 +147,9 @@ class Linear(nn.Module):
             if x.is_nested:  # nn.TransformerEncoder makes such where its first layer is float
                 rows = [self(part) for part in x.unbind()]
                 return torch.nested.as_nested_tensor(rows, layout=x.layout)
-            return _linear_dynamic(x, packed, weight_scale, bias, self.per_token, self.symmetric)
+            wants_gradient = x.requires_grad and torch.is_grad_enabled()
+            linear = _linear_dynamic if wants_gradient else _linear_without_gradient
+            return linear(x, packed, weight_scale, bias, self.per_token, self.symmetric)
         dtype = x.dtype
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)

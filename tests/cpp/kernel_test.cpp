@@ -96,8 +96,13 @@ void test_gemm(const Kernels& kernels, const Case& c) {
   for (int with_bias = 0; with_bias < 2; ++with_bias) {
     for (int per_channel = 0; per_channel < 2; ++per_channel) {
       std::vector<float> y(sums.size()), rescaled(sums.size());
-      a.epilogue = {c.scale.data(),       c.weight_scale.data(), per_channel == 1,
-                    with_bias ? c.bias.data() : nullptr, y.data(), Dtype::f32, c.n};
+      a.epilogue = {c.scale.data(),
+                    c.weight_scale.data(),
+                    per_channel == 1,
+                    with_bias ? c.bias.data() : nullptr,
+                    y.data(),
+                    Dtype::f32,
+                    c.n};
       kernels.gemm(a);
       RescaleArgs r = {sums.data(), c.n, c.m, c.n, a.epilogue};
       r.epilogue.out = rescaled.data();
@@ -166,8 +171,8 @@ void test_16_bits(const Kernels& kernels, Dtype dtype) {
     for (T value : values) bias.push_back(widen(value));
     const int32_t zeros[0x400] = {};
     const float scale = -1.0f, one = 1.0f;  // -0 + y is y, for -0 as well
-    const RescaleArgs a = {zeros, 0x400, 1, 0x400,
-                           {&scale, &one, false, bias.data(), out.data(), dtype, 0x400}};
+    const RescaleArgs a = {
+        zeros, 0x400, 1, 0x400, {&scale, &one, false, bias.data(), out.data(), dtype, 0x400}};
     kernels.rescale(a);
     for (uint32_t i = 0; i < 0x400u; ++i) {
       const bool equal = out[i].bits == values[i].bits;

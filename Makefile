@@ -1,0 +1,54 @@
+# One line each; every target sets up what it needs in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install -q -c constraints.txt
+NATIVE := $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h' 2>/dev/null)
+
+.PHONY: demo test lint format wheel sanitize clean
+demo: $(VENV)/demo
+	$(BIN)/python -m benchmarks.demo
+
+test: $(VENV)/dev build/kernel_test
+	build/kernel_test
+	$(BIN)/python -m pytest tests
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/clang-format --dry-run -Werror $(NATIVE)
+
+format: $(VENV)/dev
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/clang-format -i $(NATIVE)
+
+wheel: $(VENV)/dev
+	$(BIN)/pip wheel -q --no-build-isolation --no-deps -w dist .
+
+sanitize: $(VENV)/tools
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -G Ninja -S . -B build/sanitize -DDYNQUANT_TORCH=OFF -DDYNQUANT_SANITIZE=ON
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/sanitize --target kernel_test
+	build/sanitize/kernel_test
+
+clean:
+	rm -rf build dist $(VENV) dynquant/*.so *.egg-info
+
+# torch goes first: the package is compiled against the one that it will run with.
+$(VENV)/tools: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch pybind11 ninja cmake setuptools wheel numpy
+	touch $@
+
+$(VENV)/built: $(VENV)/tools CMakeLists.txt setup.py pyproject.toml $(NATIVE)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation --no-deps -e .
+	touch $@
+
+$(VENV)/dev: $(VENV)/built
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation -e '.[test,lint]'
+	touch $@
+
+$(VENV)/demo: $(VENV)/built
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation -e '.[demo]'
+	touch $@
+
+build/kernel_test: $(VENV)/tools CMakeLists.txt $(NATIVE)
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -G Ninja -S . -B build/kernels -DDYNQUANT_TORCH=OFF
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/kernels --target kernel_test
+	cp build/kernels/kernel_test $@
