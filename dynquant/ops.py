@@ -65,12 +65,15 @@ def _columns(packed, k, weight_scale, bias):
     _check_dtype("packed", packed, torch.int8)
     _check_dtype("weight_scale", weight_scale, torch.float32)
     torch._check(packed.dim() == 1, lambda: "packed must have one dimension")
-    if weight_scale.shape[0] != 1:
-        n = weight_scale.shape[0]
-    elif bias is not None:
+    size = packed.shape[0]
+    if isinstance(size, int) and isinstance(k, int):
+        n = _C.columns_of(size, k)
+    elif bias is not None:  # dynamic sizes: the length of packed tells N only once it is fixed
         n = bias.shape[0]
+    elif weight_scale.shape[0] != 1:
+        n = weight_scale.shape[0]
     else:
-        n = _C.columns_of(int(packed.shape[0]), int(k))
+        n = _C.columns_of(int(size), int(k))
     _check_columns(n, weight_scale, bias)
     return n
 

@@ -440,7 +440,7 @@ class TestTransformerEncoder:
         quantized = dynquant.quantize_dynamic(encoder)
         program = torch.export.export(quantized, (inputs[0],))
         ops = [str(node.target) for node in program.graph.nodes if "dynquant" in str(node.target)]
-        assert ops == ["dynquant.linear_dynamic.default"] * 4
+        assert len(ops) == 4 and all(op.startswith("dynquant.linear_dynamic.") for op in ops)
         torch.testing.assert_close(program.module()(inputs[0]), quantized(inputs[0]))
 
     def test_decoder_and_whole_transformer(self):
@@ -462,7 +462,7 @@ class TestTracing:
 
         assert_same(torch.compile(layer, fullgraph=True, backend=backend)(x), layer(x))
         calls = [node for node in graphs[0].graph.nodes if node.op == "call_function"]
-        assert [str(node.target) for node in calls] == ["dynquant.linear_dynamic.default"]
+        assert [str(node.target) for node in calls] == ["dynquant.linear_dynamic.inference"]
 
     def test_compile_with_dynamic_rows(self):
         layer = quantized()
