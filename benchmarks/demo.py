@@ -9,6 +9,7 @@ import argparse
 import copy
 import os
 import statistics
+import sys
 import time
 import warnings
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
 
 BATCHES = (1, 32)
+LOWEST_COSINE, MEAN_COSINE = 0.995, 0.998  # what dynquant promises for this model
 SUBJECTS = ("The committee", "A small robot", "My neighbour", "The new library", "Every student")
 VERBS = ("postponed", "described", "painted", "measured", "forgot")
 OBJECTS = ("the budget for next year.", "a bridge over the river.", "an old map of the city.")
@@ -53,18 +55,18 @@ class Variant:
         )
 
     def linear_bytes(self):
-        return sum(
-            _weight_bytes(module)
-            for module in self.model.modules()
-            if hasattr(module, "weight")
-            if "Linear" in type(module).__name__
-        )
+        return sum(_weight_bytes(module) for module in self.model.modules())
 
 
-def _weight_bytes(linear):
-    """A quantized weight has one byte a value, in whichever form its class holds it."""
-    value_bytes = linear.weight.element_size() if type(linear) is nn.Linear else 1
-    return linear.in_features * linear.out_features * value_bytes
+def _weight_bytes(module):
+    """What the memory holds of a linear's weight, scales included, in each of the three forms."""
+    if type(module) is nn.Linear:
+        return module.weight.nbytes
+    if isinstance(module, dynquant.nn.Linear):
+        return module.packed.nbytes + module.weight_scale.nbytes
+    if isinstance(module, torch.ao.nn.quantized.Linear):
+        return module.weight().numel() * module.weight().element_size()
+    return 0
 
 
 def load():
@@ -149,6 +151,9 @@ def main():
     measure(variants, arguments.rounds)
     report(variants)
     plot(variants, arguments.plot)
+    cosine = cosines(variants[1], variants[0])
+    if cosine.min() < LOWEST_COSINE or cosine.mean() < MEAN_COSINE:
+        sys.exit(f"dynquant's cosines fell below {LOWEST_COSINE} (lowest) and {MEAN_COSINE} (mean)")
     print(f"The same as a picture: {arguments.plot}")
 
 

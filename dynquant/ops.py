@@ -19,7 +19,13 @@ _library = torch.library.Library("dynquant", "FRAGMENT")
 
 
 def _fake(name):
-    return torch.library.register_fake(f"dynquant::{name}", lib=_library)
+    """Registers a function as an op's fake, and its docstring as the op's."""
+
+    def register(function):
+        getattr(_ops, name.partition(".")[0]).__doc__ = function.__doc__
+        return torch.library.register_fake(f"dynquant::{name}", function, lib=_library)
+
+    return register
 
 
 def _check_dtype(name, tensor, *allowed):
@@ -93,6 +99,18 @@ def _check_columns(n, weight_scale, bias):
 
 @_fake("quantize_weight")
 def _(weight, per_channel=True):
+    """The symmetric int8 form of a weight: clamp(rint(weight / scale), -127, 127).
+
+    Args:
+        weight: fp32, bf16 or fp16 [N, K], K at most 65,536.
+        per_channel: one scale, max|row| / 127, for each row; otherwise one for all.
+
+    Returns:
+        int8 [N, K] and fp32 [N] (or [1]).
+
+    Raises:
+        RuntimeError: another dtype, device or shape; NaN or Inf in the weight.
+    """
     _check_dtype("weight", weight, *FLOAT_DTYPES)
     _check_matrix("weight", weight)
     scale = weight.new_empty(weight.shape[0] if per_channel else 1, dtype=torch.float32)
@@ -101,6 +119,17 @@ def _(weight, per_channel=True):
 
 @_fake("pack_weight")
 def _(qweight):
+    """The weight in the layout that the kernels read, the same on every CPU.
+
+    Args:
+        qweight: int8 [N, K] in [-127, 127], K at most 65,536.
+
+    Returns:
+        int8 [bytes]: a header (N, K, layout version), the weight and its column sums.
+
+    Raises:
+        RuntimeError: another dtype, device or shape; a value of -128.
+    """
     _check_dtype("qweight", qweight, torch.int8)
     _check_matrix("qweight", qweight)
     n, k = (int(size) for size in qweight.shape)
@@ -109,12 +138,31 @@ def _(qweight):
 
 @_fake("unpack_weight")
 def _(packed, n, k):
+    """int8 [n, k], what pack_weight was given.
+
+    Raises:
+        RuntimeError: packed is no packed weight of this layout version, or not of that N and K.
+    """
     _check_dtype("packed", packed, torch.int8)
     return packed.new_empty(n, k)
 
 
 @_fake("choose_qparams")
 def _(x, per_token=True, symmetric=False):
+    """Scale (fp32) and zero point (int32) of activations, each of shape x.shape[:-1] or [1].
+
+    Asymmetric: lo = min(0, min x), hi = max(0, max x), scale = (hi - lo) / 255, zero_point =
+    clamp(rint(-lo * (255 / (hi - lo))), 0, 255). Symmetric: scale = max|x| / 127, zero_point = 0.
+    A row without range has scale 1, one with NaN or Inf has scale NaN.
+
+    Args:
+        x: fp32, bf16 or fp16 [..., K], any strides.
+        per_token: for each row; otherwise one for the whole tensor.
+        symmetric: the scheme.
+
+    Raises:
+        RuntimeError: another dtype or device, or a scalar.
+    """
     _check_dtype("x", x, *FLOAT_DTYPES)
     shape = _lead("x", x) if per_token else (1,)
     return x.new_empty(shape, dtype=torch.float32), x.new_empty(shape, dtype=torch.int32)
@@ -126,6 +174,14 @@ def _q_dtype(symmetric):
 
 @_fake("quantize_activation")
 def _(x, per_token=True, symmetric=False):
+    """x in 8 bits under the parameters that choose_qparams gives.
+
+    Returns:
+        q, uint8 (asymmetric) or int8 (symmetric) of x's shape; scale; zero_point.
+
+    Raises:
+        RuntimeError: as choose_qparams.
+    """
     _check_dtype("x", x, *FLOAT_DTYPES)
     shape = _lead("x", x) if per_token else (1,)
     q = x.new_empty(x.shape, dtype=_q_dtype(symmetric))
@@ -134,6 +190,17 @@ def _(x, per_token=True, symmetric=False):
 
 @_fake("quantize_with")
 def _(x, scale, zero_point, symmetric=False):
+    """x in 8 bits under given parameters: clamp(rint(x / scale) + zero_point); NaN gives 0.
+
+    Args:
+        x: fp32, bf16 or fp16 [..., K].
+        scale: fp32 of shape x.shape[:-1] or [1].
+        zero_point: int32 likewise, in [0, 255]; 0 where symmetric.
+        symmetric: q is int8 in [-127, 127]; otherwise uint8.
+
+    Raises:
+        RuntimeError: another dtype, device, shape, or a zero point out of range.
+    """
     _check_device(x=x, scale=scale, zero_point=zero_point)
     _check_dtype("x", x, *FLOAT_DTYPES)
     _lead("x", x)
@@ -144,6 +211,20 @@ def _(x, scale, zero_point, symmetric=False):
 
 @_fake("int_mm")
 def _(q, zero_point, packed, n):
+    """(q - zero_point) @ weight.T in int32, exact.
+
+    Args:
+        q: uint8 or int8 [..., K].
+        zero_point: int32 of shape q.shape[:-1] or [1], within q's dtype.
+        packed: what pack_weight gave.
+        n: its N.
+
+    Returns:
+        int32 [..., n].
+
+    Raises:
+        RuntimeError: another dtype, device, shape, or a zero point out of range.
+    """
     _check_device(q=q, zero_point=zero_point, packed=packed)
     _check_dtype("q", q, torch.uint8, torch.int8)
     _check_dtype("packed", packed, torch.int8)
@@ -154,6 +235,18 @@ def _(q, zero_point, packed, n):
 
 @_fake("rescale")
 def _(acc, scale, weight_scale, bias, dtype):
+    """(float(acc) * scale) * weight_scale + bias, each step rounded to fp32, then to dtype.
+
+    Args:
+        acc: int32 [..., N].
+        scale: fp32 of shape acc.shape[:-1] or [1].
+        weight_scale: fp32 [N] or [1].
+        bias: fp32, bf16 or fp16 [N], or None.
+        dtype: torch.float32, bfloat16 or float16.
+
+    Raises:
+        RuntimeError: another dtype, device or shape.
+    """
     _check_device(acc=acc, scale=scale, weight_scale=weight_scale, bias=bias)
     _check_dtype("acc", acc, torch.int32)
     _lead("acc", acc)
@@ -165,6 +258,14 @@ def _(acc, scale, weight_scale, bias, dtype):
 
 @_fake("scaled_mm")
 def _(q, scale, zero_point, packed, weight_scale, bias, dtype):
+    """int_mm and rescale in one step, with the arguments of both; the same bits.
+
+    Returns:
+        [..., N] in dtype.
+
+    Raises:
+        RuntimeError: as int_mm and rescale.
+    """
     _check_device(
         q=q, scale=scale, zero_point=zero_point, packed=packed, weight_scale=weight_scale, bias=bias
     )
@@ -177,6 +278,25 @@ def _(q, scale, zero_point, packed, weight_scale, bias, dtype):
 
 
 def _fake_linear(x, packed, weight_scale, bias=None, per_token=True, symmetric=False):
+    """A linear layer whose input is quantized at run time: quantize_activation and scaled_mm fused.
+
+    Under autocast x alone is cast. The gradient of x is that of a float linear with the
+    dequantized weight; the other arguments get none. The overload `inference` is the same without
+    a gradient, and cheaper to call.
+
+    Args:
+        x: fp32, bf16 or fp16 [..., K], any strides.
+        packed: what pack_weight gave, of that K.
+        weight_scale: fp32 [N] or [1].
+        bias: fp32, bf16 or fp16 [N], or None.
+        per_token, symmetric: as in choose_qparams.
+
+    Returns:
+        [..., N] in x's dtype.
+
+    Raises:
+        RuntimeError: another dtype, device or shape.
+    """
     _check_device(x=x, packed=packed, weight_scale=weight_scale, bias=bias)
     _check_dtype("x", x, *FLOAT_DTYPES)
     lead = _lead("x", x)
@@ -204,7 +324,7 @@ torch.library.register_autograd(
 
 def _register_linear(name, op):
     """Fake and autocast: under autocast x alone is cast, and the output has its dtype."""
-    torch.library.register_fake(f"dynquant::{name}", _fake_linear, lib=_library)
+    _fake(name)(_fake_linear)
 
     def register_autocast(device, key):
         excluded = torch._C.DispatchKeySet(key)

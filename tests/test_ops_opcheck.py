@@ -104,3 +104,8 @@ def test_the_arguments_have_their_documented_names():
     for name in OPS:
         schema = op_named(name)._schema
         assert tuple(argument.name for argument in schema.arguments) == OPS[name]
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_every_op_is_documented(name):
+    assert "Raises:" in getattr(torch.ops.dynquant, name).__doc__
