@@ -21,14 +21,14 @@ struct Columns {
   Columns(const Tensor& scale, const std::optional<Tensor>& given_bias, int64_t n) {
     check_tensor(scale, "weight_scale", {ScalarType::Float});
     check(scale.dim() == 1 && (scale.size(0) == n || scale.size(0) == 1),
-          "weight_scale must have the shape [", n, "] or [1], got ", shape_text(scale));
+          "weight_scale must have the shape [", n, "] or [1], got ", ShapeOf(scale));
     weight_scale = scale.is_contiguous() ? scale : torch::stable::contiguous(scale);
     args.weight_scale = static_cast<const float*>(weight_scale.const_data_ptr());
     args.per_channel = scale.size(0) == n;
     if (!given_bias.has_value()) return;
     const Dtype dtype = check_float(*given_bias, "bias");
     check(given_bias->dim() == 1 && given_bias->size(0) == n, "bias must have the shape [", n,
-          "], got ", shape_text(*given_bias));
+          "], got ", ShapeOf(*given_bias));
     bias = *given_bias;
     if (dtype != Dtype::f32) bias = torch::stable::to(*bias, ScalarType::Float);
     if (!bias->is_contiguous()) bias = torch::stable::contiguous(*bias);
@@ -146,7 +146,7 @@ struct QuantizedRows {
 
 void check_inner(const char* name, const Rows& rows, const Tensor& given, const Packed& weight) {
   check(rows.k == weight.k, name, " must have K = ", weight.k,
-        " as its last dimension, like packed, got ", shape_text(given));
+        " as its last dimension, like packed, got ", ShapeOf(given));
 }
 
 }  // namespace

@@ -2,12 +2,12 @@
 
 namespace dynquant {
 
-std::string shape_text(const Tensor& t) {
-  std::ostringstream text;
-  text << '[';
-  for (int64_t d = 0; d < t.dim(); ++d) text << (d == 0 ? "" : ", ") << t.size(d);
-  text << ']';
-  return text.str();
+std::ostream& operator<<(std::ostream& out, const ShapeOf& shape) {
+  out << '[';
+  for (int64_t d = 0; d < shape.tensor.dim(); ++d) {
+    out << (d == 0 ? "" : ", ") << shape.tensor.size(d);
+  }
+  return out << ']';
 }
 
 const char* dtype_text(ScalarType dtype) {
@@ -130,8 +130,8 @@ PerRow per_row(const Tensor& t, const char* name, ScalarType dtype, const Tensor
   const auto given = t.sizes();
   const bool for_each = std::vector<int64_t>(given.begin(), given.end()) == wanted;
   const bool single = t.dim() == 1 && t.size(0) == 1;
-  check(for_each || single, name, " must have the shape [1] or that of the rows of ",
-        shape_text(rows), ", got ", shape_text(t));
+  check(for_each || single, name, " must have the shape [1] or that of the rows of ", ShapeOf(rows),
+        ", got ", ShapeOf(t));
   const Tensor dense = t.is_contiguous() ? t : torch::stable::contiguous(t);
   return {dense, dense.const_data_ptr(), for_each ? 1 : 0};
 }

@@ -18,6 +18,15 @@ namespace dynquant {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+// A tensor's shape as a part of a message: made into text only where there is a message.
+struct ShapeOf {
+  explicit ShapeOf(const Tensor& t) : tensor(t) {}
+  const Tensor& tensor;
+};
+std::ostream& operator<<(std::ostream& out, const ShapeOf& shape);
+
+const char* dtype_text(ScalarType dtype);
+
 template <class... Parts>
 [[noreturn]] void fail(const Parts&... parts) {
   std::ostringstream text;
@@ -29,9 +38,6 @@ template <class... Parts>
 inline void check(bool holds, const Parts&... parts) {
   if (__builtin_expect(!holds, 0)) fail(parts...);
 }
-
-std::string shape_text(const Tensor& t);
-const char* dtype_text(ScalarType dtype);
 
 // A dense CPU tensor of one of the dtypes; anything else is an error that names the argument.
 void check_tensor(const Tensor& t, const char* name, std::initializer_list<ScalarType> dtypes);

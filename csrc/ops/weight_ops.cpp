@@ -34,7 +34,7 @@ void quantize_weight_row(const Kernels& kernels, const char* x, Dtype dtype, int
 }
 
 void check_weight_shape(const Tensor& t, const char* name) {
-  check(t.dim() == 2, name, " must have two dimensions [N, K], got ", shape_text(t));
+  check(t.dim() == 2, name, " must have two dimensions [N, K], got ", ShapeOf(t));
   check(t.size(1) <= kMaxK, name, " has K = ", t.size(1), ", more than ", kMaxK,
         ", beyond which int32 sums may overflow");
   check(t.size(0) < kMaxN, name, " has N = ", t.size(0), ", more than ", kMaxN - 1);
@@ -101,7 +101,7 @@ Packed check_packed(const Tensor& packed) {
   check_tensor(packed, "packed", {ScalarType::Char});
   check(packed.dim() == 1 && packed.is_contiguous(),
         "packed must be the contiguous one-dimensional tensor that pack_weight gives, got shape ",
-        shape_text(packed));
+        ShapeOf(packed));
   check(packed.numel() >= kHeaderBytes, "packed is too small to be a packed weight");
   const int8_t* base = static_cast<const int8_t*>(packed.const_data_ptr());
   PackedHeader header;
