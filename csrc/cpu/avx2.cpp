@@ -31,6 +31,7 @@ struct Avx2 : Ymm {
     return {_mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8), _mm256_srai_epi16(bytes, 8)};
   }
   static inline Activation load_activation(const uint8_t* p) { return p; }
+  static inline void keep(Weights& w) { asm volatile("" : "+x"(w.even), "+x"(w.odd)); }
   static inline Int dot(Int acc, Activation a, Weights w) {
     acc = _mm256_add_epi32(acc, _mm256_madd_epi16(pair(a), w.even));
     return _mm256_add_epi32(acc, _mm256_madd_epi16(pair(a + 4), w.odd));

@@ -80,6 +80,7 @@ struct Avx512Vnni {
     memcpy(&group, p, sizeof group);
     return _mm512_set1_epi32(group);
   }
+  static inline void keep(Weights& w) { asm volatile("" : "+v"(w)); }
   static inline Int dot(Int acc, Activation a, Weights w) { return _mm512_dpbusd_epi32(acc, a, w); }
 };
 

@@ -79,6 +79,10 @@ struct Kernels {
   void (*stage)(const uint8_t* q, int64_t k, uint8_t flip, uint8_t* staged);  // staged = q ^ flip
   void (*gemm)(const GemmArgs&);
   void (*rescale)(const RescaleArgs&);
+
+  // For benchmarks: what the machine could give at best (probe.inl.h).
+  int64_t (*peak)(int64_t steps);
+  int32_t (*read)(const void* data, int64_t bytes);
 };
 
 }  // namespace dynquant

@@ -10,7 +10,8 @@
 //   float part       load store set mul div add_float min max is_nan either any no_mask select
 //                    round_to_int to_float reduce_min reduce_max
 //   integer part     load_int store_int set_int add sub mul_int min_int max_int store_bytes
-//   product          stage load_weights load_activation dot
+//   product          stage load_weights load_activation dot, and keep, which hides a value from
+//                    the optimizer
 // min and max give their second operand where either is NaN. Integer arithmetic wraps.
 #pragma once
 
@@ -152,6 +153,7 @@ struct Plain {
     memcpy(&a, p, sizeof a);
     return a;
   }
+  static inline void keep(Weights& w) { asm volatile("" : "+m"(w)); }
   static inline Int dot(Int acc, Activation a, Weights w) {
     return each<Int>([=](int i) {
       int32_t sum = 0;

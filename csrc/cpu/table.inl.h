@@ -2,6 +2,7 @@
 #pragma once
 
 #include "gemm.inl.h"
+#include "probe.inl.h"
 #include "quantize.inl.h"
 
 namespace dynquant {
@@ -17,7 +18,9 @@ constexpr Kernels table_of(const char* name) {
           &quantize<Isa, Divide>,
           &stage<Isa>,
           &gemm<Isa>,
-          &rescale<Isa>};
+          &rescale<Isa>,
+          &peak<Isa>,
+          &read<Isa>};
 }
 
 }  // namespace

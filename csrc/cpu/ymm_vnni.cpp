@@ -23,6 +23,7 @@ struct YmmVnni : Ymm {
     memcpy(&group, p, sizeof group);
     return _mm256_set1_epi32(group);
   }
+  static inline void keep(Weights& w) { asm volatile("" : "+x"(w)); }
   static inline Int dot(Int acc, Activation a, Weights w) {
 #if defined(__AVXVNNI__)
     return _mm256_dpbusd_avx_epi32(acc, a, w);

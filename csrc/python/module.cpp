@@ -12,6 +12,7 @@
 #include "../cpu/dispatch.h"
 #include "../cpu/float_env.h"
 #include "../cpu/layout.h"
+#include "probes.h"
 
 namespace py = pybind11;
 
@@ -125,4 +126,25 @@ PYBIND11_MODULE(_C, m) {
         "clamp(rint(x * inv) + zero_point, q_min, q_max) as bytes.");
   m.def("gemm", &dynquant::gemm, py::arg("isa"), py::arg("q"), py::arg("zero_point"),
         py::arg("packed"), "(q - zero_point) @ weight.T in int32; q is uint8 [M, K].");
+  m.def(
+      "peak_rate",
+      [](const std::string& isa, double seconds) {
+        return dynquant::peak_rate(dynquant::kernels_of(isa), seconds);
+      },
+      py::arg("isa"), py::arg("seconds") = 0.1,
+      "Multiply-adds a second of the set's product on registers alone, one thread.");
+  m.def(
+      "read_rate",
+      [](const std::string& isa, int64_t bytes, double seconds) {
+        return dynquant::read_rate(dynquant::kernels_of(isa), bytes, seconds);
+      },
+      py::arg("isa"), py::arg("bytes"), py::arg("seconds") = 0.1,
+      "Bytes a second of reading a buffer of that size, one thread.");
+  m.def(
+      "linear_seconds",
+      [](const std::string& isa, int64_t rows, int64_t n, int64_t k, double seconds) {
+        return dynquant::linear_seconds(dynquant::kernels_of(isa), rows, n, k, seconds);
+      },
+      py::arg("isa"), py::arg("m"), py::arg("n"), py::arg("k"), py::arg("seconds") = 0.1,
+      "Seconds of one quantization and product, fp32 in and out, one thread.");
 }

@@ -1,0 +1,97 @@
+#include "probes.h"
+
+#include <chrono>
+#include <memory>
+#include <vector>
+
+#include "../cpu/float_env.h"
+#include "../cpu/layout.h"
+#include "../cpu/qparams.h"
+
+namespace dynquant {
+namespace {
+
+double now() {
+  using clock = std::chrono::steady_clock;
+  return std::chrono::duration<double>(clock::now().time_since_epoch()).count();
+}
+
+// Seconds for one call of f: the shortest of several batches that together take `seconds`.
+template <class F>
+double time_calls(double seconds, const F& f) {
+  constexpr int kBatches = 7;
+  f();
+  double begin = now();
+  f();
+  const double once = now() - begin;
+  const int64_t calls = 1 + static_cast<int64_t>(seconds / kBatches / (once + 1e-9));
+  double shortest = 1e9;
+  for (int batch = 0; batch < kBatches; ++batch) {
+    begin = now();
+    for (int64_t i = 0; i < calls; ++i) f();
+    const double each = (now() - begin) / static_cast<double>(calls);
+    shortest = each < shortest ? each : shortest;
+  }
+  return shortest;
+}
+
+struct Aligned {
+  std::vector<uint8_t> memory;
+  uint8_t* data;
+  explicit Aligned(int64_t bytes) : memory(static_cast<size_t>(bytes) + 64, 1) {
+    data = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64;
+  }
+};
+
+}  // namespace
+
+double peak_rate(const Kernels& kernels, double seconds) {
+  constexpr int64_t kSteps = 100000;
+  const double each = time_calls(seconds, [&] { kernels.peak(kSteps); });
+  return static_cast<double>(kernels.peak(1)) * kSteps / each;
+}
+
+double read_rate(const Kernels& kernels, int64_t bytes, double seconds) {
+  const Aligned buffer(bytes);
+  volatile int32_t sink = 0;
+  const double each = time_calls(seconds, [&] { sink = kernels.read(buffer.data, bytes); });
+  (void)sink;
+  return static_cast<double>(bytes) / each;
+}
+
+double linear_seconds(const Kernels& kernels, int64_t m, int64_t n, int64_t k, double seconds) {
+  const FloatEnv env;
+  std::vector<float> x(static_cast<size_t>(m * k)), columns(static_cast<size_t>(n), 0.5f);
+  for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i % 251) - 100.0f;
+  const Aligned packed(packed_bytes(n, k)), out(m * n * static_cast<int64_t>(sizeof(float)));
+  const int64_t stride = ceil_div(groups_of(k) * kernels.group_bytes, 64) * 64 + 64;
+  const Aligned staged(m * stride);
+  std::vector<float> scale(static_cast<size_t>(m));
+  std::vector<int32_t> zero_point(static_cast<size_t>(m));
+  GemmArgs a = {};
+  a.staged = staged.data;
+  a.staged_stride = stride;
+  a.zero_point = zero_point.data();
+  a.m = m;
+  a.panels = reinterpret_cast<const int8_t*>(packed.data) + kHeaderBytes;
+  a.groups = groups_of(k);
+  a.n_end = n;
+  a.epilogue = {scale.data(), columns.data(), true, columns.data(), out.data, Dtype::f32, n};
+  return time_calls(seconds, [&] {
+    for (int64_t row = 0; row < m; ++row) {
+      const float* values = x.data() + row * k;
+      const QParams p = choose_qparams(kernels.range(values, Dtype::f32, k), false);
+      QuantizeArgs q = quantize_args(p, false, true);
+      q.x = values;
+      q.dtype = Dtype::f32;
+      q.k = k;
+      q.q = staged.data + row * stride;
+      kernels.quantize_staged(q);
+      scale[static_cast<size_t>(row)] = p.scale;
+      zero_point[static_cast<size_t>(row)] = p.zero_point;
+    }
+    kernels.gemm(a);
+  });
+}
+
+}  // namespace dynquant
