@@ -47,7 +47,8 @@ struct Avx512Vnni {
   static inline Float add_float(Float a, Float b) { return _mm512_add_ps(a, b); }
   static inline Float min(Float a, Float b) { return _mm512_min_ps(a, b); }
   static inline Float max(Float a, Float b) { return _mm512_max_ps(a, b); }
-  static inline Mask is_nan(Float a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q); }
+  static inline Mask unordered(Float a, Float b) { return _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q); }
+  static inline Mask is_nan(Float a) { return unordered(a, a); }
   static inline Mask no_mask() { return 0; }
   static inline Mask either(Mask a, Mask b) { return static_cast<Mask>(a | b); }
   static inline bool any(Mask a) { return a != 0; }

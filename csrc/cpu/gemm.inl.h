@@ -22,6 +22,18 @@ constexpr int tile_vectors(int rows) {
   return vectors;
 }
 
+// The next panel on its way to the L2 cache while this one is computed: one line for each group of
+// each pass. Only tiles narrower than a panel need it: they read a line here and there, which the
+// processor's own prefetcher follows poorly; whole panels are one stream, which it follows well.
+struct Ahead {
+  const int8_t* at;
+  int64_t step;  // bytes for each group
+};
+
+constexpr int64_t kStaysInL2 = 1024 * 1024;  // weights of which nothing needs to be fetched ahead
+constexpr int64_t kLine = 64;
+constexpr int64_t kNearGroups = 8;  // this panel, on its way from the L2 to the L1 cache
+
 // Where one tile's results go, and the column values that they need.
 template <class Out>
 struct TileOut {
@@ -36,7 +48,10 @@ struct TileOut {
 
 template <class Isa, int R, int V, class Out>
 __attribute__((noinline)) void tile(const uint8_t* staged, int64_t staged_stride,
-                                    const int8_t* weights, int64_t groups, const TileOut<Out>& to) {
+                                    const int8_t* weights, int64_t groups, Ahead ahead,
+                                    const TileOut<Out>& to) {
+  constexpr int kBytes = V * Isa::kLanes * static_cast<int>(kGroup);
+  constexpr int kStep = static_cast<int>(kPanelColumns * kGroup);
   typename Isa::Int acc[R][V];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
@@ -47,7 +62,19 @@ __attribute__((noinline)) void tile(const uint8_t* staged, int64_t staged_stride
   for (int64_t g = 0; g < groups; ++g) {
     typename Isa::Weights w[V];
 #pragma GCC unroll 16
-    for (int v = 0; v < V; ++v) w[v] = Isa::load_weights(weights + v * Isa::kLanes * kGroup);
+    for (int v = 0; v < V; ++v) {
+      w[v] = Isa::load_weights(weights + v * Isa::kLanes * kGroup);
+      // Else the compiler may load a register once for each row: loads would then be the limit.
+      if constexpr (R > 1) Isa::keep(w[v]);
+    }
+    if constexpr (kBytes < kStep) {
+#pragma GCC unroll 16
+      for (int c = 0; c < kBytes; c += kLine) {
+        __builtin_prefetch(weights + kNearGroups * kStep + c);
+      }
+      __builtin_prefetch(ahead.at, 0, 2);
+      ahead.at += ahead.step;
+    }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const typename Isa::Activation a = Isa::load_activation(staged + r * staged_stride);
@@ -55,7 +82,7 @@ __attribute__((noinline)) void tile(const uint8_t* staged, int64_t staged_stride
       for (int v = 0; v < V; ++v) acc[r][v] = Isa::dot(acc[r][v], a, w[v]);
     }
     staged += Isa::kGroupBytes;
-    weights += kPanelColumns * kGroup;
+    weights += kStep;
   }
 
 #pragma GCC unroll 16
@@ -76,7 +103,7 @@ __attribute__((noinline)) void tile(const uint8_t* staged, int64_t staged_stride
 // One strip of R rows through the columns of one panel, in steps of V registers.
 template <class Isa, int R, int V, class Out>
 inline void strip(const GemmArgs& a, int64_t m0, const int8_t* panel, int64_t columns,
-                  TileOut<Out> to) {
+                  TileOut<Out> to, Ahead& ahead) {
   constexpr int kStep = V * Isa::kLanes;
   const uint8_t* staged = a.staged + m0 * a.staged_stride;
   const int8_t* weights = panel + kPanelColumns * kGroup;
@@ -90,14 +117,15 @@ inline void strip(const GemmArgs& a, int64_t m0, const int8_t* panel, int64_t co
     step.bias += c;
     step.out = out + c;
     if (columns - c >= kStep) {
-      tile<Isa, R, V>(staged, a.staged_stride, weights + c * kGroup, a.groups, step);
+      tile<Isa, R, V>(staged, a.staged_stride, weights + c * kGroup, a.groups, ahead, step);
+      ahead.at += a.groups * ahead.step;
       continue;
     }
     // A panel that the weight does not fill is computed whole beside the output and copied.
     Out result[R * kStep];
     step.out = result;
     step.out_stride = kStep;
-    tile<Isa, R, V>(staged, a.staged_stride, weights + c * kGroup, a.groups, step);
+    tile<Isa, R, V>(staged, a.staged_stride, weights + c * kGroup, a.groups, ahead, step);
     for (int r = 0; r < R; ++r) {
       memcpy(out + r * to.out_stride + c, result + r * kStep,
              static_cast<size_t>(columns - c) * sizeof(Out));
@@ -107,17 +135,21 @@ inline void strip(const GemmArgs& a, int64_t m0, const int8_t* panel, int64_t co
 
 template <class Isa, int R, class Out>
 inline void strip_of(int64_t rows, const GemmArgs& a, int64_t m0, const int8_t* panel,
-                     int64_t columns, const TileOut<Out>& to) {
-  if (rows == R) return strip<Isa, R, tile_vectors<Isa>(R)>(a, m0, panel, columns, to);
-  if constexpr (R > 1) return strip_of<Isa, R - 1>(rows, a, m0, panel, columns, to);
+                     int64_t columns, const TileOut<Out>& to, Ahead& ahead) {
+  if (rows == R) return strip<Isa, R, tile_vectors<Isa>(R)>(a, m0, panel, columns, to, ahead);
+  if constexpr (R > 1) return strip_of<Isa, R - 1>(rows, a, m0, panel, columns, to, ahead);
 }
 
 template <class Isa, class Out>
 inline void gemm_to(const GemmArgs& a, Out*) {
+  constexpr int kPasses =
+      static_cast<int>(kPanelColumns) / (Isa::kLanes * tile_vectors<Isa>(Isa::kTileRows));
   const int64_t strips = ceil_div(a.m, Isa::kTileRows);
+  const int64_t panel_stride = kPanelColumns * kGroup * (1 + a.groups);
+  const bool fetch = (a.n_end - a.n_begin) * a.groups * kGroup > kStaysInL2;
   for (int64_t n0 = a.n_begin; n0 < a.n_end; n0 += kPanelColumns) {
     const int64_t columns = a.n_end - n0 < kPanelColumns ? a.n_end - n0 : kPanelColumns;
-    const int8_t* panel = a.panels + n0 / kPanelColumns * (kPanelColumns * kGroup * (1 + a.groups));
+    const int8_t* panel = a.panels + n0 / kPanelColumns * panel_stride;
     const PanelColumns values(a.epilogue, n0, columns);
     TileOut<Out> to = {};
     to.column_sums = reinterpret_cast<const int32_t*>(panel);
@@ -125,10 +157,15 @@ inline void gemm_to(const GemmArgs& a, Out*) {
     to.bias = values.bias;
     to.out = static_cast<Out*>(a.epilogue.out) + n0;
     to.out_stride = a.epilogue.out_stride;
+    Ahead ahead = {panel, 0};
+    if (fetch && n0 + kPanelColumns < a.n_end) {
+      const int64_t each = kPanelColumns * kGroup / (strips * kPasses);
+      ahead = {panel + panel_stride, each < kLine ? each : kLine};
+    }
     int64_t m0 = 0;
     for (int64_t s = 0; s < strips; ++s) {
       const int64_t rows = a.m / strips + (s < a.m % strips ? 1 : 0);
-      strip_of<Isa, Isa::kTileRows>(rows, a, m0, panel, columns, to);
+      strip_of<Isa, Isa::kTileRows>(rows, a, m0, panel, columns, to, ahead);
       m0 += rows;
     }
   }

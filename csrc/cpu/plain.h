@@ -7,12 +7,13 @@
 //   kAccumulators    registers that a tile may spend on sums
 //   kGroupBytes      bytes of a row's four k as `stage` lays them and `load_activation` reads them
 //   Float Int Mask   registers; Weights Activation, what `dot` takes
-//   float part       load store set mul div add_float min max is_nan either any no_mask select
-//                    round_to_int to_float reduce_min reduce_max
+//   float part       load store set mul div add_float min max is_nan unordered either any no_mask
+//                    select round_to_int to_float reduce_min reduce_max
 //   integer part     load_int store_int set_int add sub mul_int min_int max_int store_bytes
 //   product          stage load_weights load_activation dot, and keep, which hides a value from
 //                    the optimizer
-// min and max give their second operand where either is NaN. Integer arithmetic wraps.
+// min and max give their second operand where either is NaN, which `unordered` tells. Integer
+// arithmetic wraps.
 #pragma once
 
 #include <math.h>
@@ -80,6 +81,7 @@ struct Plain {
   static inline Float max(Float a, Float b) {
     return each<Float>([=](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
   }
+  static inline Mask unordered(Float a, Float b) { return either(is_nan(a), is_nan(b)); }
   static inline Mask is_nan(Float a) {
     return each<Mask>([=](int i) { return a.v[i] != a.v[i] ? 1 : 0; });
   }

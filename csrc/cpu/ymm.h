@@ -45,7 +45,8 @@ struct Ymm {
   static inline Float add_float(Float a, Float b) { return _mm256_add_ps(a, b); }
   static inline Float min(Float a, Float b) { return _mm256_min_ps(a, b); }
   static inline Float max(Float a, Float b) { return _mm256_max_ps(a, b); }
-  static inline Mask is_nan(Float a) { return _mm256_cmp_ps(a, a, _CMP_UNORD_Q); }
+  static inline Mask unordered(Float a, Float b) { return _mm256_cmp_ps(a, b, _CMP_UNORD_Q); }
+  static inline Mask is_nan(Float a) { return unordered(a, a); }
   static inline Mask no_mask() { return _mm256_setzero_ps(); }
   static inline Mask either(Mask a, Mask b) { return _mm256_or_ps(a, b); }
   static inline bool any(Mask a) { return _mm256_movemask_ps(a) != 0; }
