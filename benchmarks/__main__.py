@@ -212,6 +212,12 @@ def _peer_options():
         "they lie on fresh pages",
     )
     options.add_argument(
+        "--spin",
+        action="store_true",
+        help="threads that wait may spin, as their libraries do by default; peers that are not "
+        "timed are stopped in any case",
+    )
+    options.add_argument(
         "--python",
         nargs="+",
         type=_python,

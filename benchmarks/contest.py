@@ -16,7 +16,7 @@ def run(kind, cases, options, limits):
     pythons = dict(options.python or [])
     names = list(dict.fromkeys(options.peers))
     with (
-        race.workers(names, options.threads, pythons) as racers,
+        race.workers(names, options.threads, options.spin, pythons) as racers,
         race.workers([REFERENCE], facts["cores_allowed"]) as references,
     ):
         exact = references[REFERENCE]
@@ -26,7 +26,12 @@ def run(kind, cases, options, limits):
             cases, racers, exact, options.rounds, limits, cache_bytes, progress(kind, options.quiet)
         )
         peers = {name: worker.facts for name, worker in racers.items()}
-    settings = {"threads": options.threads, "rounds": options.rounds, "cold": options.cold}
+    settings = {
+        "threads": options.threads,
+        "rounds": options.rounds,
+        "cold": options.cold,
+        "spin": options.spin,
+    }
     return results.make(
         kind, facts, settings, [asdict(row) for row in rows], peers=peers, cases=cases
     )
@@ -105,12 +110,18 @@ def notes(result):
 
 
 def heading(result):
+    """Two lines: the machine, and how it was measured."""
+    isa = result.get("peers", {}).get(OURS, {}).get("isa")
+    parts = [how(result), f"{result['settings']['rounds']} rounds"]
+    parts += [f"dynquant on {isa}"] if isa else []
+    return [machine.summary(result["machine"]), ", ".join(parts)]
+
+
+def how(result):
     settings = result["settings"]
-    lines = [machine.summary(result["machine"])]
-    isa = result["peers"].get(OURS, {}).get("isa")
-    state = "cold" if settings["cold"] else "warm"
-    lines.append(
-        f"{settings['threads']} thread{'s' * (settings['threads'] > 1)}, {settings['rounds']} "
-        f"rounds, {state} caches" + (f", dynquant on {isa}" if isa else "")
-    )
-    return lines
+    parts = [f"{settings['threads']} thread{'s' * (settings['threads'] > 1)}"]
+    if "cold" in settings:
+        parts.append("cold caches" if settings["cold"] else "warm caches")
+    if settings.get("spin"):
+        parts.append("waiting threads may spin")
+    return ", ".join(parts)

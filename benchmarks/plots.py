@@ -78,7 +78,7 @@ def _roofline(result):
 
 def _layers(result):
     figure = _bars(result, layers.gops, "GOP/s")
-    return _finish(figure, result, _how(result))
+    return _finish(figure, result, contest.how(result))
 
 
 def _models(result):
@@ -93,13 +93,7 @@ def _models(result):
         figure = _bars(result, times_fp32, "times as fast as fp32")
     else:
         figure = _bars(result, per_second, "calls a second")
-    return _finish(figure, result, _how(result))
-
-
-def _how(result):
-    settings = result["settings"]
-    state = "cold" if settings["cold"] else "warm"
-    return f"{settings['threads']} thread{'s' * (settings['threads'] > 1)}, {state} caches"
+    return _finish(figure, result, contest.how(result))
 
 
 def _bars(result, value, label):

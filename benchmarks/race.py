@@ -16,11 +16,10 @@ from benchmarks.peers import check_name
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS_TO_ANSWER = 600  # a compiler may be at work
-# Waiting threads sleep instead of spinning; a compiler gets no processes of its own.
+# Waiting threads sleep instead of spinning.
+SLEEPING = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "GOMP_SPINCOUNT": "0"}
+# A compiler gets no processes of its own, and nothing reaches for the network.
 ENVIRONMENT = {
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "KMP_BLOCKTIME": "0",
-    "GOMP_SPINCOUNT": "0",
     "TORCHINDUCTOR_COMPILE_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_OFFLINE": "1",
@@ -53,37 +52,47 @@ class Row:
 class Worker:
     """A peer's process. One that ends or does not answer is started anew for the next case."""
 
-    def __init__(self, name, threads, python=sys.executable):
-        self.name, self.threads, self.python = check_name(name), threads, python
+    def __init__(self, name, threads, spin=False, python=sys.executable):
+        self.name, self.python = check_name(name), python
+        self.arguments = [name, str(threads), *(["spin"] if spin else [])]
+        self.environment = {
+            **os.environ,
+            **ENVIRONMENT,
+            **({} if spin else SLEEPING),
+            **dict.fromkeys(THREAD_VARIABLES, str(threads)),
+            "PYTHONPATH": _python_path(),
+        }
         self.process = None
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the worker
-        self.facts = self.start()
+        self.facts = None
 
     def start(self):
-        """Starts the process: its first answer. The process stays only where that is "ok"."""
-        environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": _python_path()}
-        environment.update(dict.fromkeys(THREAD_VARIABLES, str(self.threads)))
+        """Starts the process; `greet` must follow."""
         try:
             self.process = subprocess.Popen(
-                [self.python, "-m", "benchmarks.worker", self.name, str(self.threads)],
+                [self.python, "-m", "benchmarks.worker", *self.arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self.log,
-                env=environment,
+                env=self.environment,
             )
         except OSError as error:
-            return {"status": "failed", "note": f"{self.python}: {error.strerror}"}
-        answer = self._receive()
-        if answer["status"] != "ok":
-            self.stop()
-        return answer
+            self.facts = {"status": "failed", "note": f"{self.python}: {error.strerror}"}
+
+    def greet(self):
+        """Waits for the process's first answer, which is kept in `facts`; True where it is "ok"."""
+        if self.process is not None:
+            self.facts = self._receive()
+        ready = self.facts["status"] == "ok"
+        self._signal("SIGSTOP") if ready else self.stop()
+        return ready
 
     def ask(self, do, **arguments):
         """The answer to a request; the process runs only meanwhile."""
         if self.process is None:
-            restarted = self.start()
-            if restarted["status"] != "ok":
-                return restarted
+            self.start()
+            if not self.greet():
+                return self.facts
         self._signal("SIGCONT")
         try:
             self.process.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
@@ -129,15 +138,18 @@ def _python_path():
 
 
 @contextmanager
-def workers(names, threads, pythons=None):
+def workers(names, threads, spin=False, pythons=None):
     """Processes of all peers by name. pythons: {peer: another interpreter} for some."""
-    pythons = pythons or {}
+    started = {
+        name: Worker(name, threads, spin, (pythons or {}).get(name, sys.executable))
+        for name in names
+    }
     with ExitStack() as stack:
-        started = {}
-        for name in names:
-            started[name] = Worker(name, threads, pythons.get(name, sys.executable))
-            stack.callback(started[name].stop)
-            started[name]._signal("SIGSTOP")
+        for worker in started.values():
+            stack.callback(worker.stop)
+            worker.start()
+        for worker in started.values():
+            worker.greet()
         yield started
 
 

@@ -1,6 +1,6 @@
-"""`python -m benchmarks.worker PEER THREADS`: one peer, asked over stdin, answering on stdout.
+"""`python -m benchmarks.worker PEER THREADS [spin]`: one peer, asked and answering in lines.
 
-One JSON object a line each way, so that a peer can live in another environment: any Python with
+One JSON object a line on stdin and on stdout, so that a peer can live in another environment: any Python with
 torch, numpy and the peer will do. Requests: {"do": "prepare", "case": ..., "cache_bytes": null or
 those that inputs must exceed, "exact": path of the .npy to compare with}, {"do": "exact", "case":
 ..., "path": where to write it}, {"do": "time"}. Answers: {"status": "ok" | "missing" |
@@ -27,8 +27,8 @@ def _missing(error, modules):
 
 
 class Server:
-    def __init__(self, name, threads):
-        self.name, self.threads = name, threads
+    def __init__(self, name, threads, spin):
+        self.name, self.threads, self.spin = name, threads, spin
         self.peer = self.call = self.rotation = None
 
     def start(self):
@@ -36,7 +36,7 @@ class Server:
 
         kind = load(self.name)
         try:
-            self.peer = kind(self.threads)
+            self.peer = kind(self.threads, self.spin)
         except ImportError as error:
             if not _missing(error, kind.modules):
                 raise
@@ -110,7 +110,7 @@ def main():
     name, threads = sys.argv[1], int(sys.argv[2])
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what the libraries print must not come between the answers
-    server = Server(name, threads)
+    server = Server(name, threads, spin="spin" in sys.argv[3:])
     try:
         first = server.answer("start")
     except Exception as error:  # no torch

@@ -19,9 +19,10 @@ class Peer:
     packages = ("torch",)
     modules = ()
 
-    def __init__(self, threads):
+    def __init__(self, threads, spin=False):
+        """threads: how many a call may use. spin: whether waiting ones may spin."""
         torch.set_num_threads(threads)
-        self.threads = threads
+        self.threads, self.spin = threads, spin
         self.note = ""  # of the last conversion: what a reader of its figures should know
 
     def convert(self, module, inputs):

@@ -38,8 +38,8 @@ class Dynquant(Peer):
     packages = ("torch", "dynquant")
     modules = ("dynquant",)
 
-    def __init__(self, threads):
-        super().__init__(threads)
+    def __init__(self, threads, spin=False):
+        super().__init__(threads, spin)
         import dynquant
 
         self.dynquant = dynquant

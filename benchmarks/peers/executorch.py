@@ -9,8 +9,8 @@ class ExecuTorch(Peer):
     packages = ("torch", "executorch", "torchao")
     modules = ("executorch", "torchao")
 
-    def __init__(self, threads):
-        super().__init__(threads)
+    def __init__(self, threads, spin=False):
+        super().__init__(threads, spin)
         from executorch.extension.pybindings import portable_lib
         from executorch.runtime import Runtime
 

@@ -23,8 +23,8 @@ class OnnxRuntime(Peer):
     packages = ("onnxruntime", "onnx")
     modules = ("onnxruntime", "onnx")
 
-    def __init__(self, threads):
-        super().__init__(threads)
+    def __init__(self, threads, spin=False):
+        super().__init__(threads, spin)
         import onnxruntime
         from onnxruntime import quantization
 
@@ -53,7 +53,7 @@ class OnnxRuntime(Peer):
         options = self.onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(self.spin)))
         options.log_severity_level = 3
         return self.onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 

@@ -12,8 +12,8 @@ from benchmarks.peers.base import Peer
 class TorchEngine(Peer):
     engine = None
 
-    def __init__(self, threads):
-        super().__init__(threads)
+    def __init__(self, threads, spin=False):
+        super().__init__(threads, spin)
         supported = torch.backends.quantized.supported_engines
         if self.engine not in supported:
             raise RuntimeError(f"this torch has no engine {self.engine}, only {supported}")

@@ -7,13 +7,16 @@ from torch import nn
 
 from benchmarks.peers.base import Peer, Unsupported
 
+# Weights prepacked when it compiles, and calls without Python: without these it is far slower.
+OPTIONS = {"freezing": True, "cpp_wrapper": True}
+
 
 class TorchAo(Peer):
     packages = ("torch", "torchao")
     modules = ("torchao",)
 
-    def __init__(self, threads):
-        super().__init__(threads)
+    def __init__(self, threads, spin=False):
+        super().__init__(threads, spin)
         from torchao import quantization
 
         self.quantization = quantization
@@ -26,4 +29,4 @@ class TorchAo(Peer):
         self.quantization.quantize_(
             parent, self.quantization.Int8DynamicActivationInt8WeightConfig()
         )
-        return torch.compile(parent[0], dynamic=False)
+        return torch.compile(parent[0], dynamic=False, options=OPTIONS)

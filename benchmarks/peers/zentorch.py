@@ -48,8 +48,8 @@ class ZenTorch(Peer):
     packages = ("torch", "zentorch")
     modules = ("zentorch",)
 
-    def __init__(self, threads):
-        super().__init__(threads)
+    def __init__(self, threads, spin=False):
+        super().__init__(threads, spin)
         import zentorch  # noqa: F401 - registers its ops
 
     def convert(self, module, inputs):
