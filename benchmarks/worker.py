@@ -1,10 +1,10 @@
 """`python -m benchmarks.worker PEER THREADS [spin]`: one peer, asked and answering in lines.
 
-One JSON object a line on stdin and on stdout, so that a peer can live in another environment: any Python with
-torch, numpy and the peer will do. Requests: {"do": "prepare", "case": ..., "cache_bytes": null or
-those that inputs must exceed, "exact": path of the .npy to compare with}, {"do": "exact", "case":
-..., "path": where to write it}, {"do": "time"}. Answers: {"status": "ok" | "missing" |
-"unsupported" | "failed", ...}. The first answer comes unasked.
+One JSON object a line on stdin and on stdout, so that a peer can live in another environment: any
+Python with torch, numpy and the peer will do. Requests: {"do": "prepare", "case": ...,
+"cache_bytes": null or those that inputs must exceed, "exact": path of the .npy to compare with},
+{"do": "exact", "case": ..., "path": where to write it}, {"do": "time"}. Answers: {"status": "ok" |
+"missing" | "unsupported" | "failed", ...}. The first answer comes unasked.
 """
 
 import ctypes

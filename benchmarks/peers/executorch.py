@@ -1,8 +1,9 @@
 """ExecuTorch with XNNPACK: exported, quantized by its XNNPACKQuantizer, lowered, run in Python."""
 
 import torch
+from torch import nn
 
-from benchmarks.peers.base import Peer
+from benchmarks.peers.base import Peer, Unsupported
 
 
 class ExecuTorch(Peer):
@@ -18,6 +19,8 @@ class ExecuTorch(Peer):
         self.runtime = Runtime.get()
 
     def convert(self, module, inputs):
+        if not isinstance(module, nn.Linear):
+            raise Unsupported("only single linear layers are lowered to ExecuTorch here")
         program = self._lower(module, inputs)
         method = self.runtime.load_program(program.buffer).load_method("forward")
         return lambda *x: method.execute(x)[0]
