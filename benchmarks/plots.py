@@ -48,7 +48,9 @@ def _roofline(result):
         intensity = [row["operations"] / row["bytes"] for row in rows] or [2]
         low, high = min(intensity) / 1.5, max(intensity) * 1.5
         for level, rate in roof["read"].items():
-            ridge = min(max(roof["peak"] / rate, low), high)
+            ridge = min(roof["peak"] / rate, high)
+            if ridge <= low:
+                continue  # no limit to so slow a product
             axis.plot(
                 [low, ridge],
                 [rate * low / 1e9, rate * ridge / 1e9],

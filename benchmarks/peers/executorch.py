@@ -21,8 +21,11 @@ class ExecuTorch(Peer):
     def convert(self, module, inputs):
         if not isinstance(module, nn.Linear):
             raise Unsupported("only single linear layers are lowered to ExecuTorch here")
-        program = self._lower(module, inputs)
-        method = self.runtime.load_program(program.buffer).load_method("forward")
+        self.data = self._lower(
+            module, inputs
+        ).buffer  # the program reads from it, and owns nothing
+        self.program = self.runtime.load_program(self.data)
+        method = self.program.load_method("forward")
         return lambda *x: method.execute(x)[0]
 
     def _lower(self, module, inputs):
