@@ -7,6 +7,12 @@ import sys
 from benchmarks import contest, kernels, layers, models, plots, race, results, shapes, tables
 from benchmarks.peers import PEERS, PeerError, check_name
 
+COMPARE = """What became slower from one result to a later one; exit code 1 if anything did.
+
+Slower: the median by more than the tolerance, with quartiles that do not overlap. Lost: right
+before, and now wrong, missing or failed.
+"""
+
 
 def main(arguments=None):
     """The exit code: 1 where `compare` finds what became slower, 2 for a wrong request."""
@@ -142,7 +148,7 @@ def _parser():
     command = add("show", _show, "A saved result as a table or a picture.", parents=[output])
     command.add_argument("file", help="a result as --json writes it")
 
-    command = add("compare", _compare, results.compare.__doc__)
+    command = add("compare", _compare, COMPARE)
     command.add_argument("old", help="a result as --json writes it")
     command.add_argument("new", help="a later one")
     command.add_argument(

@@ -23,4 +23,4 @@ def table(result, as_markdown=False):
 
 def _cell(case, row):
     value = gops(case, row)
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}"
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
