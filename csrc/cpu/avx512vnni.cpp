@@ -58,6 +58,13 @@ struct Avx512Vnni {
   static inline Float to_float(Int x) { return _mm512_cvtepi32_ps(x); }
   static inline float reduce_min(Float x) { return _mm512_reduce_min_ps(x); }
   static inline float reduce_max(Float x) { return _mm512_reduce_max_ps(x); }
+  static inline float reduce_add(Float x) {
+    const __m256 low = _mm512_castps512_ps256(x), high = _mm512_extractf32x8_ps(x, 1);
+    const __m256 half = _mm256_add_ps(low, high);
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+  }
 
   static inline Int load_int(const int32_t* p) { return _mm512_loadu_si512(p); }
   static inline void store_int(int32_t* p, Int x) { _mm512_storeu_si512(p, x); }

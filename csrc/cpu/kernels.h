@@ -67,6 +67,25 @@ struct RescaleArgs {
   EpilogueArgs epilogue;
 };
 
+// fp32 rows times the rows [n_begin, n_end) of a weight in bf16 or fp16, plus bias:
+// out[m, n] = sum over k of x[m, k] * weight[n, k] + bias[n], in fp32, then rounded to out_dtype.
+// half.inl.h says in which order.
+struct HalfGemmArgs {
+  const float* x;
+  int64_t x_stride;  // elements between rows, as for weight and out
+  int64_t m;
+  const void* weight;
+  Dtype weight_dtype;
+  int64_t weight_stride;
+  int64_t k;
+  int64_t n_begin;
+  int64_t n_end;
+  const float* bias;  // one for each row of the weight, or null
+  void* out;          // starts at column 0
+  Dtype out_dtype;    // f32, bf16 or f16
+  int64_t out_stride;
+};
+
 struct Kernels {
   const char* name;
   int64_t group_bytes;  // staged bytes for four k of one row
@@ -79,6 +98,8 @@ struct Kernels {
   void (*stage)(const uint8_t* q, int64_t k, uint8_t flip, uint8_t* staged);  // staged = q ^ flip
   void (*gemm)(const GemmArgs&);
   void (*rescale)(const RescaleArgs&);
+  void (*half_gemm)(const HalfGemmArgs&);
+  void (*widen)(const void* x, Dtype dtype, int64_t k, float* out);  // to fp32
 
   // For benchmarks: what the machine could give at best (probe.inl.h).
   int64_t (*peak)(int64_t steps);

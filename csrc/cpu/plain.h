@@ -8,11 +8,12 @@
 //   kGroupBytes      bytes of a row's four k as `stage` lays them and `load_activation` reads them
 //   Float Int Mask   registers; Weights Activation, what `dot` takes
 //   float part       load store set mul div add_float min max is_nan either any no_mask select
-//                    round_to_int to_float reduce_min reduce_max
+//                    round_to_int to_float reduce_min reduce_max reduce_add
 //   integer part     load_int store_int set_int add sub mul_int min_int max_int store_bytes
 //   product          stage load_weights load_activation dot, and keep, which hides a value from
 //                    the optimizer
-// min and max give their second operand where either is NaN. Integer arithmetic wraps.
+// min and max give their second operand where either is NaN. Integer arithmetic wraps. reduce_add
+// adds the upper half of the lanes to the lower until one is left. kLanes divides 16.
 #pragma once
 
 #include <math.h>
@@ -110,6 +111,12 @@ struct Plain {
     float result = x.v[0];
     for (int i = 1; i < Lanes; ++i) result = x.v[i] > result ? x.v[i] : result;
     return result;
+  }
+  static inline float reduce_add(Float x) {
+    for (int step = Lanes / 2; step > 0; step /= 2) {
+      for (int i = 0; i < step; ++i) x.v[i] += x.v[i + step];
+    }
+    return x.v[0];
   }
 
   static inline Int load_int(const int32_t* p) {

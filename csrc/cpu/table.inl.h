@@ -2,6 +2,7 @@
 #pragma once
 
 #include "gemm.inl.h"
+#include "half.inl.h"
 #include "probe.inl.h"
 #include "quantize.inl.h"
 
@@ -19,6 +20,8 @@ constexpr Kernels table_of(const char* name) {
           &stage<Isa>,
           &gemm<Isa>,
           &rescale<Isa>,
+          &half_gemm<Isa>,
+          &widen_row<Isa>,
           &peak<Isa>,
           &read<Isa>};
 }

@@ -64,6 +64,11 @@ struct Ymm {
     half = _mm_max_ps(half, _mm_movehl_ps(half, half));
     return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
   }
+  static inline float reduce_add(Float x) {
+    __m128 half = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+  }
 
   static inline Int load_int(const int32_t* p) {
     return _mm256_loadu_si256(reinterpret_cast<const Int*>(p));

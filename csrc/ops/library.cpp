@@ -38,6 +38,8 @@ STABLE_TORCH_LIBRARY(dynquant, m) {
   m.def(
       "linear_dynamic.inference(Tensor x, Tensor packed, Tensor weight_scale, Tensor? bias=None, "
       "bool per_token=True, bool symmetric=False) -> Tensor");
+  m.def("linear_half(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor");
+  m.def("linear_half.inference(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(dynquant, CPU, m) {
@@ -52,4 +54,6 @@ STABLE_TORCH_LIBRARY_IMPL(dynquant, CPU, m) {
   m.impl("scaled_mm", TORCH_BOX(&dynquant::scaled_mm));
   m.impl("linear_dynamic", TORCH_BOX(&dynquant::linear_dynamic));
   m.impl("linear_dynamic.inference", TORCH_BOX(&dynquant::linear_dynamic));
+  m.impl("linear_half", TORCH_BOX(&dynquant::linear_half));
+  m.impl("linear_half.inference", TORCH_BOX(&dynquant::linear_half));
 }
