@@ -89,6 +89,10 @@ def _check_columns(n, weight_scale, bias):
         weight_scale.dim() == 1 and weight_scale.shape[0] in (n, 1),
         lambda: f"weight_scale must have the shape [{n}] or [1], got {list(weight_scale.shape)}",
     )
+    _check_bias(n, bias)
+
+
+def _check_bias(n, bias):
     if bias is not None:
         _check_dtype("bias", bias, *FLOAT_DTYPES)
         torch._check(
@@ -322,9 +326,58 @@ torch.library.register_autograd(
 )
 
 
-def _register_linear(name, op):
+def _fake_linear_half(x, half_weight, bias=None):
+    """A linear layer whose weight is held in 16 bits: x @ half_weight.T + bias, computed in fp32.
+
+    Both are widened to fp32. Each output is a sum of 16 partial sums, of which number j takes the
+    products of k = j, j + 16, ... in that order, and which are then added in halves: j and j + 8,
+    j and j + 4, j and j + 2, j and j + 1. Every operation is rounded on its own, so that the bits
+    are the same on every instruction set, thread count and batch. The bias is added last.
+
+    Under autocast x alone is cast. The gradient of x is that of a float linear; the other arguments
+    get none. The overload `inference` is the same without a gradient, and cheaper to call.
+
+    Args:
+        x: fp32, bf16 or fp16 [..., K], any strides.
+        half_weight: bf16 or fp16 [N, K].
+        bias: fp32, bf16 or fp16 [N], or None.
+
+    Returns:
+        [..., N] in x's dtype.
+
+    Raises:
+        RuntimeError: another dtype, device or shape.
+    """
+    _check_device(x=x, half_weight=half_weight, bias=bias)
+    _check_dtype("x", x, *FLOAT_DTYPES)
+    _check_dtype("half_weight", half_weight, torch.bfloat16, torch.float16)
+    torch._check(half_weight.dim() == 2, lambda: "half_weight must have two dimensions [N, K]")
+    lead = _lead("x", x)
+    n, k = half_weight.shape
+    torch._check(x.shape[-1] == k, lambda: f"x must have K = {k} as its last dimension")
+    _check_bias(n, bias)
+    return x.new_empty((*lead, n))
+
+
+def _save_half_weight(ctx, inputs, output):
+    x, weight, _ = inputs
+    ctx.save_for_backward(weight)
+    ctx.dtype = x.dtype
+
+
+def _half_input_gradient(ctx, gradient):
+    (weight,) = ctx.saved_tensors
+    return (gradient.to(torch.float32) @ weight.to(torch.float32)).to(ctx.dtype), None, None
+
+
+torch.library.register_autograd(
+    "dynquant::linear_half", _half_input_gradient, setup_context=_save_half_weight, lib=_library
+)
+
+
+def _register_linear(name, op, fake):
     """Fake and autocast: under autocast x alone is cast, and the output has its dtype."""
-    _fake(name)(_fake_linear)
+    _fake(name)(fake)
 
     def register_autocast(device, key):
         excluded = torch._C.DispatchKeySet(key)
@@ -342,7 +395,9 @@ def _register_linear(name, op):
     register_autocast("cuda", torch._C.DispatchKey.AutocastCUDA)
 
 
-_register_linear("linear_dynamic", _ops.linear_dynamic.default)
-_register_linear("linear_dynamic.inference", _ops.linear_dynamic.inference)
-# Without this the dispatcher looks for a gradient at every call.
-_library.impl("linear_dynamic.inference", torch.library.fallthrough_kernel, "Autograd")
+for _name, _fake_of_it in (("linear_dynamic", _fake_linear), ("linear_half", _fake_linear_half)):
+    _packet = getattr(_ops, _name)
+    _register_linear(_name, _packet.default, _fake_of_it)
+    _register_linear(f"{_name}.inference", _packet.inference, _fake_of_it)
+    # Without this the dispatcher looks for a gradient at every call.
+    _library.impl(f"{_name}.inference", torch.library.fallthrough_kernel, "Autograd")

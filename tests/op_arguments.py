@@ -14,6 +14,7 @@ OPS = {
     "rescale": ("acc", "scale", "weight_scale", "bias", "dtype"),
     "scaled_mm": ("q", "scale", "zero_point", "packed", "weight_scale", "bias", "dtype"),
     "linear_dynamic": ("x", "packed", "weight_scale", "bias", "per_token", "symmetric"),
+    "linear_half": ("x", "half_weight", "bias"),
 }
 
 
@@ -31,6 +32,7 @@ def valid_arguments(m=(M,), n=N, k=K, dtype=torch.float32, per_channel=True):
     qweight = integers(-127, 128, (n, k), torch.int8)
     return {
         "weight": torch.randn(n, k, generator=generator).to(dtype),
+        "half_weight": torch.randn(n, k, generator=generator).to(torch.float16),
         "qweight": qweight,
         "packed": torch.ops.dynquant.pack_weight(qweight),
         "n": n,

@@ -114,3 +114,18 @@ def scaled_mm(q, scale, zero_point, w, weight_scale, bias, dtype):
 def linear_dynamic(x, w, weight_scale, bias, per_token=True, symmetric=False, dtype="float32"):
     q, scale, zero_point = quantize_activation(x, per_token, symmetric)
     return scaled_mm(q, scale, zero_point, w, weight_scale, bias, dtype)
+
+
+@ignoring_overflow
+def linear_half(x, w, bias, dtype="float32"):
+    """x [..., K], w [N, K] (the values of its 16 bits) -> y [..., N], in this order of sums."""
+    pad = -w.shape[1] % 16
+    x, w = (np.pad(v, [(0, 0)] * (v.ndim - 1) + [(0, pad)]) for v in (x, w))
+    products = x[..., None, :] * w
+    partial = np.zeros(products.shape[:-1] + (16,), F)
+    for k in range(0, products.shape[-1], 16):
+        partial = partial + products[..., k : k + 16]
+    for step in (8, 4, 2, 1):
+        partial = partial[..., :step] + partial[..., step : 2 * step]
+    y = partial[..., 0]
+    return round_to(y if bias is None else y + bias, dtype)

@@ -10,6 +10,7 @@ GOOD_DTYPES = {
     "weight": FLOATS,
     "x": FLOATS,
     "bias": FLOATS,
+    "half_weight": {torch.bfloat16, torch.float16},
     "qweight": {torch.int8},
     "packed": {torch.int8},
     "q": {torch.int8, torch.uint8},
@@ -26,6 +27,7 @@ ALL_DTYPES = (
 BAD_SHAPES = {
     "weight": [(), (N * K,), (1, N, K), (1, 65537)],
     "qweight": [(), (N * K,), (1, N, K), (1, 65537)],
+    "half_weight": [(), (N * K,), (1, N, K), (N, K + 1)],
     "packed": [(), (0,), (10,), (64,), (1 << 12,), (2, 64)],
     "x": [()],
     "q": [(), (M, K - 1), (M, K + 1), (M, 0)],
@@ -85,7 +87,8 @@ def test_sizes(value):
 
 @pytest.mark.parametrize("k", [0, K - 1, K + 1, 65537])
 def test_depth_of_the_activation(k):
-    refused("linear_dynamic", "x", torch.zeros(M, k))
+    for name in ("linear_dynamic", "linear_half"):
+        refused(name, "x", torch.zeros(M, k))
 
 
 def test_columns_of_the_sum():

@@ -103,7 +103,15 @@ __attribute__((noinline)) void half_tile(const float* x, int64_t x_stride, const
   Partials<Isa, R, V> partials;
   partials.clear();
   int64_t i = 0;
-  for (; i + kPartials <= k; i += kPartials) partials.add(x + i, x_stride, w + i, w_stride);
+  for (; i + kPartials <= k; i += kPartials) {
+    // The rows of the next tile: one row of x is done with its weights too soon for the processor
+    // to have seen where each row goes.
+    if constexpr (R == 1) {
+#pragma GCC unroll 64
+      for (int v = 0; v < V; ++v) __builtin_prefetch(w + (V + v) * w_stride + i);
+    }
+    partials.add(x + i, x_stride, w + i, w_stride);
+  }
   if (i < k) {
     float x_tail[R * kPartials];
     T w_tail[V * kPartials];

@@ -75,13 +75,13 @@ void half_matmul(const Kernels& kernels, const FloatMatrix& x, const HalfWeight&
   });
 }
 
-Tensor linear_half(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
+Tensor linear_half(const Tensor& x, const Tensor& half_weight, const std::optional<Tensor>& bias) {
   const Kernels& kernels = kernels_in_use();
   const Dtype dtype = check_float(x, "x");
   const Rows rows = rows_of(x, "x");
-  const HalfWeight held = check_half_weight(weight, "weight");
-  check(rows.k == held.k, "x must have K = ", held.k, " as its last dimension, like weight, got ",
-        ShapeOf(x));
+  const HalfWeight held = check_half_weight(half_weight, "half_weight");
+  check(rows.k == held.k, "x must have K = ", held.k,
+        " as its last dimension, like half_weight, got ", ShapeOf(x));
   const FloatBias added(bias, held.n);
   Tensor out = empty(leading_shape(x, held.n), x.scalar_type());
   half_matmul(kernels, {rows.data, dtype, rows.m, rows.stride}, held, added.data,

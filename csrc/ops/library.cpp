@@ -38,8 +38,8 @@ STABLE_TORCH_LIBRARY(dynquant, m) {
   m.def(
       "linear_dynamic.inference(Tensor x, Tensor packed, Tensor weight_scale, Tensor? bias=None, "
       "bool per_token=True, bool symmetric=False) -> Tensor");
-  m.def("linear_half(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor");
-  m.def("linear_half.inference(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor");
+  m.def("linear_half(Tensor x, Tensor half_weight, Tensor? bias=None) -> Tensor");
+  m.def("linear_half.inference(Tensor x, Tensor half_weight, Tensor? bias=None) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(dynquant, CPU, m) {

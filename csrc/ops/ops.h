@@ -30,6 +30,6 @@ Tensor scaled_mm(const Tensor& q, const Tensor& scale, const Tensor& zero_point,
 Tensor linear_dynamic(const Tensor& x, const Tensor& packed, const Tensor& weight_scale,
                       const std::optional<Tensor>& bias, bool per_token, bool symmetric);
 
-Tensor linear_half(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias);
+Tensor linear_half(const Tensor& x, const Tensor& half_weight, const std::optional<Tensor>& bias);
 
 }  // namespace dynquant

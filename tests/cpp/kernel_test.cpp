@@ -184,8 +184,52 @@ void test_16_bits(const Kernels& kernels, Dtype dtype) {
   }
 }
 
+// The sum in the order that half.inl.h specifies.
+float half_sum(const float* x, const Half* w, int64_t k) {
+  float partial[16] = {};
+  for (int64_t i = 0; i < k; ++i) partial[i % 16] += x[i] * widen(w[i]);
+  for (int step = 8; step > 0; step /= 2) {
+    for (int j = 0; j < step; ++j) partial[j] += partial[j + step];
+  }
+  return partial[0];
+}
+
+void test_half_gemm(const Kernels& kernels, int64_t m, int64_t n, int64_t k, std::mt19937& random) {
+  std::normal_distribution<float> real;
+  std::vector<float> x(static_cast<size_t>(m * k)), bias(static_cast<size_t>(n));
+  std::vector<Half> weight(static_cast<size_t>(n * k)), out(static_cast<size_t>(m * n));
+  std::vector<float> y(out.size());
+  for (float& value : x) value = real(random);
+  for (float& value : bias) value = real(random);
+  for (Half& value : weight) narrow(real(random), &value);
+  HalfGemmArgs a = {x.data(), k, m,           weight.data(), Dtype::f16, k, k,
+                    0,        n, bias.data(), y.data(),      Dtype::f32, n};
+  kernels.half_gemm(a);
+  a.bias = nullptr;
+  a.out = out.data();
+  a.out_dtype = Dtype::f16;
+  kernels.half_gemm(a);
+  for (int64_t i = 0; i < m * n; ++i) {
+    const float sum = half_sum(x.data() + i / n * k, weight.data() + i % n * k, k);
+    Half rounded;
+    narrow(sum, &rounded);
+    expect(same(y[i], sum + bias[i % n]), kernels.name, "16-bit weight", m, n, k);
+    expect(out[i].bits == rounded.bits, kernels.name, "16-bit weight and output", m, n, k);
+  }
+  std::vector<float> widened(weight.size());
+  kernels.widen(weight.data(), Dtype::f16, n * k, widened.data());
+  for (size_t i = 0; i < weight.size(); ++i) {
+    expect(same(widened[i], widen(weight[i])), kernels.name, "widened", m, n, k);
+  }
+}
+
 void test_kernels(const Kernels& kernels) {
   std::mt19937 random(1);
+  for (int64_t m : {0, 1, 2, 3, 4, 5, 6, 7, 13}) {
+    for (int64_t n : {0, 1, 2, 3, 5, 8, 9, 63, 64, 65}) {
+      for (int64_t k : {0, 1, 15, 16, 17, 32, 47}) test_half_gemm(kernels, m, n, k, random);
+    }
+  }
   for (int64_t m : {0, 1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 17, 32}) {
     for (int64_t n : {0, 1, 7, 8, 16, 17, 32, 33, 63, 64, 65, 129}) {
       for (int64_t k : {0, 1, 3, 4, 5, 31, 64, 65}) test_gemm(kernels, Case(m, n, k, random));
