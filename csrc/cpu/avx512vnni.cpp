@@ -74,6 +74,16 @@ struct Avx512Vnni {
   static inline Int mul_int(Int a, Int b) { return _mm512_mullo_epi32(a, b); }
   static inline Int min_int(Int a, Int b) { return _mm512_min_epi32(a, b); }
   static inline Int max_int(Int a, Int b) { return _mm512_max_epi32(a, b); }
+  static inline Int load_bytes(const uint8_t* p) {
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static inline Int load_nibbles(const uint8_t* p, int64_t first) {
+    const __m128i pairs = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + first / 2));
+    const __m128i words = _mm_cvtepu8_epi16(pairs);
+    const __m128i bytes =
+        _mm_and_si128(_mm_or_si128(words, _mm_slli_epi16(words, 4)), _mm_set1_epi8(15));
+    return _mm512_cvtepu8_epi32(bytes);
+  }
   static inline void store_bytes(uint8_t* p, Int x) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x));
   }

@@ -1,6 +1,7 @@
 // The kernel table of one instruction set, from its `Isa` type.
 #pragma once
 
+#include "embedding.inl.h"
 #include "gemm.inl.h"
 #include "half.inl.h"
 #include "probe.inl.h"
@@ -22,6 +23,8 @@ constexpr Kernels table_of(const char* name) {
           &rescale<Isa>,
           &half_gemm<Isa>,
           &widen_row<Isa>,
+          &quantize_row<Isa>,
+          &bags<Isa>,
           &peak<Isa>,
           &read<Isa>};
 }

@@ -82,6 +82,17 @@ struct Ymm {
   static inline Int mul_int(Int a, Int b) { return _mm256_mullo_epi32(a, b); }
   static inline Int min_int(Int a, Int b) { return _mm256_min_epi32(a, b); }
   static inline Int max_int(Int a, Int b) { return _mm256_max_epi32(a, b); }
+  static inline Int load_bytes(const uint8_t* p) {
+    return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  }
+  static inline Int load_nibbles(const uint8_t* p, int64_t first) {
+    int32_t pairs;
+    memcpy(&pairs, p + first / 2, sizeof pairs);
+    const __m128i words = _mm_cvtepu8_epi16(_mm_cvtsi32_si128(pairs));
+    const __m128i bytes =
+        _mm_and_si128(_mm_or_si128(words, _mm_slli_epi16(words, 4)), _mm_set1_epi8(15));
+    return _mm256_cvtepu8_epi32(bytes);
+  }
   static inline void store_bytes(uint8_t* p, Int x) {
     const __m128i words = low_halves(_mm256_and_si256(x, _mm256_set1_epi32(0xFF)));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));
