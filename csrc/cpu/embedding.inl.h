@@ -101,7 +101,7 @@ inline int64_t index_at(const BagArgs& a, int64_t i) {
                         : static_cast<const int32_t*>(a.indices)[i];
 }
 
-constexpr int64_t kAhead = 12;  // rows whose way from memory overlaps
+constexpr int64_t kAhead = 16;  // rows whose way from memory overlaps
 constexpr int64_t kLineBytes = 64;
 
 // Asks for bytes [begin, end) of a row that comes later, and for its parameters.
