@@ -192,7 +192,7 @@ inline void bag_tail(const BagArgs& a, int64_t bag, int64_t first, int64_t last,
 
 template <class Isa, int Bits>
 inline void bags_of(const BagArgs& a) {
-  constexpr int V = Isa::kAccumulators >= 8 ? 8 : 1;
+  constexpr int V = Isa::kRegisters >= 16 ? 8 : 1;
   for (int64_t bag = a.begin; bag < a.end; ++bag) {
     const int64_t first = a.offsets == nullptr ? bag * a.bag_size : a.offsets[bag];
     const int64_t last = a.offsets == nullptr ? first + a.bag_size : a.offsets[bag + 1];

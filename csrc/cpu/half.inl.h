@@ -22,11 +22,14 @@ namespace {
 constexpr int kPartials = 16;
 constexpr int64_t kHalfColumns = 64;  // outputs of a strip that wait for bias and rounding together
 
-// Registers for 16 lanes, and how many pairs of rows the registers have room for.
+// Registers for the sums of a pair of rows, and how many pairs three quarters of all registers have
+// room for.
 template <class Isa>
-constexpr int kParts = kPartials / Isa::kLanes;
+constexpr int kPairRegisters = kPartials / Isa::kLanes;
 template <class Isa>
-constexpr int kPairs = Isa::kAccumulators < kParts<Isa> ? 1 : Isa::kAccumulators / kParts<Isa>;
+constexpr int kPairs =
+    Isa::kRegisters * 3 / 4 < kPairRegisters<Isa> ? 1
+                                                  : Isa::kRegisters * 3 / 4 / kPairRegisters<Isa>;
 template <class Isa>
 constexpr int kHalfRows = kPairs<Isa> >= 24  ? 6
                           : kPairs<Isa> >= 6 ? 3
@@ -42,7 +45,7 @@ constexpr int half_vectors(int rows) {
 // The 16 partial sums of every pair in a tile.
 template <class Isa, int R, int V>
 struct Partials {
-  static constexpr int P = kParts<Isa>;
+  static constexpr int P = kPairRegisters<Isa>;
   typename Isa::Float sum[R][V][P];
 
   inline void clear() {

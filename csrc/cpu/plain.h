@@ -4,19 +4,21 @@
 // What the algorithms ask of an Isa:
 //   kLanes           32-bit lanes of a register
 //   kTileRows        rows of a tile, at most
-//   kAccumulators    registers that a tile may spend on sums
+//   kRegisters       registers that a tile may spend in all
+//   kParts           steps that a product takes, each with registers of its own for both operands
+//   kTemporaries     registers that a step takes beside its operands and its sum
 //   kGroupBytes      bytes of a row's four k as `stage` lays them and `load_activation` reads them
 //   Float Int Mask   registers; Weights Activation, what `dot` takes
-//   float part       load store set mul div add_float min max is_nan either any no_mask select
-//                    round_to_int to_float reduce_min reduce_max reduce_add
+//   float part       load store set mul div add_float min max is_nan unordered either any no_mask
+//                    select round_to_int to_float reduce_min reduce_max reduce_add
 //   integer part     load_int store_int set_int add sub mul_int min_int max_int store_bytes
 //                    load_bytes load_nibbles
 //   product          stage load_weights load_activation dot, and keep, which hides a value from
 //                    the optimizer
-// min and max give their second operand where either is NaN. Integer arithmetic wraps. reduce_add
-// adds the upper half of the lanes to the lower until one is left. load_nibbles(p, i) takes four
-// bits each, from number i of those at p, the lower of a byte first; i is even unless kLanes is 1.
-// kLanes divides 16.
+// min and max give their second operand where either is NaN, which `unordered` tells. Integer
+// arithmetic wraps. reduce_add adds the upper half of the lanes to the lower until one is left.
+// load_nibbles(p, i) takes four bits each, from number i of those at p, the lower of a byte first;
+// i is even unless kLanes is 1. kLanes divides 16.
 #pragma once
 
 #include <math.h>
@@ -27,11 +29,13 @@
 namespace dynquant {
 namespace {
 
-template <int Lanes, int Rows, int Accumulators>
+template <int Lanes, int Rows, int Registers>
 struct Plain {
   static constexpr int kLanes = Lanes;
   static constexpr int kTileRows = Rows;
-  static constexpr int kAccumulators = Accumulators;
+  static constexpr int kRegisters = Registers;
+  static constexpr int kParts = 1;
+  static constexpr int kTemporaries = 0;
   static constexpr int kGroupBytes = kGroup;
 
   struct Float {
@@ -84,6 +88,7 @@ struct Plain {
   static inline Float max(Float a, Float b) {
     return each<Float>([=](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
   }
+  static inline Mask unordered(Float a, Float b) { return either(is_nan(a), is_nan(b)); }
   static inline Mask is_nan(Float a) {
     return each<Mask>([=](int i) { return a.v[i] != a.v[i] ? 1 : 0; });
   }
@@ -167,13 +172,16 @@ struct Plain {
     memcpy(&w, p, sizeof w);
     return w;
   }
-  static inline Activation load_activation(const uint8_t* p) {
+  static inline Activation load_activation(const uint8_t* p, int) {
     Activation a;
     memcpy(&a, p, sizeof a);
     return a;
   }
-  static inline void keep(Weights& w) { asm volatile("" : "+m"(w)); }
-  static inline Int dot(Int acc, Activation a, Weights w) {
+  static inline Weights keep(Weights w) {
+    asm volatile("" : "+m"(w));
+    return w;
+  }
+  static inline Int dot(Int acc, Activation a, Weights w, int) {
     return each<Int>([=](int i) {
       int32_t sum = 0;
       for (int j = 0; j < kGroup; ++j) sum += int32_t{a.v[j]} * w.v[i][j];
