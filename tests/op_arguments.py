@@ -18,7 +18,10 @@ OPS = {
     "linear_half": ("x", "half_weight", "bias"),
     "quantize_embedding": ("weight", "bits"),
     "embedding": (*TABLE, "dtype"),
-    "embedding_bag": (*TABLE, "dtype", "offsets", "per_sample_weights", "mode"),
+    "embedding_bag": (
+        *(*TABLE, "dtype", "offsets", "per_sample_weights"),
+        *("mode", "include_last_offset", "padding_idx"),
+    ),
 }
 
 
@@ -37,7 +40,7 @@ def valid_arguments(m=(M,), n=N, k=K, dtype=torch.float32, per_channel=True):
     return {
         "weight": torch.randn(n, k, generator=generator).to(dtype),
         "half_weight": torch.randn(n, k, generator=generator).to(torch.float16),
-        "indices": integers(0, n, m if n else (0,), torch.int64).view(-1),
+        "indices": integers(0, max(n, 1), (4 if n else 0,), torch.int64),
         "rows": integers(0, 256, (n, k), torch.uint8),
         "qparams": torch.randn(n, 2, generator=generator),
         "bits": 8,
@@ -45,6 +48,8 @@ def valid_arguments(m=(M,), n=N, k=K, dtype=torch.float32, per_channel=True):
         "offsets": torch.zeros(2, dtype=torch.int64),
         "per_sample_weights": None,
         "mode": 0,
+        "include_last_offset": False,
+        "padding_idx": -1,
         "qweight": qweight,
         "packed": torch.ops.dynquant.pack_weight(qweight),
         "n": n,
