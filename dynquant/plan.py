@@ -166,7 +166,8 @@ class Plan:
 
         def idle(covering):
             return not any(
-                isinstance(module, _NOT_AVAILABLE) or forms.has_any(type(module))
+                isinstance(module, (*_NOT_AVAILABLE, NonDynamicallyQuantizableLinear))
+                or forms.has_any(type(module))
                 for outer in covering
                 for module in outer.modules()
             )
