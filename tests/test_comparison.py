@@ -73,7 +73,7 @@ class TestCompare:
             assert row["seconds"] > 0 and row["float_seconds"] > 0
             assert 0 < row["time_share"] <= 1
         assert result.rows[0]["bytes_before"] == 4 * (16 * 32 + 32)
-        assert result.rows[0]["bytes_after"] < result.rows[0]["bytes_before"] 
+        assert result.rows[0]["bytes_after"] < result.rows[0]["bytes_before"]
         assert result.total["bytes_after"] < result.total["bytes_before"]
 
     def test_changes_neither_model(self, net, x):

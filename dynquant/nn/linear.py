@@ -9,6 +9,7 @@ from torch.nn.parameter import UninitializedParameter
 
 import dynquant.ops  # noqa: F401 (registers torch.ops.dynquant)
 from dynquant.nn._move import moved
+from dynquant.nn._processes import share_between_processes
 from dynquant.nn._state import INTEGERS, Entry, read_entries
 from dynquant.nn._torch_ao import with_plain_linear
 from dynquant.nn.quantize import remembered
@@ -93,7 +94,7 @@ def outputs_of(linears, x):
         return [linear(x) for linear in linears]
     schemes = {(linear.per_token, linear.symmetric) for linear in linears}
     wants_gradient = x.requires_grad and torch.is_grad_enabled()
-    autocast = torch.is_autocast_enabled(x.device.type)
+    autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)
     if len(schemes) > 1 or wants_gradient or autocast or remembered(x) is not None:
         return [linear(x) for linear in linears]
     form = torch.ops.dynquant.quantize_activation(x, *schemes.pop())
@@ -112,6 +113,7 @@ def _is_plain(module):
     )
 
 
+@share_between_processes
 class Linear(nn.Module):
     """y = x @ weight.T + bias with an int8 weight and x quantized to 8 bits at each call.
 
@@ -126,7 +128,7 @@ class Linear(nn.Module):
 
     Attributes:
         in_features, out_features: K and N.
-        weight: int8 [N, K], read-only.
+        weight: int8 [N, K], read-only. Assigning a float weight quantizes it.
         weight_scale: fp32 [N] (per_channel) or [1] (per_tensor); fp32 in a model of any dtype.
         bias: a parameter [N] without gradient, or None.
         per_token, symmetric: how x is quantized.
@@ -242,6 +244,30 @@ class Linear(nn.Module):
                 self.packed, self.out_features, self.in_features
             )
         return int8_weight([(self.packed, self.out_features)], self.in_features)
+
+    def __setattr__(self, name, value):
+        if name == "weight":
+            self._quantize_weight(value)
+        else:
+            super().__setattr__(name, value)
+
+    def _quantize_weight(self, value):
+        """Assigning a float weight quantizes it, as where transformers ties an lm_head again."""
+        entry = self._float_entries()["weight"]
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            raise TypeError("a float tensor can be assigned to weight: it is quantized then")
+        if value.dtype not in entry.dtypes or tuple(value.shape) not in entry.shapes:
+            raise ValueError(
+                f"weight is {value.dtype} {list(value.shape)}; allowed: "
+                f"{', '.join(map(str, entry.dtypes))} {list(entry.shapes[0])}"
+            )
+        weight = self._rows(value.detach())
+        check_weight("weight", weight)
+        with torch.inference_mode(False), torch.no_grad():
+            quantized, self.weight_scale = torch.ops.dynquant.quantize_weight(
+                weight, self.weight_scale.numel() == self.out_features
+            )
+            self.packed = torch.ops.dynquant.pack_weight(quantized)
 
     def _plain_weight(self):
         return torch.ops.dynquant.unpack_weight(self.packed, self.out_features, self.in_features)
