@@ -1,5 +1,6 @@
 """Which modules of a model are swapped for what: everything is checked before anything changes."""
 
+import sys
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ from dynquant.stubs import DeQuantStub, QuantStub
 # The quantized form of each float type; None for one that has none although its base type has.
 _FORMS = {
     nn.Linear: quantized.Linear,
-    NonDynamicallyQuantizableLinear: None,  # nn.MultiheadAttention computes with its weight
+    # Whoever makes one computes with its weight; it is quantized where it is asked for itself.
+    NonDynamicallyQuantizableLinear: None,
+    nn.MultiheadAttention: quantized.MultiheadAttention,
     QuantStub: quantized.Quantize,
     DeQuantStub: quantized.DeQuantize,
 }
@@ -42,8 +45,21 @@ class Item:
     tie: tuple
 
 
+def _conv1d():
+    """The type Conv1D of transformers, in a dict with its form; nothing where it is not loaded."""
+    module = sys.modules.get("transformers.pytorch_utils")
+    return {} if module is None else {module.Conv1D: quantized.Conv1D}
+
+
 class Forms:
-    """The quantized form of every float type, those of the user's `mapping` first."""
+    """The quantized form of every float type, those of the user's `mapping` first.
+
+    Entries of `mapping` that lead to torch.ao's own modules say no more than that the type is to be
+    quantized: they give way to the forms of dynquant.
+
+    Attributes:
+        relatives: types made of linear layers, which an entry for nn.Linear covers as well.
+    """
 
     def __init__(self, mapping):
         mapping = {} if mapping is None else mapping
@@ -56,8 +72,16 @@ class Forms:
                 raise TypeError(
                     f"mapping[{describe(base)}] is {form!r}; expected a class with from_float"
                 )
-        self._forms = {**_FORMS, **mapping}
+        conv1d = _conv1d()
+        self.relatives = (nn.MultiheadAttention, *conv1d)
+        mapping = {base: form for base, form in mapping.items() if not _is_of_torch_ao(form)}
+        self._forms = {**_FORMS, **conv1d, **mapping}
         self._quantized = tuple({form for form in self._forms.values() if form is not None})
+
+    def allow(self, base):
+        """Quantizes a type of linear layer that is otherwise left in float."""
+        if self._forms.get(base, self) is None:
+            self._forms[base] = quantized.Linear
 
     def of(self, module_type):
         """The nearest base type that has an entry, and that entry: (None, None) without one."""
@@ -92,17 +116,22 @@ class Plan:
     def __init__(self, modules, match, forms):
         self.items = []
         self.warnings = []
-        left, not_available = [], []
+        left, not_available, within = [], [], []
         places = _places(modules)
         asked = {}  # by id(module): its first name and config
         outer = None
         for name, module in modules.items():
             if outer is not None and (outer == "" or name.startswith(f"{outer}.")):
+                found = match(name)
+                if found is not None and found.by_name:
+                    within.append(_titled(name, module))
                 continue
             base, form = forms.of(type(module))
             found = match(name) or (Match(QConfig(), False) if base in _STUBS else None)
             if found is None or found.qconfig is None and form is None:
                 continue
+            if base is NonDynamicallyQuantizableLinear and found.by_name:
+                form = form or quantized.Linear
             if form is None:
                 if found.by_name and isinstance(module, _NOT_AVAILABLE):
                     raise NotImplementedError(f"{_titled(name, module)} cannot be quantized yet")
@@ -114,7 +143,7 @@ class Plan:
                 raise ValueError(f"{first!r} and {name!r} are one module, asked for differently")
             if first != name or qconfig is None:
                 continue
-            obstacle = _obstacle(module, base)
+            obstacle = _obstacle(module, base, [parent for parent, _ in places[id(module)]])
             if obstacle:
                 left.append(f"{_titled(name, module)} {obstacle}")
                 continue
@@ -126,6 +155,7 @@ class Plan:
             outer = name
         self._warn("left in float", left)
         self._warn("not available yet, left in float", not_available)
+        self._warn("part of a module that is quantized as a whole", within)
 
     def _warn(self, what, subjects):
         if subjects:
@@ -165,10 +195,12 @@ def plan_from_spec(model, qconfig_spec, dtype, mapping, inplace, qconfig):
     if qconfig_spec is None:
         if dtype != torch.qint8:
             raise NotImplementedError(f"dtype {dtype} is not available yet; allowed: torch.qint8")
-        spec = Spec(forms.default_types(), dtype)
+        spec = Spec(forms.default_types(), dtype, relatives=forms.relatives)
         return Plan(modules, lambda name: spec.match(name, modules), forms)
-    spec = Spec(qconfig_spec, dtype, argument)
+    spec = Spec(qconfig_spec, dtype, argument, forms.relatives)
     spec.check_names(modules)
+    if NonDynamicallyQuantizableLinear in spec.types:
+        forms.allow(NonDynamicallyQuantizableLinear)
     for base, config in spec.types.items():
         if config is not None and issubclass(base, _NOT_AVAILABLE) and not forms.has_any(base):
             raise NotImplementedError(f"{argument}: {describe(base)} cannot be quantized yet")
@@ -219,10 +251,18 @@ def _places(modules):
     return places
 
 
-def _obstacle(module, base):
+def _is_of_torch_ao(form):
+    return getattr(form, "__module__", "").startswith("torch.ao.")
+
+
+def _obstacle(module, base, parents):
     """Why a module of a type with a quantized form has none itself, or None."""
     if "forward" in vars(module) or type(module).forward is not base.forward:
         return f"has a forward other than {base.__name__}'s"
+    if issubclass(base, nn.Linear):
+        for parent in parents:
+            if isinstance(parent, nn.MultiheadAttention):
+                return "belongs to an nn.MultiheadAttention, which computes with its weight"
     has_weight = "weight" in module._parameters or is_parametrized(module, "weight")
     if issubclass(base, nn.Linear) and not has_weight:
         return "has a weight that a hook computes, as weight_norm's does: remove that first"

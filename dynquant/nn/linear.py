@@ -10,6 +10,7 @@ from torch.nn.parameter import UninitializedParameter
 import dynquant.ops  # noqa: F401 (registers torch.ops.dynquant)
 from dynquant.nn._move import moved
 from dynquant.nn._state import INTEGERS, Entry, read_entries
+from dynquant.nn._torch_ao import with_plain_linear
 from dynquant.nn.quantize import remembered
 from dynquant.nn.weight import int8_weight
 from dynquant.qconfig import QConfig, parse_qconfig, per_channel, per_tensor, per_token
@@ -39,6 +40,78 @@ class _ScaledMM(torch.autograd.Function):
         return (gradient.to(torch.float32) @ weight).to(ctx.dtype), None, None
 
 
+def check_config(name, float_type, qconfig):
+    """Raises what stands against `qconfig` for linear layers.
+
+    Args:
+        name: of the module; "" for a bare one.
+        float_type: how messages call its type.
+    """
+    module = f"{name} ({float_type})" if name else float_type
+    if qconfig.dtype != torch.qint8:
+        raise NotImplementedError(
+            f"{module}: dtype {qconfig.dtype} is not available yet; allowed: torch.qint8"
+        )
+    if qconfig.dynamic is False:
+        raise ValueError(f"{module}: 'dynamic' is False, but it is quantized at run time only")
+
+
+def check_parameters(parameters):
+    """Raises ValueError unless each is initialized and fp32, bf16 or fp16.
+
+    Args:
+        parameters: by name; None counts as absent.
+    """
+    for key, value in parameters.items():
+        if isinstance(value, UninitializedParameter):
+            raise ValueError(f"{key} is not initialized; run the model once")
+        if value is not None and value.dtype not in FLOAT_DTYPES:
+            listed = ", ".join(str(dtype) for dtype in FLOAT_DTYPES)
+            raise ValueError(f"{key} is {value.dtype}; allowed: {listed}")
+
+
+def check_weight(key, weight):
+    """Raises ValueError unless the float `weight` [N, K] can be quantized."""
+    weight = weight.detach()
+    if weight.shape[1] > MAX_IN_FEATURES:
+        raise ValueError(
+            f"{key} has {weight.shape[1]} columns; at most {MAX_IN_FEATURES} can be quantized "
+            "exactly"
+        )
+    if weight.numel() and not weight.is_meta:
+        extremes = torch.stack(torch.aminmax(weight))  # NaN in the weight makes both NaN
+        if not extremes.isfinite().all():
+            raise ValueError(f"{key} holds NaN or Inf")
+
+
+def outputs_of(linears, x):
+    """The outputs of several modules for one x, which is quantized once where all are Linear.
+
+    The bits are those of calling each.
+    """
+    if not all(type(linear) is Linear and _is_plain(linear) for linear in linears):
+        return [linear(x) for linear in linears]
+    schemes = {(linear.per_token, linear.symmetric) for linear in linears}
+    wants_gradient = x.requires_grad and torch.is_grad_enabled()
+    autocast = torch.is_autocast_enabled(x.device.type)
+    if len(schemes) > 1 or wants_gradient or autocast or remembered(x) is not None:
+        return [linear(x) for linear in linears]
+    form = torch.ops.dynquant.quantize_activation(x, *schemes.pop())
+    return [
+        _scaled_mm(*form, linear.packed, linear.weight_scale, linear.bias, x.dtype)
+        for linear in linears
+    ]
+
+
+def _is_plain(module):
+    return not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
 class Linear(nn.Module):
     """y = x @ weight.T + bias with an int8 weight and x quantized to 8 bits at each call.
 
@@ -48,7 +121,8 @@ class Linear(nn.Module):
 
     The weight is held once, packed for the machine; `weight` and the state dict unpack it. The
     state dict has weight (int8 [N, K]), weight_scale (fp32 [N] or [1]), bias where there is one,
-    and version (int64).
+    and version (int64). load_state_dict also takes what the float module has (its weight is then
+    quantized as this one was) and what torch.ao's dynamic quantization saves.
 
     Attributes:
         in_features, out_features: K and N.
@@ -59,6 +133,7 @@ class Linear(nn.Module):
     """
 
     VERSION = 1
+    FLOAT = "nn.Linear"
 
     def __init__(self, in_features, out_features, packed, weight_scale, bias, dtype, qconfig):
         super().__init__()
@@ -92,19 +167,36 @@ class Linear(nn.Module):
         """
         qconfig = QConfig() if qconfig is None else parse_qconfig(qconfig)
         cls.check_float(mod, qconfig)
+        return cls.from_weight(cls._rows(mod.weight), mod.bias, qconfig, tied_to)
+
+    @classmethod
+    def from_weight(cls, weight, bias, qconfig, tied_to=None):
+        """The layer of a float weight [N, K] and bias [N] or None, neither of which it keeps.
+
+        Args:
+            weight, bias: what check_parameters accepts.
+            qconfig: a QConfig.
+            tied_to: as for from_float.
+        """
+        weight = weight.detach()
         if tied_to is None:
-            weight, weight_scale = torch.ops.dynquant.quantize_weight(
-                mod.weight.detach(), qconfig.weight == per_channel
+            quantized, weight_scale = torch.ops.dynquant.quantize_weight(
+                weight, qconfig.weight == per_channel
             )
-            packed = torch.ops.dynquant.pack_weight(weight)
+            packed = torch.ops.dynquant.pack_weight(quantized)
         else:
             packed, weight_scale = tied_to.packed, tied_to.weight_scale
-        bias = None if mod.bias is None else mod.bias.detach().clone()
-        n, k = mod.weight.shape
-        return cls(k, n, packed, weight_scale, bias, mod.weight.dtype, qconfig)
+        bias = None if bias is None else bias.detach().clone()
+        n, k = weight.shape
+        return cls(k, n, packed, weight_scale, bias, weight.dtype, qconfig)
 
     @staticmethod
-    def check_float(mod, qconfig, name=""):
+    def _rows(weight):
+        """The weight of the float module with one row for each output."""
+        return weight
+
+    @classmethod
+    def check_float(cls, mod, qconfig, name=""):
         """Raises what stands against quantizing `mod`, naming its parameters after `name`.
 
         Raises:
@@ -113,29 +205,10 @@ class Linear(nn.Module):
                 dtype; for dynamic=False.
             NotImplementedError: for a dtype other than torch.qint8.
         """
-        module, prefix = (f"{name} (nn.Linear)", f"{name}.") if name else ("nn.Linear", "")
-        if qconfig.dtype != torch.qint8:
-            raise NotImplementedError(
-                f"{module}: dtype {qconfig.dtype} is not available yet; allowed: torch.qint8"
-            )
-        if qconfig.dynamic is False:
-            raise ValueError(f"{module}: 'dynamic' is False, but it is quantized at run time only")
-        for key, value in (("weight", mod.weight), ("bias", mod.bias)):
-            if isinstance(value, UninitializedParameter):
-                raise ValueError(f"{prefix}{key} is not initialized; run the model once")
-            if value is not None and value.dtype not in FLOAT_DTYPES:
-                listed = ", ".join(str(dtype) for dtype in FLOAT_DTYPES)
-                raise ValueError(f"{prefix}{key} is {value.dtype}; allowed: {listed}")
-        weight = mod.weight.detach()
-        if weight.shape[1] > MAX_IN_FEATURES:
-            raise ValueError(
-                f"{prefix}weight has {weight.shape[1]} columns; at most {MAX_IN_FEATURES} can be "
-                "quantized exactly"
-            )
-        if weight.numel() and not weight.is_meta:
-            extremes = torch.stack(torch.aminmax(weight))  # NaN in the weight makes both NaN
-            if not extremes.isfinite().all():
-                raise ValueError(f"{prefix}weight holds NaN or Inf")
+        check_config(name, cls.FLOAT, qconfig)
+        prefix = f"{name}." if name else ""
+        check_parameters({f"{prefix}weight": mod.weight, f"{prefix}bias": mod.bias})
+        check_weight(f"{prefix}weight", cls._rows(mod.weight))
 
     def forward(self, x):
         # nn.Module.__getattr__ would cost 0.4 microseconds for each of these.
@@ -160,7 +233,7 @@ class Linear(nn.Module):
 
     @property
     def weight(self):
-        return int8_weight(self.packed, self.out_features, self.in_features)
+        return int8_weight([(self.packed, self.out_features)], self.in_features)
 
     def _plain_weight(self):
         return torch.ops.dynquant.unpack_weight(self.packed, self.out_features, self.in_features)
@@ -223,7 +296,14 @@ class Linear(nn.Module):
         lists = (strict, missing_keys, unexpected_keys)
         for hook in self._load_state_dict_pre_hooks.values():
             hook(state_dict, prefix, local_metadata, *lists, error_msgs)
-        found, errors = read_entries(self, self._entries(), state_dict, prefix, *lists)
+        state_dict, errors = with_plain_linear(state_dict, prefix)
+        weight = state_dict.get(f"{prefix}weight")
+        is_float = isinstance(weight, torch.Tensor) and weight.is_floating_point()
+        entries = self._float_entries() if is_float else self._entries()
+        found, wrong = read_entries(self, entries, state_dict, prefix, *lists)
+        errors += wrong
+        if is_float and not errors:
+            errors += self._quantize_found(found, prefix, state_dict)
         version = found.pop("version", None)
         if not (errors or version is None or version.is_meta or 1 <= version <= self.VERSION):
             errors.append(
@@ -245,6 +325,26 @@ class Linear(nn.Module):
         if self.bias is None:
             del entries["bias"]
         return entries
+
+    def _float_entries(self):
+        float_weight = Entry(FLOAT_DTYPES, (tuple(self._rows(self.weight).shape),))
+        kept = {key: entry for key, entry in self._entries().items() if key == "bias"}
+        return {"weight": float_weight, **kept}
+
+    def _quantize_found(self, found, prefix, state_dict):
+        """Puts the quantized form of a float checkpoint's weight in `found`; gives the errors."""
+        if f"{prefix}weight_scale" in state_dict:
+            found_dtype = found["weight"].dtype
+            return [f"{prefix}weight is {found_dtype}, but {prefix}weight_scale is there as well"]
+        weight = self._rows(found["weight"].detach())
+        try:
+            check_weight(f"{prefix}weight", weight)
+        except ValueError as error:
+            return [str(error)]
+        found["weight"], found["weight_scale"] = torch.ops.dynquant.quantize_weight(
+            weight, self.weight_scale.numel() == self.out_features
+        )
+        return []
 
     @torch.no_grad()
     def _load(self, found, assign, prefix):
