@@ -71,9 +71,7 @@ class MultiheadAttention(nn.Module):
         """
         qconfig = QConfig() if qconfig is None else parse_qconfig(qconfig)
         cls.check_float(mod, qconfig)
-        made = [
-            Linear.from_weight(weight, bias, qconfig) for _, weight, bias in _projections(mod)
-        ]
+        made = [Linear.from_weight(weight, bias, qconfig) for _, weight, bias in _projections(mod)]
         return cls(mod, made)
 
     @classmethod
