@@ -45,10 +45,20 @@ class Item:
     tie: tuple
 
 
-def _conv1d():
-    """The type Conv1D of transformers, in a dict with its form; nothing where it is not loaded."""
-    module = sys.modules.get("transformers.pytorch_utils")
-    return {} if module is None else {module.Conv1D: quantized.Conv1D}
+# Types of modules that dynquant does not import: where they are defined, and the quantized form.
+_FOREIGN_FORMS = (
+    ("transformers.pytorch_utils", "Conv1D", quantized.Conv1D),
+    ("torch.ao.nn.qat.dynamic.modules.linear", "Linear", quantized.Linear),
+)
+
+
+def _foreign_forms():
+    """Those of _FOREIGN_FORMS that are loaded; what is not loaded is in no model."""
+    return {
+        getattr(sys.modules[module], name): form
+        for module, name, form in _FOREIGN_FORMS
+        if module in sys.modules
+    }
 
 
 class Forms:
@@ -72,10 +82,10 @@ class Forms:
                 raise TypeError(
                     f"mapping[{describe(base)}] is {form!r}; expected a class with from_float"
                 )
-        conv1d = _conv1d()
-        self.relatives = (nn.MultiheadAttention, *conv1d)
+        foreign = _foreign_forms()
+        self.relatives = (nn.MultiheadAttention, *foreign)
         mapping = {base: form for base, form in mapping.items() if not _is_of_torch_ao(form)}
-        self._forms = {**_FORMS, **conv1d, **mapping}
+        self._forms = {**_FORMS, **foreign, **mapping}
         self._quantized = tuple({form for form in self._forms.values() if form is not None})
 
     def allow(self, base):
@@ -166,7 +176,8 @@ class Plan:
 
         def idle(covering):
             return not any(
-                isinstance(module, _NOT_AVAILABLE) or forms.has_any(type(module))
+                isinstance(module, (*_NOT_AVAILABLE, NonDynamicallyQuantizableLinear))
+                or forms.has_any(type(module))
                 for outer in covering
                 for module in outer.modules()
             )

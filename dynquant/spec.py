@@ -101,7 +101,7 @@ class Spec:
 
     def _bases(self, module_type):
         bases = module_type.__mro__
-        if not issubclass(module_type, self._relatives):
+        if nn.Linear in bases or not issubclass(module_type, self._relatives):
             return bases
         last = bases.index(nn.Module)
         return (*bases[:last], nn.Linear, *bases[last:])
