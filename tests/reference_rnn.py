@@ -92,7 +92,7 @@ def recurrent(
     sizes = [lead[1]] * lead[0] if batch_sizes is None else list(batch_sizes)
     starts = np.cumsum([0, *sizes])
     scheme = {"per_token": per_token, "symmetric": symmetric}
-    given = ref.linear_dynamic(x.reshape(-1, x.shape[-1]), *weight_ih, bias_ih, **scheme)
+    given = ref.linear_dynamic(x.reshape(starts[-1], x.shape[-1]), *weight_ih, bias_ih, **scheme)
     h, c = h.copy(), None if c is None else c.copy()
     y = np.zeros((starts[-1], h.shape[-1]), F)
     for t in reversed(range(len(sizes))) if reverse else range(len(sizes)):
