@@ -42,7 +42,12 @@ def _check_state(name, state, x, batch):
 
 def _fake_layer(cell, x, states, ih, hh, hr, batch_sizes):
     """The outputs of one direction; `ih`, `hh` and `hr` are (packed, weight_scale, bias)."""
-    _check_device(x=x, **states, packed_ih=ih[0], packed_hh=hh[0], packed_hr=hr[0])
+    parts = {
+        f"{name}_{part}": tensor
+        for part, product in (("ih", ih), ("hh", hh), ("hr", hr))
+        for name, tensor in zip(("packed", "weight_scale", "bias"), product, strict=True)
+    }
+    _check_device(x=x, **states, **parts)
     _check_dtype("x", x, *FLOAT_DTYPES)
     dims = 3 if batch_sizes is None else 2
     torch._check(x.dim() == dims, lambda: f"x must have {dims} dimensions, got {list(x.shape)}")

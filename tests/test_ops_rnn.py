@@ -152,7 +152,7 @@ def cases():
     )
 
 
-@settings(max_examples=500)
+@settings(max_examples=250)
 @given(case=cases())
 def test_drawn(isa, case):
     results = case.run()

@@ -46,7 +46,7 @@ std::vector<int64_t> step_starts(const Tensor& x, const std::optional<Tensor>& b
   std::vector<int64_t> starts = {0};
   if (!batch_sizes.has_value()) {
     check(x.dim() == 3, "x must have three dimensions [T, B, K], got ", ShapeOf(x));
-    check(x.size(0) > 0, "x must have a sequence length larger than 0, got ", ShapeOf(x));
+    check(x.size(0) > 0, "expected sequence length to be larger than 0 in x, got ", ShapeOf(x));
     for (int64_t t = 1; t <= x.size(0); ++t) starts.push_back(t * x.size(1));
     return starts;
   }
