@@ -11,7 +11,9 @@ namespace {
 struct Avx512Vnni {
   static constexpr int kLanes = 16;
   static constexpr int kTileRows = 6;
-  static constexpr int kAccumulators = 24;
+  static constexpr int kRegisters = 32;
+  static constexpr int kParts = 1;
+  static constexpr int kTemporaries = 0;
   static constexpr int kGroupBytes = kGroup;
 
   using Float = __m512;
@@ -48,7 +50,8 @@ struct Avx512Vnni {
   static inline Float sub_float(Float a, Float b) { return _mm512_sub_ps(a, b); }
   static inline Float min(Float a, Float b) { return _mm512_min_ps(a, b); }
   static inline Float max(Float a, Float b) { return _mm512_max_ps(a, b); }
-  static inline Mask is_nan(Float a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q); }
+  static inline Mask unordered(Float a, Float b) { return _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q); }
+  static inline Mask is_nan(Float a) { return unordered(a, a); }
   static inline Mask is_negative(Float a) { return _mm512_movepi32_mask(_mm512_castps_si512(a)); }
   static inline Mask no_mask() { return 0; }
   static inline Mask either(Mask a, Mask b) { return static_cast<Mask>(a | b); }
@@ -86,13 +89,18 @@ struct Avx512Vnni {
     memcpy(staged, q, static_cast<size_t>(groups * kGroup));
   }
   static inline Weights load_weights(const int8_t* p) { return _mm512_loadu_si512(p); }
-  static inline Activation load_activation(const uint8_t* p) {
+  static inline Activation load_activation(const uint8_t* p, int) {
     int32_t group;
     memcpy(&group, p, sizeof group);
     return _mm512_set1_epi32(group);
   }
-  static inline void keep(Weights& w) { asm volatile("" : "+v"(w)); }
-  static inline Int dot(Int acc, Activation a, Weights w) { return _mm512_dpbusd_epi32(acc, a, w); }
+  static inline Weights keep(Weights w) {
+    asm volatile("" : "+v"(w));
+    return w;
+  }
+  static inline Int dot(Int acc, Activation a, Weights w, int) {
+    return _mm512_dpbusd_epi32(acc, a, w);
+  }
 };
 
 }  // namespace

@@ -11,8 +11,7 @@ namespace {
 
 struct Ymm {
   static constexpr int kLanes = 8;
-  static constexpr int kTileRows = 6;
-  static constexpr int kAccumulators = 12;
+  static constexpr int kRegisters = 16;
 
   using Float = __m256;
   using Int = __m256i;
@@ -46,7 +45,8 @@ struct Ymm {
   static inline Float sub_float(Float a, Float b) { return _mm256_sub_ps(a, b); }
   static inline Float min(Float a, Float b) { return _mm256_min_ps(a, b); }
   static inline Float max(Float a, Float b) { return _mm256_max_ps(a, b); }
-  static inline Mask is_nan(Float a) { return _mm256_cmp_ps(a, a, _CMP_UNORD_Q); }
+  static inline Mask unordered(Float a, Float b) { return _mm256_cmp_ps(a, b, _CMP_UNORD_Q); }
+  static inline Mask is_nan(Float a) { return unordered(a, a); }
   static inline Mask is_negative(Float a) { return a; }  // masks are read by their sign bits
   static inline Mask no_mask() { return _mm256_setzero_ps(); }
   static inline Mask either(Mask a, Mask b) { return _mm256_or_ps(a, b); }
