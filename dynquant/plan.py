@@ -30,7 +30,7 @@ _FORMS = {
     QuantStub: quantized.Quantize,
     DeQuantStub: quantized.DeQuantize,
 }
-_STUBS = (QuantStub, DeQuantStub)
+STUBS = (QuantStub, DeQuantStub)
 _NOT_AVAILABLE = (nn.Embedding, nn.EmbeddingBag)
 
 
@@ -116,7 +116,7 @@ class Forms:
 
     def default_types(self):
         """What is quantized where nothing in particular is asked for."""
-        return [base for base in self._forms if base not in _STUBS]
+        return [base for base in self._forms if base not in STUBS]
 
 
 class Plan:
@@ -142,7 +142,7 @@ class Plan:
                     within.append(_titled(name, module))
                 continue
             base, form = forms.of(type(module))
-            found = match(name) or (Match(QConfig(), False) if base in _STUBS else None)
+            found = match(name) or (Match(QConfig(), False) if base in STUBS else None)
             if found is None or found.qconfig is None and form is None:
                 continue
             if base is NonDynamicallyQuantizableLinear and found.by_name:
@@ -172,6 +172,19 @@ class Plan:
     def _warn(self, what, subjects):
         if subjects:
             self.warnings.append(f"{what}: {'; '.join(subjects)}")
+
+    def keep_in_float(self, ratios, threshold):
+        """Takes items out, with a warning. ratios: dB by the item's name."""
+        subjects = [
+            f"{_titled(item.name, item.module)} {ratios[item.name]:.1f} dB"
+            for item in self.items
+            if item.name in ratios
+        ]
+        self.items = [item for item in self.items if item.name not in ratios]
+        self._warn(f"left in float, below {threshold} dB", subjects)
+
+    def warn_of_unreached(self, names):
+        self._warn("quantized without a measurement, not reached by example_inputs", names)
 
     def warn_of_requests_without_form(self, modules, spec, forms):
         """Adds the warning that names the types and names that cover nothing to quantize."""
@@ -233,7 +246,7 @@ def plan_from_attributes(model, mapping, inplace):
 
     def match(name):
         module = modules[name]
-        if isinstance(module, _STUBS) or not hasattr(module, "qconfig"):
+        if isinstance(module, STUBS) or not hasattr(module, "qconfig"):
             return None
         config = module.qconfig
         if config is not None and forms.of(type(module))[1] is not None:

@@ -40,9 +40,7 @@ class MultiheadAttention(nn.Module):
         in_proj_bias: [3 * embed_dim], or None.
     """
 
-    # The fast paths of nn.TransformerEncoderLayer and nn.TransformerEncoder ask for it, and run
-    # their own float kernels where it is true.
-    _qkv_same_embed_dim = False
+    merge_masks = nn.MultiheadAttention.merge_masks  # public there, too
 
     def __init__(self, mod, projections):
         super().__init__()
@@ -51,6 +49,9 @@ class MultiheadAttention(nn.Module):
         self.dropout = mod.dropout
         self.batch_first = mod.batch_first
         self.add_zero_attn = mod.add_zero_attn
+        # The fast paths of nn.TransformerEncoderLayer and nn.TransformerEncoder ask for it, and run
+        # their own float kernels where it is true.
+        self._qkv_same_embed_dim = False
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = projections
         for name in ("bias_k", "bias_v"):
             value = getattr(mod, name)
@@ -95,12 +96,12 @@ class MultiheadAttention(nn.Module):
         query,
         key,
         value,
-        key_padding_mask=None,
-        need_weights=True,
-        attn_mask=None,
-        average_attn_weights=True,
-        is_causal=False,
-    ):
+        key_padding_mask: torch.Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: torch.Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """As nn.MultiheadAttention.forward, whose documentation tells the shapes.
 
         Returns:
@@ -111,33 +112,33 @@ class MultiheadAttention(nn.Module):
             TypeError: for a mask that is neither bool nor float.
             RuntimeError: for is_causal without attn_mask.
         """
-        if query.is_nested or key.is_nested or value.is_nested:
-            masked = key_padding_mask is not None or attn_mask is not None or is_causal
-            return self._nested(query, key, value, masked, need_weights), None
         batched = query.dim() == 3
-        self._check_shapes(query, key, value, key_padding_mask)
+        if not torch.jit.is_scripting():
+            if query.is_nested or key.is_nested or value.is_nested:
+                masked = key_padding_mask is not None or attn_mask is not None or is_causal
+                return self._nested(query, key, value, masked, need_weights), None
+            self._check_shapes(query, key, value, key_padding_mask)
         if is_causal and attn_mask is None:
             raise RuntimeError("is_causal tells what attn_mask is: pass attn_mask as well")
-        q, k, v = (self._heads(projected) for projected in self._project(query, key, value))
-        shape = (q.shape[0], self.num_heads, q.shape[2], k.shape[2])
+        q, k, v = self._project(query, key, value)
+        q, k, v = self._heads(q), self._heads(k), self._heads(v)
+        keys = k.shape[2]
         k, v = self._with_extra(k, self.bias_k), self._with_extra(v, self.bias_v)
-        extra = k.shape[2] - shape[3]
-        if is_causal and key_padding_mask is None and not need_weights and not extra:
-            mask = None
-        else:
-            mask = _merged(attn_mask, key_padding_mask, shape, extra, q.dtype)
+        mask: torch.Tensor | None = None
+        if key_padding_mask is not None or need_weights or k.shape[2] > keys or not is_causal:
+            mask = _merged(attn_mask, key_padding_mask, q, keys, k.shape[2] - keys)
             is_causal = False
         dropout = self.dropout if self.training else 0.0
+        weights: torch.Tensor | None = None
         if need_weights:
             scores = (q * math.sqrt(1.0 / self.head_dim)) @ k.transpose(-2, -1)
-            weights = F.softmax(scores if mask is None else scores + mask, dim=-1)
-            weights = F.dropout(weights, dropout) if dropout else weights
-            output = weights @ v
-            weights = weights.mean(1) if average_attn_weights else weights
+            chances = F.softmax(scores if mask is None else scores + mask, dim=-1)
+            chances = F.dropout(chances, dropout, self.training)
+            output = chances @ v
+            weights = chances.mean(1) if average_attn_weights else chances
             weights = weights if batched else weights.squeeze(0)
         else:
             output = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal)
-            weights = None
         output = output.transpose(1, 2).flatten(2)  # [N, L, embed_dim]
         if not batched:
             output = output.squeeze(0)
@@ -185,7 +186,7 @@ class MultiheadAttention(nn.Module):
             )
 
     def _project(self, query, key, value):
-        if key is not value:
+        if torch.jit.is_scripting() or key is not value:
             return self.q_proj(query), self.k_proj(key), self.v_proj(value)
         if query is key:
             return outputs_of((self.q_proj, self.k_proj, self.v_proj), query)
@@ -199,7 +200,7 @@ class MultiheadAttention(nn.Module):
             x = x.transpose(0, 1)
         return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
 
-    def _with_extra(self, x, bias):
+    def _with_extra(self, x, bias: torch.Tensor | None):
         """The keys or values with the position that bias_k or bias_v adds, and that of zeros."""
         shape = (x.shape[0], self.num_heads, 1, self.head_dim)
         parts = [x]
@@ -210,15 +211,21 @@ class MultiheadAttention(nn.Module):
             parts.append(x.new_zeros(shape))
         return torch.cat(parts, 2) if len(parts) > 1 else x
 
+    # TorchScript takes neither an optional tensor where nn.TransformerEncoderLayer reads these, nor
+    # Int8Weight; what it reads is not used.
     @property
-    def in_proj_weight(self):
+    def in_proj_weight(self) -> torch.Tensor:
+        if torch.jit.is_scripting():
+            return self.q_proj.weight
         if self.kdim != self.embed_dim or self.vdim != self.embed_dim:
             return None
         projections = (self.q_proj, self.k_proj, self.v_proj)
         return int8_weight([(one.packed, one.out_features) for one in projections], self.embed_dim)
 
     @property
-    def in_proj_bias(self):
+    def in_proj_bias(self) -> torch.Tensor:
+        if torch.jit.is_scripting():
+            return self.q_proj.weight_scale
         if self.q_proj.bias is None:
             return None
         return torch.cat([self.q_proj.bias, self.k_proj.bias, self.v_proj.bias])
@@ -261,34 +268,42 @@ def _split_projections(state_dict, prefix):
                 state_dict[f"{prefix}{one}_proj.{key}"] = part
 
 
-def _merged(attn_mask, key_padding_mask, shape, extra, dtype):
+def _merged(
+    attn_mask: torch.Tensor | None,
+    key_padding_mask: torch.Tensor | None,
+    q: torch.Tensor,
+    keys: int,
+    extra: int,
+) -> torch.Tensor | None:
     """The sum of both masks, to be added to the scores, or None.
 
     Args:
         attn_mask: [L, S] or [N * heads, L, S], or None.
         key_padding_mask: [N, S] or [S], or None.
-        shape: (N, heads, L, S).
+        q: [N, heads, L, head_dim].
+        keys: S.
         extra: how many keys beyond S, which no mask hides, there are.
-        dtype: of the scores.
     """
-    n, heads, length, keys = shape
-    masks = []
+    n, heads, length = q.shape[0], q.shape[1], q.shape[2]
+    merged: torch.Tensor | None = None
     if attn_mask is not None:
-        if attn_mask.shape not in ((length, keys), (n * heads, length, keys)):
+        shared, for_each = [length, keys], [n * heads, length, keys]
+        if list(attn_mask.shape) != shared and list(attn_mask.shape) != for_each:
             raise ValueError(
-                f"attn_mask must have the shape {[length, keys]} or {[n * heads, length, keys]}, "
-                f"got {list(attn_mask.shape)}"
+                f"attn_mask must have the shape {shared} or {for_each}, got {list(attn_mask.shape)}"
             )
-        mask = _additive("attn_mask", attn_mask, dtype)
-        masks.append(mask.unflatten(0, (n, heads)) if mask.dim() == 3 else mask[None, None])
+        merged = _additive("attn_mask", attn_mask, q.dtype)
+        if merged.dim() == 3:
+            merged = merged.view(n, heads, length, keys)
+        else:
+            merged = merged.view(1, 1, length, keys)
     if key_padding_mask is not None:
-        masks.append(_additive("key_padding_mask", key_padding_mask, dtype).view(-1, 1, 1, keys))
-    if not masks:
-        return None
-    return F.pad(sum(masks[1:], masks[0]), (0, extra)) if extra else sum(masks[1:], masks[0])
+        padding = _additive("key_padding_mask", key_padding_mask, q.dtype).view(-1, 1, 1, keys)
+        merged = padding if merged is None else merged + padding
+    return merged if merged is None else F.pad(merged, (0, extra))
 
 
-def _additive(name, mask, dtype):
+def _additive(name: str, mask: torch.Tensor, dtype: torch.dtype):
     if mask.dtype == torch.bool:
         return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask, -math.inf)
     if not mask.is_floating_point():

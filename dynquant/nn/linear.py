@@ -146,6 +146,10 @@ class Linear(PackedModule):
         check_weight(f"{prefix}weight", cls._rows(mod.weight))
 
     def forward(self, x):
+        if torch.jit.is_scripting():
+            return torch.ops.dynquant.linear_dynamic(
+                x, self.packed, self.weight_scale, self.bias, self.per_token, self.symmetric
+            )
         # nn.Module.__getattr__ would cost 0.4 microseconds for each of these.
         packed = self._buffers["packed"]
         weight_scale = self._buffers["weight_scale"]
@@ -167,7 +171,11 @@ class Linear(PackedModule):
         return _scaled_mm(*arguments)
 
     @property
-    def weight(self):
+    def weight(self) -> torch.Tensor:
+        if torch.jit.is_scripting():
+            return torch.ops.dynquant.unpack_weight(
+                self.packed, self.out_features, self.in_features
+            )
         return int8_weight([(self.packed, self.out_features)], self.in_features)
 
     def _translated(self, state_dict, prefix):
