@@ -21,12 +21,17 @@ _FORMS = {
     # Whoever makes one computes with its weight; it is quantized where it is asked for itself.
     NonDynamicallyQuantizableLinear: None,
     nn.MultiheadAttention: quantized.MultiheadAttention,
+    nn.LSTM: quantized.LSTM,
+    nn.GRU: quantized.GRU,
+    nn.RNN: quantized.RNN,
+    nn.LSTMCell: quantized.LSTMCell,
+    nn.GRUCell: quantized.GRUCell,
+    nn.RNNCell: quantized.RNNCell,
     QuantStub: quantized.Quantize,
     DeQuantStub: quantized.DeQuantize,
 }
 STUBS = (QuantStub, DeQuantStub)
-_RECURRENT = (nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell, nn.RNNCell)
-_NOT_AVAILABLE = (*_RECURRENT, nn.Embedding, nn.EmbeddingBag)
+_NOT_AVAILABLE = (nn.Embedding, nn.EmbeddingBag)
 
 
 @dataclass
@@ -111,7 +116,7 @@ class Forms:
 
     def default_types(self):
         """What is quantized where nothing in particular is asked for."""
-        return [base for base in self._forms if base not in STUBS] + list(_RECURRENT)
+        return [base for base in self._forms if base not in STUBS]
 
 
 class Plan:
@@ -126,7 +131,7 @@ class Plan:
     def __init__(self, modules, match, forms):
         self.items = []
         self.warnings = []
-        left, not_available, within = [], [], []
+        left, within = [], []
         places = _places(modules)
         asked = {}  # by id(module): its first name and config
         outer = None
@@ -145,8 +150,6 @@ class Plan:
             if form is None:
                 if found.by_name and isinstance(module, _NOT_AVAILABLE):
                     raise NotImplementedError(f"{_titled(name, module)} cannot be quantized yet")
-                if isinstance(module, _RECURRENT):
-                    not_available.append(_titled(name, module))
                 continue
             first, qconfig = asked.setdefault(id(module), (name, found.qconfig))
             if qconfig != found.qconfig:
@@ -164,7 +167,6 @@ class Plan:
             self.items.append(Item(name, module, form, qconfig, places[id(module)], tie))
             outer = name
         self._warn("left in float", left)
-        self._warn("not available yet, left in float", not_available)
         self._warn("part of a module that is quantized as a whole", within)
 
     def _warn(self, what, subjects):
@@ -279,6 +281,15 @@ def _is_of_torch_ao(form):
     return getattr(form, "__module__", "").startswith("torch.ao.")
 
 
+def _weights_of(module, base):
+    """The names of the parameters that are quantized."""
+    if issubclass(base, nn.RNNBase):
+        return [name for name in module._flat_weights_names if name.startswith("weight")]
+    if issubclass(base, nn.RNNCellBase):
+        return ["weight_ih", "weight_hh"]
+    return ["weight"] if issubclass(base, nn.Linear) else []
+
+
 def _obstacle(module, base, parents):
     """Why a module of a type with a quantized form has none itself, or None."""
     if "forward" in vars(module) or type(module).forward is not base.forward:
@@ -287,9 +298,9 @@ def _obstacle(module, base, parents):
         for parent in parents:
             if isinstance(parent, nn.MultiheadAttention):
                 return "belongs to an nn.MultiheadAttention, which computes with its weight"
-    has_weight = "weight" in module._parameters or is_parametrized(module, "weight")
-    if issubclass(base, nn.Linear) and not has_weight:
-        return "has a weight that a hook computes, as weight_norm's does: remove that first"
+    for weight in _weights_of(module, base):
+        if weight not in module._parameters and not is_parametrized(module, weight):
+            return f"has a {weight} that a hook computes, as weight_norm's does: remove that first"
     return None
 
 

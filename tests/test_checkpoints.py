@@ -138,7 +138,7 @@ class TestTorchAo:
                 assert_same(loaded.weight + 0, values)
                 assert_same(loaded.weight_scale, torch_scale(weight))
             error = (loaded.weight.float() * scale - weight.dequantize()).abs()
-            assert (error <= scale / 2).all()
+            assert (error <= scale * 0.5001).all()  # halfway is a tie, up to rounding
             if saved[place].bias() is not None:
                 assert_same(loaded.bias, saved[place].bias().detach())
         x = torch.randn(64, 6)

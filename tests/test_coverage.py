@@ -29,7 +29,6 @@ def test_exists(named):
 
 # Tests of modules that are not part of the package yet.
 AWAITED = (
-    "tests/test_nn_rnn.py",
     "tests/test_nn_embedding.py",
     "tests/test_nn_linear_half.py",
 )

@@ -2,14 +2,17 @@
 
 import copy
 import multiprocessing
+import pickle
 import subprocess
 import sys
 import traceback
+from multiprocessing.reduction import ForkingPickler
 
 import pytest
 import torch
 from compare import assert_same
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 import dynquant
 
@@ -49,6 +52,17 @@ def in_child(queue, model):
 
 
 class TestProcesses:
+    @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRUCell])
+    def test_recurrent_modules_too(self, kind):
+        module = dynquant.quantize_dynamic(kind(4, 4))
+        packed = [name for name in module._buffers if name.startswith("packed")]
+        handles = ForkingPickler.dumps(module)
+        assert packed and len(bytes(handles)) > 0
+        other = pickle.loads(handles)
+        x = torch.randn(3, 4)
+        for one, wanted in zip(tree_leaves(other(x)), tree_leaves(module(x)), strict=True):
+            assert_same(one, wanted)
+
     @pytest.mark.parametrize("method", ["fork", "spawn"])
     @pytest.mark.parametrize("shared", [False, True])
     def test_a_model_goes_to_a_child(self, model, method, shared):

@@ -280,7 +280,7 @@ class TestCopies:
     def test_pickles_hold_no_packed_weight(self):
         state = quantized().__getstate__()
         assert "packed" not in state["_buffers"]
-        assert state["_weight"].shape == (7, 12)
+        assert state["_weights"]["weight"].shape == (7, 12)
 
     def test_attributes_survive(self):
         layer = quantized()

@@ -334,7 +334,6 @@ class TestErrors:
             ({"mapping": {"head": Linear}}, TypeError, "mapping has the key 'head'"),
             ({"mapping": {nn.Linear: nn.ReLU}}, TypeError, r"mapping\[Linear\].*with from_float"),
             ({"inplace": 1}, TypeError, "inplace is 1; expected a bool"),
-            ({"qconfig_spec": {nn.LSTM}}, NotImplementedError, "LSTM cannot be quantized yet"),
             ({"qconfig_spec": {nn.Embedding}}, NotImplementedError, "Embedding cannot be"),
             ({"dtype": torch.float16}, NotImplementedError, "torch.float16 is not available yet"),
             ({"dtype": torch.quint8}, NotImplementedError, "torch.quint8 is not available yet"),
@@ -491,14 +490,9 @@ class TestTypes:
     def test_recurrent_types(self):
         model = nn.ModuleDict({"rnn": nn.LSTM(4, 4), "cell": nn.GRUCell(4, 4)})
         model["fc"] = nn.Linear(4, 4)
-        message = r"not available yet, left in float: rnn \(LSTM\); cell \(GRUCell\)"
-        with pytest.warns(UserWarning, match=message) as caught:
-            assert swapped(dynquant.quantize_dynamic(model)) == {"fc"}
-        assert len(caught) == 1
-        with pytest.warns(UserWarning, match=message):
-            dynquant.quantize_dynamic(model, {"": {}})
-        with pytest.raises(NotImplementedError, match=r"rnn \(LSTM\) cannot be quantized yet"):
-            dynquant.quantize_dynamic(model, {"rnn"})
+        result = dynquant.quantize_dynamic(model)
+        assert type(result["rnn"]) is dynquant.nn.LSTM
+        assert type(result["cell"]) is dynquant.nn.GRUCell
         spec = {nn.Linear: {}, nn.LSTM: None, "cell": None}
         assert swapped(dynquant.quantize_dynamic(model, spec)) == {"fc"}
 

@@ -13,14 +13,35 @@
 namespace dynquant {
 namespace {
 
-// Registers of columns for a tile of `rows`: as many as the accumulators' budget and the panel
-// allow, a power of two so that tiles fill a panel.
+// Registers that a tile of R rows by V registers of columns works with. The operand of which there
+// are fewer registers stays in them, the other streams past.
+template <class Isa>
+constexpr int tile_registers(int rows, int vectors) {
+  const int kept = (rows < vectors ? rows : vectors) * Isa::kParts;
+  const int streamed = rows < vectors ? Isa::kParts : 1;
+  return rows * vectors + kept + streamed + Isa::kTemporaries;
+}
+
+// Registers of columns for a tile of `rows`: as many as the registers and the panel allow, a power
+// of two so that tiles fill a panel.
 template <class Isa>
 constexpr int tile_vectors(int rows) {
   int vectors = static_cast<int>(kPanelColumns) / Isa::kLanes;
-  while (vectors > 1 && vectors * rows > Isa::kAccumulators) vectors /= 2;
+  while (vectors > 1 && tile_registers<Isa>(rows, vectors) > Isa::kRegisters) vectors /= 2;
   return vectors;
 }
+
+// The next panel on its way to the L2 cache while this one is computed: one line for each group of
+// each pass. Only tiles narrower than a panel need it: they read a line here and there, which the
+// processor's own prefetcher follows poorly; whole panels are one stream, which it follows well.
+struct Ahead {
+  const int8_t* at;
+  int64_t step;  // bytes for each group
+};
+
+constexpr int64_t kStaysInL2 = 1024 * 1024;  // weights of which nothing needs to be fetched ahead
+constexpr int64_t kLine = 64;
+constexpr int64_t kNearGroups = 8;  // this panel, on its way from the L2 to the L1 cache
 
 // Where one tile's results go, and the column values that they need.
 template <class Out>
@@ -34,9 +55,58 @@ struct TileOut {
   int64_t out_stride;
 };
 
+template <class Isa, int R>
+inline typename Isa::Weights weights_of(const int8_t* p) {
+  const typename Isa::Weights w = Isa::load_weights(p);
+  // Else the compiler may load them once for each row: loads would then be the limit.
+  return R > 1 ? Isa::keep(w) : w;
+}
+
+// Four k of the whole tile.
+template <class Isa, int R, int V>
+inline void multiply_group(const uint8_t* staged, int64_t staged_stride, const int8_t* weights,
+                           typename Isa::Int (&acc)[R][V]) {
+  constexpr int kBytes = Isa::kLanes * static_cast<int>(kGroup);
+  if constexpr (R < V) {
+    typename Isa::Activation a[R][Isa::kParts];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+      for (int part = 0; part < Isa::kParts; ++part) {
+        a[r][part] = Isa::load_activation(staged + r * staged_stride, part);
+      }
+    }
+#pragma GCC unroll 16
+    for (int v = 0; v < V; ++v) {
+      const typename Isa::Weights w = weights_of<Isa, R>(weights + v * kBytes);
+#pragma GCC unroll 2
+      for (int part = 0; part < Isa::kParts; ++part) {
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) acc[r][v] = Isa::dot(acc[r][v], a[r][part], w, part);
+      }
+    }
+  } else {
+    typename Isa::Weights w[V];
+#pragma GCC unroll 16
+    for (int v = 0; v < V; ++v) w[v] = weights_of<Isa, R>(weights + v * kBytes);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+      for (int part = 0; part < Isa::kParts; ++part) {
+        const typename Isa::Activation a = Isa::load_activation(staged + r * staged_stride, part);
+#pragma GCC unroll 16
+        for (int v = 0; v < V; ++v) acc[r][v] = Isa::dot(acc[r][v], a, w[v], part);
+      }
+    }
+  }
+}
+
 template <class Isa, int R, int V, class Out>
 __attribute__((noinline)) void tile(const uint8_t* staged, int64_t staged_stride,
-                                    const int8_t* weights, int64_t groups, const TileOut<Out>& to) {
+                                    const int8_t* weights, int64_t groups, Ahead ahead,
+                                    const TileOut<Out>& to) {
+  constexpr int kBytes = V * Isa::kLanes * static_cast<int>(kGroup);
+  constexpr int kStep = static_cast<int>(kPanelColumns * kGroup);
   typename Isa::Int acc[R][V];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
@@ -45,17 +115,17 @@ __attribute__((noinline)) void tile(const uint8_t* staged, int64_t staged_stride
   }
 
   for (int64_t g = 0; g < groups; ++g) {
-    typename Isa::Weights w[V];
+    if constexpr (kBytes < kStep) {
 #pragma GCC unroll 16
-    for (int v = 0; v < V; ++v) w[v] = Isa::load_weights(weights + v * Isa::kLanes * kGroup);
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      const typename Isa::Activation a = Isa::load_activation(staged + r * staged_stride);
-#pragma GCC unroll 16
-      for (int v = 0; v < V; ++v) acc[r][v] = Isa::dot(acc[r][v], a, w[v]);
+      for (int c = 0; c < kBytes; c += kLine) {
+        __builtin_prefetch(weights + kNearGroups * kStep + c);
+      }
+      __builtin_prefetch(ahead.at, 0, 2);
+      ahead.at += ahead.step;
     }
+    multiply_group<Isa, R, V>(staged, staged_stride, weights, acc);
     staged += Isa::kGroupBytes;
-    weights += kPanelColumns * kGroup;
+    weights += kStep;
   }
 
 #pragma GCC unroll 16
@@ -76,7 +146,7 @@ __attribute__((noinline)) void tile(const uint8_t* staged, int64_t staged_stride
 // One strip of R rows through the columns of one panel, in steps of V registers.
 template <class Isa, int R, int V, class Out>
 inline void strip(const GemmArgs& a, int64_t m0, const int8_t* panel, int64_t columns,
-                  TileOut<Out> to) {
+                  TileOut<Out> to, Ahead& ahead) {
   constexpr int kStep = V * Isa::kLanes;
   const uint8_t* staged = a.staged + m0 * a.staged_stride;
   const int8_t* weights = panel + kPanelColumns * kGroup;
@@ -90,14 +160,15 @@ inline void strip(const GemmArgs& a, int64_t m0, const int8_t* panel, int64_t co
     step.bias += c;
     step.out = out + c;
     if (columns - c >= kStep) {
-      tile<Isa, R, V>(staged, a.staged_stride, weights + c * kGroup, a.groups, step);
+      tile<Isa, R, V>(staged, a.staged_stride, weights + c * kGroup, a.groups, ahead, step);
+      ahead.at += a.groups * ahead.step;
       continue;
     }
     // A panel that the weight does not fill is computed whole beside the output and copied.
     Out result[R * kStep];
     step.out = result;
     step.out_stride = kStep;
-    tile<Isa, R, V>(staged, a.staged_stride, weights + c * kGroup, a.groups, step);
+    tile<Isa, R, V>(staged, a.staged_stride, weights + c * kGroup, a.groups, ahead, step);
     for (int r = 0; r < R; ++r) {
       memcpy(out + r * to.out_stride + c, result + r * kStep,
              static_cast<size_t>(columns - c) * sizeof(Out));
@@ -107,17 +178,21 @@ inline void strip(const GemmArgs& a, int64_t m0, const int8_t* panel, int64_t co
 
 template <class Isa, int R, class Out>
 inline void strip_of(int64_t rows, const GemmArgs& a, int64_t m0, const int8_t* panel,
-                     int64_t columns, const TileOut<Out>& to) {
-  if (rows == R) return strip<Isa, R, tile_vectors<Isa>(R)>(a, m0, panel, columns, to);
-  if constexpr (R > 1) return strip_of<Isa, R - 1>(rows, a, m0, panel, columns, to);
+                     int64_t columns, const TileOut<Out>& to, Ahead& ahead) {
+  if (rows == R) return strip<Isa, R, tile_vectors<Isa>(R)>(a, m0, panel, columns, to, ahead);
+  if constexpr (R > 1) return strip_of<Isa, R - 1>(rows, a, m0, panel, columns, to, ahead);
 }
 
 template <class Isa, class Out>
 inline void gemm_to(const GemmArgs& a, Out*) {
+  constexpr int kPasses =
+      static_cast<int>(kPanelColumns) / (Isa::kLanes * tile_vectors<Isa>(Isa::kTileRows));
   const int64_t strips = ceil_div(a.m, Isa::kTileRows);
+  const int64_t panel_stride = kPanelColumns * kGroup * (1 + a.groups);
+  const bool fetch = (a.n_end - a.n_begin) * a.groups * kGroup > kStaysInL2;
   for (int64_t n0 = a.n_begin; n0 < a.n_end; n0 += kPanelColumns) {
     const int64_t columns = a.n_end - n0 < kPanelColumns ? a.n_end - n0 : kPanelColumns;
-    const int8_t* panel = a.panels + n0 / kPanelColumns * (kPanelColumns * kGroup * (1 + a.groups));
+    const int8_t* panel = a.panels + n0 / kPanelColumns * panel_stride;
     const PanelColumns values(a.epilogue, n0, columns);
     TileOut<Out> to = {};
     to.column_sums = reinterpret_cast<const int32_t*>(panel);
@@ -125,10 +200,15 @@ inline void gemm_to(const GemmArgs& a, Out*) {
     to.bias = values.bias;
     to.out = static_cast<Out*>(a.epilogue.out) + n0;
     to.out_stride = a.epilogue.out_stride;
+    Ahead ahead = {panel, 0};
+    if (fetch && n0 + kPanelColumns < a.n_end) {
+      const int64_t each = kPanelColumns * kGroup / (strips * kPasses);
+      ahead = {panel + panel_stride, each < kLine ? each : kLine};
+    }
     int64_t m0 = 0;
     for (int64_t s = 0; s < strips; ++s) {
       const int64_t rows = a.m / strips + (s < a.m % strips ? 1 : 0);
-      strip_of<Isa, Isa::kTileRows>(rows, a, m0, panel, columns, to);
+      strip_of<Isa, Isa::kTileRows>(rows, a, m0, panel, columns, to, ahead);
       m0 += rows;
     }
   }

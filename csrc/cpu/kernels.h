@@ -67,6 +67,29 @@ struct RescaleArgs {
   EpilogueArgs epilogue;
 };
 
+enum class Activation : int32_t { sigmoid, tanh };
+
+// y = function(x), fp32. y may be x.
+struct ActivateArgs {
+  Activation function;
+  const float* x;
+  int64_t n;
+  float* y;
+};
+
+enum class Cell : int32_t { lstm, gru, rnn_tanh, rnn_relu };
+
+// The end of a recurrent step of one row, from the products of the input and of the hidden state,
+// each [gates * n] in torch's order of gates (lstm: i f g o; gru: r z n; rnn: one).
+struct GatesArgs {
+  Cell cell;
+  const float* input;
+  const float* hidden;
+  int64_t n;
+  float* h;  // [n]; gru reads the state before the step here, all write the one after it
+  float* c;  // [n], the same of lstm's cell state; the others have none
+};
+
 struct Kernels {
   const char* name;
   int64_t group_bytes;  // staged bytes for four k of one row
@@ -79,6 +102,8 @@ struct Kernels {
   void (*stage)(const uint8_t* q, int64_t k, uint8_t flip, uint8_t* staged);  // staged = q ^ flip
   void (*gemm)(const GemmArgs&);
   void (*rescale)(const RescaleArgs&);
+  void (*activate)(const ActivateArgs&);
+  void (*gates)(const GatesArgs&);
 
   // For benchmarks: what the machine could give at best (probe.inl.h).
   int64_t (*peak)(int64_t steps);

@@ -6,15 +6,13 @@
 //     panel 0  columns (output channels) 0..63
 //     panel 1  columns 64..127, and so on; the last panel is filled up with zeros
 //     padding  one byte for each column that fills up the last panel, so that the length alone
-//     tells
-//              N to a tracer that sees shapes and no data
+//              tells N to a tracer that sees shapes and no data
 //
 // and a panel is
 //
 //     64 int32 column sums, sum over k of W[n, k]
 //     group 0  for each of the 64 columns the four bytes k = 0..3
-//     group 1  for each of the 64 columns the four bytes k = 4..7, and so on; K is filled with
-//     zeros
+//     group 1  for each of the 64 columns the four bytes k = 4..7, and so on; zeros fill up K
 //
 // Four consecutive k of one column are one 32-bit lane, which is what VPDPBUSD multiplies and adds
 // in one step; 64 columns are four 512-bit or eight 256-bit registers, and reading a panel from

@@ -4,15 +4,21 @@
 // What the algorithms ask of an Isa:
 //   kLanes           32-bit lanes of a register
 //   kTileRows        rows of a tile, at most
-//   kAccumulators    registers that a tile may spend on sums
+//   kRegisters       registers that a tile may spend in all
+//   kParts           steps that a product takes, each with registers of its own for both operands
+//   kTemporaries     registers that a step takes beside its operands and its sum
 //   kGroupBytes      bytes of a row's four k as `stage` lays them and `load_activation` reads them
 //   Float Int Mask   registers; Weights Activation, what `dot` takes
-//   float part       load store set mul div add_float min max is_nan either any no_mask select
-//                    round_to_int to_float reduce_min reduce_max
+//   float part       load store set mul div add_float sub_float min max is_nan unordered
+//   is_negative
+//                    either any no_mask select with_sign_of round_to_int to_float power_of_two
+//                    reduce_min reduce_max
 //   integer part     load_int store_int set_int add sub mul_int min_int max_int store_bytes
 //   product          stage load_weights load_activation dot, and keep, which hides a value from
 //                    the optimizer
-// min and max give their second operand where either is NaN. Integer arithmetic wraps.
+// min and max give their second operand where either is NaN, which `unordered` tells. Integer
+// arithmetic wraps. is_negative reads the sign bit, with_sign_of(a, b) is a's magnitude with b's
+// sign bit, and power_of_two(n) is 2^n for n in -126..127, 0 for -127, and any value for other n.
 #pragma once
 
 #include <math.h>
@@ -23,11 +29,13 @@
 namespace dynquant {
 namespace {
 
-template <int Lanes, int Rows, int Accumulators>
+template <int Lanes, int Rows, int Registers>
 struct Plain {
   static constexpr int kLanes = Lanes;
   static constexpr int kTileRows = Rows;
-  static constexpr int kAccumulators = Accumulators;
+  static constexpr int kRegisters = Registers;
+  static constexpr int kParts = 1;
+  static constexpr int kTemporaries = 0;
   static constexpr int kGroupBytes = kGroup;
 
   struct Float {
@@ -74,14 +82,21 @@ struct Plain {
   static inline Float add_float(Float a, Float b) {
     return each<Float>([=](int i) { return a.v[i] + b.v[i]; });
   }
+  static inline Float sub_float(Float a, Float b) {
+    return each<Float>([=](int i) { return a.v[i] - b.v[i]; });
+  }
   static inline Float min(Float a, Float b) {
     return each<Float>([=](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
   }
   static inline Float max(Float a, Float b) {
     return each<Float>([=](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
   }
+  static inline Mask unordered(Float a, Float b) { return either(is_nan(a), is_nan(b)); }
   static inline Mask is_nan(Float a) {
     return each<Mask>([=](int i) { return a.v[i] != a.v[i] ? 1 : 0; });
+  }
+  static inline Mask is_negative(Float a) {
+    return each<Mask>([=](int i) { return static_cast<int32_t>(bits_of(a.v[i]) >> 31); });
   }
   static inline Mask no_mask() { return set_int(0); }
   static inline Mask either(Mask a, Mask b) {
@@ -100,6 +115,15 @@ struct Plain {
   }
   static inline Float to_float(Int x) {
     return each<Float>([=](int i) { return static_cast<float>(x.v[i]); });
+  }
+  static inline Float with_sign_of(Float magnitude, Float sign) {
+    return each<Float>([=](int i) {
+      return float_of((bits_of(magnitude.v[i]) & 0x7FFFFFFFu) | (bits_of(sign.v[i]) & 0x80000000u));
+    });
+  }
+  static inline Float power_of_two(Int n) {
+    return each<Float>(
+        [=](int i) { return float_of((static_cast<uint32_t>(n.v[i]) + 127u) << 23); });
   }
   static inline float reduce_min(Float x) {
     float result = x.v[0];
@@ -148,13 +172,16 @@ struct Plain {
     memcpy(&w, p, sizeof w);
     return w;
   }
-  static inline Activation load_activation(const uint8_t* p) {
+  static inline Activation load_activation(const uint8_t* p, int) {
     Activation a;
     memcpy(&a, p, sizeof a);
     return a;
   }
-  static inline void keep(Weights& w) { asm volatile("" : "+m"(w)); }
-  static inline Int dot(Int acc, Activation a, Weights w) {
+  static inline Weights keep(Weights w) {
+    asm volatile("" : "+m"(w));
+    return w;
+  }
+  static inline Int dot(Int acc, Activation a, Weights w, int) {
     return each<Int>([=](int i) {
       int32_t sum = 0;
       for (int j = 0; j < kGroup; ++j) sum += int32_t{a.v[j]} * w.v[i][j];

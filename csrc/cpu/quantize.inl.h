@@ -31,39 +31,39 @@ inline typename Isa::Float load_tail(const T* x, int64_t count) {
 }
 
 template <class Isa>
-struct RangeSum {
+struct Extremes {
   typename Isa::Float lo = Isa::set(0.0f);
   typename Isa::Float hi = Isa::set(0.0f);
-  typename Isa::Mask nan = Isa::no_mask();
 
-  inline void add(typename Isa::Float x) {
-    // The accumulator stands second: min and max give their second operand where either is NaN, so
-    // a NaN leaves no trace in lo and hi, and `nan` remembers it.
-    lo = Isa::min(x, lo);
-    hi = Isa::max(x, hi);
-    nan = Isa::either(nan, Isa::is_nan(x));
-  }
-  inline void add(const RangeSum& other) {
-    lo = Isa::min(other.lo, lo);
-    hi = Isa::max(other.hi, hi);
-    nan = Isa::either(nan, other.nan);
+  // The accumulator stands second: min and max give their second operand where either is NaN, so a
+  // NaN leaves no trace.
+  inline void add(typename Isa::Float x) { add(x, x); }
+  inline void add(typename Isa::Float low, typename Isa::Float high) {
+    lo = Isa::min(low, lo);
+    hi = Isa::max(high, hi);
   }
 };
 
 template <class Isa, class T>
 inline Range range_of(const T* x, int64_t k) {
   constexpr int64_t kStep = Isa::kLanes;
-  // Two chains hide the latency of min and max.
-  RangeSum<Isa> even, odd;
+  // Two chains hide the latency of min and max; one comparison finds the NaN of both.
+  Extremes<Isa> even, odd;
+  typename Isa::Mask nan = Isa::no_mask();
   int64_t i = 0;
   for (; i + 2 * kStep <= k; i += 2 * kStep) {
-    even.add(Isa::load(x + i));
-    odd.add(Isa::load(x + i + kStep));
+    const typename Isa::Float a = Isa::load(x + i), b = Isa::load(x + i + kStep);
+    even.add(a);
+    odd.add(b);
+    nan = Isa::either(nan, Isa::unordered(a, b));
   }
-  for (; i + kStep <= k; i += kStep) even.add(Isa::load(x + i));
-  if (i < k) odd.add(load_tail<Isa>(x + i, k - i));
-  even.add(odd);
-  return {Isa::reduce_min(even.lo), Isa::reduce_max(even.hi), Isa::any(even.nan)};
+  for (; i < k; i += kStep) {
+    const typename Isa::Float a = i + kStep <= k ? Isa::load(x + i) : load_tail<Isa>(x + i, k - i);
+    even.add(a);
+    nan = Isa::either(nan, Isa::is_nan(a));
+  }
+  even.add(odd.lo, odd.hi);
+  return {Isa::reduce_min(even.lo), Isa::reduce_max(even.hi), Isa::any(nan)};
 }
 
 template <class Isa>
@@ -74,20 +74,19 @@ Range range(const void* x, Dtype dtype, int64_t k) {
 struct Multiply {
   template <class Isa>
   static inline typename Isa::Int round(typename Isa::Float x, typename Isa::Float factor,
-                                        typename Isa::Int) {
+                                        typename Isa::Float) {
     return Isa::round_to_int(Isa::mul(x, factor));
   }
 };
 
 // A quotient by a foreign scale may be of any size, which is brought into the range that int32 and
-// the zero point leave room for, or NaN, which the zero point then turns to 0.
+// the zero point leave room for, or NaN, which becomes `nan`.
 struct Divide {
   template <class Isa>
   static inline typename Isa::Int round(typename Isa::Float x, typename Isa::Float factor,
-                                        typename Isa::Int zero_point) {
+                                        typename Isa::Float nan) {
     typename Isa::Float quotient = Isa::div(x, factor);
-    const typename Isa::Float to_zero = Isa::to_float(Isa::sub(Isa::set_int(0), zero_point));
-    quotient = Isa::select(Isa::is_nan(quotient), to_zero, quotient);
+    quotient = Isa::select(Isa::is_nan(quotient), nan, quotient);
     quotient = Isa::min(Isa::max(quotient, Isa::set(-1024.0f)), Isa::set(1024.0f));
     return Isa::round_to_int(quotient);
   }
@@ -95,20 +94,19 @@ struct Divide {
 
 template <class Isa, class Scaling>
 struct ToBytes {
-  typename Isa::Float factor;
-  typename Isa::Int zero_point, q_min, q_max, shift;
+  typename Isa::Float factor, nan;
+  typename Isa::Int zero_point, q_min, q_max;  // of the shifted q
 
   explicit inline ToBytes(const QuantizeArgs& a)
       : factor(Isa::set(a.factor)),
-        zero_point(Isa::set_int(a.zero_point)),
-        q_min(Isa::set_int(a.q_min)),
-        q_max(Isa::set_int(a.q_max)),
-        shift(Isa::set_int(a.shift)) {}
+        nan(Isa::set(static_cast<float>(-a.zero_point))),
+        zero_point(Isa::set_int(a.zero_point + a.shift)),
+        q_min(Isa::set_int(a.q_min + a.shift)),
+        q_max(Isa::set_int(a.q_max + a.shift)) {}
 
   inline typename Isa::Int operator()(typename Isa::Float x) const {
-    typename Isa::Int q = Isa::add(Scaling::template round<Isa>(x, factor, zero_point), zero_point);
-    q = Isa::min_int(Isa::max_int(q, q_min), q_max);
-    return Isa::add(q, shift);
+    const typename Isa::Int q = Isa::add(Scaling::template round<Isa>(x, factor, nan), zero_point);
+    return Isa::min_int(Isa::max_int(q, q_min), q_max);
   }
 };
 

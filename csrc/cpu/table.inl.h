@@ -1,6 +1,7 @@
 // The kernel table of one instruction set, from its `Isa` type.
 #pragma once
 
+#include "gates.inl.h"
 #include "gemm.inl.h"
 #include "probe.inl.h"
 #include "quantize.inl.h"
@@ -19,6 +20,8 @@ constexpr Kernels table_of(const char* name) {
           &stage<Isa>,
           &gemm<Isa>,
           &rescale<Isa>,
+          &activate<Isa>,
+          &gates<Isa>,
           &peak<Isa>,
           &read<Isa>};
 }

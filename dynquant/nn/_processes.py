@@ -10,7 +10,6 @@ def share_between_processes(cls):
     taken it. The plain weight that __getstate__ unpacks would be gone by then.
     """
     ForkingPickler.register(cls, _reduced)
-    return cls
 
 
 def _reduced(module):

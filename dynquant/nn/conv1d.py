@@ -1,10 +1,8 @@
 """Hugging Face's Conv1D, GPT-2's linear layer, with an int8 weight."""
 
-from dynquant.nn._processes import share_between_processes
 from dynquant.nn.linear import Linear
 
 
-@share_between_processes
 class Conv1D(Linear):
     """transformers' Conv1D: y = x @ weight + bias with a float weight [in, out].
 

@@ -1,23 +1,18 @@
 """nn.Linear with an int8 weight, whose input is quantized at each call."""
 
-import copy
-import warnings
-
 import torch
-from torch import nn
-from torch.nn.parameter import UninitializedParameter
 
-import dynquant.ops  # noqa: F401 (registers torch.ops.dynquant)
-from dynquant.nn._move import moved
-from dynquant.nn._processes import share_between_processes
-from dynquant.nn._state import INTEGERS, Entry, read_entries
+from dynquant.nn._packed import (
+    PackedModule,
+    check_config,
+    check_parameters,
+    check_weight,
+    packed_from_float,
+)
 from dynquant.nn._torch_ao import with_plain_linear
 from dynquant.nn.quantize import remembered
 from dynquant.nn.weight import int8_weight
 from dynquant.qconfig import QConfig, parse_qconfig, per_channel, per_tensor, per_token
-
-MAX_IN_FEATURES = 65536  # beyond it a sum could leave int32
-FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 _linear_dynamic = torch.ops.dynquant.linear_dynamic.default
 _linear_without_gradient = torch.ops.dynquant.linear_dynamic.inference
@@ -39,50 +34,6 @@ class _ScaledMM(torch.autograd.Function):
     def backward(ctx, gradient):
         weight = ctx.linear._plain_weight() * ctx.linear.weight_scale[:, None]
         return (gradient.to(torch.float32) @ weight).to(ctx.dtype), None, None
-
-
-def check_config(name, float_type, qconfig):
-    """Raises what stands against `qconfig` for linear layers.
-
-    Args:
-        name: of the module; "" for a bare one.
-        float_type: how messages call its type.
-    """
-    module = f"{name} ({float_type})" if name else float_type
-    if qconfig.dtype != torch.qint8:
-        raise NotImplementedError(
-            f"{module}: dtype {qconfig.dtype} is not available yet; allowed: torch.qint8"
-        )
-    if qconfig.dynamic is False:
-        raise ValueError(f"{module}: 'dynamic' is False, but it is quantized at run time only")
-
-
-def check_parameters(parameters):
-    """Raises ValueError unless each is initialized and fp32, bf16 or fp16.
-
-    Args:
-        parameters: by name; None counts as absent.
-    """
-    for key, value in parameters.items():
-        if isinstance(value, UninitializedParameter):
-            raise ValueError(f"{key} is not initialized; run the model once")
-        if value is not None and value.dtype not in FLOAT_DTYPES:
-            listed = ", ".join(str(dtype) for dtype in FLOAT_DTYPES)
-            raise ValueError(f"{key} is {value.dtype}; allowed: {listed}")
-
-
-def check_weight(key, weight):
-    """Raises ValueError unless the float `weight` [N, K] can be quantized."""
-    weight = weight.detach()
-    if weight.shape[1] > MAX_IN_FEATURES:
-        raise ValueError(
-            f"{key} has {weight.shape[1]} columns; at most {MAX_IN_FEATURES} can be quantized "
-            "exactly"
-        )
-    if weight.numel() and not weight.is_meta:
-        extremes = torch.stack(torch.aminmax(weight))  # NaN in the weight makes both NaN
-        if not extremes.isfinite().all():
-            raise ValueError(f"{key} holds NaN or Inf")
 
 
 def outputs_of(linears, x):
@@ -113,8 +64,7 @@ def _is_plain(module):
     )
 
 
-@share_between_processes
-class Linear(nn.Module):
+class Linear(PackedModule):
     """y = x @ weight.T + bias with an int8 weight and x quantized to 8 bits at each call.
 
     Made by from_float, which quantize_dynamic calls. x is fp32, bf16 or fp16 [..., in_features],
@@ -134,7 +84,6 @@ class Linear(nn.Module):
         per_token, symmetric: how x is quantized.
     """
 
-    VERSION = 1
     FLOAT = "nn.Linear"
 
     def __init__(self, in_features, out_features, packed, weight_scale, bias, dtype, qconfig):
@@ -143,16 +92,8 @@ class Linear(nn.Module):
         self.out_features = out_features
         self.per_token = qconfig.activation == per_token
         self.symmetric = qconfig.symmetric
-        self.register_buffer("packed", packed, persistent=False)
-        self.register_buffer("weight_scale", weight_scale)
-        if bias is None:
-            self.register_parameter("bias", None)
-            # A model without any parameter could not answer next(model.parameters()).dtype.
-            bias = packed.new_empty(0, dtype=dtype)
-            self.placeholder = nn.Parameter(bias, requires_grad=False)
-        else:
-            self.bias = nn.Parameter(bias, requires_grad=False)
-        self.eval()
+        weight = (packed, weight_scale, out_features, in_features)
+        self._hold({"weight": weight}, {"bias": bias}, dtype)
 
     @classmethod
     def from_float(cls, mod, qconfig=None, tied_to=None):
@@ -182,20 +123,12 @@ class Linear(nn.Module):
         """
         weight = weight.detach()
         if tied_to is None:
-            quantized, weight_scale = torch.ops.dynquant.quantize_weight(
-                weight, qconfig.weight == per_channel
-            )
-            packed = torch.ops.dynquant.pack_weight(quantized)
+            packed, weight_scale = packed_from_float(weight, qconfig.weight)
         else:
             packed, weight_scale = tied_to.packed, tied_to.weight_scale
         bias = None if bias is None else bias.detach().clone()
         n, k = weight.shape
         return cls(k, n, packed, weight_scale, bias, weight.dtype, qconfig)
-
-    @staticmethod
-    def _rows(weight):
-        """The weight of the float module with one row for each output."""
-        return weight
 
     @classmethod
     def check_float(cls, mod, qconfig, name=""):
@@ -253,9 +186,9 @@ class Linear(nn.Module):
 
     def _quantize_weight(self, value):
         """Assigning a float weight quantizes it, as where transformers ties an lm_head again."""
-        entry = self._float_entries()["weight"]
         if not isinstance(value, torch.Tensor) or not value.is_floating_point():
             raise TypeError("a float tensor can be assigned to weight: it is quantized then")
+        entry = self._entries(["weight"])["weight"]
         if value.dtype not in entry.dtypes or tuple(value.shape) not in entry.shapes:
             raise ValueError(
                 f"weight is {value.dtype} {list(value.shape)}; allowed: "
@@ -264,152 +197,11 @@ class Linear(nn.Module):
         weight = self._rows(value.detach())
         check_weight("weight", weight)
         with torch.inference_mode(False), torch.no_grad():
-            quantized, self.weight_scale = torch.ops.dynquant.quantize_weight(
-                weight, self.weight_scale.numel() == self.out_features
-            )
-            self.packed = torch.ops.dynquant.pack_weight(quantized)
+            scheme = per_channel if self._is_per_channel("weight") else per_tensor
+            self.packed, self.weight_scale = packed_from_float(weight, scheme)
 
-    def _plain_weight(self):
-        return torch.ops.dynquant.unpack_weight(self.packed, self.out_features, self.in_features)
-
-    def _apply(self, fn, recurse=True):
-        packed, weight_scale = self.packed, self.weight_scale
-
-        def moved_or_repacked(tensor):
-            if tensor is packed:
-                return self._repacked(fn, packed, moved(fn, weight_scale).device)
-            return moved(fn, tensor) if tensor is weight_scale else fn(tensor)
-
-        return super()._apply(moved_or_repacked, recurse)
-
-    def _repacked(self, fn, packed, device):
-        if device.type == packed.device.type:
-            return moved(fn, packed)
-        weight = moved(fn, self._plain_weight())
-        if packed.is_meta:  # to_empty() leaves bytes that may be no weight
-            weight.zero_()
-        return torch.ops.dynquant.pack_weight(weight)
-
-    def __deepcopy__(self, memo):
-        copied = self.__class__.__new__(self.__class__)
-        memo[id(self)] = copied
-        copied.__dict__ = copy.deepcopy(self.__dict__, memo)
-        return copied
-
-    def __getstate__(self):
-        buffers = self._buffers.copy()
-        del buffers["packed"]
-        return {**self.__dict__, "_buffers": buffers, "_weight": self._plain_weight()}
-
-    def __setstate__(self, state):
-        state = state.copy()
-        packed = torch.ops.dynquant.pack_weight(state.pop("_weight"))
-        super().__setstate__(state)
-        self._buffers = {"packed": packed, **self._buffers}
-
-    def _save_to_state_dict(self, destination, prefix, keep_vars):
-        for key, value in self._state().items():
-            destination[prefix + key] = value if keep_vars else value.detach()
-
-    def _state(self):
-        state = {"weight": self._plain_weight(), "weight_scale": self.weight_scale}
-        if self.bias is not None:
-            state["bias"] = self.bias
-        return {**state, "version": torch.tensor(self.VERSION)}
-
-    def _load_from_state_dict(
-        self,
-        state_dict,
-        prefix,
-        local_metadata,
-        strict,
-        missing_keys,
-        unexpected_keys,
-        error_msgs,
-    ):
-        lists = (strict, missing_keys, unexpected_keys)
-        for hook in self._load_state_dict_pre_hooks.values():
-            hook(state_dict, prefix, local_metadata, *lists, error_msgs)
-        state_dict, errors = with_plain_linear(state_dict, prefix)
-        weight = state_dict.get(f"{prefix}weight")
-        is_float = isinstance(weight, torch.Tensor) and weight.is_floating_point()
-        entries = self._float_entries() if is_float else self._entries()
-        found, wrong = read_entries(self, entries, state_dict, prefix, *lists)
-        errors += wrong
-        if is_float and not errors:
-            errors += self._quantize_found(found, prefix, state_dict)
-        version = found.pop("version", None)
-        if not (errors or version is None or version.is_meta or 1 <= version <= self.VERSION):
-            errors.append(
-                f"{prefix}version is {int(version)}; this dynquant reads 1 to {self.VERSION}"
-            )
-        if errors:
-            error_msgs.extend(errors)
-        elif found:
-            self._load(found, local_metadata.get("assign_to_params_buffers", False), prefix)
-
-    def _entries(self):
-        n, k = self.out_features, self.in_features
-        entries = {
-            "weight": Entry((torch.int8,), ((n, k),)),
-            "weight_scale": Entry((torch.float32,), ((n,), (1,))),
-            "bias": Entry(FLOAT_DTYPES, ((n,),)),
-            "version": Entry(INTEGERS, ((),)),
-        }
-        if self.bias is None:
-            del entries["bias"]
-        return entries
-
-    def _float_entries(self):
-        float_weight = Entry(FLOAT_DTYPES, (tuple(self._rows(self.weight).shape),))
-        kept = {key: entry for key, entry in self._entries().items() if key == "bias"}
-        return {"weight": float_weight, **kept}
-
-    def _quantize_found(self, found, prefix, state_dict):
-        """Puts the quantized form of a float checkpoint's weight in `found`; gives the errors."""
-        if f"{prefix}weight_scale" in state_dict:
-            found_dtype = found["weight"].dtype
-            return [f"{prefix}weight is {found_dtype}, but {prefix}weight_scale is there as well"]
-        weight = self._rows(found["weight"].detach())
-        try:
-            check_weight(f"{prefix}weight", weight)
-        except ValueError as error:
-            return [str(error)]
-        found["weight"], found["weight_scale"] = torch.ops.dynquant.quantize_weight(
-            weight, self.weight_scale.numel() == self.out_features
-        )
-        return []
-
-    @torch.no_grad()
-    def _load(self, found, assign, prefix):
-        if self.packed.is_meta and not assign:
-            warnings.warn(
-                f"{prefix}weight is on the meta device, which loading does not change; "
-                "pass assign=True to load_state_dict",
-                stacklevel=2,
-            )
-            return
-        weight = found.pop("weight", None)
-        if weight is not None:
-            weight = weight if assign else weight.to(self.packed.device)
-            scale = found.get("weight_scale", self.weight_scale).to(weight.device)
-            if not weight.is_meta and (weight == -128).any():
-                values = weight.to(torch.float32) * scale[:, None]
-                weight, found["weight_scale"] = torch.ops.dynquant.quantize_weight(
-                    values, scale.numel() == self.out_features
-                )
-            found["packed"] = torch.ops.dynquant.pack_weight(weight)
-        for key, value in found.items():
-            held = getattr(self, key)
-            if not assign and held.shape == value.shape:
-                held.copy_(value)
-            elif key == "bias":
-                self.bias = nn.Parameter(value, requires_grad=False)
-            else:
-                self._buffers[key] = value if assign else value.to(held.device)
-        if self.bias is None:
-            placeholder = torch.empty_like(self.placeholder, device=self.packed.device)
-            self.placeholder = nn.Parameter(placeholder, requires_grad=False)
+    def _translated(self, state_dict, prefix):
+        return with_plain_linear(state_dict, prefix)
 
     def extra_repr(self):
         weight = per_channel if self.weight_scale.numel() == self.out_features else per_tensor
