@@ -1,8 +1,8 @@
-"""``python -m benchmarks layers``: dynquant beside its peers, in one run."""
+"""``python -m benchmarks layers`` and ``rnn``: dynquant beside its peers, in one run."""
 
 import argparse
 
-from benchmarks import layers
+from benchmarks import layers, rnn
 from benchmarks.peers import PEERS
 
 
@@ -22,7 +22,12 @@ def main():
     layer.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
     layer.add_argument("--threads", type=int, default=1)
     layer.add_argument("--rounds", type=int, default=15)
+    recurrent = commands.add_parser("rnn", help=rnn.__doc__)
+    recurrent.add_argument("--threads", type=int, default=1)
+    recurrent.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
+    if arguments.command == "rnn":
+        return rnn.report(rnn.run(arguments.threads, arguments.rounds))
     layers.report(
         layers.run(arguments.shapes, arguments.peers, arguments.threads, arguments.rounds)
     )
