@@ -159,14 +159,15 @@ class Recurrence {
     const int64_t steps = static_cast<int64_t>(starts_.size()) - 1;
     if (starts_[1] == 0) return;
     prepare();
+    const int64_t rows = ceil_div(starts_.back(), ceil_div(starts_.back(), kInputRows));
     int64_t done = 0;
     while (done < steps) {
-      // The steps that come next, as many as give kInputRows rows.
+      // The steps that come next: as many as give `rows` rows, so that no part is a small one.
       int64_t low = options_.reverse ? steps - done : done, high = low;
       do {
         options_.reverse ? --low : ++high;
         ++done;
-      } while (done < steps && starts_[high] - starts_[low] < kInputRows);
+      } while (done < steps && starts_[high] - starts_[low] < rows);
       run_steps(low, high);
     }
   }
