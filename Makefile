@@ -46,7 +46,7 @@ $(VENV)/built: $(VENV)/tools CMakeLists.txt setup.py pyproject.toml $(NATIVE)
 	touch $@
 
 $(VENV)/dev: $(VENV)/built
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation -e '.[test,lint]'
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation -e '.[test,models,lint]'
 	touch $@
 
 $(VENV)/demo: $(VENV)/built

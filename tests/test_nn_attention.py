@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from compare import assert_same
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -79,6 +79,7 @@ def drawn_mask(kind, shape):
     }[kind]
 
 
+@settings(max_examples=60)
 @given(
     batch_first=st.booleans(),
     batched=st.booleans(),

@@ -388,9 +388,32 @@ class TestWeight:
         with torch.inference_mode(inference), pytest.raises(RuntimeError, match="cannot be writ"):
             write(quantized().weight)
 
-    def test_cannot_be_assigned(self):
-        with pytest.raises(AttributeError):
-            quantized().weight = torch.zeros(7, 12)
+    @pytest.mark.parametrize("config", [QConfig(), QConfig("per_tensor")])
+    @pytest.mark.parametrize("inference", [False, True])
+    def test_a_float_weight_that_is_assigned_is_quantized(self, config, inference):
+        layer, linear = quantized(qconfig=config), nn.Linear(12, 7)
+        with torch.inference_mode(inference):
+            layer.weight = linear.weight
+        linear.bias = nn.Parameter(layer.bias.detach())
+        assert_equal_layers(layer, Linear.from_float(linear, config))
+        assert "weight" not in layer._parameters
+
+    @pytest.mark.parametrize(
+        ("value", "error", "message"),
+        [
+            (torch.zeros(7, 12, dtype=torch.int8), TypeError, "a float tensor can be assigned"),
+            (None, TypeError, "a float tensor can be assigned"),
+            (torch.zeros(12, 7), ValueError, r"float32 \[12, 7\]; allowed: .* \[7, 12\]"),
+            (torch.zeros(7, 12).double(), ValueError, "weight is torch.float64"),
+            (torch.full((7, 12), torch.inf), ValueError, "weight holds NaN or Inf"),
+        ],
+    )
+    def test_wrong_assignment(self, value, error, message):
+        layer = quantized()
+        before = layer.weight + 0
+        with pytest.raises(error, match=message):
+            layer.weight = value
+        assert_same(layer.weight + 0, before)
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")

@@ -118,8 +118,10 @@ class MultiheadAttention(nn.Module):
                 masked = key_padding_mask is not None or attn_mask is not None or is_causal
                 return self._nested(query, key, value, masked, need_weights), None
             self._check_shapes(query, key, value, key_padding_mask)
-        if is_causal and attn_mask is None:
+        if attn_mask is None and is_causal:
             raise RuntimeError("is_causal tells what attn_mask is: pass attn_mask as well")
+        if not torch.jit.is_scripting() and torch.compiler.is_compiling():
+            is_causal = False  # nn.TransformerDecoder finds it out from the mask's values
         q, k, v = self._project(query, key, value)
         q, k, v = self._heads(q), self._heads(k), self._heads(v)
         keys = k.shape[2]

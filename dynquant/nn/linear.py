@@ -45,7 +45,7 @@ def outputs_of(linears, x):
         return [linear(x) for linear in linears]
     schemes = {(linear.per_token, linear.symmetric) for linear in linears}
     wants_gradient = x.requires_grad and torch.is_grad_enabled()
-    autocast = torch.is_autocast_enabled(x.device.type)
+    autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)
     if len(schemes) > 1 or wants_gradient or autocast or remembered(x) is not None:
         return [linear(x) for linear in linears]
     form = torch.ops.dynquant.quantize_activation(x, *schemes.pop())
@@ -78,7 +78,7 @@ class Linear(PackedModule):
 
     Attributes:
         in_features, out_features: K and N.
-        weight: int8 [N, K], read-only.
+        weight: int8 [N, K], read-only. Assigning a float weight quantizes it.
         weight_scale: fp32 [N] (per_channel) or [1] (per_tensor); fp32 in a model of any dtype.
         bias: a parameter [N] without gradient, or None.
         per_token, symmetric: how x is quantized.
