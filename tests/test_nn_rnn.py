@@ -475,6 +475,30 @@ def test_attributes_are_torchs():
         form.weight_hh_l2  # noqa: B018 (it raises)
 
 
+def test_a_float_weight_that_is_assigned_is_quantized():
+    form, other = quantized(nn.LSTM(5, 7)), nn.LSTM(5, 7)
+    form.weight_hh_l0 = other.weight_hh_l0
+    weight, scale = ref.quantize_weight(other.weight_hh_l0.detach().numpy())
+    assert_same(form.weight_hh_l0 + 0, weight)
+    assert_same(form.weight_hh_l0_scale, scale)
+    with pytest.raises(ValueError, match=r"weight_hh_l0 is torch.float32 \[7, 28\]"):
+        form.weight_hh_l0 = other.weight_hh_l0.T
+
+
+def _run(form, x, results):
+    results.put(form(x)[0].detach().numpy())
+
+
+def test_goes_to_another_process():
+    form, x = quantized(nn.GRU(5, 7)), torch.randn(4, 2, 5)
+    context = torch.multiprocessing.get_context("spawn")
+    results = context.SimpleQueue()
+    process = context.Process(target=_run, args=(form, x, results))
+    process.start()
+    assert_same(torch.from_numpy(results.get()), form(x)[0])
+    process.join()
+
+
 class TestStateDict:
     def test_holds_plain_tensors(self):
         state = quantized(nn.LSTM(5, 7, proj_size=3)).state_dict()
