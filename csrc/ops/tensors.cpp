@@ -1,5 +1,7 @@
 #include "tensors.h"
 
+#include "huge_pages.h"
+
 namespace dynquant {
 
 std::ostream& operator<<(std::ostream& out, const ShapeOf& shape) {
@@ -110,6 +112,7 @@ std::vector<int64_t> leading_shape(const Tensor& like, int64_t last) {
 }
 
 Tensor empty(const std::vector<int64_t>& shape, ScalarType dtype) {
+  constexpr int64_t kManyElements = 1 << 20;
   const int64_t dims = static_cast<int64_t>(shape.size());
   std::vector<int64_t> strides(shape.size());
   int64_t stride = 1;
@@ -121,7 +124,12 @@ Tensor empty(const std::vector<int64_t>& shape, ScalarType dtype) {
   AtenTensorHandle handle = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, shape.data(), strides.data(), code,
                                                          aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
+  Tensor result(handle);
+  if (stride >= kManyElements) {  // asking a small tensor for its address would cost a call more
+    advise_huge_pages(result.mutable_data_ptr(),
+                      result.numel() * static_cast<int64_t>(result.element_size()));
+  }
+  return result;
 }
 
 PerRow per_row(const Tensor& t, const char* name, ScalarType dtype, const Tensor& rows) {

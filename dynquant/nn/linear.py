@@ -16,6 +16,9 @@ from dynquant.qconfig import QConfig, parse_qconfig, per_channel, per_tensor, pe
 
 _linear_dynamic = torch.ops.dynquant.linear_dynamic.default
 _linear_without_gradient = torch.ops.dynquant.linear_dynamic.inference
+# The same without the overload's own Python frame, which costs 0.4 microseconds a call; a compiler
+# knows the overload alone.
+_linear_without_frame = getattr(_linear_without_gradient, "_op", _linear_without_gradient)
 _scaled_mm = torch.ops.dynquant.scaled_mm.default
 
 
@@ -159,8 +162,14 @@ class Linear(PackedModule):
             if x.is_nested:  # nn.TransformerEncoder makes such where its first layer is float
                 rows = [self(part) for part in x.unbind()]
                 return torch.nested.as_nested_tensor(rows, layout=x.layout)
-            wants_gradient = x.requires_grad and torch.is_grad_enabled()
-            linear = _linear_dynamic if wants_gradient else _linear_without_gradient
+            if x.requires_grad and torch.is_grad_enabled():
+                linear = _linear_dynamic
+            elif torch.compiler.is_compiling():
+                linear = _linear_without_gradient
+            else:
+                linear = _linear_without_frame
+            if self.per_token and not self.symmetric:  # each argument costs 0.2 microseconds
+                return linear(x, packed, weight_scale, bias)
             return linear(x, packed, weight_scale, bias, self.per_token, self.symmetric)
         dtype = x.dtype
         if torch.is_autocast_enabled(x.device.type):
