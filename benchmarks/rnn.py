@@ -1,7 +1,6 @@
 """Recurrent layers: dynquant beside fp32 and torch's x86 engine, each in a process of its own."""
 
 import multiprocessing
-import os
 import statistics
 import time
 import warnings
@@ -9,6 +8,7 @@ from typing import NamedTuple
 
 PEERS = ("fp32", "x86", "dynquant")
 CHUNK_SECONDS = 0.03
+PAUSE_SECONDS = 0.02  # in which the threads of the last peer stop spinning
 
 
 class Case(NamedTuple):
@@ -90,7 +90,6 @@ def _serve(peer, threads, pipe):
 
 def run(threads=1, rounds=15, cases=CASES):
     """Yields, for each case, {peer: (seconds a call, SNR in dB)}; the peers take turns."""
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # idle threads would slow the peer that is timed
     context = multiprocessing.get_context("spawn")
     pipes = {}
     for peer in PEERS:
@@ -103,6 +102,7 @@ def run(threads=1, rounds=15, cases=CASES):
             snr[peer] = pipe.recv()
         for _ in range(rounds):
             for peer, pipe in pipes.items():
+                time.sleep(PAUSE_SECONDS)
                 pipe.send(True)
                 seconds[peer].append(pipe.recv())
         for pipe in pipes.values():

@@ -126,7 +126,7 @@ def drawn_layer(cell, options, sizes):
         return LAYERS[cell](*sizes, **options).eval()
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(
     cell=st.sampled_from(list(LAYERS)),
     options=options,
@@ -237,7 +237,7 @@ def test_dropout_acts_in_training_alone():
     assert (layer(x)[0] != layer(x)[0]).any()
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(
     cell=st.sampled_from(list(CELLS)),
     bias=st.booleans(),
