@@ -69,8 +69,8 @@ def quantize_dynamic(
 
     Raises, before anything is changed:
         TypeError, ValueError: for an argument that is none of the above, a name that the model
-            does not have, or a weight that cannot be quantized.
-        NotImplementedError: for a type that is not available yet.
+            does not have, a dtype that a type has no form for, or a weight that cannot be
+            quantized.
 
     Warns:
         UserWarning: about what was asked for and stays as it is.

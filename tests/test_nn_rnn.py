@@ -126,7 +126,7 @@ def drawn_layer(cell, options, sizes):
         return LAYERS[cell](*sizes, **options).eval()
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(
     cell=st.sampled_from(list(LAYERS)),
     options=options,
@@ -237,7 +237,7 @@ def test_dropout_acts_in_training_alone():
     assert (layer(x)[0] != layer(x)[0]).any()
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(
     cell=st.sampled_from(list(CELLS)),
     bias=st.booleans(),
@@ -473,6 +473,30 @@ def test_attributes_are_torchs():
         weight.zero_()
     with pytest.raises(AttributeError, match="weight_hh_l2"):
         form.weight_hh_l2  # noqa: B018 (it raises)
+
+
+def test_a_float_weight_that_is_assigned_is_quantized():
+    form, other = quantized(nn.LSTM(5, 7)), nn.LSTM(5, 7)
+    form.weight_hh_l0 = other.weight_hh_l0
+    weight, scale = ref.quantize_weight(other.weight_hh_l0.detach().numpy())
+    assert_same(form.weight_hh_l0 + 0, weight)
+    assert_same(form.weight_hh_l0_scale, scale)
+    with pytest.raises(ValueError, match=r"weight_hh_l0 is torch.float32 \[7, 28\]"):
+        form.weight_hh_l0 = other.weight_hh_l0.T
+
+
+def _run(form, x, results):
+    results.put(form(x)[0].detach().numpy())
+
+
+def test_goes_to_another_process():
+    form, x = quantized(nn.GRU(5, 7)), torch.randn(4, 2, 5)
+    context = torch.multiprocessing.get_context("spawn")
+    results = context.SimpleQueue()
+    process = context.Process(target=_run, args=(form, x, results))
+    process.start()
+    assert_same(torch.from_numpy(results.get()), form(x)[0])
+    process.join()
 
 
 class TestStateDict:

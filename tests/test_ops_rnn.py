@@ -152,7 +152,7 @@ def cases():
     )
 
 
-@settings(max_examples=250)
+@settings(max_examples=200)
 @given(case=cases())
 def test_drawn(isa, case):
     results = case.run()

@@ -69,14 +69,10 @@ std::vector<int64_t> step_starts(const Tensor& x, const std::optional<Tensor>& b
   return starts;
 }
 
-using Floats = std::unique_ptr<float[]>;
-
-Floats floats(int64_t count) { return Floats(new float[static_cast<size_t>(count)]); }
-
 // A state [B, size] in fp32, from a tensor of x's dtype.
 struct State {
   int64_t batch, size;
-  Floats values;
+  std::unique_ptr<float[]> values;
 
   State(const Tensor& given, const char* name, const Tensor& x, int64_t batch_)
       : batch(batch_), size(0) {
@@ -84,7 +80,7 @@ struct State {
     check(given.dim() == 2 && given.size(0) == batch, name, " must have the shape [", batch,
           ", size], one row for each sequence of the batch, got ", ShapeOf(given));
     size = given.size(1);
-    values = floats(batch * size);
+    values.reset(new float[static_cast<size_t>(batch * size)]);
     const Tensor dense = torch::stable::contiguous(given);
     const int64_t count = batch * size;
     with_dtype(check_out_dtype(x.scalar_type()), [&](auto type) {
@@ -163,14 +159,15 @@ class Recurrence {
     const int64_t steps = static_cast<int64_t>(starts_.size()) - 1;
     if (starts_[1] == 0) return;
     prepare();
+    const int64_t rows = ceil_div(starts_.back(), ceil_div(starts_.back(), kInputRows));
     int64_t done = 0;
     while (done < steps) {
-      // The steps that come next, as many as give kInputRows rows.
+      // The steps that come next: as many as give `rows` rows, so that no part is a small one.
       int64_t low = options_.reverse ? steps - done : done, high = low;
       do {
         options_.reverse ? --low : ++high;
         ++done;
-      } while (done < steps && starts_[high] - starts_[low] < kInputRows);
+      } while (done < steps && starts_[high] - starts_[low] < rows);
       run_steps(low, high);
     }
   }
@@ -184,10 +181,13 @@ class Recurrence {
 
   void prepare() {
     const int64_t batch = starts_[1], columns = gates_of(cell_) * size_;
-    const int64_t total = starts_.back();
-    input_products_ = floats(std::min(total, kInputRows + batch) * columns);
-    hidden_products_ = floats(batch * columns);
-    if (projection_.has_value()) unprojected_ = floats(batch * size_);
+    const int64_t input_rows = std::min(starts_.back(), kInputRows + batch);
+    const int64_t unprojected = projection_.has_value() ? batch * size_ : 0;
+    const int64_t count = (input_rows + batch) * columns + unprojected;
+    input_products_ = reinterpret_cast<float*>(
+        scratch(static_cast<size_t>(count) * sizeof(float), Purpose::recurrence));
+    hidden_products_ = input_products_ + input_rows * columns;
+    unprojected_ = hidden_products_ + batch * columns;
     if (!options_.per_token) {
       const Range range = range_of_rows(kernels_, x_rows_, dtype_);
       const FloatEnv env;
@@ -199,24 +199,24 @@ class Recurrence {
   void run_steps(int64_t low, int64_t high) {
     FloatRows rows{kernels_, x_rows_, dtype_, options_.symmetric, x_params_};
     rows.rows.data += starts_[low] * x_rows_.stride;
-    product(rows, starts_[high] - starts_[low], input_, input_products_.get());
+    product(rows, starts_[high] - starts_[low], input_, input_products_);
     for (int64_t i = 0; i < high - low; ++i) {
       const int64_t step = options_.reverse ? high - 1 - i : low + i;
-      run_step(step, input_products_.get() + (starts_[step] - starts_[low]) * input_.weight.n);
+      run_step(step, input_products_ + (starts_[step] - starts_[low]) * input_.weight.n);
     }
   }
 
   void run_step(int64_t step, const float* input_products) {
     const int64_t rows = rows_at(step), columns = hidden_.weight.n;
-    product(state_rows(h_.row(0), rows, h_.size), rows, hidden_, hidden_products_.get());
-    float* h = projection_.has_value() ? unprojected_.get() : h_.row(0);
+    product(state_rows(h_.row(0), rows, h_.size), rows, hidden_, hidden_products_);
+    float* h = projection_.has_value() ? unprojected_ : h_.row(0);
     // An activation function costs some forty operations.
     run_range(rows, columns * 4, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         GatesArgs a = {};
         a.cell = cell_;
         a.input = input_products + row * columns;
-        a.hidden = hidden_products_.get() + row * columns;
+        a.hidden = hidden_products_ + row * columns;
         a.n = size_;
         a.h = h + row * size_;
         a.c = c_.has_value() ? c_->row(row) : nullptr;
@@ -266,7 +266,7 @@ class Recurrence {
   int64_t size_ = 0;
   Tensor y_;
   std::optional<QParams> x_params_;  // per_tensor
-  Floats input_products_, hidden_products_, unprojected_;
+  float *input_products_ = nullptr, *hidden_products_ = nullptr, *unprojected_ = nullptr;
 };
 
 }  // namespace

@@ -45,7 +45,8 @@ class PackedModule(nn.Module):
     A weight `name` [N, K] is the buffer packed_name(name), derived on load and never in a state
     dict, and the buffer f"{name}_scale" (fp32 [N] or [1], in a model of any dtype). The state dict
     has `name` as int8 [N, K], f"{name}_scale", the biases, and version (int64). load_state_dict
-    also takes what the float module has; its weights are then quantized as these were.
+    also takes what the float module has; its weights are then quantized as these were. So is a
+    float tensor that is assigned to a weight.
     """
 
     VERSION = 1
@@ -76,6 +77,31 @@ class PackedModule(nn.Module):
             placeholder = next(iter(self._buffers.values())).new_empty(0, dtype=dtype)
             self.placeholder = nn.Parameter(placeholder, requires_grad=False)
         self.eval()
+
+    def __setattr__(self, name, value):
+        if name in self.__dict__.get("_shapes", ()):
+            self._quantize_weight(name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def _quantize_weight(self, name, value):
+        """Assigning a float weight quantizes it, as where transformers ties an lm_head again."""
+        entry = self._entries([name])[name]
+        if not _is_float(value):
+            raise TypeError(f"a float tensor can be assigned to {name}: it is quantized then")
+        if value.dtype not in entry.dtypes or tuple(value.shape) not in entry.shapes:
+            raise ValueError(
+                f"{name} is {value.dtype} {list(value.shape)}; allowed: "
+                f"{', '.join(map(str, entry.dtypes))} {list(entry.shapes[0])}"
+            )
+        weight = self._rows(value.detach())
+        check_weight(name, weight)
+        with torch.inference_mode(False), torch.no_grad():
+            quantized, scale = torch.ops.dynquant.quantize_weight(
+                weight, self._is_per_channel(name)
+            )
+            self._buffers[f"{name}_scale"] = scale
+            self._buffers[packed_name(name)] = torch.ops.dynquant.pack_weight(quantized)
 
     def _held_biases(self):
         held = {name: self._parameters[name] for name in self._bias_names}

@@ -54,7 +54,7 @@ class RecurrentModule(PackedModule):
             qconfig: any form of a config; None means QConfig().
 
         Raises:
-            ValueError, NotImplementedError: as check_float.
+            ValueError: as check_float.
         """
         qconfig = QConfig() if qconfig is None else parse_qconfig(qconfig)
         cls.check_float(mod, qconfig)
@@ -66,8 +66,8 @@ class RecurrentModule(PackedModule):
 
         Raises:
             ValueError: for a parameter that holds NaN or Inf or has another dtype than fp32, bf16
-                and fp16; for a weight of more than 65,536 columns; for dynamic=False.
-            NotImplementedError: for a dtype other than torch.qint8.
+                and fp16; for a weight of more than 65,536 columns; for a dtype of the config
+                other than torch.qint8; for dynamic=False.
         """
         check_config(name, f"nn.{cls.FLOAT.__name__}", qconfig, cls.DTYPES)
         prefix = f"{name}." if name else ""

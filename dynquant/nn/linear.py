@@ -11,8 +11,8 @@ from dynquant.qconfig import QConfig, parse_qconfig, per_channel, per_tensor, pe
 
 _linear_dynamic = torch.ops.dynquant.linear_dynamic.default
 _linear_without_gradient = torch.ops.dynquant.linear_dynamic.inference
-# The same without the overload's own Python frame, which costs 0.4 microseconds a call; a compiler
-# knows the overload alone.
+# The same without the overload's own Python frame, which costs 0.4 microseconds a call; compilers
+# know the overload alone, and a tracer names values by frames.
 _linear_without_frame = getattr(_linear_without_gradient, "_op", _linear_without_gradient)
 _scaled_mm = torch.ops.dynquant.scaled_mm.default
 
@@ -158,7 +158,7 @@ class Linear(PackedModule):
                 return torch.nested.as_nested_tensor(rows, layout=x.layout)
             if x.requires_grad and torch.is_grad_enabled():
                 linear = _linear_dynamic
-            elif torch.compiler.is_compiling():
+            elif torch.compiler.is_compiling() or torch.jit.is_tracing():
                 linear = _linear_without_gradient
             else:
                 linear = _linear_without_frame
@@ -180,28 +180,6 @@ class Linear(PackedModule):
                 self.packed, self.out_features, self.in_features
             )
         return int8_weight([(self.packed, self.out_features)], self.in_features)
-
-    def __setattr__(self, name, value):
-        if name == "weight":
-            self._quantize_weight(value)
-        else:
-            super().__setattr__(name, value)
-
-    def _quantize_weight(self, value):
-        """Assigning a float weight quantizes it, as where transformers ties an lm_head again."""
-        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
-            raise TypeError("a float tensor can be assigned to weight: it is quantized then")
-        entry = self._entries(["weight"])["weight"]
-        if value.dtype not in entry.dtypes or tuple(value.shape) not in entry.shapes:
-            raise ValueError(
-                f"weight is {value.dtype} {list(value.shape)}; allowed: "
-                f"{', '.join(map(str, entry.dtypes))} {list(entry.shapes[0])}"
-            )
-        weight = self._rows(value.detach())
-        check_weight("weight", weight)
-        with torch.inference_mode(False), torch.no_grad():
-            scheme = per_channel if self._is_per_channel("weight") else per_tensor
-            self.packed, self.weight_scale = packed_from_float(weight, scheme)
 
     def _translated(self, state_dict, prefix):
         return with_plain_linear(state_dict, prefix)
