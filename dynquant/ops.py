@@ -1,13 +1,13 @@
 """torch.ops.dynquant: loads the compiled ops, registers what tracing and training need.
 
-The schemas and the CPU implementations are in csrc/ops.
+The schemas and the implementations are in csrc/ops.
 """
 
 from pathlib import Path
 
 import torch
 
-from dynquant import _C
+from dynquant import _C, cuda
 from dynquant.isa import check_environment
 
 torch.ops.load_library(Path(__file__).with_name("libdynquant.so"))
@@ -16,6 +16,7 @@ check_environment()
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _ops = torch.ops.dynquant
 _library = torch.library.Library("dynquant", "FRAGMENT")
+cuda.load(_library)
 
 
 def _fake(name):

@@ -1,6 +1,6 @@
 // The schemas of torch.ops.dynquant and their CPU implementations.
 #include "../cpu/dispatch.h"
-#include "ops.h"
+#include "implement.h"
 
 namespace dynquant {
 
@@ -40,16 +40,4 @@ STABLE_TORCH_LIBRARY(dynquant, m) {
       "bool per_token=True, bool symmetric=False) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(dynquant, CPU, m) {
-  m.impl("quantize_weight", TORCH_BOX(&dynquant::quantize_weight));
-  m.impl("pack_weight", TORCH_BOX(&dynquant::pack_weight));
-  m.impl("unpack_weight", TORCH_BOX(&dynquant::unpack_weight));
-  m.impl("choose_qparams", TORCH_BOX(&dynquant::choose_qparams));
-  m.impl("quantize_activation", TORCH_BOX(&dynquant::quantize_activation));
-  m.impl("quantize_with", TORCH_BOX(&dynquant::quantize_with));
-  m.impl("int_mm", TORCH_BOX(&dynquant::int_mm));
-  m.impl("rescale", TORCH_BOX(&dynquant::rescale));
-  m.impl("scaled_mm", TORCH_BOX(&dynquant::scaled_mm));
-  m.impl("linear_dynamic", TORCH_BOX(&dynquant::linear_dynamic));
-  m.impl("linear_dynamic.inference", TORCH_BOX(&dynquant::linear_dynamic));
-}
+STABLE_TORCH_LIBRARY_IMPL(dynquant, CPU, m) { dynquant::implement(m); }
