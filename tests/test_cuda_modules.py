@@ -69,7 +69,7 @@ def test_the_gradient():
     on_cpu, on_gpu = both()
     x = torch.randn(5, 70)
     for quantized in (on_cpu, on_gpu):
-        own = x.to(quantized[0].packed.device).requires_grad_()
+        own = x.to(quantized[0].packed.device, copy=True).requires_grad_()
         quantized[0](own).sum().backward()
         wanted = quantized[0].weight.float() * quantized[0].weight_scale[:, None]
         torch.testing.assert_close(own.grad, wanted.sum(0).expand(5, 70))

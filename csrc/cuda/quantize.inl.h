@@ -77,20 +77,27 @@ DYNQUANT_DEVICE void add_to(Range& range, const Bytes16& bytes) {
   for (int i = 0; i < kValuesOf16Bytes<T>; ++i) add_to(range, x[i]);
 }
 
-// The range of all that `threads` threads saw, a warp or the whole block; each of them gets it.
-// `shared` has room for one Range of each warp.
+// The range of all that a warp's threads saw; each of them gets it.
 template <class Gpu>
-DYNQUANT_DEVICE Range range_over(Range range, int threads, Range* shared) {
+DYNQUANT_DEVICE Range range_over_warp(Range range) {
 #pragma unroll
   for (int mask = 16; mask > 0; mask /= 2) {
     add_to(range, Range{Gpu::shuffle_xor(range.lo, mask), Gpu::shuffle_xor(range.hi, mask),
                         Gpu::shuffle_xor(range.has_nan ? 1 : 0, mask) != 0});
   }
-  if (threads == 32) return range;
-  if (Gpu::thread() % 32 == 0) shared[Gpu::thread() / 32] = range;
-  Gpu::sync();
-  for (int warp = 0; warp < threads / 32; ++warp) add_to(range, shared[warp]);
   return range;
+}
+
+// The same over `threads` threads: a warp, or the whole block of up to 32 warps. `shared` has room
+// for one Range of each warp.
+template <class Gpu>
+DYNQUANT_DEVICE Range range_over(Range range, int threads, Range* shared) {
+  range = range_over_warp<Gpu>(range);
+  if (threads == 32) return range;
+  const int lane = Gpu::thread() % 32;
+  if (lane == 0) shared[Gpu::thread() / 32] = range;
+  Gpu::sync();
+  return range_over_warp<Gpu>(lane < threads / 32 ? shared[lane] : Range{0.0f, 0.0f, false});
 }
 
 // How a row becomes bytes, and the scale to be stored.
