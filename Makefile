@@ -5,9 +5,14 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install -q -c constraints.txt
 NATIVE := $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
 
-.PHONY: demo test cuda lint format wheel sanitize clean
+.PHONY: demo bench test cuda lint format wheel sanitize clean
 demo: $(VENV)/demo
 	$(BIN)/python -m benchmarks.demo
+
+# Slower and more: `$(BIN)/python -m benchmarks --help`.
+bench: $(VENV)/bench
+	$(BIN)/python -m benchmarks kernels --json bench/kernels.json --plot bench/kernels.png
+	$(BIN)/python -m benchmarks layers --json bench/layers.json --plot bench/layers.png
 
 test: $(VENV)/dev build/kernel_test build/cuda_host_test
 	build/kernel_test
@@ -53,6 +58,10 @@ $(VENV)/dev: $(VENV)/built
 
 $(VENV)/demo: $(VENV)/built
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation -e '.[demo]'
+	touch $@
+
+$(VENV)/bench: $(VENV)/built
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation -e '.[bench]'
 	touch $@
 
 build/kernel_test build/cuda_host_test: $(VENV)/tools CMakeLists.txt $(NATIVE)

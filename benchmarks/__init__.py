@@ -1,0 +1,1 @@
+"""What dynquant is compared with, and how: `python -m benchmarks --help`."""

@@ -11,7 +11,9 @@ namespace {
 struct Avx512Vnni {
   static constexpr int kLanes = 16;
   static constexpr int kTileRows = 6;
-  static constexpr int kAccumulators = 24;
+  static constexpr int kRegisters = 32;
+  static constexpr int kParts = 1;
+  static constexpr int kTemporaries = 0;
   static constexpr int kGroupBytes = kGroup;
 
   using Float = __m512;
@@ -76,13 +78,18 @@ struct Avx512Vnni {
     memcpy(staged, q, static_cast<size_t>(groups * kGroup));
   }
   static inline Weights load_weights(const int8_t* p) { return _mm512_loadu_si512(p); }
-  static inline Activation load_activation(const uint8_t* p) {
+  static inline Activation load_activation(const uint8_t* p, int) {
     int32_t group;
     memcpy(&group, p, sizeof group);
     return _mm512_set1_epi32(group);
   }
-  static inline void keep(Weights& w) { asm volatile("" : "+v"(w)); }
-  static inline Int dot(Int acc, Activation a, Weights w) { return _mm512_dpbusd_epi32(acc, a, w); }
+  static inline Weights keep(Weights w) {
+    asm volatile("" : "+v"(w));
+    return w;
+  }
+  static inline Int dot(Int acc, Activation a, Weights w, int) {
+    return _mm512_dpbusd_epi32(acc, a, w);
+  }
 };
 
 }  // namespace

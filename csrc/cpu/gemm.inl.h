@@ -13,12 +13,21 @@
 namespace dynquant {
 namespace {
 
-// Registers of columns for a tile of `rows`: as many as the accumulators' budget and the panel
-// allow, a power of two so that tiles fill a panel.
+// Registers that a tile of R rows by V registers of columns works with. The operand of which there
+// are fewer registers stays in them, the other streams past.
+template <class Isa>
+constexpr int tile_registers(int rows, int vectors) {
+  const int kept = (rows < vectors ? rows : vectors) * Isa::kParts;
+  const int streamed = rows < vectors ? Isa::kParts : 1;
+  return rows * vectors + kept + streamed + Isa::kTemporaries;
+}
+
+// Registers of columns for a tile of `rows`: as many as the registers and the panel allow, a power
+// of two so that tiles fill a panel.
 template <class Isa>
 constexpr int tile_vectors(int rows) {
   int vectors = static_cast<int>(kPanelColumns) / Isa::kLanes;
-  while (vectors > 1 && vectors * rows > Isa::kAccumulators) vectors /= 2;
+  while (vectors > 1 && tile_registers<Isa>(rows, vectors) > Isa::kRegisters) vectors /= 2;
   return vectors;
 }
 
@@ -46,6 +55,52 @@ struct TileOut {
   int64_t out_stride;
 };
 
+template <class Isa, int R>
+inline typename Isa::Weights weights_of(const int8_t* p) {
+  const typename Isa::Weights w = Isa::load_weights(p);
+  // Else the compiler may load them once for each row: loads would then be the limit.
+  return R > 1 ? Isa::keep(w) : w;
+}
+
+// Four k of the whole tile.
+template <class Isa, int R, int V>
+inline void multiply_group(const uint8_t* staged, int64_t staged_stride, const int8_t* weights,
+                           typename Isa::Int (&acc)[R][V]) {
+  constexpr int kBytes = Isa::kLanes * static_cast<int>(kGroup);
+  if constexpr (R < V) {
+    typename Isa::Activation a[R][Isa::kParts];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+      for (int part = 0; part < Isa::kParts; ++part) {
+        a[r][part] = Isa::load_activation(staged + r * staged_stride, part);
+      }
+    }
+#pragma GCC unroll 16
+    for (int v = 0; v < V; ++v) {
+      const typename Isa::Weights w = weights_of<Isa, R>(weights + v * kBytes);
+#pragma GCC unroll 2
+      for (int part = 0; part < Isa::kParts; ++part) {
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) acc[r][v] = Isa::dot(acc[r][v], a[r][part], w, part);
+      }
+    }
+  } else {
+    typename Isa::Weights w[V];
+#pragma GCC unroll 16
+    for (int v = 0; v < V; ++v) w[v] = weights_of<Isa, R>(weights + v * kBytes);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+      for (int part = 0; part < Isa::kParts; ++part) {
+        const typename Isa::Activation a = Isa::load_activation(staged + r * staged_stride, part);
+#pragma GCC unroll 16
+        for (int v = 0; v < V; ++v) acc[r][v] = Isa::dot(acc[r][v], a, w[v], part);
+      }
+    }
+  }
+}
+
 template <class Isa, int R, int V, class Out>
 __attribute__((noinline)) void tile(const uint8_t* staged, int64_t staged_stride,
                                     const int8_t* weights, int64_t groups, Ahead ahead,
@@ -60,13 +115,6 @@ __attribute__((noinline)) void tile(const uint8_t* staged, int64_t staged_stride
   }
 
   for (int64_t g = 0; g < groups; ++g) {
-    typename Isa::Weights w[V];
-#pragma GCC unroll 16
-    for (int v = 0; v < V; ++v) {
-      w[v] = Isa::load_weights(weights + v * Isa::kLanes * kGroup);
-      // Else the compiler may load a register once for each row: loads would then be the limit.
-      if constexpr (R > 1) Isa::keep(w[v]);
-    }
     if constexpr (kBytes < kStep) {
 #pragma GCC unroll 16
       for (int c = 0; c < kBytes; c += kLine) {
@@ -75,12 +123,7 @@ __attribute__((noinline)) void tile(const uint8_t* staged, int64_t staged_stride
       __builtin_prefetch(ahead.at, 0, 2);
       ahead.at += ahead.step;
     }
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      const typename Isa::Activation a = Isa::load_activation(staged + r * staged_stride);
-#pragma GCC unroll 16
-      for (int v = 0; v < V; ++v) acc[r][v] = Isa::dot(acc[r][v], a, w[v]);
-    }
+    multiply_group<Isa, R, V>(staged, staged_stride, weights, acc);
     staged += Isa::kGroupBytes;
     weights += kStep;
   }

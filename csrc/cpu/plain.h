@@ -4,7 +4,9 @@
 // What the algorithms ask of an Isa:
 //   kLanes           32-bit lanes of a register
 //   kTileRows        rows of a tile, at most
-//   kAccumulators    registers that a tile may spend on sums
+//   kRegisters       registers that a tile may spend in all
+//   kParts           steps that a product takes, each with registers of its own for both operands
+//   kTemporaries     registers that a step takes beside its operands and its sum
 //   kGroupBytes      bytes of a row's four k as `stage` lays them and `load_activation` reads them
 //   Float Int Mask   registers; Weights Activation, what `dot` takes
 //   float part       load store set mul div add_float min max is_nan unordered either any no_mask
@@ -24,11 +26,13 @@
 namespace dynquant {
 namespace {
 
-template <int Lanes, int Rows, int Accumulators>
+template <int Lanes, int Rows, int Registers>
 struct Plain {
   static constexpr int kLanes = Lanes;
   static constexpr int kTileRows = Rows;
-  static constexpr int kAccumulators = Accumulators;
+  static constexpr int kRegisters = Registers;
+  static constexpr int kParts = 1;
+  static constexpr int kTemporaries = 0;
   static constexpr int kGroupBytes = kGroup;
 
   struct Float {
@@ -150,13 +154,16 @@ struct Plain {
     memcpy(&w, p, sizeof w);
     return w;
   }
-  static inline Activation load_activation(const uint8_t* p) {
+  static inline Activation load_activation(const uint8_t* p, int) {
     Activation a;
     memcpy(&a, p, sizeof a);
     return a;
   }
-  static inline void keep(Weights& w) { asm volatile("" : "+m"(w)); }
-  static inline Int dot(Int acc, Activation a, Weights w) {
+  static inline Weights keep(Weights w) {
+    asm volatile("" : "+m"(w));
+    return w;
+  }
+  static inline Int dot(Int acc, Activation a, Weights w, int) {
     return each<Int>([=](int i) {
       int32_t sum = 0;
       for (int j = 0; j < kGroup; ++j) sum += int32_t{a.v[j]} * w.v[i][j];

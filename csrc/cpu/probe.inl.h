@@ -2,6 +2,7 @@
 // instructions on registers alone, and reading memory as fast as one core can.
 #pragma once
 
+#include "gemm.inl.h"
 #include "kernels.h"
 #include "layout.h"
 
@@ -12,20 +13,24 @@ namespace {
 // done.
 template <class Isa>
 int64_t peak(int64_t steps) {
-  constexpr int kSums = Isa::kAccumulators;
+  constexpr int kSums = Isa::kTileRows * tile_vectors<Isa>(Isa::kTileRows);
   alignas(64) static const int8_t zeros[Isa::kLanes * kGroup] = {};
   const int8_t* bytes = zeros;
   asm volatile("" : "+r"(bytes));  // else the compiler would know the operands
   typename Isa::Weights w = Isa::load_weights(bytes);
-  const typename Isa::Activation a = Isa::load_activation(reinterpret_cast<const uint8_t*>(bytes));
+  typename Isa::Activation a[Isa::kParts];
+  for (int part = 0; part < Isa::kParts; ++part) {
+    a[part] = Isa::load_activation(reinterpret_cast<const uint8_t*>(bytes), part);
+  }
   typename Isa::Int acc[kSums];
 #pragma GCC unroll 32
   for (int i = 0; i < kSums; ++i) acc[i] = Isa::set_int(i);  // equal ones would be merged
   for (int64_t s = 0; s < steps; ++s) {
 #pragma GCC unroll 32
     for (int i = 0; i < kSums; ++i) {
-      Isa::keep(w);  // else the compiler would see that every product is the same
-      acc[i] = Isa::dot(acc[i], a, w);
+      w = Isa::keep(w);  // else the compiler would see that every product is the same
+#pragma GCC unroll 2
+      for (int part = 0; part < Isa::kParts; ++part) acc[i] = Isa::dot(acc[i], a[part], w, part);
     }
   }
   typename Isa::Int sum = acc[0];

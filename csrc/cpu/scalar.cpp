@@ -6,7 +6,7 @@
 namespace dynquant {
 
 const Kernels* scalar_kernels() {
-  static constexpr Kernels table = table_of<Plain<8, 2, 4>>("scalar");
+  static constexpr Kernels table = table_of<Plain<8, 2, 7>>("scalar");
   return &table;
 }
 

@@ -11,8 +11,7 @@ namespace {
 
 struct Ymm {
   static constexpr int kLanes = 8;
-  static constexpr int kTileRows = 6;
-  static constexpr int kAccumulators = 12;
+  static constexpr int kRegisters = 16;
 
   using Float = __m256;
   using Int = __m256i;

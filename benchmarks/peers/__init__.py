@@ -1,0 +1,38 @@
+"""What dynquant is measured against, by name: "module:class" of a `Peer`.
+
+A module imports its library only when the peer is made, so that one that is not installed can be
+named as missing. Any other "module:class" works as a name too: a user's own kernels can join.
+"""
+
+import importlib
+
+PEERS = {
+    "fp32": "benchmarks.peers.eager:Float32",
+    "bf16": "benchmarks.peers.eager:BFloat16",
+    "dynquant": "benchmarks.peers.eager:Dynquant",
+    "fbgemm": "benchmarks.peers.torch_ao:Fbgemm",
+    "x86": "benchmarks.peers.torch_ao:X86",
+    "onednn": "benchmarks.peers.torch_ao:OneDnn",
+    "torchao": "benchmarks.peers.torchao:TorchAo",
+    "onnxruntime": "benchmarks.peers.onnxruntime:OnnxRuntime",
+    "executorch": "benchmarks.peers.executorch:ExecuTorch",
+    "zentorch": "benchmarks.peers.zentorch:ZenTorch",
+    "openvino": "benchmarks.peers.openvino:OpenVino",
+}
+REFERENCE = "benchmarks.peers.eager:Float64"
+
+
+class PeerError(ValueError):
+    """A peer's name that stands for nothing."""
+
+
+def check_name(name):
+    if name not in PEERS and name.count(":") != 1:
+        raise PeerError(f"peer {name!r}: expected one of {', '.join(PEERS)}, or module:class")
+    return name
+
+
+def load(name):
+    """The class of a peer. Its own library is not imported yet."""
+    module, _, attribute = PEERS.get(check_name(name), name).partition(":")
+    return getattr(importlib.import_module(module), attribute)

@@ -1,0 +1,56 @@
+"""torch without and with dynquant."""
+
+import copy
+import warnings
+
+from benchmarks.peers.base import Peer, Unsupported
+
+
+class Float32(Peer):
+    def convert(self, module, inputs):
+        return module
+
+
+class Float64(Peer):
+    """The reference that all are compared with."""
+
+    def convert(self, module, inputs):
+        return copy.deepcopy(module).double()
+
+    def prepare(self, inputs):
+        return tuple(x.double() if x.is_floating_point() else x for x in inputs)
+
+    def array(self, output):
+        return output.numpy()
+
+
+class BFloat16(Peer):
+    """The whole model in bfloat16: inputs and outputs too."""
+
+    def convert(self, module, inputs):
+        return copy.deepcopy(module).bfloat16()
+
+    def prepare(self, inputs):
+        return tuple(x.bfloat16() if x.is_floating_point() else x for x in inputs)
+
+
+class Dynquant(Peer):
+    packages = ("torch", "dynquant")
+    modules = ("dynquant",)
+
+    def __init__(self, threads, spin=False):
+        super().__init__(threads, spin)
+        import dynquant
+
+        self.dynquant = dynquant
+
+    def convert(self, module, inputs):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it names what it leaves in float
+            model = self.dynquant.quantize_dynamic(module)
+        if not any(type(part).__module__.startswith("dynquant.") for part in model.modules()):
+            raise Unsupported("dynquant quantizes nothing of this model")
+        return model
+
+    def facts(self):
+        return {**super().facts(), "isa": self.dynquant.info()["isa"]}

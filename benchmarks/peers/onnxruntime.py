@@ -1,0 +1,111 @@
+"""ONNX Runtime: quantize_dynamic, which its optimizer fuses into DynamicQuantizeMatMul."""
+
+import io
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks.peers.base import Peer
+
+TRIAL_SECONDS = 0.1
+FAIR_DB = 3
+
+
+class OnnxRuntime(Peer):
+    """Weights quantized per channel or per tensor, activations to int8: the faster of the two.
+
+    Per tensor is only taken where it is about as accurate: it may cost FAIR_DB of SNR at most.
+    Called as `run` with numpy arrays, which wrap the tensors' memory.
+    """
+
+    packages = ("onnxruntime", "onnx")
+    modules = ("onnxruntime", "onnx")
+
+    def __init__(self, threads, spin=False):
+        super().__init__(threads, spin)
+        import onnxruntime
+        from onnxruntime import quantization
+
+        self.onnxruntime, self.quantization = onnxruntime, quantization
+
+    def convert(self, module, inputs):
+        model = _linear_model(module) if isinstance(module, nn.Linear) else _export(module, inputs)
+        arrays, exact = self.prepare(inputs), module(*inputs).numpy()
+        per_channel, per_tensor = (
+            self._call(self._session(self._quantized(model, choice))) for choice in (True, False)
+        )
+        most = np.square(per_channel(*arrays) - exact).mean() * 10 ** (FAIR_DB / 10)
+        fair = np.square(per_tensor(*arrays) - exact).mean() <= most
+        if fair and _mean_seconds(per_tensor, arrays) < _mean_seconds(per_channel, arrays):
+            self.note = "weights per tensor"
+            return per_tensor
+        self.note = "weights per channel"
+        return per_channel
+
+    def _quantized(self, model, per_channel):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "quantized.onnx"
+            self.quantization.quantize_dynamic(
+                model, path, per_channel=per_channel, weight_type=self.quantization.QuantType.QInt8
+            )
+            return path.read_bytes()
+
+    def _session(self, data):
+        options = self.onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(self.spin)))
+        options.log_severity_level = 3
+        return self.onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+    def _call(self, session):
+        names = [value.name for value in session.get_inputs()]
+        return lambda *x: session.run(None, dict(zip(names, x, strict=True)))[0]
+
+    def prepare(self, inputs):
+        return tuple(x.numpy() for x in inputs)
+
+    def array(self, output):
+        return output
+
+
+def _linear_model(linear):
+    from onnx import TensorProto, helper, numpy_helper
+
+    weight = np.ascontiguousarray(linear.weight.detach().numpy().T)
+    k, n = weight.shape
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["x", "weight"], ["product"]),
+            helper.make_node("Add", ["product", "bias"], ["y"]),
+        ],
+        "linear",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["m", k])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["m", n])],
+        [
+            numpy_helper.from_array(weight, "weight"),
+            numpy_helper.from_array(linear.bias.detach().numpy(), "bias"),
+        ],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+def _export(module, inputs):
+    import onnx
+
+    buffer = io.BytesIO()
+    torch.onnx.export(module, inputs, buffer, dynamo=False)
+    return onnx.load_from_string(buffer.getvalue())
+
+
+def _mean_seconds(call, arrays):
+    call(*arrays)
+    begin, calls = time.perf_counter(), 0
+    while time.perf_counter() - begin < TRIAL_SECONDS:
+        call(*arrays)
+        calls += 1
+    return (time.perf_counter() - begin) / calls

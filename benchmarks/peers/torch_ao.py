@@ -1,0 +1,38 @@
+"""torch.ao.quantization.quantize_dynamic with each of torch's engines."""
+
+import copy
+import warnings
+
+import torch
+from torch import nn
+
+from benchmarks.peers.base import Peer
+
+
+class TorchEngine(Peer):
+    engine = None
+
+    def __init__(self, threads, spin=False):
+        super().__init__(threads, spin)
+        supported = torch.backends.quantized.supported_engines
+        if self.engine not in supported:
+            raise RuntimeError(f"this torch has no engine {self.engine}, only {supported}")
+        torch.backends.quantized.engine = self.engine
+
+    def convert(self, module, inputs):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.ao announces its own removal
+            parent = nn.ModuleList([copy.deepcopy(module)])  # it swaps children, not the root
+            return torch.ao.quantization.quantize_dynamic(parent, {nn.Linear, nn.LSTM})[0]
+
+
+class Fbgemm(TorchEngine):
+    engine = "fbgemm"
+
+
+class X86(TorchEngine):
+    engine = "x86"
+
+
+class OneDnn(TorchEngine):
+    engine = "onednn"

@@ -1,0 +1,44 @@
+"""Peers for tests/test_benchmarks.py, which loads them by "module:class"."""
+
+import os
+
+from benchmarks.peers.base import Peer, Unsupported
+from benchmarks.peers.eager import Float32
+
+
+class Wrong(Float32):
+    """Fast, and wrong."""
+
+    def convert(self, module, inputs):
+        return lambda x: super(Wrong, self).convert(module, inputs)(x).neg()
+
+
+class NotFinite(Float32):
+    def convert(self, module, inputs):
+        return lambda x: module(x).fill_(float("nan"))
+
+
+class Missing(Peer):
+    packages = ("torch", "fast-int8")
+    modules = ("fast_int8_that_does_not_exist",)
+
+    def __init__(self, threads, spin=False):
+        import fast_int8_that_does_not_exist  # noqa: F401
+
+
+class Failing(Peer):
+    def convert(self, module, inputs):
+        raise ValueError("no such kernel\nand more about it")
+
+
+class Dying(Float32):
+    """Its process ends."""
+
+    def convert(self, module, inputs):
+        print("not an answer")
+        os.abort()
+
+
+class Refusing(Peer):
+    def convert(self, module, inputs):
+        raise Unsupported("not for this shape")

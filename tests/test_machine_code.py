@@ -1,0 +1,74 @@
+"""The inner loop of every tile works on registers: a compiler that spills sums to the stack would
+halve the speed and change no result."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import dynquant
+
+LIBRARY = Path(dynquant.__file__).with_name("libdynquant.so")
+FUNCTION = re.compile(r"^[0-9a-f]+ <(.*)>:$")
+INSTRUCTION = re.compile(r"^\s*([0-9a-f]+):\s+(.*)$")
+BACKWARD = re.compile(r"^j\w+\s+([0-9a-f]+)")
+PRODUCT = re.compile(r"\bvpdpbusds?\b|\bvpmaddwd\b")
+STACK = re.compile(r"\(%r[sb]p")
+# The share of instructions that may touch the stack: avx2.cpp says why some of its sums live there.
+SETS = {"Avx2": 0.2, "YmmVnni": 0.0, "Avx512Vnni": 0.0}
+
+
+def functions():
+    """(name, [(address, instruction)]) of each function of the library."""
+    text = subprocess.run(
+        ["objdump", "-d", "-C", "--no-show-raw-insn", LIBRARY],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    name, body = None, []
+    for line in text.splitlines():
+        if found := FUNCTION.match(line):
+            if name is not None:
+                yield name, body
+            name, body = found[1], []
+        elif found := INSTRUCTION.match(line):
+            body.append((int(found[1], 16), found[2]))
+    if name is not None:
+        yield name, body
+
+
+def inner_loops(body):
+    """The innermost loops that multiply: from the target of a backward jump to the jump."""
+    loops = []
+    for address, instruction in body:
+        jump = BACKWARD.match(instruction)
+        if jump and int(jump[1], 16) <= address:
+            loop = [(a, i) for a, i in body if int(jump[1], 16) <= a <= address]
+            if any(PRODUCT.search(i) for _, i in loop):
+                loops.append(loop)
+    return [loop for loop in loops if not any(set(o) < set(loop) for o in loops)]
+
+
+@pytest.fixture(scope="module")
+def tiles():
+    if shutil.which("objdump") is None:
+        pytest.skip("objdump is not installed")
+    found = {name: body for name, body in functions() if re.search(r"::tile<", name)}
+    if not found:
+        pytest.skip("the library is stripped of its symbols")
+    return found
+
+
+@pytest.mark.parametrize(("isa_type", "allowed"), SETS.items())
+def test_inner_loops_stay_in_registers(tiles, isa_type, allowed):
+    of_set = {name: body for name, body in tiles.items() if f"::{isa_type}," in name}
+    assert of_set, f"no tile of {isa_type} in the library"
+    for name, body in of_set.items():
+        loops = inner_loops(body)
+        assert loops, f"no loop that multiplies in {name}"
+        for loop in loops:
+            spilled = [instruction for _, instruction in loop if STACK.search(instruction)]
+            assert len(spilled) <= allowed * len(loop), f"{name}: {spilled}"
