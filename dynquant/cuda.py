@@ -52,6 +52,9 @@ def describe():
         return f"off: {reason.decode()}"
     if not torch.cuda.is_available():
         return "off: torch finds no CUDA device"
+    oldest = min(torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count()))
+    if oldest < (7, 5):
+        return "off: a device has the compute capability {}.{}, below 7.5".format(*oldest)
     names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
     version = _library.dynquant_cuda_version()
     return f"on: {', '.join(sorted(names))} (CUDA {version // 1000}.{version % 1000 // 10})"

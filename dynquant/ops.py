@@ -120,7 +120,7 @@ def _(weight, per_channel=True):
 
 @_fake("pack_weight")
 def _(qweight):
-    """The weight in the layout that the kernels read, the same on every CPU.
+    """The weight in the layout that the kernels read, the same everywhere.
 
     Args:
         qweight: int8 [N, K] in [-127, 127], K at most 65,536.
@@ -200,7 +200,7 @@ def _(x, scale, zero_point, symmetric=False):
         symmetric: q is int8 in [-127, 127]; otherwise uint8.
 
     Raises:
-        RuntimeError: another dtype, device, shape, or a zero point out of range.
+        RuntimeError: another dtype, device, shape, or, on the CPU, a zero point out of range.
     """
     _check_device(x=x, scale=scale, zero_point=zero_point)
     _check_dtype("x", x, *FLOAT_DTYPES)
@@ -224,7 +224,7 @@ def _(q, zero_point, packed, n):
         int32 [..., n].
 
     Raises:
-        RuntimeError: another dtype, device, shape, or a zero point out of range.
+        RuntimeError: another dtype, device, shape, or, on the CPU, a zero point out of range.
     """
     _check_device(q=q, zero_point=zero_point, packed=packed)
     _check_dtype("q", q, torch.uint8, torch.int8)

@@ -27,23 +27,24 @@ class StepCopies {
   // Starts the copies of step `step` to `stage`.
   DYNQUANT_DEVICE void start(int64_t step, uint8_t* stage) const {
 #pragma unroll
-    for (int id = Gpu::thread(); id < Tile::kM * kStepChunks; id += Tile::kThreads) {
+    for (int i = 0; i < Tile::kActivationCopies; ++i) {
+      const int id = Gpu::thread() + i * Tile::kThreads;
       const int row = id / kStepChunks, chunk = id % kStepChunks;
       const int64_t byte = step * kStepK + chunk * kChunk16;
       const bool real = row < rows_ && byte < row_bytes_;
       Gpu::copy_async(stage + activation_offset(row, chunk), real ? q_ + row * stride_ + byte : q_,
                       real);
     }
-    constexpr int kChunks = kPanelWidth * static_cast<int>(kGroup) / kChunk16;  // of a group
 #pragma unroll
-    for (int id = Gpu::thread(); id < Tile::kPanels * kStepGroups * kChunks; id += Tile::kThreads) {
-      const int chunk = id % kChunks, group = id / kChunks % kStepGroups;
-      const int panel = id / (kChunks * kStepGroups);
+    for (int i = 0; i < Tile::kWeightCopies; ++i) {
+      const int id = Gpu::thread() + i * Tile::kThreads;
+      const int chunk = id % kGroupChunks, group = id / kGroupChunks % kStepGroups;
+      const int panel = id / (kGroupChunks * kStepGroups);
       const int64_t at = step * kStepGroups + group;
       const bool real = panel < panels_ && at < groups_;
-      const int64_t offset = panel * panel_stride_ + at * (kChunks * kChunk16) + chunk * kChunk16;
-      const int columns = panel * kPanelWidth + chunk * (kChunk16 / static_cast<int>(kGroup));
-      Gpu::copy_async(stage + Tile::kActivationBytes + weight_offset(columns, group),
+      const int64_t offset = panel * panel_stride_ + (at * kGroupChunks + chunk) * kChunk16;
+      const int column = panel * kPanelWidth + chunk * (kChunk16 / static_cast<int>(kGroup));
+      Gpu::copy_async(stage + Tile::kActivationBytes + weight_offset(column, group),
                       real ? weights_ + offset : weights_, real);
     }
   }

@@ -26,6 +26,7 @@ constexpr int kStepK = 64;    // bytes of K in a step
 constexpr int kChunk16 = 16;  // bytes of a copy
 constexpr int kStepChunks = kStepK / kChunk16;
 constexpr int kStepGroups = kStepK / kGroup;
+constexpr int kGroupChunks = static_cast<int>(kPanelColumns * kGroup) / kChunk16;
 constexpr int kPanelWidth = static_cast<int>(kPanelColumns);
 constexpr int kGroupWords = static_cast<int>(kPanelColumns);
 // Eight words more than a group has: the four groups that a quarter of a warp reads lie in
@@ -51,10 +52,15 @@ struct Tile {
   static constexpr int kThreads = 32 * RowWarps * ColumnWarps;
   static constexpr int kActivationBytes = M * kStepK;
   static constexpr int kStageBytes = kActivationBytes + kPanels * kPanelPitch;
+  static constexpr int kActivationCopies = M * kStepChunks / kThreads;  // of a thread in a step
+  static constexpr int kWeightCopies = kPanels * kStepGroups * kGroupChunks / kThreads;
   static constexpr int kAsyncStages = Stages;
 
   static_assert(kWarpM % kProductRows == 0 && kWarpN % kSpanColumns == 0 && N % kPanelWidth == 0,
                 "warps and panels must divide the tile");
+  static_assert(M * kStepChunks % kThreads == 0 &&
+                    kPanels * kStepGroups * kGroupChunks % kThreads == 0,
+                "threads must divide the copies");
 };
 
 // Stages in shared memory: where copies are synchronous, a second one is all that helps.

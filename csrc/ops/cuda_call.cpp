@@ -37,7 +37,9 @@ cudaStream_t current_stream(int32_t device) {
 }
 
 void check_cuda(cudaError_t error) {
-  check(error == cudaSuccess, "CUDA: ", cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // which would otherwise be taken for the next launch's
+  fail("CUDA: ", cudaGetErrorString(error));
 }
 
 }  // namespace
