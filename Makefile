@@ -19,9 +19,9 @@ test: $(VENV)/dev build/kernel_test build/cuda_host_test
 	build/cuda_host_test
 	$(BIN)/python -m pytest tests
 
-# Compiles the CUDA kernels for all architectures, without torch.
+# Compiles the CUDA kernels for all architectures, without torch; one that spills registers fails.
 cuda: $(VENV)/tools
-	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -G Ninja -S . -B build/cuda -DDYNQUANT_TORCH=OFF -DDYNQUANT_CUDA=on
+	CUDAFLAGS=-Xptxas=--warning-as-error PATH="$(CURDIR)/$(BIN):$$PATH" cmake -G Ninja -S . -B build/cuda -DDYNQUANT_TORCH=OFF -DDYNQUANT_CUDA=on
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/cuda --target dynquant_cuda_kernels
 
 lint: $(VENV)/dev

@@ -26,11 +26,11 @@ set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
 set(CMAKE_CUDA_FLAGS_RELEASE "-O3")
 
-# Every rounding is part of the specification. constexpr functions are the device's as well, and a
-# kernel that spills registers does not compile. The PTX stays readable, for the tests.
+# Every rounding is part of the specification. constexpr functions are the device's as well. The PTX
+# stays readable, for the tests. CI makes ptxas's warnings errors, by CUDAFLAGS: no register spills.
 set(DYNQUANT_CUDA_FLAGS
     --expt-relaxed-constexpr -fmad=false -ftz=false -prec-div=true -no-compress
-    -Xptxas=--warn-on-spills -Xptxas=--warning-as-error -Xcompiler=-Wall)
+    -Xptxas=--warn-on-spills -Xcompiler=-Wall)
 
 add_library(dynquant_cuda_kernels OBJECT
   csrc/cuda/gemm_large.cu

@@ -7,6 +7,7 @@ from compare import assert_all_same, assert_same
 from drawn import DTYPES, LAYOUTS, ROWS, cases, rows_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from op_arguments import OPS, op_named, valid_arguments
 from test_ops_parts import drawn_integers, drawn_scale
 
 import dynquant
@@ -61,6 +62,12 @@ def linear_on_both(rng, m, n, k, dtype=torch.float32, schemes=(True, False), kin
     bias = torch.randn(n).to(dtype) if rng.random() < 0.5 else None
     packed = ops.pack_weight(weight)
     same_on_both(ops.linear_dynamic, x, packed, scale, bias, *schemes)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_opcheck(name):
+    values = valid_arguments(m=(2, 3), n=65, k=64)
+    torch.library.opcheck(op_named(name), tuple(on_gpu(values[argument]) for argument in OPS[name]))
 
 
 @settings(max_examples=600)
