@@ -6,20 +6,20 @@
 // bank conflicts of shared memory.
 //
 // A Gpu has, all of them static:
-//   thread block_x block_y grid_x grid_y    where this thread stands
-//   shared                                  the block's shared memory, 16-byte aligned
-//   sync                                    a barrier of the block
-//   shuffle_xor(value, mask)                the value of the lane whose number differs in `mask`
-//   kAsyncCopies                            whether copy_async returns before the copy has happened
-//   copy_async(shared, global, real)        16 bytes, or zeros where not `real`
-//   commit wait<N>                          a group of copies; until all groups but N have happened
-//   load16 store16                          16 bytes of global memory, aligned
-//   load_shared16                           16 bytes of shared memory, aligned
-//   load_fragment ldmatrix x4: four 8 x 16-byte matrices, whose rows the lanes' addresses give
-//   mma                                     16 x 8 sums += 16 x 32 unsigned times 32 x 8 signed
-//   bytes dot                                     sum += four unsigned times four signed bytes mul
-//   add div to_float round_to_int       fp32, each rounded once, to nearest even widen narrow to
-//   and from fp32
+//   thread block_x block_y grid_x grid_y  where this thread stands
+//   shared                           the block's shared memory, 16-byte aligned
+//   sync                             a barrier of the block
+//   shuffle_xor(value, mask)         the value of the lane whose number differs in `mask`
+//   kAsyncCopies                     whether copy_async returns before the copy has happened
+//   copy_async(shared, global, real)  16 bytes, or zeros where not `real`
+//   commit wait<N>                   a group of copies; until all groups but N have happened
+//   load16 store16                   16 bytes of global memory, aligned
+//   load_shared16                    16 bytes of shared memory, aligned
+//   load_fragment                    ldmatrix x4: the lanes give the addresses of its rows
+//   mma                              16 x 8 sums += 16 x 32 unsigned times 32 x 8 signed bytes
+//   dot                              sum += four unsigned times four signed bytes
+//   mul add div to_float round_to_int  fp32, each rounded once, to nearest even
+//   widen narrow                     to and from fp32
 // The layout of fragments over lanes is in tile.h.
 #pragma once
 
