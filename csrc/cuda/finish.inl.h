@@ -33,7 +33,7 @@ DYNQUANT_DEVICE const int8_t* panel_of(const FinishArgs& f, int64_t panel) {
 }
 
 template <class Gpu>
-DYNQUANT_DEVICE RowTerms row_terms(const FinishArgs& f, int64_t row) {
+DYNQUANT_DEVICE RowTerms terms_of_row(const FinishArgs& f, int64_t row) {
   RowTerms terms = {0, 0.0f};
   if (f.packed != nullptr) {
     terms.zero_point = f.zero_point.data[row * f.zero_point.step] + f.zero_point_shift;
@@ -43,7 +43,7 @@ DYNQUANT_DEVICE RowTerms row_terms(const FinishArgs& f, int64_t row) {
 }
 
 template <class Gpu>
-DYNQUANT_DEVICE ColumnTerms column_terms(const FinishArgs& f, int64_t column) {
+DYNQUANT_DEVICE ColumnTerms terms_of_column(const FinishArgs& f, int64_t column) {
   // No bias is a bias of -0, the one value whose sum with any y is y.
   ColumnTerms terms = {0, 0.0f, -0.0f};
   if (f.packed != nullptr) {
@@ -127,15 +127,15 @@ struct SumKernel {
     const int64_t column = Gpu::block_x() * kThreads + Gpu::thread();
     if (column >= a.finish.n) return;
     const bool fits = header_fits<Gpu>(a.finish);
-    const ColumnTerms column_terms_ = column_terms<Gpu>(a.finish, column);
+    const ColumnTerms column_terms = terms_of_column<Gpu>(a.finish, column);
     for (int64_t row = Gpu::block_y(); row < a.finish.m; row += Gpu::grid_y()) {
       uint32_t sum = 0;
       for (int part = 0; part < a.parts; ++part) {
         sum += static_cast<uint32_t>(a.partial[part * a.part_stride + row * a.row_stride + column]);
       }
-      const RowTerms row_terms_ = row_terms<Gpu>(a.finish, row);
+      const RowTerms row_terms = terms_of_row<Gpu>(a.finish, row);
       with_out(a.finish, [&](auto* out) {
-        finish<Gpu>(static_cast<int32_t>(sum), row_terms_, column_terms_, fits,
+        finish<Gpu>(static_cast<int32_t>(sum), row_terms, column_terms, fits,
                     out + row * a.finish.n + column);
       });
     }

@@ -204,17 +204,17 @@ struct GemmKernel {
 #pragma unroll
             for (int i = 0; i < kRunColumns; ++i) {
               const int64_t inside = column + i < f.n ? column + i : column;
-              terms.column[i] = column_terms<Gpu>(f, inside);
+              terms.column[i] = terms_of_column<Gpu>(f, inside);
             }
             return terms;
           },
           [&](const RunTerms& terms, const int32_t (&run)[kRunColumns], int64_t row,
               int64_t column) {
-            const RowTerms row_terms_ = row_terms<Gpu>(f, row);
+            const RowTerms row_terms = terms_of_row<Gpu>(f, row);
             Out results[kRunColumns];
 #pragma unroll
             for (int i = 0; i < kRunColumns; ++i) {
-              finish<Gpu>(run[i], row_terms_, terms.column[i], fits, results + i);
+              finish<Gpu>(run[i], row_terms, terms.column[i], fits, results + i);
             }
             store_run<Gpu>(results, out + row * f.n + column, f.n - column);
           });

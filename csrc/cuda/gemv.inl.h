@@ -89,10 +89,10 @@ struct GemvKernel {
       return;
     }
     const bool fits = header_fits<Gpu>(f);
-    const RowTerms row_terms_ = row_terms<Gpu>(f, row);
-    const ColumnTerms column_terms_ = column_terms<Gpu>(f, column);
+    const RowTerms row_terms = terms_of_row<Gpu>(f, row);
+    const ColumnTerms column_terms = terms_of_column<Gpu>(f, column);
     with_out(f, [&](auto* out) {
-      finish<Gpu>(sum, row_terms_, column_terms_, fits, out + row * f.n + column);
+      finish<Gpu>(sum, row_terms, column_terms, fits, out + row * f.n + column);
     });
   }
 };

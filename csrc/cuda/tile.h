@@ -28,10 +28,9 @@ constexpr int kStepChunks = kStepK / kChunk16;
 constexpr int kStepGroups = kStepK / kGroup;
 constexpr int kGroupChunks = static_cast<int>(kPanelColumns * kGroup) / kChunk16;
 constexpr int kPanelWidth = static_cast<int>(kPanelColumns);
-constexpr int kGroupWords = static_cast<int>(kPanelColumns);
 // Eight words more than a group has: the four groups that a quarter of a warp reads lie in
 // different banks.
-constexpr int kGroupPitch = 4 * (kGroupWords + 8);
+constexpr int kGroupPitch = 4 * (kPanelWidth + 8);
 constexpr int kPanelPitch = kStepGroups * kGroupPitch;
 constexpr int kProductK = 32;     // k of one mma
 constexpr int kProductRows = 16;  // its rows
