@@ -23,7 +23,6 @@ struct ColumnTerms {
 };
 
 // As header_fits, for sums that may be corrected already.
-template <class Gpu>
 DYNQUANT_DEVICE bool header_fits(const FinishArgs& f) {
   return f.packed == nullptr || header_fits(f.packed, f.n, f.k);
 }
@@ -32,7 +31,6 @@ DYNQUANT_DEVICE const int8_t* panel_of(const FinishArgs& f, int64_t panel) {
   return f.packed + kHeaderBytes + panel * panel_bytes(f.k);
 }
 
-template <class Gpu>
 DYNQUANT_DEVICE RowTerms terms_of_row(const FinishArgs& f, int64_t row) {
   RowTerms terms = {0, 0.0f};
   if (f.packed != nullptr) {
@@ -42,7 +40,6 @@ DYNQUANT_DEVICE RowTerms terms_of_row(const FinishArgs& f, int64_t row) {
   return terms;
 }
 
-template <class Gpu>
 DYNQUANT_DEVICE ColumnTerms terms_of_column(const FinishArgs& f, int64_t column) {
   // No bias is a bias of -0, the one value whose sum with any y is y.
   ColumnTerms terms = {0, 0.0f, -0.0f};
@@ -126,14 +123,14 @@ struct SumKernel {
   static DYNQUANT_DEVICE void run(const Args& a) {
     const int64_t column = Gpu::block_x() * kThreads + Gpu::thread();
     if (column >= a.finish.n) return;
-    const bool fits = header_fits<Gpu>(a.finish);
-    const ColumnTerms column_terms = terms_of_column<Gpu>(a.finish, column);
+    const bool fits = header_fits(a.finish);
+    const ColumnTerms column_terms = terms_of_column(a.finish, column);
     for (int64_t row = Gpu::block_y(); row < a.finish.m; row += Gpu::grid_y()) {
       uint32_t sum = 0;
       for (int part = 0; part < a.parts; ++part) {
         sum += static_cast<uint32_t>(a.partial[part * a.part_stride + row * a.row_stride + column]);
       }
-      const RowTerms row_terms = terms_of_row<Gpu>(a.finish, row);
+      const RowTerms row_terms = terms_of_row(a.finish, row);
       with_out(a.finish, [&](auto* out) {
         finish<Gpu>(static_cast<int32_t>(sum), row_terms, column_terms, fits,
                     out + row * a.finish.n + column);

@@ -194,7 +194,7 @@ struct GemmKernel {
   template <class Gpu>
   static DYNQUANT_DEVICE void store_results(const FinishArgs& f, int64_t warp_row,
                                             int64_t warp_column, const Sums& sums) {
-    const bool fits = header_fits<Gpu>(f);
+    const bool fits = header_fits(f);
     with_out(f, [&](auto* out) {
       using Out = std::remove_pointer_t<decltype(out)>;
       each_run<Gpu>(
@@ -204,13 +204,13 @@ struct GemmKernel {
 #pragma unroll
             for (int i = 0; i < kRunColumns; ++i) {
               const int64_t inside = column + i < f.n ? column + i : column;
-              terms.column[i] = terms_of_column<Gpu>(f, inside);
+              terms.column[i] = terms_of_column(f, inside);
             }
             return terms;
           },
           [&](const RunTerms& terms, const int32_t (&run)[kRunColumns], int64_t row,
               int64_t column) {
-            const RowTerms row_terms = terms_of_row<Gpu>(f, row);
+            const RowTerms row_terms = terms_of_row(f, row);
             Out results[kRunColumns];
 #pragma unroll
             for (int i = 0; i < kRunColumns; ++i) {

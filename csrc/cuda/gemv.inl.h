@@ -88,9 +88,9 @@ struct GemvKernel {
       a.partial[(Gpu::block_y() * f.m + row) * f.n + column] = sum;
       return;
     }
-    const bool fits = header_fits<Gpu>(f);
-    const RowTerms row_terms = terms_of_row<Gpu>(f, row);
-    const ColumnTerms column_terms = terms_of_column<Gpu>(f, column);
+    const bool fits = header_fits(f);
+    const RowTerms row_terms = terms_of_row(f, row);
+    const ColumnTerms column_terms = terms_of_column(f, column);
     with_out(f, [&](auto* out) {
       finish<Gpu>(sum, row_terms, column_terms, fits, out + row * f.n + column);
     });
