@@ -74,6 +74,12 @@ void CudaCall::check_not_capturing(const char* op) const {
         " looks for values that it refuses, on the host, and cannot be captured in a CUDA graph");
 }
 
+Tensor CudaCall::new_flag() const {
+  Tensor flag = empty({1}, ScalarType::Int);
+  check_cuda(cudaMemsetAsync(flag.mutable_data_ptr(), 0, sizeof(int32_t), stream_->stream()));
+  return flag;
+}
+
 int32_t CudaCall::read(const Tensor& flag) const {
   int32_t value = 0;
   check_cuda(cudaMemcpyAsync(&value, flag.const_data_ptr(), sizeof value, cudaMemcpyDeviceToHost,

@@ -24,7 +24,8 @@ class CudaCall {
   // An error where the stream is being captured: `op` has to look at a value on the host.
   void check_not_capturing(const char* op) const;
 
-  // Waits for the stream, and gives an int32 of the device's memory.
+  // An int32 [1] of zero, which a kernel may set; `read` waits for the stream and gives its value.
+  Tensor new_flag() const;
   int32_t read(const Tensor& flag) const;
 
  private:

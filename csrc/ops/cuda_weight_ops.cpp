@@ -9,8 +9,6 @@
 namespace dynquant {
 namespace {
 
-Tensor new_flag(const Tensor& like) { return torch::stable::new_zeros(like, {1}, ScalarType::Int); }
-
 void check_packed_form(const Tensor& packed) {
   check_tensor(packed, "packed", {ScalarType::Char});
   check(packed.dim() == 1 && packed.is_contiguous(),
@@ -33,7 +31,7 @@ std::tuple<Tensor, Tensor> quantize_weight(const Tensor& weight, bool per_channe
   const Rows rows = rows_of(weight, "weight");
   Tensor q = empty({rows.m, rows.k}, ScalarType::Char);
   Tensor scale = empty({per_channel ? rows.m : 1}, ScalarType::Float);
-  Tensor refused = new_flag(weight);
+  Tensor refused = call.new_flag();
   CudaMemory memory;
   memory.take(kMostRanges, sizeof(Range));
   memory.allocate();
@@ -58,7 +56,7 @@ Tensor pack_weight(const Tensor& qweight) {
   check_weight_shape(qweight, "qweight");
   const Rows rows = rows_of(qweight, "qweight");
   Tensor packed = empty({packed_bytes(rows.m, rows.k)}, ScalarType::Char);
-  Tensor refused = new_flag(qweight);
+  Tensor refused = call.new_flag();
   PackArgs a = {};
   a.weight = reinterpret_cast<const int8_t*>(rows.data);
   a.stride = rows.stride;
