@@ -70,6 +70,19 @@ def test_opcheck(name):
     torch.library.opcheck(op_named(name), tuple(on_gpu(values[argument]) for argument in OPS[name]))
 
 
+@pytest.mark.parametrize("name", OPS)
+def test_wrong_arguments_are_named(name):
+    values = {key: on_gpu(value) for key, value in valid_arguments().items()}
+    for argument in OPS[name]:
+        if isinstance(values[argument], torch.Tensor):
+            for wrong in (values[argument].double(), values[argument][None, None]):
+                arguments = [wrong if key == argument else values[key] for key in OPS[name]]
+                if wrong.dtype != torch.float64 and argument in ("x", "q", "acc"):
+                    continue  # any shape of rows will do
+                with pytest.raises(RuntimeError, match=rf"\b{argument}\b"):
+                    op_named(name)(*arguments)
+
+
 @settings(max_examples=600)
 @given(case=cases())
 def test_activation(case):
