@@ -90,6 +90,10 @@ def _check_columns(n, weight_scale, bias):
         weight_scale.dim() == 1 and weight_scale.shape[0] in (n, 1),
         lambda: f"weight_scale must have the shape [{n}] or [1], got {list(weight_scale.shape)}",
     )
+    _check_bias(n, bias)
+
+
+def _check_bias(n, bias):
     if bias is not None:
         _check_dtype("bias", bias, *FLOAT_DTYPES)
         torch._check(
@@ -323,9 +327,204 @@ torch.library.register_autograd(
 )
 
 
-def _register_linear(name, op):
+@_fake("quantize_embedding")
+def _(weight, bits=8):
+    """The rows of an embedding table in 8 or 4 bits, each with its own scale and offset.
+
+    With levels = 2 ** bits - 1, and lo and hi the least and greatest value of a row (+0 where that
+    is a zero): scale = (hi - lo) / levels, offset = lo, and q = clamp(rint((value - lo) / scale),
+    0, levels), so that a value is about q * scale + offset. A row whose scale would be below
+    2 ** -126 has scale 1 and q 0. Each operation is rounded to fp32.
+
+    Args:
+        weight: fp32, bf16 or fp16 [V, D].
+        bits: 8, or 4: two values to a byte, the first of them in its lower four bits; with odd D
+            the upper four of the last byte are 0.
+
+    Returns:
+        rows: uint8 [V, D], or [V, (D + 1) // 2] in 4 bits.
+        qparams: fp32 [V, 2], scale and offset.
+
+    Raises:
+        RuntimeError: another dtype, device, shape or number of bits; a row with NaN or Inf, or
+            whose hi - lo overflows.
+    """
+    _check_dtype("weight", weight, *FLOAT_DTYPES)
+    torch._check(weight.dim() == 2, lambda: "weight must have two dimensions [V, D]")
+    count, dim = weight.shape
+    rows = weight.new_empty((count, _row_bytes(dim, bits)), dtype=torch.uint8)
+    return rows, weight.new_empty((count, 2), dtype=torch.float32)
+
+
+def _row_bytes(dim, bits):
+    torch._check(bits in (8, 4), lambda: f"bits must be 8 or 4, got {bits}")
+    return dim if bits == 8 else (dim + 1) // 2
+
+
+def _check_table(indices, rows, qparams, bits, dim, dtype, **others):
+    _check_device(indices=indices, rows=rows, qparams=qparams, **others)
+    _check_dtype("indices", indices, torch.int64, torch.int32)
+    _check_dtype("rows", rows, torch.uint8)
+    _check_dtype("qparams", qparams, torch.float32)
+    torch._check(rows.dim() == 2, lambda: "rows must have two dimensions")
+    width = _row_bytes(dim, bits)
+    torch._check(
+        rows.shape[1] == width, lambda: f"rows must have {width} columns, got {rows.shape[1]}"
+    )
+    torch._check(
+        qparams.dim() == 2 and qparams.shape[0] == rows.shape[0] and qparams.shape[1] == 2,
+        lambda: f"qparams must have the shape [{rows.shape[0]}, 2], got {list(qparams.shape)}",
+    )
+    torch._check(dtype in FLOAT_DTYPES, lambda: f"dtype must be a float dtype, got {dtype}")
+
+
+@_fake("embedding")
+def _(indices, rows, qparams, bits, dim, dtype):
+    """Rows of a table that quantize_embedding gave: float(q) * scale + offset.
+
+    Both operations are rounded to fp32, the result then to dtype.
+
+    Args:
+        indices: int64 or int32 of any shape, in [0, V).
+        rows, qparams: the table.
+        bits, dim: 8 or 4; D.
+        dtype: torch.float32, bfloat16 or float16.
+
+    Returns:
+        [*indices.shape, dim] in dtype.
+
+    Raises:
+        RuntimeError: another dtype, device or shape, or an index that is not in the table.
+    """
+    _check_table(indices, rows, qparams, bits, dim, dtype)
+    return indices.new_empty((*indices.shape, dim), dtype=dtype)
+
+
+@_fake("embedding_bag")
+def _(
+    indices,
+    rows,
+    qparams,
+    bits,
+    dim,
+    dtype,
+    offsets=None,
+    per_sample_weights=None,
+    mode=0,
+    include_last_offset=False,
+    padding_idx=-1,
+):
+    """Sums, means or maxima over bags of rows, as torch.nn.functional.embedding_bag's.
+
+    In fp32, each operation rounded: a row's value is float(q) * scale + offset, times its weight
+    where there are weights; values are added to 0 in the order of the indices; a mean is the sum
+    divided by the number of values. Then the result is rounded to dtype. A bag without indices
+    gives zeros.
+
+    Args:
+        indices: int64 or int32: [B, L], a bag in each row; or [n], with offsets.
+        rows, qparams: the table that quantize_embedding gave.
+        bits, dim: 8 or 4; D.
+        dtype: torch.float32, bfloat16 or float16.
+        offsets: int64 or int32 [B], where each bag begins, ascending from 0.
+        per_sample_weights: fp32, bf16 or fp16 of the shape of indices; for sums.
+        mode: 0 sum, 1 mean, 2 max.
+        include_last_offset: offsets is [B + 1], and its last element ends the last bag.
+        padding_idx: an index that is left out, and not counted in a mean; -1 for none.
+
+    Returns:
+        [B, dim] in dtype.
+
+    Raises:
+        RuntimeError: another dtype, device, shape or mode; an index that is not in the table;
+            offsets that decrease or exceed n.
+    """
+    _check_table(
+        indices,
+        rows,
+        qparams,
+        bits,
+        dim,
+        dtype,
+        offsets=offsets,
+        per_sample_weights=per_sample_weights,
+    )
+    torch._check(mode in (0, 1, 2), lambda: f"mode must be 0, 1 or 2, got {mode}")
+    torch._check(
+        indices.dim() == (2 if offsets is None else 1),
+        lambda: "indices must have one dimension and come with offsets, or two",
+    )
+    if per_sample_weights is not None:
+        _check_dtype("per_sample_weights", per_sample_weights, *FLOAT_DTYPES)
+        torch._check(mode == 0, lambda: f"per_sample_weights need mode 0 (sum), got {mode}")
+        torch._check(
+            per_sample_weights.shape == indices.shape,
+            lambda: "per_sample_weights must have the shape of indices",
+        )
+    if offsets is None:
+        return indices.new_empty((indices.shape[0], dim), dtype=dtype)
+    _check_dtype("offsets", offsets, torch.int64, torch.int32)
+    torch._check(offsets.dim() == 1, lambda: "offsets must have one dimension")
+    bags = offsets.shape[0] - 1 if include_last_offset else offsets.shape[0]
+    return indices.new_empty((bags, dim), dtype=dtype)
+
+
+for _name in ("embedding", "embedding_bag"):  # neither has a gradient
+    _library.impl(_name, torch.library.fallthrough_kernel, "Autograd")
+
+
+def _fake_linear_half(x, half_weight, bias=None):
+    """A linear layer whose weight is held in 16 bits: x @ half_weight.T + bias, computed in fp32.
+
+    Both are widened to fp32. Each output is a sum of 16 partial sums, of which number j takes the
+    products of k = j, j + 16, ... in that order, and which are then added in halves: j and j + 8,
+    j and j + 4, j and j + 2, j and j + 1. Every operation is rounded on its own, so that the bits
+    are the same on every instruction set, thread count and batch. The bias is added last.
+
+    Under autocast x alone is cast. The gradient of x is that of a float linear; the other arguments
+    get none. The overload `inference` is the same without a gradient, and cheaper to call.
+
+    Args:
+        x: fp32, bf16 or fp16 [..., K], any strides.
+        half_weight: bf16 or fp16 [N, K].
+        bias: fp32, bf16 or fp16 [N], or None.
+
+    Returns:
+        [..., N] in x's dtype.
+
+    Raises:
+        RuntimeError: another dtype, device or shape.
+    """
+    _check_device(x=x, half_weight=half_weight, bias=bias)
+    _check_dtype("x", x, *FLOAT_DTYPES)
+    _check_dtype("half_weight", half_weight, torch.bfloat16, torch.float16)
+    torch._check(half_weight.dim() == 2, lambda: "half_weight must have two dimensions [N, K]")
+    lead = _lead("x", x)
+    n, k = half_weight.shape
+    torch._check(x.shape[-1] == k, lambda: f"x must have K = {k} as its last dimension")
+    _check_bias(n, bias)
+    return x.new_empty((*lead, n))
+
+
+def _save_half_weight(ctx, inputs, output):
+    x, weight, _ = inputs
+    ctx.save_for_backward(weight)
+    ctx.dtype = x.dtype
+
+
+def _half_input_gradient(ctx, gradient):
+    (weight,) = ctx.saved_tensors
+    return (gradient.to(torch.float32) @ weight.to(torch.float32)).to(ctx.dtype), None, None
+
+
+torch.library.register_autograd(
+    "dynquant::linear_half", _half_input_gradient, setup_context=_save_half_weight, lib=_library
+)
+
+
+def _register_linear(name, op, fake):
     """Fake and autocast: under autocast x alone is cast, and the output has its dtype."""
-    _fake(name)(_fake_linear)
+    _fake(name)(fake)
 
     def register_autocast(device, key):
         excluded = torch._C.DispatchKeySet(key)
@@ -343,7 +542,9 @@ def _register_linear(name, op):
     register_autocast("cuda", torch._C.DispatchKey.AutocastCUDA)
 
 
-_register_linear("linear_dynamic", _ops.linear_dynamic.default)
-_register_linear("linear_dynamic.inference", _ops.linear_dynamic.inference)
-# Without this the dispatcher looks for a gradient at every call.
-_library.impl("linear_dynamic.inference", torch.library.fallthrough_kernel, "Autograd")
+for _name, _fake_of_it in (("linear_dynamic", _fake_linear), ("linear_half", _fake_linear_half)):
+    _packet = getattr(_ops, _name)
+    _register_linear(_name, _packet.default, _fake_of_it)
+    _register_linear(f"{_name}.inference", _packet.inference, _fake_of_it)
+    # Without this the dispatcher looks for a gradient at every call.
+    _library.impl(f"{_name}.inference", torch.library.fallthrough_kernel, "Autograd")

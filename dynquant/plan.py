@@ -14,16 +14,20 @@ from dynquant.qconfig import DTYPES, QConfig, one_of, parse_qconfig
 from dynquant.spec import Match, Spec, describe
 from dynquant.stubs import DeQuantStub, QuantStub
 
-# The quantized form of each float type; None for one that has none although its base type has.
+# The quantized forms of each float type, of which the config's dtype chooses one; None for a type
+# that has none although its base type has.
 _FORMS = {
-    nn.Linear: quantized.Linear,
+    nn.Linear: (quantized.Linear, quantized.HalfLinear),
+    nn.Embedding: quantized.Embedding,
+    nn.EmbeddingBag: quantized.EmbeddingBag,
     NonDynamicallyQuantizableLinear: None,  # nn.MultiheadAttention computes with its weight
     QuantStub: quantized.Quantize,
     DeQuantStub: quantized.DeQuantize,
 }
 _STUBS = (QuantStub, DeQuantStub)
 _RECURRENT = (nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell, nn.RNNCell)
-_NOT_AVAILABLE = (*_RECURRENT, nn.Embedding, nn.EmbeddingBag)
+_NOT_AVAILABLE = _RECURRENT
+_RECURRENT_DTYPES = (torch.qint8, torch.float16, torch.bfloat16)
 
 
 @dataclass
@@ -57,12 +61,12 @@ class Forms:
                     f"mapping[{describe(base)}] is {form!r}; expected a class with from_float"
                 )
         self._forms = {**_FORMS, **mapping}
-        self._quantized = tuple({form for form in self._forms.values() if form is not None})
+        self._quantized = tuple({form for forms in self._forms.values() for form in _each(forms)})
 
     def of(self, module_type):
-        """The nearest base type that has an entry, and that entry: (None, None) without one."""
+        """The nearest base type that has an entry, and its forms: (None, ()) without one."""
         base = next((base for base in module_type.__mro__ if base in self._forms), None)
-        return base, self._forms.get(base)
+        return base, _each(self._forms.get(base))
 
     def is_quantized(self, module_type):
         return issubclass(module_type, self._quantized)
@@ -70,14 +74,37 @@ class Forms:
     def has_any(self, module_type):
         """Whether the type, or one that derives from it, has a quantized form or is one."""
         return (
-            self.of(module_type)[1] is not None
+            bool(self.of(module_type)[1])
             or self.is_quantized(module_type)
             or any(issubclass(base, module_type) for base, form in self._forms.items() if form)
         )
 
-    def default_types(self):
-        """What is quantized where nothing in particular is asked for."""
-        return [base for base in self._forms if base not in _STUBS] + list(_RECURRENT)
+    def default_types(self, dtype):
+        """What is quantized where nothing but a dtype is asked for."""
+        types = [base for base in self._forms if self._has_default(base, dtype)]
+        return types + list(_RECURRENT if dtype in _RECURRENT_DTYPES else ())
+
+    def _has_default(self, base, dtype):
+        forms = _each(self._forms[base])
+        return base not in _STUBS and (not forms or _for_dtype(forms, dtype) is not None)
+
+
+def _each(forms):
+    """The entry of a type as a tuple."""
+    if forms is None:
+        return ()
+    return forms if isinstance(forms, tuple) else (forms,)
+
+
+def _for_dtype(forms, dtype):
+    """That of the forms that serves the dtype, or None. One without DTYPES serves them all."""
+    return next((form for form in forms if dtype in getattr(form, "DTYPES", (dtype,))), None)
+
+
+def _check_dtype(forms, dtype, subject):
+    """Raises ValueError where none of the forms serves the dtype."""
+    if forms and _for_dtype(forms, dtype) is None:
+        one_of(f"{subject}: dtype", dtype, [one for form in forms for one in form.DTYPES])
 
 
 class Plan:
@@ -99,20 +126,25 @@ class Plan:
         for name, module in modules.items():
             if outer is not None and (outer == "" or name.startswith(f"{outer}.")):
                 continue
-            base, form = forms.of(type(module))
+            base, candidates = forms.of(type(module))
             found = match(name) or (Match(QConfig(), False) if base in _STUBS else None)
-            if found is None or found.qconfig is None and form is None:
+            if found is None or found.qconfig is None and not candidates:
                 continue
-            if form is None:
+            if not candidates:
                 if found.by_name and isinstance(module, _NOT_AVAILABLE):
                     raise NotImplementedError(f"{_titled(name, module)} cannot be quantized yet")
-                if isinstance(module, _RECURRENT):
+                if isinstance(module, _RECURRENT) and found.qconfig.dtype in _RECURRENT_DTYPES:
                     not_available.append(_titled(name, module))
                 continue
             first, qconfig = asked.setdefault(id(module), (name, found.qconfig))
             if qconfig != found.qconfig:
                 raise ValueError(f"{first!r} and {name!r} are one module, asked for differently")
             if first != name or qconfig is None:
+                continue
+            form = _for_dtype(candidates, qconfig.dtype)
+            if form is None:  # a name or type that covers it asks for a dtype of other modules
+                if found.by_name:
+                    _check_dtype(candidates, qconfig.dtype, _titled(name, module))
                 continue
             obstacle = _obstacle(module, base)
             if obstacle:
@@ -121,7 +153,7 @@ class Plan:
             if hasattr(form, "check_float"):
                 form.check_float(module, qconfig, name)
             weight = module._parameters.get("weight", module)
-            tie = (id(weight), form, qconfig.weight)
+            tie = (id(weight), form, qconfig.weight, qconfig.dtype)
             self.items.append(Item(name, module, form, qconfig, places[id(module)], tie))
             outer = name
         self._warn("left in float", left)
@@ -134,9 +166,11 @@ class Plan:
     def warn_of_requests_without_form(self, modules, spec, forms):
         """Adds the warning that names the types and names that cover nothing to quantize."""
 
-        def idle(covering):
+        def idle(covering, dtype):
             return not any(
-                isinstance(module, _NOT_AVAILABLE) or forms.has_any(type(module))
+                isinstance(module, _NOT_AVAILABLE)
+                or forms.is_quantized(type(module))
+                or _for_dtype(forms.of(type(module))[1], dtype) is not None
                 for outer in covering
                 for module in outer.modules()
             )
@@ -144,10 +178,10 @@ class Plan:
         subjects = []
         for base, qconfig in spec.types.items():
             instances = [module for module in modules.values() if isinstance(module, base)]
-            if qconfig is not None and not forms.has_any(base) and idle(instances):
+            if qconfig is not None and not forms.has_any(base) and idle(instances, qconfig.dtype):
                 subjects.append(describe(base))
         for name, qconfig in spec.names.items():
-            if qconfig is not None and idle([modules[name]]):
+            if qconfig is not None and idle([modules[name]], qconfig.dtype):
                 subjects.append(_titled(name, modules[name]))
         self._warn("no quantized form, left as it is", subjects)
 
@@ -163,15 +197,16 @@ def plan_from_spec(model, qconfig_spec, dtype, mapping, inplace, qconfig):
     one_of("dtype", dtype, DTYPES)
     forms = Forms(mapping)
     if qconfig_spec is None:
-        if dtype != torch.qint8:
-            raise NotImplementedError(f"dtype {dtype} is not available yet; allowed: torch.qint8")
-        spec = Spec(forms.default_types(), dtype)
+        spec = Spec(forms.default_types(dtype), dtype)
         return Plan(modules, lambda name: spec.match(name, modules), forms)
     spec = Spec(qconfig_spec, dtype, argument)
     spec.check_names(modules)
     for base, config in spec.types.items():
-        if config is not None and issubclass(base, _NOT_AVAILABLE) and not forms.has_any(base):
+        if config is None:
+            continue
+        if issubclass(base, _NOT_AVAILABLE) and not forms.has_any(base):
             raise NotImplementedError(f"{argument}: {describe(base)} cannot be quantized yet")
+        _check_dtype(forms.of(base)[1], config.dtype, f"{argument}[{describe(base)}]")
     plan = Plan(modules, lambda name: spec.match(name, modules), forms)
     plan.warn_of_requests_without_form(modules, spec, forms)
     return plan
@@ -191,8 +226,9 @@ def plan_from_attributes(model, mapping, inplace):
         if isinstance(module, _STUBS) or not hasattr(module, "qconfig"):
             return None
         config = module.qconfig
-        if config is not None and forms.of(type(module))[1] is not None:
+        if config is not None and forms.of(type(module))[1]:
             config = parse_qconfig(config, name=f"{name or 'model'}.qconfig")
+            _check_dtype(forms.of(type(module))[1], config.dtype, f"{name or 'model'}.qconfig")
         return Match(config, False)
 
     plan = Plan(modules, match, forms)

@@ -30,7 +30,7 @@ def quantize_dynamic(
     Args:
         model: an nn.Module; the weights to be quantized are fp32, bf16 or fp16.
         qconfig_spec: what is quantized, and how:
-            None: every supported module type;
+            None: every supported module type that has a form of that dtype;
             a set or list of module types, names, and patterns with `*`, each of which covers
             submodules;
             a dict from those to configs, of which None keeps a module in float. The most specific
@@ -38,7 +38,9 @@ def quantize_dynamic(
             parents.
             A config is a QConfig, dynquant.per_channel, per_token or per_tensor, a dict, a torch
             QConfig, or the class QuantStub for the default.
-        dtype: torch.qint8, for configs that name no dtype.
+        dtype: for configs that name no dtype: torch.qint8; torch.float16 or torch.bfloat16 (linear
+            layers with weights in 16 bits, computed in fp32); torch.quint8 or torch.quint4x2
+            (embeddings and embedding bags in 8 or 4 bits).
         mapping: further float types, each with the class whose from_float(module) makes the
             quantized form; from_float is given qconfig as well where it has such a parameter.
         inplace: change `model` itself instead of a copy.
@@ -52,7 +54,7 @@ def quantize_dynamic(
     Raises, before anything is changed:
         TypeError, ValueError: for an argument that is none of the above, a name that the model
             does not have, or a weight that cannot be quantized.
-        NotImplementedError: for a type or dtype that is not available yet.
+        NotImplementedError: for a type that is not available yet.
 
     Warns:
         UserWarning: about what was asked for and stays as it is.

@@ -3,6 +3,7 @@
 import torch
 
 M, N, K = 3, 5, 7
+TABLE = ("indices", "rows", "qparams", "bits", "dim")
 OPS = {
     "quantize_weight": ("weight", "per_channel"),
     "pack_weight": ("qweight",),
@@ -14,7 +15,16 @@ OPS = {
     "rescale": ("acc", "scale", "weight_scale", "bias", "dtype"),
     "scaled_mm": ("q", "scale", "zero_point", "packed", "weight_scale", "bias", "dtype"),
     "linear_dynamic": ("x", "packed", "weight_scale", "bias", "per_token", "symmetric"),
+    "linear_half": ("x", "half_weight", "bias"),
+    "quantize_embedding": ("weight", "bits"),
+    "embedding": (*TABLE, "dtype"),
+    "embedding_bag": (
+        *(*TABLE, "dtype", "offsets", "per_sample_weights"),
+        *("mode", "include_last_offset", "padding_idx"),
+    ),
 }
+CPU_ONLY = ("linear_half", "quantize_embedding", "embedding", "embedding_bag")
+CUDA_OPS = tuple(name for name in OPS if name not in CPU_ONLY)
 
 
 def op_named(name):
@@ -31,6 +41,17 @@ def valid_arguments(m=(M,), n=N, k=K, dtype=torch.float32, per_channel=True):
     qweight = integers(-127, 128, (n, k), torch.int8)
     return {
         "weight": torch.randn(n, k, generator=generator).to(dtype),
+        "half_weight": torch.randn(n, k, generator=generator).to(torch.float16),
+        "indices": integers(0, max(n, 1), (4 if n else 0,), torch.int64),
+        "rows": integers(0, 256, (n, k), torch.uint8),
+        "qparams": torch.randn(n, 2, generator=generator),
+        "bits": 8,
+        "dim": k,
+        "offsets": torch.zeros(2, dtype=torch.int64),
+        "per_sample_weights": None,
+        "mode": 0,
+        "include_last_offset": False,
+        "padding_idx": -1,
         "qweight": qweight,
         "packed": torch.ops.dynquant.pack_weight(qweight),
         "n": n,

@@ -114,3 +114,68 @@ def scaled_mm(q, scale, zero_point, w, weight_scale, bias, dtype):
 def linear_dynamic(x, w, weight_scale, bias, per_token=True, symmetric=False, dtype="float32"):
     q, scale, zero_point = quantize_activation(x, per_token, symmetric)
     return scaled_mm(q, scale, zero_point, w, weight_scale, bias, dtype)
+
+
+@ignoring_overflow
+def linear_half(x, w, bias, dtype="float32"):
+    """x [..., K], w [N, K] (the values of its 16 bits) -> y [..., N], in this order of sums."""
+    pad = -w.shape[1] % 16
+    x, w = (np.pad(v, [(0, 0)] * (v.ndim - 1) + [(0, pad)]) for v in (x, w))
+    products = x[..., None, :] * w
+    partial = np.zeros(products.shape[:-1] + (16,), F)
+    for k in range(0, products.shape[-1], 16):
+        partial = partial + products[..., k : k + 16]
+    for step in (8, 4, 2, 1):
+        partial = partial[..., :step] + partial[..., step : 2 * step]
+    y = partial[..., 0]
+    return round_to(y if bias is None else y + bias, dtype)
+
+
+@ignoring_overflow
+def quantize_embedding(w, bits):
+    """w [V, D] -> q uint8 [V, D] (one value each, also in 4 bits), qparams [V, 2]."""
+    levels = F(2**bits - 1)
+    if not w.shape[1]:
+        return w.astype(np.uint8), np.tile(F([1, 0]), (len(w), 1))
+    lo, hi = np.min(w, axis=1) + F(0), np.max(w, axis=1) + F(0)
+    span = hi - lo
+    if not np.isfinite(span).all():
+        raise ValueError("weight holds NaN or Inf, or spans more than fp32 can hold")
+    scale = span / levels
+    flat = scale < F(2.0**-126)
+    scale = np.where(flat, F(1), scale)
+    q = np.clip(np.rint((w - lo[:, None]) / scale[:, None]), F(0), levels)
+    return np.where(flat[:, None], F(0), q).astype(np.uint8), np.stack([scale, lo], axis=1)
+
+
+def two_to_a_byte(q):
+    """uint8 [V, D] of 4 bits each -> [V, (D + 1) // 2], the first of two in the lower bits."""
+    q = np.pad(q, [(0, 0), (0, q.shape[1] % 2)])
+    return q[:, 0::2] | q[:, 1::2] << np.uint8(4)
+
+
+@ignoring_overflow
+def embedding(indices, q, qparams, dtype="float32"):
+    scale, offset = (qparams[indices, i][..., None] for i in (0, 1))
+    return round_to(q[indices].astype(F) * scale + offset, dtype)
+
+
+@ignoring_overflow
+def embedding_bag(bags, q, qparams, mode, weights=None, padding_idx=-1, dtype="float32"):
+    """bags: a list of lists of indices; weights: likewise, for sums."""
+    out = np.zeros((len(bags), q.shape[1]), F)
+    for b, bag in enumerate(bags):
+        total = np.full(q.shape[1], -np.inf if mode == "max" else 0, F)
+        count = 0
+        for i, index in enumerate(bag):
+            if index == padding_idx:
+                continue
+            value = embedding(index, q, qparams)
+            if mode == "max":
+                total = np.where(value > total, value, total)
+            else:
+                total = total + (value if weights is None else value * weights[b][i])
+            count += 1
+        if count:
+            out[b] = total / F(count) if mode == "mean" else total
+    return round_to(out, dtype)

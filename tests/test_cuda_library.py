@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from op_arguments import OPS, valid_arguments
+from op_arguments import CPU_ONLY, CUDA_OPS, OPS, valid_arguments
 
 import dynquant
 
@@ -16,7 +16,7 @@ LIBRARY = Path(dynquant.__file__).with_name("libdynquant_cuda.so")
 needs_library = pytest.mark.skipif(
     not LIBRARY.exists(), reason=f"dynquant was built without CUDA: {dynquant.info()['cuda']}"
 )
-OVERLOADS = [(name, "default") for name in OPS] + [("linear_dynamic", "inference")]
+OVERLOADS = [(name, "default") for name in CUDA_OPS] + [("linear_dynamic", "inference")]
 
 
 def call_for_cuda(name, overload):
@@ -65,9 +65,16 @@ print(sorted(set(re.findall(r"lib(?:cuda|nvidia-ml)\\.so", maps))))
 
 @needs_library
 @pytest.mark.parametrize("name, overload", OVERLOADS)
-def test_every_op_has_a_cuda_implementation(name, overload):
+def test_ops_with_a_cuda_implementation(name, overload):
     with pytest.raises(RuntimeError, match=f"{OPS[name][0]} must be on a CUDA device"):
         call_for_cuda(name, overload)
+
+
+@needs_library
+@pytest.mark.parametrize("name", CPU_ONLY)
+def test_ops_without_one_say_so(name):
+    with pytest.raises(NotImplementedError, match=f"dynquant::{name} has no CUDA kernel"):
+        call_for_cuda(name, "default")
 
 
 def test_without_the_library_every_op_says_so():

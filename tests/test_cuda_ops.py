@@ -7,7 +7,7 @@ from compare import assert_all_same, assert_same
 from drawn import DTYPES, LAYOUTS, ROWS, cases, rows_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from op_arguments import OPS, op_named, valid_arguments
+from op_arguments import CUDA_OPS, OPS, op_named, valid_arguments
 from test_ops_parts import drawn_integers, drawn_scale
 
 import dynquant
@@ -64,13 +64,13 @@ def linear_on_both(rng, m, n, k, dtype=torch.float32, schemes=(True, False), kin
     same_on_both(ops.linear_dynamic, x, packed, scale, bias, *schemes)
 
 
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", CUDA_OPS)
 def test_opcheck(name):
     values = valid_arguments(m=(2, 3), n=65, k=64)
     torch.library.opcheck(op_named(name), tuple(on_gpu(values[argument]) for argument in OPS[name]))
 
 
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", CUDA_OPS)
 def test_wrong_arguments_are_named(name):
     values = {key: on_gpu(value) for key, value in valid_arguments().items()}
     for argument in OPS[name]:

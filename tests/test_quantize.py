@@ -334,13 +334,20 @@ class TestErrors:
             ({"mapping": {nn.Linear: nn.ReLU}}, TypeError, r"mapping\[Linear\].*with from_float"),
             ({"inplace": 1}, TypeError, "inplace is 1; expected a bool"),
             ({"qconfig_spec": {nn.LSTM}}, NotImplementedError, "LSTM cannot be quantized yet"),
-            ({"qconfig_spec": {nn.Embedding}}, NotImplementedError, "Embedding cannot be"),
-            ({"dtype": torch.float16}, NotImplementedError, "torch.float16 is not available yet"),
-            ({"dtype": torch.quint8}, NotImplementedError, "torch.quint8 is not available yet"),
             (
-                {"qconfig_spec": {nn.Linear}, "dtype": torch.bfloat16},
-                NotImplementedError,
-                r"layer.0.first \(nn.Linear\): dtype torch.bfloat16 is not available yet",
+                {"qconfig_spec": {nn.Embedding}},
+                ValueError,
+                r"qconfig_spec\[Embedding\]: dtype is torch.qint8; allowed: torch.quint8",
+            ),
+            (
+                {"qconfig_spec": {nn.Linear}, "dtype": torch.quint8},
+                ValueError,
+                r"\[Linear\]: dtype is torch.quint8; allowed: torch.qint8, torch.float16, torch.bf",
+            ),
+            (
+                {"qconfig_spec": {"head"}, "dtype": torch.quint4x2},
+                ValueError,
+                r"head \(Linear\): dtype is torch.quint4x2; allowed: torch.qint8",
             ),
         ],
     )
@@ -472,6 +479,114 @@ class TestTypes:
             dynquant.quantize_dynamic(model, {"rnn"})
         spec = {nn.Linear: {}, nn.LSTM: None, "cell": None}
         assert swapped(dynquant.quantize_dynamic(model, spec)) == {"fc"}
+
+
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(11, 8, padding_idx=0)
+        self.bag = nn.EmbeddingBag(7, 8, mode="max")
+        self.fc = nn.Linear(8, 11, bias=False)
+        self.rnn = nn.LSTM(8, 8)
+
+    def forward(self, indices):
+        return self.fc(self.words(indices) + self.bag(indices % 7)[:, None])
+
+
+class TestOtherDtypes:
+    """Embeddings in 8 and 4 bits, linear layers in 16."""
+
+    def types(self, model):
+        return {name: type(module) for name, module in model.named_children()}
+
+    def test_embeddings(self):
+        for dtype, bits in ((torch.quint8, 8), (torch.quint4x2, 4)):
+            quantized = dynquant.quantize_dynamic(Words(), dtype=dtype)
+            assert self.types(quantized) == {
+                "words": dynquant.nn.Embedding,
+                "bag": dynquant.nn.EmbeddingBag,
+                "fc": nn.Linear,
+                "rnn": nn.LSTM,
+            }
+            assert quantized.words.bits == quantized.bag.bits == bits
+            assert quantized(torch.arange(12).view(3, 4) % 11).shape == (3, 4, 11)
+
+    def test_after_one_another(self):
+        model = dynquant.quantize_dynamic(Words(), dtype=torch.quint8)
+        model = dynquant.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+        assert type(model.words) is dynquant.nn.Embedding and type(model.fc) is Linear
+        again = dynquant.quantize_dynamic(model, dtype=torch.quint8)
+        assert self.types(again) == self.types(model)
+
+    def test_in_one_call(self):
+        spec = {
+            nn.Linear: {},
+            nn.Embedding: {"weight": {"dtype": torch.quint8}},
+            nn.EmbeddingBag: QConfig(dtype=torch.quint4x2),
+        }
+        quantized = dynquant.quantize_dynamic(Words(), spec)
+        assert type(quantized.fc) is Linear and quantized.words.bits == 8
+        assert quantized.bag.bits == 4
+
+    def test_torch_qconfigs(self):
+        of_torch = pytest.importorskip("torch.ao.quantization.qconfig")
+        spec = {
+            nn.Embedding: of_torch.float_qparams_weight_only_qconfig,
+            nn.EmbeddingBag: of_torch.float_qparams_weight_only_qconfig_4bit,
+            nn.Linear: of_torch.float16_dynamic_qconfig,
+        }
+        quantized = dynquant.quantize_dynamic(Words(), spec)
+        assert quantized.words.bits == 8 and quantized.bag.bits == 4
+        assert quantized.fc.weight.dtype == torch.float16
+        model = Words()
+        model.words.qconfig = of_torch.float_qparams_weight_only_qconfig
+        assert dynquant.convert(model).words.bits == 8
+        model.words.qconfig = of_torch.default_dynamic_qconfig
+        with pytest.raises(ValueError, match="words.qconfig: dtype is torch.qint8; allowed"):
+            dynquant.convert(model)
+
+    def test_what_a_name_covers(self):
+        """Layers that have no form of the dtype stay as they are unless they are named."""
+        model = nn.ModuleDict({"text": Words(), "fc": nn.Linear(2, 2)})
+        quantized = dynquant.quantize_dynamic(model, {"text"}, dtype=torch.quint8)
+        assert type(quantized["text"].words) is dynquant.nn.Embedding
+        assert type(quantized["text"].fc) is nn.Linear
+        with pytest.warns(UserWarning, match=r"left as it is: 0 \(Sequential\)"):
+            dynquant.quantize_dynamic(
+                nn.Sequential(nn.Sequential(nn.Linear(2, 2))), {"0"}, dtype=torch.quint8
+            )
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_16_bits(self, dtype):
+        model = Words()
+        with pytest.warns(UserWarning, match=r"not available yet, left in float: rnn \(LSTM\)"):
+            quantized = dynquant.quantize_dynamic(model, dtype=dtype)
+        assert type(quantized.fc) is dynquant.nn.HalfLinear
+        assert type(quantized.words) is nn.Embedding
+        assert_same(quantized.fc._buffers["weight"], model.fc.weight.detach().to(dtype))
+
+    @pytest.mark.parametrize("dtype", [torch.quint8, torch.float16])
+    @pytest.mark.parametrize("inplace", [False, True])
+    def test_ties(self, dtype, inplace):
+        """Neither side of a tie breaks the other."""
+        model = nn.ModuleDict({"words": nn.Embedding(5, 4), "fc": nn.Linear(4, 5, bias=False)})
+        model["fc"].weight = model["words"].weight
+        weight = model["words"].weight.detach().clone()
+        quantized = dynquant.quantize_dynamic(model, dtype=dtype, inplace=inplace)
+        other = quantized["fc" if dtype == torch.quint8 else "words"]
+        assert_same(other.weight.detach(), weight)
+        assert quantized["fc"](quantized["words"](torch.tensor([1, 2]))).shape == (2, 5)
+
+    def test_16_bit_weights_are_shared(self):
+        quantized = dynquant.quantize_dynamic(Tied(), dtype=torch.float16)
+        assert quantized.a._buffers["weight"] is quantized.b._buffers["weight"]
+        spec = {"a": QConfig(dtype=torch.float16), "b": QConfig(dtype=torch.bfloat16), "c": {}}
+        spec["c"] = spec["a"]
+        quantized = dynquant.quantize_dynamic(Tied(), spec)
+        assert [quantized.a.weight.dtype, quantized.b.weight.dtype] == [
+            torch.float16,
+            torch.bfloat16,
+        ]
 
 
 class Conv1x1(nn.Module):

@@ -61,6 +61,13 @@ struct Avx512Vnni {
   static inline Float to_float(Int x) { return _mm512_cvtepi32_ps(x); }
   static inline float reduce_min(Float x) { return _mm512_reduce_min_ps(x); }
   static inline float reduce_max(Float x) { return _mm512_reduce_max_ps(x); }
+  static inline float reduce_add(Float x) {
+    const __m256 low = _mm512_castps512_ps256(x), high = _mm512_extractf32x8_ps(x, 1);
+    const __m256 half = _mm256_add_ps(low, high);
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+  }
 
   static inline Int load_int(const int32_t* p) { return _mm512_loadu_si512(p); }
   static inline void store_int(int32_t* p, Int x) { _mm512_storeu_si512(p, x); }
@@ -70,6 +77,16 @@ struct Avx512Vnni {
   static inline Int mul_int(Int a, Int b) { return _mm512_mullo_epi32(a, b); }
   static inline Int min_int(Int a, Int b) { return _mm512_min_epi32(a, b); }
   static inline Int max_int(Int a, Int b) { return _mm512_max_epi32(a, b); }
+  static inline Int load_bytes(const uint8_t* p) {
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static inline Int load_nibbles(const uint8_t* p, int64_t first) {
+    const __m128i pairs = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + first / 2));
+    const __m128i words = _mm_cvtepu8_epi16(pairs);
+    const __m128i bytes =
+        _mm_and_si128(_mm_or_si128(words, _mm_slli_epi16(words, 4)), _mm_set1_epi8(15));
+    return _mm512_cvtepu8_epi32(bytes);
+  }
   static inline void store_bytes(uint8_t* p, Int x) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x));
   }

@@ -67,6 +67,50 @@ struct RescaleArgs {
   EpilogueArgs epilogue;
 };
 
+// fp32 rows times the rows [n_begin, n_end) of a weight in bf16 or fp16, plus bias:
+// out[m, n] = sum over k of x[m, k] * weight[n, k] + bias[n], in fp32, then rounded to out_dtype.
+// half.inl.h says in which order.
+struct HalfGemmArgs {
+  const float* x;
+  int64_t x_stride;  // elements between rows, as for weight and out
+  int64_t m;
+  const void* weight;
+  Dtype weight_dtype;
+  int64_t weight_stride;
+  int64_t k;
+  int64_t n_begin;
+  int64_t n_end;
+  const float* bias;  // one for each row of the weight, or null
+  void* out;          // starts at column 0
+  Dtype out_dtype;    // f32, bf16 or f16
+  int64_t out_stride;
+};
+
+enum class BagMode : int32_t { sum, mean, max };
+
+// Bags [begin, end) over the rows of a quantized table: embedding.inl.h says how a row is held.
+// Bag b takes the indices [offsets[b], offsets[b + 1]), or where offsets is null the bag_size ones
+// from b * bag_size. Every index lies in the table. A bag without indices gives zeros.
+struct BagArgs {
+  const uint8_t* rows;
+  int64_t row_bytes;
+  int bits;              // 8 or 4
+  const float* qparams;  // scale and offset of each row
+  int64_t dim;
+  const void* indices;
+  bool wide_indices;  // int64, else int32
+  int64_t count;      // of all indices
+  const int64_t* offsets;
+  int64_t bag_size;
+  const float* per_sample_weights;  // one for each index, or null
+  int64_t padding_idx;              // an index that is left out, or -1
+  BagMode mode;
+  int64_t begin;
+  int64_t end;
+  void* out;        // [bags, dim]
+  Dtype out_dtype;  // f32, bf16 or f16
+};
+
 struct Kernels {
   const char* name;
   int64_t group_bytes;  // staged bytes for four k of one row
@@ -79,6 +123,13 @@ struct Kernels {
   void (*stage)(const uint8_t* q, int64_t k, uint8_t flip, uint8_t* staged);  // staged = q ^ flip
   void (*gemm)(const GemmArgs&);
   void (*rescale)(const RescaleArgs&);
+  void (*half_gemm)(const HalfGemmArgs&);
+  void (*widen)(const void* x, Dtype dtype, int64_t k, float* out);  // to fp32
+  // One row of a table to 8 or 4 bits, and its scale and offset; false where it holds NaN or Inf or
+  // spans more than fp32 can hold.
+  bool (*quantize_row)(const void* x, Dtype dtype, int64_t dim, int bits, uint8_t* q,
+                       float* qparams);
+  void (*bags)(const BagArgs&);
 
   // For benchmarks: what the machine could give at best (probe.inl.h).
   int64_t (*peak)(int64_t steps);

@@ -10,12 +10,15 @@
 //   kGroupBytes      bytes of a row's four k as `stage` lays them and `load_activation` reads them
 //   Float Int Mask   registers; Weights Activation, what `dot` takes
 //   float part       load store set mul div add_float min max is_nan unordered either any no_mask
-//                    select round_to_int to_float reduce_min reduce_max
+//                    select round_to_int to_float reduce_min reduce_max reduce_add
 //   integer part     load_int store_int set_int add sub mul_int min_int max_int store_bytes
+//                    load_bytes load_nibbles
 //   product          stage load_weights load_activation dot, and keep, which hides a value from
 //                    the optimizer
 // min and max give their second operand where either is NaN, which `unordered` tells. Integer
-// arithmetic wraps.
+// arithmetic wraps. reduce_add adds the upper half of the lanes to the lower until one is left.
+// load_nibbles(p, i) takes four bits each, from number i of those at p, the lower of a byte first;
+// i is even unless kLanes is 1. kLanes divides 16.
 #pragma once
 
 #include <math.h>
@@ -117,6 +120,12 @@ struct Plain {
     for (int i = 1; i < Lanes; ++i) result = x.v[i] > result ? x.v[i] : result;
     return result;
   }
+  static inline float reduce_add(Float x) {
+    for (int step = Lanes / 2; step > 0; step /= 2) {
+      for (int i = 0; i < step; ++i) x.v[i] += x.v[i + step];
+    }
+    return x.v[0];
+  }
 
   static inline Int load_int(const int32_t* p) {
     return each<Int>([=](int i) { return p[i]; });
@@ -141,6 +150,15 @@ struct Plain {
   }
   static inline Int max_int(Int a, Int b) {
     return each<Int>([=](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+  }
+  static inline Int load_bytes(const uint8_t* p) {
+    return each<Int>([=](int i) { return int32_t{p[i]}; });
+  }
+  static inline Int load_nibbles(const uint8_t* p, int64_t first) {
+    return each<Int>([=](int i) {
+      const int64_t at = first + i;
+      return (p[at / 2] >> (at % 2 * 4)) & 15;
+    });
   }
   static inline void store_bytes(uint8_t* p, Int x) {
     for (int i = 0; i < Lanes; ++i) p[i] = static_cast<uint8_t>(x.v[i]);

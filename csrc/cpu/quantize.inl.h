@@ -21,6 +21,19 @@ inline auto with_type(const void* x, Dtype dtype, F f) {
   }
 }
 
+// Calls f with a typed pointer to element `i` of a float output.
+template <class F>
+inline void with_output(void* out, Dtype dtype, int64_t i, F f) {
+  switch (dtype) {
+    case Dtype::bf16:
+      return f(static_cast<Bfloat16*>(out) + i);
+    case Dtype::f16:
+      return f(static_cast<Half*>(out) + i);
+    default:
+      return f(static_cast<float*>(out) + i);
+  }
+}
+
 // The last values of a row, filled up with zeros to a whole register: zero lies in every range and
 // is never stored.
 template <class Isa, class T>

@@ -1,7 +1,9 @@
 // The kernel table of one instruction set, from its `Isa` type.
 #pragma once
 
+#include "embedding.inl.h"
 #include "gemm.inl.h"
+#include "half.inl.h"
 #include "probe.inl.h"
 #include "quantize.inl.h"
 
@@ -19,6 +21,10 @@ constexpr Kernels table_of(const char* name) {
           &stage<Isa>,
           &gemm<Isa>,
           &rescale<Isa>,
+          &half_gemm<Isa>,
+          &widen_row<Isa>,
+          &quantize_row<Isa>,
+          &bags<Isa>,
           &peak<Isa>,
           &read<Isa>};
 }

@@ -64,6 +64,11 @@ struct Ymm {
     half = _mm_max_ps(half, _mm_movehl_ps(half, half));
     return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
   }
+  static inline float reduce_add(Float x) {
+    __m128 half = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+  }
 
   static inline Int load_int(const int32_t* p) {
     return _mm256_loadu_si256(reinterpret_cast<const Int*>(p));
@@ -77,6 +82,17 @@ struct Ymm {
   static inline Int mul_int(Int a, Int b) { return _mm256_mullo_epi32(a, b); }
   static inline Int min_int(Int a, Int b) { return _mm256_min_epi32(a, b); }
   static inline Int max_int(Int a, Int b) { return _mm256_max_epi32(a, b); }
+  static inline Int load_bytes(const uint8_t* p) {
+    return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  }
+  static inline Int load_nibbles(const uint8_t* p, int64_t first) {
+    int32_t pairs;
+    memcpy(&pairs, p + first / 2, sizeof pairs);
+    const __m128i words = _mm_cvtepu8_epi16(_mm_cvtsi32_si128(pairs));
+    const __m128i bytes =
+        _mm_and_si128(_mm_or_si128(words, _mm_slli_epi16(words, 4)), _mm_set1_epi8(15));
+    return _mm256_cvtepu8_epi32(bytes);
+  }
   static inline void store_bytes(uint8_t* p, Int x) {
     const __m128i words = low_halves(_mm256_and_si256(x, _mm256_set1_epi32(0xFF)));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));

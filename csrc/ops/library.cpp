@@ -38,6 +38,23 @@ STABLE_TORCH_LIBRARY(dynquant, m) {
   m.def(
       "linear_dynamic.inference(Tensor x, Tensor packed, Tensor weight_scale, Tensor? bias=None, "
       "bool per_token=True, bool symmetric=False) -> Tensor");
+  m.def("quantize_embedding(Tensor weight, int bits=8) -> (Tensor, Tensor)");
+  m.def(
+      "embedding(Tensor indices, Tensor rows, Tensor qparams, int bits, int dim, "
+      "ScalarType dtype) -> Tensor");
+  m.def(
+      "embedding_bag(Tensor indices, Tensor rows, Tensor qparams, int bits, int dim, "
+      "ScalarType dtype, Tensor? offsets=None, Tensor? per_sample_weights=None, int mode=0, "
+      "bool include_last_offset=False, int padding_idx=-1) -> Tensor");
+  m.def("linear_half(Tensor x, Tensor half_weight, Tensor? bias=None) -> Tensor");
+  m.def("linear_half.inference(Tensor x, Tensor half_weight, Tensor? bias=None) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(dynquant, CPU, m) { dynquant::implement(m); }
+STABLE_TORCH_LIBRARY_IMPL(dynquant, CPU, m) {
+  dynquant::implement(m);
+  m.impl("quantize_embedding", TORCH_BOX(&dynquant::quantize_embedding));
+  m.impl("embedding", TORCH_BOX(&dynquant::embedding));
+  m.impl("embedding_bag", TORCH_BOX(&dynquant::embedding_bag));
+  m.impl("linear_half", TORCH_BOX(&dynquant::linear_half));
+  m.impl("linear_half.inference", TORCH_BOX(&dynquant::linear_half));
+}

@@ -31,4 +31,14 @@ Tensor scaled_mm(const Tensor& q, const Tensor& scale, const Tensor& zero_point,
 Tensor linear_dynamic(const Tensor& x, const Tensor& packed, const Tensor& weight_scale,
                       const std::optional<Tensor>& bias, bool per_token, bool symmetric);
 
+Tensor linear_half(const Tensor& x, const Tensor& half_weight, const std::optional<Tensor>& bias);
+
+std::tuple<Tensor, Tensor> quantize_embedding(const Tensor& weight, int64_t bits);
+Tensor embedding(const Tensor& indices, const Tensor& rows, const Tensor& qparams, int64_t bits,
+                 int64_t dim, ScalarType dtype);
+Tensor embedding_bag(const Tensor& indices, const Tensor& rows, const Tensor& qparams, int64_t bits,
+                     int64_t dim, ScalarType dtype, const std::optional<Tensor>& offsets,
+                     const std::optional<Tensor>& per_sample_weights, int64_t mode,
+                     bool include_last_offset, int64_t padding_idx);
+
 }  // namespace dynquant

@@ -14,6 +14,9 @@ struct Place {
 };
 Place current_place();
 
+// What a new tensor of many elements is given there before it is written to.
+void prepare_large(void* data, int64_t bytes);
+
 // An error that names the argument where it lies elsewhere.
 void check_place(const torch::stable::Tensor& t, const char* name);
 

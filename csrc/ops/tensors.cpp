@@ -112,6 +112,7 @@ std::vector<int64_t> leading_shape(const Tensor& like, int64_t last) {
 }
 
 Tensor empty(const std::vector<int64_t>& shape, ScalarType dtype) {
+  constexpr int64_t kManyElements = 1 << 20;
   const int64_t dims = static_cast<int64_t>(shape.size());
   std::vector<int64_t> strides(shape.size());
   int64_t stride = 1;
@@ -124,7 +125,12 @@ Tensor empty(const std::vector<int64_t>& shape, ScalarType dtype) {
   const Place place = current_place();
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, shape.data(), strides.data(), code,
                                                          place.type, place.index, &handle));
-  return Tensor(handle);
+  Tensor result(handle);
+  if (stride >= kManyElements) {  // asking a small tensor for its address would cost a call more
+    prepare_large(result.mutable_data_ptr(),
+                  result.numel() * static_cast<int64_t>(result.element_size()));
+  }
+  return result;
 }
 
 PerRow per_row(const Tensor& t, const char* name, ScalarType dtype, const Tensor& rows) {
@@ -137,6 +143,16 @@ PerRow per_row(const Tensor& t, const char* name, ScalarType dtype, const Tensor
         ", got ", ShapeOf(t));
   const Tensor dense = t.is_contiguous() ? t : torch::stable::contiguous(t);
   return {dense, dense.const_data_ptr(), for_each ? 1 : 0};
+}
+
+FloatBias::FloatBias(const std::optional<Tensor>& bias, int64_t n) {
+  if (!bias.has_value()) return;
+  const Dtype dtype = check_float(*bias, "bias");
+  check(bias->dim() == 1 && bias->size(0) == n, "bias must have the shape [", n, "], got ",
+        ShapeOf(*bias));
+  holder = dtype == Dtype::f32 ? *bias : torch::stable::to(*bias, ScalarType::Float);
+  if (!holder->is_contiguous()) holder = torch::stable::contiguous(*holder);
+  data = static_cast<const float*>(holder->const_data_ptr());
 }
 
 }  // namespace dynquant

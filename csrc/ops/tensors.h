@@ -76,4 +76,11 @@ struct PerRow {
 };
 PerRow per_row(const Tensor& t, const char* name, ScalarType dtype, const Tensor& rows);
 
+// A bias [N] in fp32; null data where there is none.
+struct FloatBias {
+  FloatBias(const std::optional<Tensor>& bias, int64_t n);
+  std::optional<Tensor> holder;
+  const float* data = nullptr;
+};
+
 }  // namespace dynquant

@@ -9,7 +9,9 @@ def moved(fn, tensor):
     `fn` is what Module.to(), half(), share_memory() and the like apply to each tensor. Floats are
     shown to it as integers, since those are not cast.
     """
-    shown = tensor.view(torch.int32) if tensor.dtype == torch.float32 else tensor
+    shown = tensor
+    if tensor.is_floating_point():
+        shown = tensor.view(torch.int32 if tensor.element_size() == 4 else torch.int16)
     result = fn(shown)
     if result.dtype != shown.dtype:  # Module.type() casts integers too
         result = shown.to(result.device)

@@ -5,20 +5,22 @@ import warnings
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedParameter
 
 import dynquant.ops  # noqa: F401 (registers torch.ops.dynquant)
+from dynquant.nn._checks import FLOAT_DTYPES, check_finite, check_float_parameters, titled
 from dynquant.nn._move import moved
 from dynquant.nn._state import INTEGERS, Entry, read_entries
 from dynquant.nn.quantize import remembered
 from dynquant.nn.weight import int8_weight
-from dynquant.qconfig import QConfig, parse_qconfig, per_channel, per_tensor, per_token
+from dynquant.qconfig import QConfig, one_of, parse_qconfig, per_channel, per_tensor, per_token
 
 MAX_IN_FEATURES = 65536  # beyond it a sum could leave int32
-FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 _linear_dynamic = torch.ops.dynquant.linear_dynamic.default
 _linear_without_gradient = torch.ops.dynquant.linear_dynamic.inference
+# The same without the overload's own Python frame, which costs 0.4 microseconds a call; a compiler
+# knows the overload alone.
+_linear_without_frame = getattr(_linear_without_gradient, "_op", _linear_without_gradient)
 _scaled_mm = torch.ops.dynquant.scaled_mm.default
 
 
@@ -59,6 +61,7 @@ class Linear(nn.Module):
     """
 
     VERSION = 1
+    DTYPES = (torch.qint8,)
 
     def __init__(self, in_features, out_features, packed, weight_scale, bias, dtype, qconfig):
         super().__init__()
@@ -88,7 +91,7 @@ class Linear(nn.Module):
                 to share its packed weight.
 
         Raises:
-            ValueError, NotImplementedError: as check_float.
+            ValueError: as check_float.
         """
         qconfig = QConfig() if qconfig is None else parse_qconfig(qconfig)
         cls.check_float(mod, qconfig)
@@ -110,32 +113,20 @@ class Linear(nn.Module):
         Raises:
             ValueError: for a weight that is uninitialized, holds NaN or Inf, has another dtype
                 than fp32, bf16 and fp16, or has more than 65,536 columns; for a bias of another
-                dtype; for dynamic=False.
-            NotImplementedError: for a dtype other than torch.qint8.
+                dtype; for a dtype of the config other than torch.qint8; for dynamic=False.
         """
-        module, prefix = (f"{name} (nn.Linear)", f"{name}.") if name else ("nn.Linear", "")
-        if qconfig.dtype != torch.qint8:
-            raise NotImplementedError(
-                f"{module}: dtype {qconfig.dtype} is not available yet; allowed: torch.qint8"
-            )
+        module, prefix = titled("nn.Linear", name)
+        one_of(f"{module}: dtype", qconfig.dtype, Linear.DTYPES)
         if qconfig.dynamic is False:
             raise ValueError(f"{module}: 'dynamic' is False, but it is quantized at run time only")
-        for key, value in (("weight", mod.weight), ("bias", mod.bias)):
-            if isinstance(value, UninitializedParameter):
-                raise ValueError(f"{prefix}{key} is not initialized; run the model once")
-            if value is not None and value.dtype not in FLOAT_DTYPES:
-                listed = ", ".join(str(dtype) for dtype in FLOAT_DTYPES)
-                raise ValueError(f"{prefix}{key} is {value.dtype}; allowed: {listed}")
-        weight = mod.weight.detach()
-        if weight.shape[1] > MAX_IN_FEATURES:
+        check_float_parameters(prefix, weight=mod.weight, bias=mod.bias)
+        columns = mod.weight.shape[1]
+        if columns > MAX_IN_FEATURES:
             raise ValueError(
-                f"{prefix}weight has {weight.shape[1]} columns; at most {MAX_IN_FEATURES} can be "
+                f"{prefix}weight has {columns} columns; at most {MAX_IN_FEATURES} can be "
                 "quantized exactly"
             )
-        if weight.numel() and not weight.is_meta:
-            extremes = torch.stack(torch.aminmax(weight))  # NaN in the weight makes both NaN
-            if not extremes.isfinite().all():
-                raise ValueError(f"{prefix}weight holds NaN or Inf")
+        check_finite(prefix, mod.weight)
 
     def forward(self, x):
         # nn.Module.__getattr__ would cost 0.4 microseconds for each of these.
@@ -147,8 +138,14 @@ class Linear(nn.Module):
             if x.is_nested:  # nn.TransformerEncoder makes such where its first layer is float
                 rows = [self(part) for part in x.unbind()]
                 return torch.nested.as_nested_tensor(rows, layout=x.layout)
-            wants_gradient = x.requires_grad and torch.is_grad_enabled()
-            linear = _linear_dynamic if wants_gradient else _linear_without_gradient
+            if x.requires_grad and torch.is_grad_enabled():
+                linear = _linear_dynamic
+            elif torch.compiler.is_compiling():
+                linear = _linear_without_gradient
+            else:
+                linear = _linear_without_frame
+            if self.per_token and not self.symmetric:  # each argument costs 0.2 microseconds
+                return linear(x, packed, weight_scale, bias)
             return linear(x, packed, weight_scale, bias, self.per_token, self.symmetric)
         dtype = x.dtype
         if torch.is_autocast_enabled(x.device.type):

@@ -1,0 +1,88 @@
+"""PlainState: what modules share whose buffers are their state dict."""
+
+import warnings
+
+import torch
+from torch import nn
+
+from dynquant.nn._move import moved
+from dynquant.nn._state import INTEGERS, Entry, read_entries
+
+
+class PlainState(nn.Module):
+    """A module in eval mode whose buffers keep their dtypes and make up its state dict.
+
+    With them the state dict holds bias, where the module has one, and version (int64).
+    A parameter without elements, `placeholder`, carries the float dtype and the device, so that
+    a model without any other parameter can tell them.
+    """
+
+    VERSION = 1
+
+    def _entries(self):
+        """The Entry of each key but version."""
+        raise NotImplementedError
+
+    def _set_placeholder(self, like, dtype):
+        empty = torch.empty(0, dtype=dtype, device=like.device)
+        self.placeholder = nn.Parameter(empty, requires_grad=False)
+
+    def _state(self):
+        state = dict(self._buffers)
+        if self._parameters.get("bias") is not None:
+            state["bias"] = self.bias
+        return {**state, "version": torch.tensor(self.VERSION)}
+
+    def _apply(self, fn, recurse=True):
+        held = {id(buffer) for buffer in self._buffers.values()}
+        return super()._apply(
+            lambda tensor: moved(fn, tensor) if id(tensor) in held else fn(tensor), recurse
+        )
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        for key, value in self._state().items():
+            destination[prefix + key] = value if keep_vars else value.detach()
+
+    def _load_from_state_dict(
+        self,
+        state_dict,
+        prefix,
+        local_metadata,
+        strict,
+        missing_keys,
+        unexpected_keys,
+        error_msgs,
+    ):
+        lists = (strict, missing_keys, unexpected_keys)
+        for hook in self._load_state_dict_pre_hooks.values():
+            hook(state_dict, prefix, local_metadata, *lists, error_msgs)
+        entries = {**self._entries(), "version": Entry(INTEGERS, ((),))}
+        found, errors = read_entries(self, entries, state_dict, prefix, *lists)
+        version = found.pop("version", None)
+        if not (errors or version is None or version.is_meta or 1 <= version <= self.VERSION):
+            errors.append(
+                f"{prefix}version is {int(version)}; this dynquant reads 1 to {self.VERSION}"
+            )
+        if errors:
+            error_msgs.extend(errors)
+        else:
+            self._load(found, local_metadata.get("assign_to_params_buffers", False), prefix)
+
+    @torch.no_grad()
+    def _load(self, found, assign, prefix):
+        if self.placeholder.is_meta and not assign:
+            warnings.warn(
+                f"{prefix}weight is on the meta device, which loading does not change; "
+                "pass assign=True to load_state_dict",
+                stacklevel=2,
+            )
+            return
+        for key, value in found.items():
+            held = self._buffers.get(key, self._parameters.get(key))
+            if not assign and (key == "bias" or held.dtype == value.dtype):
+                held.copy_(value)
+            elif key == "bias":
+                self.bias = nn.Parameter(value, requires_grad=False)
+            else:
+                self._buffers[key] = value if assign else value.to(held.device)
+        self._set_placeholder(next(iter(self._buffers.values())), self.placeholder.dtype)

@@ -1,0 +1,134 @@
+"""nn.Linear with a weight in 16 bits, computed in fp32."""
+
+import warnings
+
+import torch
+from torch import nn
+
+import dynquant.ops  # noqa: F401 (registers torch.ops.dynquant)
+from dynquant.nn._checks import FLOAT_DTYPES, check_finite, check_float_parameters, titled
+from dynquant.nn._plain import PlainState
+from dynquant.nn._state import Entry
+from dynquant.nn.weight import Int8Weight
+from dynquant.qconfig import QConfig, one_of, parse_qconfig
+
+HALF_DTYPES = (torch.float16, torch.bfloat16)
+
+_linear_half = torch.ops.dynquant.linear_half.default
+_linear_without_gradient = torch.ops.dynquant.linear_half.inference
+
+
+class HalfWeight(torch.Tensor):
+    """A weight in 16 bits that tells, as Int8Weight does, that no float kernel is to take it."""
+
+    __torch_function__ = Int8Weight.__torch_function__
+
+
+class HalfLinear(PlainState):
+    """y = x @ weight.T + bias with a weight in 16 bits and arithmetic in fp32.
+
+    Made by from_float, which quantize_dynamic calls for dtype torch.float16 or torch.bfloat16. x
+    is fp32, bf16 or fp16 [..., in_features], y has x's dtype and shape [..., out_features]; a
+    float64 x is an error. The sums have a fixed order (torch.ops.dynquant.linear_half), so y has
+    the same bits on every machine and in every batch.
+
+    The state dict has weight (16 bits [N, K]), bias where there is one, and version (int64). A
+    weight in the other 16-bit dtype is loaded as it is.
+
+    Attributes:
+        in_features, out_features: K and N.
+        weight: [N, K] in 16 bits, which stay in a model that is cast to another dtype.
+        bias: a parameter [N] without gradient, or None.
+    """
+
+    DTYPES = HALF_DTYPES
+
+    def __init__(self, weight, bias, dtype):
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self._buffers["weight"] = weight  # the property of that name reads it
+        self._set_placeholder(weight, dtype)
+        bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        self.register_parameter("bias", bias)
+        self.eval()
+
+    @classmethod
+    def from_float(cls, mod, qconfig=None, tied_to=None):
+        """The 16-bit form of `mod`, which is not changed and shares no memory with it.
+
+        Args:
+            mod: an nn.Linear with a weight in fp32, bf16 or fp16.
+            qconfig: any form of a config of dtype torch.float16 (also where it is None) or
+                torch.bfloat16.
+            tied_to: what from_float gave for a module with the same weight and dtype, to share
+                its weight.
+
+        Raises:
+            ValueError: as check_float.
+
+        Warns:
+            UserWarning: where finite weights are beyond what the dtype holds, which then become
+                the nearest finite value.
+        """
+        qconfig = parse_qconfig(qconfig or QConfig(dtype=torch.float16))
+        cls.check_float(mod, qconfig)
+        if tied_to is None:
+            weight = _in_16_bits(mod.weight.detach(), qconfig.dtype)
+        else:
+            weight = tied_to._buffers["weight"]
+        bias = None if mod.bias is None else mod.bias.detach().clone()
+        return cls(weight, bias, mod.weight.dtype)
+
+    @staticmethod
+    def check_float(mod, qconfig, name=""):
+        """Raises what stands against a 16-bit form of `mod`, naming its parameters after `name`.
+
+        Raises:
+            ValueError: for a weight that is uninitialized, holds NaN or Inf, or has another dtype
+                than fp32, bf16 and fp16; for a bias of another dtype; for dynamic=False.
+        """
+        module, prefix = titled("nn.Linear", name)
+        one_of(f"{module}: dtype", qconfig.dtype, HALF_DTYPES)
+        if qconfig.dynamic is False:
+            raise ValueError(f"{module}: 'dynamic' is False, but it has no static form")
+        check_float_parameters(prefix, weight=mod.weight, bias=mod.bias)
+        check_finite(prefix, mod.weight)
+
+    def forward(self, x):
+        # nn.Module.__getattr__ would cost 0.4 microseconds for each of these.
+        weight, bias = self._buffers["weight"], self._parameters["bias"]
+        if x.is_nested:
+            rows = [self(part) for part in x.unbind()]
+            return torch.nested.as_nested_tensor(rows, layout=x.layout)
+        wants_gradient = x.requires_grad and torch.is_grad_enabled()
+        return (_linear_half if wants_gradient else _linear_without_gradient)(x, weight, bias)
+
+    @property
+    def weight(self):
+        return self._buffers["weight"].as_subclass(HalfWeight)
+
+    def _entries(self):
+        n, k = self.out_features, self.in_features
+        entries = {"weight": Entry(HALF_DTYPES, ((n, k),))}
+        if self.bias is not None:
+            entries["bias"] = Entry(FLOAT_DTYPES, ((n,),))
+        return entries
+
+    def extra_repr(self):
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}, dtype={self._buffers['weight'].dtype}"
+        )
+
+
+def _in_16_bits(weight, dtype):
+    largest = torch.finfo(dtype).max
+    half = weight.to(dtype, copy=True, memory_format=torch.contiguous_format)
+    if not weight.is_meta and not half.isfinite().all():
+        warnings.warn(
+            f"a weight reaches {weight.abs().max():.4g}; {dtype} ends at {largest:.4g}, which "
+            "stands for what is beyond (torch.bfloat16 has the range of fp32)",
+            stacklevel=2,
+        )
+        half = half.clamp(-largest, largest)
+    return half
