@@ -53,7 +53,7 @@ $(VENV)/built: $(VENV)/tools CMakeLists.txt cmake/cuda.cmake setup.py pyproject.
 	touch $@
 
 $(VENV)/dev: $(VENV)/built
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation -e '.[test,lint]'
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation -e '.[test,models,lint]'
 	touch $@
 
 $(VENV)/demo: $(VENV)/built

@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from benchmarks import contest, kernels, layers, models, plots, race, results, shapes, tables
+from benchmarks import contest, kernels, layers, models, plots, race, results, rnn, shapes, tables
 from benchmarks.peers import PEERS, PeerError, check_name
 
 COMPARE = """What became slower from one result to a later one; exit code 1 if anything did.
@@ -50,6 +50,11 @@ def _layers(options):
 def _models(options):
     _check_plot(options)
     return _hand_out(models.run(options.cases, options), models.table, options)
+
+
+def _rnn(options):
+    rnn.report(rnn.run(options.threads, options.rounds))
+    return 0
 
 
 def _check_plot(options):
@@ -144,6 +149,10 @@ def _parser():
     command = add("models", _models, models.__doc__, parents=[peers, output])
     command.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(models.CASES))
     command.set_defaults(cases=list(models.CASES))
+
+    command = add("rnn", _rnn, rnn.__doc__)
+    command.add_argument("--threads", type=_count, default=1)
+    command.add_argument("--rounds", type=_count, default=15)
 
     command = add("show", _show, "A saved result as a table or a picture.", parents=[output])
     command.add_argument("file", help="a result as --json writes it")

@@ -7,6 +7,7 @@ from dynquant import (
     nn,
     ops,  # first: loads the compiled library
 )
+from dynquant.comparison import Comparison, compare
 from dynquant.isa import info, set_isa
 from dynquant.observer import Observer
 from dynquant.qconfig import QConfig, per_channel, per_tensor, per_token
@@ -14,10 +15,12 @@ from dynquant.quantize import convert, prepare, quantize_dynamic
 from dynquant.stubs import DeQuantStub, QuantStub
 
 __all__ = [
+    "Comparison",
     "DeQuantStub",
     "Observer",
     "QConfig",
     "QuantStub",
+    "compare",
     "convert",
     "info",
     "nn",

@@ -85,20 +85,23 @@ def _columns(packed, k, weight_scale, bias):
     return n
 
 
-def _check_columns(n, weight_scale, bias):
+def _check_columns(n, weight_scale, bias, suffix=""):
+    """What has one value for each column; `suffix` ends the names of both arguments."""
     torch._check(
         weight_scale.dim() == 1 and weight_scale.shape[0] in (n, 1),
-        lambda: f"weight_scale must have the shape [{n}] or [1], got {list(weight_scale.shape)}",
+        lambda: (
+            f"weight_scale{suffix} must have the shape [{n}] or [1], got {list(weight_scale.shape)}"
+        ),
     )
-    _check_bias(n, bias)
+    _check_bias(n, bias, suffix)
 
 
-def _check_bias(n, bias):
+def _check_bias(n, bias, suffix=""):
     if bias is not None:
-        _check_dtype("bias", bias, *FLOAT_DTYPES)
+        _check_dtype(f"bias{suffix}", bias, *FLOAT_DTYPES)
         torch._check(
             bias.dim() == 1 and bias.shape[0] == n,
-            lambda: f"bias must have the shape [{n}], got {list(bias.shape)}",
+            lambda: f"bias{suffix} must have the shape [{n}], got {list(bias.shape)}",
         )
 
 
@@ -522,29 +525,34 @@ torch.library.register_autograd(
 )
 
 
-def _register_linear(name, op, fake):
-    """Fake and autocast: under autocast x alone is cast, and the output has its dtype."""
-    _fake(name)(fake)
+def _register_autocast(name, op, inputs):
+    """Under autocast the first `inputs` arguments are cast, and the output has their dtype."""
 
-    def register_autocast(device, key):
+    def register(device, key):
         excluded = torch._C.DispatchKeySet(key)
 
-        def cast_input(x, *arguments):
+        def cast_inputs(*arguments, **options):
             dtype = torch.get_autocast_dtype(device)
             # float64 is left for the op to refuse.
-            x = x.to(dtype) if x.dtype in FLOAT_DTYPES else x
+            cast = (x.to(dtype) if x.dtype in FLOAT_DTYPES else x for x in arguments[:inputs])
             with torch._C._ExcludeDispatchKeyGuard(excluded):
-                return op(x, *arguments)
+                return op(*cast, *arguments[inputs:], **options)
 
-        _library.impl(name, cast_input, key.name)
+        _library.impl(name, cast_inputs, key.name)
 
-    register_autocast("cpu", torch._C.DispatchKey.AutocastCPU)
-    register_autocast("cuda", torch._C.DispatchKey.AutocastCUDA)
+    register("cpu", torch._C.DispatchKey.AutocastCPU)
+    register("cuda", torch._C.DispatchKey.AutocastCUDA)
 
 
-for _name, _fake_of_it in (("linear_dynamic", _fake_linear), ("linear_half", _fake_linear_half)):
-    _packet = getattr(_ops, _name)
-    _register_linear(_name, _packet.default, _fake_of_it)
-    _register_linear(f"{_name}.inference", _packet.inference, _fake_of_it)
+def _register_with_inference(name, fake, inputs):
+    """The fake and autocast of an op with a gradient and of its overload without one."""
+    op = getattr(_ops, name)
+    for full_name, overload in ((name, op.default), (f"{name}.inference", op.inference)):
+        _fake(full_name)(fake)
+        _register_autocast(full_name, overload, inputs)
     # Without this the dispatcher looks for a gradient at every call.
-    _library.impl(f"{_name}.inference", torch.library.fallthrough_kernel, "Autograd")
+    _library.impl(f"{name}.inference", torch.library.fallthrough_kernel, "Autograd")
+
+
+_register_with_inference("linear_dynamic", _fake_linear, inputs=1)
+_register_with_inference("linear_half", _fake_linear_half, inputs=1)

@@ -1,5 +1,6 @@
 """Which modules of a model are swapped for what: everything is checked before anything changes."""
 
+import sys
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,16 +19,22 @@ from dynquant.stubs import DeQuantStub, QuantStub
 # that has none although its base type has.
 _FORMS = {
     nn.Linear: (quantized.Linear, quantized.HalfLinear),
+    # Whoever makes one computes with its weight; it is quantized where it is asked for itself.
+    NonDynamicallyQuantizableLinear: None,
+    nn.MultiheadAttention: quantized.MultiheadAttention,
+    nn.LSTM: quantized.LSTM,
+    nn.GRU: quantized.GRU,
+    nn.RNN: quantized.RNN,
+    nn.LSTMCell: quantized.LSTMCell,
+    nn.GRUCell: quantized.GRUCell,
+    nn.RNNCell: quantized.RNNCell,
     nn.Embedding: quantized.Embedding,
     nn.EmbeddingBag: quantized.EmbeddingBag,
-    NonDynamicallyQuantizableLinear: None,  # nn.MultiheadAttention computes with its weight
     QuantStub: quantized.Quantize,
     DeQuantStub: quantized.DeQuantize,
 }
-_STUBS = (QuantStub, DeQuantStub)
-_RECURRENT = (nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell, nn.RNNCell)
-_NOT_AVAILABLE = _RECURRENT
-_RECURRENT_DTYPES = (torch.qint8, torch.float16, torch.bfloat16)
+STUBS = (QuantStub, DeQuantStub)
+_HALF_DTYPES = (torch.float16, torch.bfloat16)
 
 
 @dataclass
@@ -46,8 +53,31 @@ class Item:
     tie: tuple
 
 
+# Types of modules that dynquant does not import: where they are defined, and the quantized form.
+_FOREIGN_FORMS = (
+    ("transformers.pytorch_utils", "Conv1D", quantized.Conv1D),
+    ("torch.ao.nn.qat.dynamic.modules.linear", "Linear", quantized.Linear),
+)
+
+
+def _foreign_forms():
+    """Those of _FOREIGN_FORMS that are loaded; what is not loaded is in no model."""
+    return {
+        getattr(sys.modules[module], name): form
+        for module, name, form in _FOREIGN_FORMS
+        if module in sys.modules
+    }
+
+
 class Forms:
-    """The quantized form of every float type, those of the user's `mapping` first."""
+    """The quantized form of every float type, those of the user's `mapping` first.
+
+    Entries of `mapping` that lead to torch.ao's own modules say no more than that the type is to be
+    quantized: they give way to the forms of dynquant.
+
+    Attributes:
+        relatives: types made of linear layers, which an entry for nn.Linear covers as well.
+    """
 
     def __init__(self, mapping):
         mapping = {} if mapping is None else mapping
@@ -60,8 +90,16 @@ class Forms:
                 raise TypeError(
                     f"mapping[{describe(base)}] is {form!r}; expected a class with from_float"
                 )
-        self._forms = {**_FORMS, **mapping}
+        foreign = _foreign_forms()
+        self.relatives = (nn.MultiheadAttention, *foreign)
+        mapping = {base: form for base, form in mapping.items() if not _is_of_torch_ao(form)}
+        self._forms = {**_FORMS, **foreign, **mapping}
         self._quantized = tuple({form for forms in self._forms.values() for form in _each(forms)})
+
+    def allow(self, base):
+        """Quantizes a type of linear layer that is otherwise left in float."""
+        if self._forms.get(base, self) is None:
+            self._forms[base] = self._forms[nn.Linear]
 
     def of(self, module_type):
         """The nearest base type that has an entry, and its forms: (None, ()) without one."""
@@ -81,12 +119,12 @@ class Forms:
 
     def default_types(self, dtype):
         """What is quantized where nothing but a dtype is asked for."""
-        types = [base for base in self._forms if self._has_default(base, dtype)]
-        return types + list(_RECURRENT if dtype in _RECURRENT_DTYPES else ())
+        return [base for base in self._forms if self._has_default(base, dtype)]
 
     def _has_default(self, base, dtype):
         forms = _each(self._forms[base])
-        return base not in _STUBS and (not forms or _for_dtype(forms, dtype) is not None)
+        served = not forms or _for_dtype(forms, dtype) is not None or _waits_for(forms, dtype)
+        return base not in STUBS and served
 
 
 def _each(forms):
@@ -99,6 +137,11 @@ def _each(forms):
 def _for_dtype(forms, dtype):
     """That of the forms that serves the dtype, or None. One without DTYPES serves them all."""
     return next((form for form in forms if dtype in getattr(form, "DTYPES", (dtype,))), None)
+
+
+def _waits_for(forms, dtype):
+    """Whether the dtype asks for 16-bit weights, of which the type has no form yet."""
+    return dtype in _HALF_DTYPES and _for_dtype(forms, torch.qint8) is not None
 
 
 def _check_dtype(forms, dtype, subject):
@@ -119,22 +162,23 @@ class Plan:
     def __init__(self, modules, match, forms):
         self.items = []
         self.warnings = []
-        left, not_available = [], []
+        left, within = [], []
         places = _places(modules)
         asked = {}  # by id(module): its first name and config
         outer = None
         for name, module in modules.items():
             if outer is not None and (outer == "" or name.startswith(f"{outer}.")):
+                found = match(name)
+                if found is not None and found.by_name:
+                    within.append(_titled(name, module))
                 continue
             base, candidates = forms.of(type(module))
-            found = match(name) or (Match(QConfig(), False) if base in _STUBS else None)
+            found = match(name) or (Match(QConfig(), False) if base in STUBS else None)
             if found is None or found.qconfig is None and not candidates:
                 continue
+            if base is NonDynamicallyQuantizableLinear and found.by_name:
+                candidates = candidates or _each(_FORMS[nn.Linear])
             if not candidates:
-                if found.by_name and isinstance(module, _NOT_AVAILABLE):
-                    raise NotImplementedError(f"{_titled(name, module)} cannot be quantized yet")
-                if isinstance(module, _RECURRENT) and found.qconfig.dtype in _RECURRENT_DTYPES:
-                    not_available.append(_titled(name, module))
                 continue
             first, qconfig = asked.setdefault(id(module), (name, found.qconfig))
             if qconfig != found.qconfig:
@@ -145,8 +189,10 @@ class Plan:
             if form is None:  # a name or type that covers it asks for a dtype of other modules
                 if found.by_name:
                     _check_dtype(candidates, qconfig.dtype, _titled(name, module))
+                if _waits_for(candidates, qconfig.dtype):
+                    left.append(f"{_titled(name, module)} has no form with {qconfig.dtype} weights")
                 continue
-            obstacle = _obstacle(module, base)
+            obstacle = _obstacle(module, base, [parent for parent, _ in places[id(module)]])
             if obstacle:
                 left.append(f"{_titled(name, module)} {obstacle}")
                 continue
@@ -157,18 +203,31 @@ class Plan:
             self.items.append(Item(name, module, form, qconfig, places[id(module)], tie))
             outer = name
         self._warn("left in float", left)
-        self._warn("not available yet, left in float", not_available)
+        self._warn("part of a module that is quantized as a whole", within)
 
     def _warn(self, what, subjects):
         if subjects:
             self.warnings.append(f"{what}: {'; '.join(subjects)}")
+
+    def keep_in_float(self, ratios, threshold):
+        """Takes items out, with a warning. ratios: dB by the item's name."""
+        subjects = [
+            f"{_titled(item.name, item.module)} {ratios[item.name]:.1f} dB"
+            for item in self.items
+            if item.name in ratios
+        ]
+        self.items = [item for item in self.items if item.name not in ratios]
+        self._warn(f"left in float, below {threshold} dB", subjects)
+
+    def warn_of_unreached(self, names):
+        self._warn("quantized without a measurement, not reached by example_inputs", names)
 
     def warn_of_requests_without_form(self, modules, spec, forms):
         """Adds the warning that names the types and names that cover nothing to quantize."""
 
         def idle(covering, dtype):
             return not any(
-                isinstance(module, _NOT_AVAILABLE)
+                isinstance(module, NonDynamicallyQuantizableLinear)
                 or forms.is_quantized(type(module))
                 or _for_dtype(forms.of(type(module))[1], dtype) is not None
                 for outer in covering
@@ -197,15 +256,15 @@ def plan_from_spec(model, qconfig_spec, dtype, mapping, inplace, qconfig):
     one_of("dtype", dtype, DTYPES)
     forms = Forms(mapping)
     if qconfig_spec is None:
-        spec = Spec(forms.default_types(dtype), dtype)
+        spec = Spec(forms.default_types(dtype), dtype, relatives=forms.relatives)
         return Plan(modules, lambda name: spec.match(name, modules), forms)
-    spec = Spec(qconfig_spec, dtype, argument)
+    spec = Spec(qconfig_spec, dtype, argument, forms.relatives)
     spec.check_names(modules)
+    if NonDynamicallyQuantizableLinear in spec.types:
+        forms.allow(NonDynamicallyQuantizableLinear)
     for base, config in spec.types.items():
         if config is None:
             continue
-        if issubclass(base, _NOT_AVAILABLE) and not forms.has_any(base):
-            raise NotImplementedError(f"{argument}: {describe(base)} cannot be quantized yet")
         _check_dtype(forms.of(base)[1], config.dtype, f"{argument}[{describe(base)}]")
     plan = Plan(modules, lambda name: spec.match(name, modules), forms)
     plan.warn_of_requests_without_form(modules, spec, forms)
@@ -223,7 +282,7 @@ def plan_from_attributes(model, mapping, inplace):
 
     def match(name):
         module = modules[name]
-        if isinstance(module, _STUBS) or not hasattr(module, "qconfig"):
+        if isinstance(module, STUBS) or not hasattr(module, "qconfig"):
             return None
         config = module.qconfig
         if config is not None and forms.of(type(module))[1]:
@@ -255,13 +314,30 @@ def _places(modules):
     return places
 
 
-def _obstacle(module, base):
+def _is_of_torch_ao(form):
+    return getattr(form, "__module__", "").startswith("torch.ao.")
+
+
+def _weights_of(module, base):
+    """The names of the parameters that are quantized."""
+    if issubclass(base, nn.RNNBase):
+        return [name for name in module._flat_weights_names if name.startswith("weight")]
+    if issubclass(base, nn.RNNCellBase):
+        return ["weight_ih", "weight_hh"]
+    return ["weight"] if issubclass(base, nn.Linear) else []
+
+
+def _obstacle(module, base, parents):
     """Why a module of a type with a quantized form has none itself, or None."""
     if "forward" in vars(module) or type(module).forward is not base.forward:
         return f"has a forward other than {base.__name__}'s"
-    has_weight = "weight" in module._parameters or is_parametrized(module, "weight")
-    if issubclass(base, nn.Linear) and not has_weight:
-        return "has a weight that a hook computes, as weight_norm's does: remove that first"
+    if issubclass(base, nn.Linear):
+        for parent in parents:
+            if isinstance(parent, nn.MultiheadAttention):
+                return "belongs to an nn.MultiheadAttention, which computes with its weight"
+    for weight in _weights_of(module, base):
+        if weight not in module._parameters and not is_parametrized(module, weight):
+            return f"has a {weight} that a hook computes, as weight_norm's does: remove that first"
     return None
 
 

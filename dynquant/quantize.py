@@ -2,12 +2,15 @@
 
 import copy
 import inspect
+import math
 import warnings
 from collections import Counter
+from collections.abc import Mapping
 
 import torch
 
-from dynquant.plan import plan_from_attributes, plan_from_spec
+from dynquant.comparison import losses
+from dynquant.plan import STUBS, plan_from_attributes, plan_from_spec
 from dynquant.stubs import QuantStub
 
 _HOOKS = (
@@ -23,7 +26,15 @@ _HOOKS = (
 
 
 def quantize_dynamic(
-    model, qconfig_spec=None, dtype=torch.qint8, mapping=None, inplace=False, *, qconfig=None
+    model,
+    qconfig_spec=None,
+    dtype=torch.qint8,
+    mapping=None,
+    inplace=False,
+    *,
+    qconfig=None,
+    keep_float_below=None,
+    example_inputs=None,
 ):
     """The model with int8 weights, whose activations are quantized at run time.
 
@@ -45,6 +56,11 @@ def quantize_dynamic(
             quantized form; from_float is given qconfig as well where it has such a parameter.
         inplace: change `model` itself instead of a copy.
         qconfig: another name of qconfig_spec.
+        keep_float_below: dB. A layer whose output has a lower signal-to-noise ratio, for what the
+            float layer gets when the model runs on example_inputs, stays in float, and a warning
+            names it.
+        example_inputs: what the model is called with for keep_float_below: a tuple of arguments, a
+            dict of named ones, or a single tensor.
 
     Returns:
         A model in eval mode: a new one that shares no memory with `model`, or `model` itself where
@@ -53,15 +69,18 @@ def quantize_dynamic(
 
     Raises, before anything is changed:
         TypeError, ValueError: for an argument that is none of the above, a name that the model
-            does not have, or a weight that cannot be quantized.
-        NotImplementedError: for a type that is not available yet.
+            does not have, a dtype that a type has no form for, or a weight that cannot be
+            quantized.
 
     Warns:
         UserWarning: about what was asked for and stays as it is.
     """
     plan = plan_from_spec(model, qconfig_spec, dtype, mapping, inplace, qconfig)
+    made = None
+    if keep_float_below is not None or example_inputs is not None:
+        made = _made_above(plan, model, keep_float_below, example_inputs)
     _show_warnings(plan)
-    return _carry_out(plan, model, inplace)
+    return _carry_out(plan, model, inplace, made)
 
 
 def prepare(
@@ -110,20 +129,53 @@ def _show_warnings(plan):
 # Tensors made in inference mode could not be loaded into later, nor give gradients.
 @torch.inference_mode(False)
 @torch.no_grad()
-def _carry_out(plan, model, inplace):
+def _carry_out(plan, model, inplace, made=None):
+    """made: the items with their quantized forms, where these are there already."""
     if inplace:
-        return _swap(plan, model)
+        return _swap(_made(plan.items) if made is None else made, model)
     # Each float module that is swapped is never copied: the copy finds its quantized form.
-    memo = {id(item.module): form for item, form in _made(list(plan.items))}
+    made = _made(list(plan.items)) if made is None else made
+    memo = {id(item.module): form for item, form in made}
     result = copy.deepcopy(model, memo).eval()
     for item in plan.items:
         _keep_hooks(item.module, memo[id(item.module)], lambda hooks: copy.deepcopy(hooks, memo))
     return result
 
 
-def _swap(plan, model):
+@torch.inference_mode(False)
+@torch.no_grad()
+def _made_above(plan, model, keep_float_below, example_inputs):
+    """The items with their quantized forms; what loses more is taken out of the plan."""
+    if keep_float_below is None or example_inputs is None:
+        raise ValueError("keep_float_below and example_inputs need each other: pass both")
+    if isinstance(keep_float_below, bool) or not isinstance(keep_float_below, (int, float)):
+        raise TypeError(f"keep_float_below is {keep_float_below!r}; expected a number of dB")
+    inputs, named = _example(example_inputs)
+    made = list(_made(list(plan.items)))
+    layers = {item.name: form for item, form in made if not isinstance(item.module, STUBS)}
+    ratios = losses(model, layers, inputs, named)
+    below = {name: ratio for name, ratio in ratios.items() if ratio < keep_float_below}
+    plan.keep_in_float(below, keep_float_below)
+    plan.warn_of_unreached([name for name, ratio in ratios.items() if math.isnan(ratio)])
+    return [(item, form) for item, form in made if item.name not in below]
+
+
+def _example(example_inputs):
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, torch.Tensor):
+        return (example_inputs,), {}
+    if isinstance(example_inputs, (tuple, list)):
+        return tuple(example_inputs), {}
+    raise TypeError(
+        f"example_inputs is of type {type(example_inputs).__name__}; expected a tuple, a dict, or "
+        "a tensor"
+    )
+
+
+def _swap(made, model):
     model.eval()
-    for item, form in _made(plan.items):
+    for item, form in made:
         _keep_hooks(item.module, form, lambda hooks: hooks)
         for parent, key in item.places:
             parent._modules[key] = form

@@ -30,13 +30,16 @@ class Spec:
             configs or None.
         dtype: what holds for configs that name no dtype.
         argument: what messages call qconfig_spec.
+        relatives: types of modules made of linear layers: an entry for nn.Linear speaks of them,
+            after those for the types that they derive from, nn.Module excepted.
 
     Raises:
         TypeError: for another type of qconfig_spec, key or config.
         ValueError: for a config that contradicts itself or names what does not exist.
     """
 
-    def __init__(self, qconfig_spec, dtype, argument="qconfig_spec"):
+    def __init__(self, qconfig_spec, dtype, argument="qconfig_spec", relatives=()):
+        self._relatives = tuple(relatives)
         if not isinstance(qconfig_spec, Mapping):
             if not isinstance(qconfig_spec, (set, frozenset, list, tuple)):
                 raise TypeError(
@@ -91,10 +94,17 @@ class Spec:
             best = max(reversed(fitting), key=lambda pattern: len(pattern.replace("*", "")))
             return Match(self.patterns[best], False)
         for covering in lineage:
-            for base in type(modules[covering]).__mro__:
+            for base in self._bases(type(modules[covering])):
                 if base in self.types:
                     return Match(self.types[base], False)
         return None
+
+    def _bases(self, module_type):
+        bases = module_type.__mro__
+        if nn.Linear in bases or not issubclass(module_type, self._relatives):
+            return bases
+        last = bases.index(nn.Module)
+        return (*bases[:last], nn.Linear, *bases[last:])
 
 
 def describe(key):

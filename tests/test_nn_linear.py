@@ -193,7 +193,12 @@ class TestStateDict:
     @pytest.mark.parametrize(
         ("key", "value", "message"),
         [
-            ("weight", torch.zeros(7, 12), r"0.weight: expected torch.int8, found torch.float32"),
+            ("weight", torch.zeros(7, 12), "0.weight is torch.float32, but 0.weight_scale is"),
+            (
+                "weight",
+                torch.zeros(7, 12, dtype=torch.int16),
+                "0.weight: expected torch.int8, found torch.int16",
+            ),
             (
                 "weight",
                 torch.zeros(7, 11, dtype=torch.int8),
@@ -275,7 +280,7 @@ class TestCopies:
     def test_pickles_hold_no_packed_weight(self):
         state = quantized().__getstate__()
         assert "packed" not in state["_buffers"]
-        assert state["_weight"].shape == (7, 12)
+        assert state["_weights"]["weight"].shape == (7, 12)
 
     def test_attributes_survive(self):
         layer = quantized()
@@ -383,9 +388,32 @@ class TestWeight:
         with torch.inference_mode(inference), pytest.raises(RuntimeError, match="cannot be writ"):
             write(quantized().weight)
 
-    def test_cannot_be_assigned(self):
-        with pytest.raises(AttributeError):
-            quantized().weight = torch.zeros(7, 12)
+    @pytest.mark.parametrize("config", [QConfig(), QConfig("per_tensor")])
+    @pytest.mark.parametrize("inference", [False, True])
+    def test_a_float_weight_that_is_assigned_is_quantized(self, config, inference):
+        layer, linear = quantized(qconfig=config), nn.Linear(12, 7)
+        with torch.inference_mode(inference):
+            layer.weight = linear.weight
+        linear.bias = nn.Parameter(layer.bias.detach())
+        assert_equal_layers(layer, Linear.from_float(linear, config))
+        assert "weight" not in layer._parameters
+
+    @pytest.mark.parametrize(
+        ("value", "error", "message"),
+        [
+            (torch.zeros(7, 12, dtype=torch.int8), TypeError, "a float tensor can be assigned"),
+            (None, TypeError, "a float tensor can be assigned"),
+            (torch.zeros(12, 7), ValueError, r"float32 \[12, 7\]; allowed: .* \[7, 12\]"),
+            (torch.zeros(7, 12).double(), ValueError, "weight is torch.float64"),
+            (torch.full((7, 12), torch.inf), ValueError, "weight holds NaN or Inf"),
+        ],
+    )
+    def test_wrong_assignment(self, value, error, message):
+        layer = quantized()
+        before = layer.weight + 0
+        with pytest.raises(error, match=message):
+            layer.weight = value
+        assert_same(layer.weight + 0, before)
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
@@ -414,6 +442,8 @@ class TestTransformerEncoder:
         layers = [module for module in quantized.modules() if isinstance(module, Linear)]
         ran = []
         forward = Linear.forward
+        one_by_one = lambda linears, x: [linear(x) for linear in linears]  # noqa: E731
+        monkeypatch.setattr("dynquant.nn.attention.outputs_of", one_by_one)
         monkeypatch.setattr(Linear, "forward", lambda self, x: ran.append(self) or forward(self, x))
         mask = {"src_key_padding_mask": padding} if padded else {}
         with mode():
@@ -438,9 +468,15 @@ class TestTransformerEncoder:
 
     def test_exports(self, encoder, inputs):
         quantized = dynquant.quantize_dynamic(encoder)
-        program = torch.export.export(quantized, (inputs[0],))
+        with torch.no_grad():
+            program = torch.export.export(quantized, (inputs[0],))
         ops = [str(node.target) for node in program.graph.nodes if "dynquant" in str(node.target)]
-        assert len(ops) == 4 and all(op.startswith("dynquant.linear_dynamic.") for op in ops)
+        names = [op.split(".")[1] for op in ops]
+        assert names == 2 * [
+            "quantize_activation",
+            *3 * ["scaled_mm"],
+            *3 * ["linear_dynamic"],
+        ]
         torch.testing.assert_close(program.module()(inputs[0]), quantized(inputs[0]))
 
     def test_decoder_and_whole_transformer(self):

@@ -16,6 +16,7 @@ from compare import assert_same
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrizations
 
 import dynquant
@@ -333,7 +334,11 @@ class TestErrors:
             ({"mapping": {"head": Linear}}, TypeError, "mapping has the key 'head'"),
             ({"mapping": {nn.Linear: nn.ReLU}}, TypeError, r"mapping\[Linear\].*with from_float"),
             ({"inplace": 1}, TypeError, "inplace is 1; expected a bool"),
-            ({"qconfig_spec": {nn.LSTM}}, NotImplementedError, "LSTM cannot be quantized yet"),
+            (
+                {"qconfig_spec": {nn.LSTM}, "dtype": torch.float16},
+                ValueError,
+                r"qconfig_spec\[LSTM\]: dtype is torch.float16; allowed: torch.qint8",
+            ),
             (
                 {"qconfig_spec": {nn.Embedding}},
                 ValueError,
@@ -449,15 +454,43 @@ class TestTypes:
         assert swapped(quantized) == {"1"}
         assert_same(quantized[0](x), linear(x))
 
-    def test_attention_keeps_its_projections(self):
-        attention = nn.MultiheadAttention(8, 2, batch_first=True)
-        quantized = dynquant.quantize_dynamic(nn.ModuleList([attention, nn.Linear(8, 8)]))
-        assert swapped(quantized) == {"1"}
-        x = torch.randn(2, 3, 8)
-        attention.eval()
-        assert_same(quantized[0](x, x, x)[0], attention(x, x, x)[0])
-        with pytest.warns(UserWarning, match="left as it is: 0.out_proj"):
-            dynquant.quantize_dynamic(quantized, {"0.out_proj"})
+    @pytest.mark.parametrize(
+        "float_type", ["LinearReLU", "LinearLeakyReLU", "LinearTanh", "LinearBn1d"]
+    )
+    @pytest.mark.parametrize("named", [False, True])
+    def test_fused_types(self, float_type, named):
+        fused_types = pytest.importorskip("torch.ao.nn.intrinsic")
+        fused_type = getattr(fused_types, float_type)
+        after = {
+            "LinearReLU": nn.ReLU(),
+            "LinearLeakyReLU": nn.LeakyReLU(),
+            "LinearTanh": nn.Tanh(),
+            "LinearBn1d": nn.BatchNorm1d(4),
+        }[float_type].eval()
+        model = nn.Sequential(fused_type(nn.Linear(4, 4), after)).eval()
+        quantized = dynquant.quantize_dynamic(model, {fused_type} if named else None)
+        assert type(quantized[0]) is fused_type and swapped(quantized) == {"0.0"}
+        x = torch.randn(3, 4)
+        assert_same(quantized(x), after(dynquant.quantize_dynamic(model[0][0])(x)))
+
+    def test_bilinear_is_left_alone(self):
+        model = nn.ModuleList([nn.Bilinear(3, 4, 5), nn.Linear(3, 3)])
+        quantized = dynquant.quantize_dynamic(model, {nn.Linear})
+        assert type(quantized[0]) is nn.Bilinear and swapped(quantized) == {"1"}
+        x, y = torch.randn(2, 3), torch.randn(2, 4)
+        assert_same(quantized[0](x, y), model[0](x, y))
+
+    def test_linear_whose_weight_others_read(self):
+        reader = nn.Module()
+        reader.proj = NonDynamicallyQuantizableLinear(4, 4)
+        model = nn.Sequential(reader, nn.Linear(4, 4))
+        assert swapped(dynquant.quantize_dynamic(model)) == {"1"}
+        assert swapped(dynquant.quantize_dynamic(model, {nn.Linear})) == {"1"}
+        assert swapped(dynquant.quantize_dynamic(model, {"0.proj"})) == {"0.proj"}
+        spec = {NonDynamicallyQuantizableLinear}
+        assert swapped(dynquant.quantize_dynamic(model, spec)) == {"0.proj"}
+        spec = {nn.Linear: {}, NonDynamicallyQuantizableLinear: {}}
+        assert swapped(dynquant.quantize_dynamic(model, spec)) == {"0.proj", "1"}
 
     def test_types_without_quantized_form(self, net):
         with pytest.warns(UserWarning, match="left as it is: Conv2d; ReLU|ReLU; Conv2d") as caught:
@@ -469,14 +502,9 @@ class TestTypes:
     def test_recurrent_types(self):
         model = nn.ModuleDict({"rnn": nn.LSTM(4, 4), "cell": nn.GRUCell(4, 4)})
         model["fc"] = nn.Linear(4, 4)
-        message = r"not available yet, left in float: rnn \(LSTM\); cell \(GRUCell\)"
-        with pytest.warns(UserWarning, match=message) as caught:
-            assert swapped(dynquant.quantize_dynamic(model)) == {"fc"}
-        assert len(caught) == 1
-        with pytest.warns(UserWarning, match=message):
-            dynquant.quantize_dynamic(model, {"": {}})
-        with pytest.raises(NotImplementedError, match=r"rnn \(LSTM\) cannot be quantized yet"):
-            dynquant.quantize_dynamic(model, {"rnn"})
+        result = dynquant.quantize_dynamic(model)
+        assert type(result["rnn"]) is dynquant.nn.LSTM
+        assert type(result["cell"]) is dynquant.nn.GRUCell
         spec = {nn.Linear: {}, nn.LSTM: None, "cell": None}
         assert swapped(dynquant.quantize_dynamic(model, spec)) == {"fc"}
 

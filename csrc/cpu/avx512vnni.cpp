@@ -47,10 +47,12 @@ struct Avx512Vnni {
   static inline Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
   static inline Float div(Float a, Float b) { return _mm512_div_ps(a, b); }
   static inline Float add_float(Float a, Float b) { return _mm512_add_ps(a, b); }
+  static inline Float sub_float(Float a, Float b) { return _mm512_sub_ps(a, b); }
   static inline Float min(Float a, Float b) { return _mm512_min_ps(a, b); }
   static inline Float max(Float a, Float b) { return _mm512_max_ps(a, b); }
   static inline Mask unordered(Float a, Float b) { return _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q); }
   static inline Mask is_nan(Float a) { return unordered(a, a); }
+  static inline Mask is_negative(Float a) { return _mm512_movepi32_mask(_mm512_castps_si512(a)); }
   static inline Mask no_mask() { return 0; }
   static inline Mask either(Mask a, Mask b) { return static_cast<Mask>(a | b); }
   static inline bool any(Mask a) { return a != 0; }
@@ -59,6 +61,15 @@ struct Avx512Vnni {
   }
   static inline Int round_to_int(Float x) { return _mm512_cvtps_epi32(x); }
   static inline Float to_float(Int x) { return _mm512_cvtepi32_ps(x); }
+  static inline Float with_sign_of(Float magnitude, Float sign) {
+    const Int sign_bit = _mm512_set1_epi32(INT32_MIN);
+    constexpr int kChosenByFirst = 0xCA;  // first ? second : third, for each bit
+    return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(
+        sign_bit, _mm512_castps_si512(sign), _mm512_castps_si512(magnitude), kChosenByFirst));
+  }
+  static inline Float power_of_two(Int n) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, _mm512_set1_epi32(127)), 23));
+  }
   static inline float reduce_min(Float x) { return _mm512_reduce_min_ps(x); }
   static inline float reduce_max(Float x) { return _mm512_reduce_max_ps(x); }
   static inline float reduce_add(Float x) {

@@ -111,6 +111,29 @@ struct BagArgs {
   Dtype out_dtype;  // f32, bf16 or f16
 };
 
+enum class Activation : int32_t { sigmoid, tanh };
+
+// y = function(x), fp32. y may be x.
+struct ActivateArgs {
+  Activation function;
+  const float* x;
+  int64_t n;
+  float* y;
+};
+
+enum class Cell : int32_t { lstm, gru, rnn_tanh, rnn_relu };
+
+// The end of a recurrent step of one row, from the products of the input and of the hidden state,
+// each [gates * n] in torch's order of gates (lstm: i f g o; gru: r z n; rnn: one).
+struct GatesArgs {
+  Cell cell;
+  const float* input;
+  const float* hidden;
+  int64_t n;
+  float* h;  // [n]; gru reads the state before the step here, all write the one after it
+  float* c;  // [n], the same of lstm's cell state; the others have none
+};
+
 struct Kernels {
   const char* name;
   int64_t group_bytes;  // staged bytes for four k of one row
@@ -130,6 +153,8 @@ struct Kernels {
   bool (*quantize_row)(const void* x, Dtype dtype, int64_t dim, int bits, uint8_t* q,
                        float* qparams);
   void (*bags)(const BagArgs&);
+  void (*activate)(const ActivateArgs&);
+  void (*gates)(const GatesArgs&);
 
   // For benchmarks: what the machine could give at best (probe.inl.h).
   int64_t (*peak)(int64_t steps);

@@ -9,14 +9,17 @@
 //   kTemporaries     registers that a step takes beside its operands and its sum
 //   kGroupBytes      bytes of a row's four k as `stage` lays them and `load_activation` reads them
 //   Float Int Mask   registers; Weights Activation, what `dot` takes
-//   float part       load store set mul div add_float min max is_nan unordered either any no_mask
-//                    select round_to_int to_float reduce_min reduce_max reduce_add
+//   float part       load store set mul div add_float sub_float min max is_nan unordered
+//                    is_negative either any no_mask select with_sign_of round_to_int to_float
+//                    power_of_two reduce_min reduce_max reduce_add
 //   integer part     load_int store_int set_int add sub mul_int min_int max_int store_bytes
 //                    load_bytes load_nibbles
 //   product          stage load_weights load_activation dot, and keep, which hides a value from
 //                    the optimizer
 // min and max give their second operand where either is NaN, which `unordered` tells. Integer
 // arithmetic wraps. reduce_add adds the upper half of the lanes to the lower until one is left.
+// is_negative reads the sign bit, with_sign_of(a, b) is a's magnitude with b's sign bit, and
+// power_of_two(n) is 2^n for n in -126..127, 0 for -127, and any value for other n.
 // load_nibbles(p, i) takes four bits each, from number i of those at p, the lower of a byte first;
 // i is even unless kLanes is 1. kLanes divides 16.
 #pragma once
@@ -82,6 +85,9 @@ struct Plain {
   static inline Float add_float(Float a, Float b) {
     return each<Float>([=](int i) { return a.v[i] + b.v[i]; });
   }
+  static inline Float sub_float(Float a, Float b) {
+    return each<Float>([=](int i) { return a.v[i] - b.v[i]; });
+  }
   static inline Float min(Float a, Float b) {
     return each<Float>([=](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
   }
@@ -91,6 +97,9 @@ struct Plain {
   static inline Mask unordered(Float a, Float b) { return either(is_nan(a), is_nan(b)); }
   static inline Mask is_nan(Float a) {
     return each<Mask>([=](int i) { return a.v[i] != a.v[i] ? 1 : 0; });
+  }
+  static inline Mask is_negative(Float a) {
+    return each<Mask>([=](int i) { return static_cast<int32_t>(bits_of(a.v[i]) >> 31); });
   }
   static inline Mask no_mask() { return set_int(0); }
   static inline Mask either(Mask a, Mask b) {
@@ -109,6 +118,15 @@ struct Plain {
   }
   static inline Float to_float(Int x) {
     return each<Float>([=](int i) { return static_cast<float>(x.v[i]); });
+  }
+  static inline Float with_sign_of(Float magnitude, Float sign) {
+    return each<Float>([=](int i) {
+      return float_of((bits_of(magnitude.v[i]) & 0x7FFFFFFFu) | (bits_of(sign.v[i]) & 0x80000000u));
+    });
+  }
+  static inline Float power_of_two(Int n) {
+    return each<Float>(
+        [=](int i) { return float_of((static_cast<uint32_t>(n.v[i]) + 127u) << 23); });
   }
   static inline float reduce_min(Float x) {
     float result = x.v[0];

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "embedding.inl.h"
+#include "gates.inl.h"
 #include "gemm.inl.h"
 #include "half.inl.h"
 #include "probe.inl.h"
@@ -25,6 +26,8 @@ constexpr Kernels table_of(const char* name) {
           &widen_row<Isa>,
           &quantize_row<Isa>,
           &bags<Isa>,
+          &activate<Isa>,
+          &gates<Isa>,
           &peak<Isa>,
           &read<Isa>};
 }

@@ -42,10 +42,12 @@ struct Ymm {
   static inline Float mul(Float a, Float b) { return _mm256_mul_ps(a, b); }
   static inline Float div(Float a, Float b) { return _mm256_div_ps(a, b); }
   static inline Float add_float(Float a, Float b) { return _mm256_add_ps(a, b); }
+  static inline Float sub_float(Float a, Float b) { return _mm256_sub_ps(a, b); }
   static inline Float min(Float a, Float b) { return _mm256_min_ps(a, b); }
   static inline Float max(Float a, Float b) { return _mm256_max_ps(a, b); }
   static inline Mask unordered(Float a, Float b) { return _mm256_cmp_ps(a, b, _CMP_UNORD_Q); }
   static inline Mask is_nan(Float a) { return unordered(a, a); }
+  static inline Mask is_negative(Float a) { return a; }  // masks are read by their sign bits
   static inline Mask no_mask() { return _mm256_setzero_ps(); }
   static inline Mask either(Mask a, Mask b) { return _mm256_or_ps(a, b); }
   static inline bool any(Mask a) { return _mm256_movemask_ps(a) != 0; }
@@ -54,6 +56,13 @@ struct Ymm {
   }
   static inline Int round_to_int(Float x) { return _mm256_cvtps_epi32(x); }
   static inline Float to_float(Int x) { return _mm256_cvtepi32_ps(x); }
+  static inline Float with_sign_of(Float magnitude, Float sign) {
+    const Float sign_bit = _mm256_set1_ps(-0.0f);
+    return _mm256_or_ps(_mm256_andnot_ps(sign_bit, magnitude), _mm256_and_ps(sign_bit, sign));
+  }
+  static inline Float power_of_two(Int n) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, set_int(127)), 23));
+  }
   static inline float reduce_min(Float x) {
     __m128 half = _mm_min_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     half = _mm_min_ps(half, _mm_movehl_ps(half, half));

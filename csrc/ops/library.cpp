@@ -48,6 +48,26 @@ STABLE_TORCH_LIBRARY(dynquant, m) {
       "bool include_last_offset=False, int padding_idx=-1) -> Tensor");
   m.def("linear_half(Tensor x, Tensor half_weight, Tensor? bias=None) -> Tensor");
   m.def("linear_half.inference(Tensor x, Tensor half_weight, Tensor? bias=None) -> Tensor");
+  constexpr const char* kLstm =
+      "(Tensor x, Tensor h0, Tensor c0, Tensor packed_ih, Tensor weight_scale_ih, "
+      "Tensor? bias_ih, Tensor packed_hh, Tensor weight_scale_hh, Tensor? bias_hh, "
+      "Tensor? packed_hr=None, Tensor? weight_scale_hr=None, Tensor? batch_sizes=None, "
+      "bool reverse=False, bool per_token=True, bool symmetric=False) -> "
+      "(Tensor, Tensor, Tensor)";
+  constexpr const char* kGru =
+      "(Tensor x, Tensor h0, Tensor packed_ih, Tensor weight_scale_ih, Tensor? bias_ih, "
+      "Tensor packed_hh, Tensor weight_scale_hh, Tensor? bias_hh, Tensor? batch_sizes=None, "
+      "bool reverse=False, bool per_token=True, bool symmetric=False) -> (Tensor, Tensor)";
+  constexpr const char* kRnn =
+      "(Tensor x, Tensor h0, Tensor packed_ih, Tensor weight_scale_ih, Tensor? bias_ih, "
+      "Tensor packed_hh, Tensor weight_scale_hh, Tensor? bias_hh, bool relu=False, "
+      "Tensor? batch_sizes=None, bool reverse=False, bool per_token=True, "
+      "bool symmetric=False) -> (Tensor, Tensor)";
+  for (const char* overload : {"", ".inference"}) {
+    m.def((std::string("lstm_dynamic") + overload + kLstm).c_str());
+    m.def((std::string("gru_dynamic") + overload + kGru).c_str());
+    m.def((std::string("rnn_dynamic") + overload + kRnn).c_str());
+  }
 }
 
 STABLE_TORCH_LIBRARY_IMPL(dynquant, CPU, m) {
@@ -57,4 +77,10 @@ STABLE_TORCH_LIBRARY_IMPL(dynquant, CPU, m) {
   m.impl("embedding_bag", TORCH_BOX(&dynquant::embedding_bag));
   m.impl("linear_half", TORCH_BOX(&dynquant::linear_half));
   m.impl("linear_half.inference", TORCH_BOX(&dynquant::linear_half));
+  m.impl("lstm_dynamic", TORCH_BOX(&dynquant::lstm_dynamic));
+  m.impl("lstm_dynamic.inference", TORCH_BOX(&dynquant::lstm_dynamic));
+  m.impl("gru_dynamic", TORCH_BOX(&dynquant::gru_dynamic));
+  m.impl("gru_dynamic.inference", TORCH_BOX(&dynquant::gru_dynamic));
+  m.impl("rnn_dynamic", TORCH_BOX(&dynquant::rnn_dynamic));
+  m.impl("rnn_dynamic.inference", TORCH_BOX(&dynquant::rnn_dynamic));
 }

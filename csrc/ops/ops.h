@@ -40,5 +40,25 @@ Tensor embedding_bag(const Tensor& indices, const Tensor& rows, const Tensor& qp
                      int64_t dim, ScalarType dtype, const std::optional<Tensor>& offsets,
                      const std::optional<Tensor>& per_sample_weights, int64_t mode,
                      bool include_last_offset, int64_t padding_idx);
+std::tuple<Tensor, Tensor, Tensor> lstm_dynamic(
+    const Tensor& x, const Tensor& h0, const Tensor& c0, const Tensor& packed_ih,
+    const Tensor& weight_scale_ih, const std::optional<Tensor>& bias_ih, const Tensor& packed_hh,
+    const Tensor& weight_scale_hh, const std::optional<Tensor>& bias_hh,
+    const std::optional<Tensor>& packed_hr, const std::optional<Tensor>& weight_scale_hr,
+    const std::optional<Tensor>& batch_sizes, bool reverse, bool per_token, bool symmetric);
+std::tuple<Tensor, Tensor> gru_dynamic(const Tensor& x, const Tensor& h0, const Tensor& packed_ih,
+                                       const Tensor& weight_scale_ih,
+                                       const std::optional<Tensor>& bias_ih,
+                                       const Tensor& packed_hh, const Tensor& weight_scale_hh,
+                                       const std::optional<Tensor>& bias_hh,
+                                       const std::optional<Tensor>& batch_sizes, bool reverse,
+                                       bool per_token, bool symmetric);
+std::tuple<Tensor, Tensor> rnn_dynamic(const Tensor& x, const Tensor& h0, const Tensor& packed_ih,
+                                       const Tensor& weight_scale_ih,
+                                       const std::optional<Tensor>& bias_ih,
+                                       const Tensor& packed_hh, const Tensor& weight_scale_hh,
+                                       const std::optional<Tensor>& bias_hh, bool relu,
+                                       const std::optional<Tensor>& batch_sizes, bool reverse,
+                                       bool per_token, bool symmetric);
 
 }  // namespace dynquant

@@ -21,6 +21,6 @@ struct Packed {
 };
 
 // Reads and checks the header; a tensor that is not a packed weight of this layout is an error.
-Packed check_packed(const Tensor& packed);
+Packed check_packed(const Tensor& packed, const char* name = "packed");
 
 }  // namespace dynquant

@@ -1,4 +1,4 @@
-// Memory for staged activations that a thread keeps between calls.
+// Memory that a thread keeps between calls.
 #pragma once
 
 #include <stddef.h>
@@ -6,7 +6,10 @@
 
 namespace dynquant {
 
-// At least `bytes` bytes at a cache line's start, the calling thread's own until its next call.
-uint8_t* scratch(size_t bytes);
+enum class Purpose { staged_rows, recurrence, count };
+
+// At least `bytes` bytes at a cache line's start, the calling thread's own until its next call for
+// the same purpose.
+uint8_t* scratch(size_t bytes, Purpose purpose = Purpose::staged_rows);
 
 }  // namespace dynquant

@@ -145,10 +145,10 @@ PerRow per_row(const Tensor& t, const char* name, ScalarType dtype, const Tensor
   return {dense, dense.const_data_ptr(), for_each ? 1 : 0};
 }
 
-FloatBias::FloatBias(const std::optional<Tensor>& bias, int64_t n) {
+FloatBias::FloatBias(const std::optional<Tensor>& bias, int64_t n, const char* name) {
   if (!bias.has_value()) return;
-  const Dtype dtype = check_float(*bias, "bias");
-  check(bias->dim() == 1 && bias->size(0) == n, "bias must have the shape [", n, "], got ",
+  const Dtype dtype = check_float(*bias, name);
+  check(bias->dim() == 1 && bias->size(0) == n, name, " must have the shape [", n, "], got ",
         ShapeOf(*bias));
   holder = dtype == Dtype::f32 ? *bias : torch::stable::to(*bias, ScalarType::Float);
   if (!holder->is_contiguous()) holder = torch::stable::contiguous(*holder);

@@ -78,7 +78,7 @@ PerRow per_row(const Tensor& t, const char* name, ScalarType dtype, const Tensor
 
 // A bias [N] in fp32; null data where there is none.
 struct FloatBias {
-  FloatBias(const std::optional<Tensor>& bias, int64_t n);
+  FloatBias(const std::optional<Tensor>& bias, int64_t n, const char* name = "bias");
   std::optional<Tensor> holder;
   const float* data = nullptr;
 };

@@ -90,21 +90,21 @@ Tensor pack_weight(const Tensor& qweight) {
   return packed;
 }
 
-Packed check_packed(const Tensor& packed) {
-  check_tensor(packed, "packed", {ScalarType::Char});
-  check(packed.dim() == 1 && packed.is_contiguous(),
-        "packed must be the contiguous one-dimensional tensor that pack_weight gives, got shape ",
+Packed check_packed(const Tensor& packed, const char* name) {
+  check_tensor(packed, name, {ScalarType::Char});
+  check(packed.dim() == 1 && packed.is_contiguous(), name,
+        " must be the contiguous one-dimensional tensor that pack_weight gives, got shape ",
         ShapeOf(packed));
-  check(packed.numel() >= kHeaderBytes, "packed is too small to be a packed weight");
+  check(packed.numel() >= kHeaderBytes, name, " is too small to be a packed weight");
   const int8_t* base = static_cast<const int8_t*>(packed.const_data_ptr());
   PackedHeader header;
   std::memcpy(&header, base, sizeof header);
-  check(header.magic == kPackedMagic, "packed is not a weight packed by pack_weight");
-  check(header.version == kLayoutVersion, "packed has layout version ", header.version,
+  check(header.magic == kPackedMagic, name, " is not a weight packed by pack_weight");
+  check(header.version == kLayoutVersion, name, " has layout version ", header.version,
         ", this library reads version ", kLayoutVersion, ": pack the weight again");
   check(header.n >= 0 && header.n < kMaxN && header.k >= 0 && header.k <= kMaxK &&
             packed.numel() == packed_bytes(header.n, header.k),
-        "packed has ", packed.numel(), " bytes, which does not fit its header (N = ", header.n,
+        name, " has ", packed.numel(), " bytes, which does not fit its header (N = ", header.n,
         ", K = ", header.k, ")");
   return {base + kHeaderBytes, header.n, header.k};
 }

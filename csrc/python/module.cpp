@@ -72,6 +72,17 @@ Array<uint8_t> quantize(const std::string& isa, const Array<float>& x, float inv
   return q;
 }
 
+Array<float> activate(const std::string& isa, const std::string& function, const Array<float>& x) {
+  if (function != "sigmoid" && function != "tanh") {
+    throw py::value_error("function is " + function + "; allowed: sigmoid, tanh");
+  }
+  Array<float> y(x.size());
+  const FloatEnv env;
+  kernels_of(isa).activate({function == "tanh" ? Activation::tanh : Activation::sigmoid, x.data(),
+                            x.size(), y.mutable_data()});
+  return y;
+}
+
 Array<int32_t> gemm(const std::string& isa, const Array<uint8_t>& q,
                     const Array<int32_t>& zero_point, const Array<int8_t>& packed) {
   const Kernels& kernels = kernels_of(isa);
@@ -124,6 +135,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("quantize", &dynquant::quantize, py::arg("isa"), py::arg("x"), py::arg("inv"),
         py::arg("zero_point"), py::arg("q_min"), py::arg("q_max"),
         "clamp(rint(x * inv) + zero_point, q_min, q_max) as bytes.");
+  m.def("activate", &dynquant::activate, py::arg("isa"), py::arg("function"), py::arg("x"),
+        "sigmoid or tanh of each value of a float32 array, flattened.");
   m.def("gemm", &dynquant::gemm, py::arg("isa"), py::arg("q"), py::arg("zero_point"),
         py::arg("packed"), "(q - zero_point) @ weight.T in int32; q is uint8 [M, K].");
   m.def(

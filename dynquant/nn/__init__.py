@@ -1,8 +1,27 @@
 """The quantized modules."""
 
+from dynquant.nn.attention import MultiheadAttention
+from dynquant.nn.conv1d import Conv1D
 from dynquant.nn.embedding import Embedding, EmbeddingBag
 from dynquant.nn.linear import Linear
 from dynquant.nn.linear_half import HalfLinear
 from dynquant.nn.quantize import DeQuantize, Quantize
+from dynquant.nn.rnn import GRU, LSTM, RNN
+from dynquant.nn.rnn_cells import GRUCell, LSTMCell, RNNCell
 
-__all__ = ["DeQuantize", "Embedding", "EmbeddingBag", "HalfLinear", "Linear", "Quantize"]
+__all__ = [
+    "Conv1D",
+    "DeQuantize",
+    "Embedding",
+    "EmbeddingBag",
+    "GRU",
+    "GRUCell",
+    "HalfLinear",
+    "LSTM",
+    "LSTMCell",
+    "Linear",
+    "MultiheadAttention",
+    "Quantize",
+    "RNN",
+    "RNNCell",
+]

@@ -1,30 +1,45 @@
-"""What a float module must be for a quantized form to be made of it."""
+"""What a float module and a config must be for a quantized form to be made of them."""
 
 import torch
 from torch.nn.parameter import UninitializedParameter
 
+from dynquant.qconfig import one_of
+
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def titled(kind, name):
-    """How messages call a module of that kind found as `name`, and the prefix of its parameters."""
-    return (f"{name} ({kind})", f"{name}.") if name else (kind, "")
+def check_config(name, float_type, qconfig, dtypes):
+    """Raises ValueError for a config that a quantized form does not serve.
+
+    Args:
+        name: of the module; "" for a bare one.
+        float_type: how messages call its type.
+        dtypes: what the form serves.
+    """
+    module = f"{name} ({float_type})" if name else float_type
+    one_of(f"{module}: dtype", qconfig.dtype, dtypes)
+    if qconfig.dynamic is False:
+        raise ValueError(f"{module}: 'dynamic' is False, but it is quantized at run time only")
 
 
-def check_float_parameters(prefix, **parameters):
-    """Raises ValueError for a parameter that is uninitialized or has no supported float dtype."""
+def check_parameters(parameters):
+    """Raises ValueError unless each is initialized and fp32, bf16 or fp16.
+
+    Args:
+        parameters: by name; None counts as absent.
+    """
     for key, value in parameters.items():
         if isinstance(value, UninitializedParameter):
-            raise ValueError(f"{prefix}{key} is not initialized; run the model once")
+            raise ValueError(f"{key} is not initialized; run the model once")
         if value is not None and value.dtype not in FLOAT_DTYPES:
             listed = ", ".join(str(dtype) for dtype in FLOAT_DTYPES)
-            raise ValueError(f"{prefix}{key} is {value.dtype}; allowed: {listed}")
+            raise ValueError(f"{key} is {value.dtype}; allowed: {listed}")
 
 
-def check_finite(prefix, weight):
+def check_finite(key, weight):
     """Raises ValueError for a weight with NaN or Inf."""
     weight = weight.detach()
     if weight.numel() and not weight.is_meta:
         extremes = torch.stack(torch.aminmax(weight))  # NaN in the weight makes both NaN
         if not extremes.isfinite().all():
-            raise ValueError(f"{prefix}weight holds NaN or Inf")
+            raise ValueError(f"{key} holds NaN or Inf")

@@ -3,10 +3,10 @@
 import torch
 
 import dynquant.ops  # noqa: F401 (registers torch.ops.dynquant)
-from dynquant.nn._checks import check_finite, check_float_parameters, titled
+from dynquant.nn._checks import check_config, check_finite, check_parameters
 from dynquant.nn._plain import PlainState
 from dynquant.nn._state import Entry
-from dynquant.qconfig import QConfig, one_of, parse_qconfig
+from dynquant.qconfig import QConfig, parse_qconfig
 
 EMBEDDING_DTYPES = (torch.quint8, torch.quint4x2)
 _MODES = ("sum", "mean", "max")
@@ -65,10 +65,10 @@ class _Table(PlainState):
                 hold, or of another dtype than fp32, bf16 and fp16; for a dtype other than
                 torch.quint8 and torch.quint4x2; for dynamic=False.
         """
-        module, prefix = titled(f"nn.{cls.__name__}", name)
-        one_of(f"{module}: dtype", qconfig.dtype, EMBEDDING_DTYPES)
-        check_float_parameters(prefix, weight=mod.weight)
-        check_finite(prefix, mod.weight)
+        check_config(name, f"nn.{cls.__name__}", qconfig, EMBEDDING_DTYPES)
+        prefix = f"{name}." if name else ""
+        check_parameters({f"{prefix}weight": mod.weight})
+        check_finite(f"{prefix}weight", mod.weight)
         weight = mod.weight.detach()
         if weight.numel() and not weight.is_meta:
             span = weight.amax(1).float() - weight.amin(1).float()

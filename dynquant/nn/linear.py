@@ -1,25 +1,18 @@
 """nn.Linear with an int8 weight, whose input is quantized at each call."""
 
-import copy
-import warnings
-
 import torch
-from torch import nn
 
-import dynquant.ops  # noqa: F401 (registers torch.ops.dynquant)
-from dynquant.nn._checks import FLOAT_DTYPES, check_finite, check_float_parameters, titled
-from dynquant.nn._move import moved
-from dynquant.nn._state import INTEGERS, Entry, read_entries
+from dynquant.nn._checks import check_config, check_parameters
+from dynquant.nn._packed import PackedModule, check_weight, packed_from_float
+from dynquant.nn._torch_ao import with_plain_linear
 from dynquant.nn.quantize import remembered
 from dynquant.nn.weight import int8_weight
-from dynquant.qconfig import QConfig, one_of, parse_qconfig, per_channel, per_tensor, per_token
-
-MAX_IN_FEATURES = 65536  # beyond it a sum could leave int32
+from dynquant.qconfig import QConfig, parse_qconfig, per_channel, per_tensor, per_token
 
 _linear_dynamic = torch.ops.dynquant.linear_dynamic.default
 _linear_without_gradient = torch.ops.dynquant.linear_dynamic.inference
-# The same without the overload's own Python frame, which costs 0.4 microseconds a call; a compiler
-# knows the overload alone.
+# The same without the overload's own Python frame, which costs 0.4 microseconds a call; compilers
+# know the overload alone, and a tracer names values by frames.
 _linear_without_frame = getattr(_linear_without_gradient, "_op", _linear_without_gradient)
 _scaled_mm = torch.ops.dynquant.scaled_mm.default
 
@@ -41,7 +34,35 @@ class _ScaledMM(torch.autograd.Function):
         return (gradient.to(torch.float32) @ weight).to(ctx.dtype), None, None
 
 
-class Linear(nn.Module):
+def outputs_of(linears, x):
+    """The outputs of several modules for one x, which is quantized once where all are Linear.
+
+    The bits are those of calling each.
+    """
+    if not all(type(linear) is Linear and _is_plain(linear) for linear in linears):
+        return [linear(x) for linear in linears]
+    schemes = {(linear.per_token, linear.symmetric) for linear in linears}
+    wants_gradient = x.requires_grad and torch.is_grad_enabled()
+    autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)
+    if len(schemes) > 1 or wants_gradient or autocast or remembered(x) is not None:
+        return [linear(x) for linear in linears]
+    form = torch.ops.dynquant.quantize_activation(x, *schemes.pop())
+    return [
+        _scaled_mm(*form, linear.packed, linear.weight_scale, linear.bias, x.dtype)
+        for linear in linears
+    ]
+
+
+def _is_plain(module):
+    return not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
+class Linear(PackedModule):
     """y = x @ weight.T + bias with an int8 weight and x quantized to 8 bits at each call.
 
     Made by from_float, which quantize_dynamic calls. x is fp32, bf16 or fp16 [..., in_features],
@@ -50,18 +71,18 @@ class Linear(nn.Module):
 
     The weight is held once, packed for the machine; `weight` and the state dict unpack it. The
     state dict has weight (int8 [N, K]), weight_scale (fp32 [N] or [1]), bias where there is one,
-    and version (int64).
+    and version (int64). load_state_dict also takes what the float module has (its weight is then
+    quantized as this one was) and what torch.ao's dynamic quantization saves.
 
     Attributes:
         in_features, out_features: K and N.
-        weight: int8 [N, K], read-only.
+        weight: int8 [N, K], read-only. Assigning a float weight quantizes it.
         weight_scale: fp32 [N] (per_channel) or [1] (per_tensor); fp32 in a model of any dtype.
         bias: a parameter [N] without gradient, or None.
         per_token, symmetric: how x is quantized.
     """
 
-    VERSION = 1
-    DTYPES = (torch.qint8,)
+    FLOAT = "nn.Linear"
 
     def __init__(self, in_features, out_features, packed, weight_scale, bias, dtype, qconfig):
         super().__init__()
@@ -69,16 +90,8 @@ class Linear(nn.Module):
         self.out_features = out_features
         self.per_token = qconfig.activation == per_token
         self.symmetric = qconfig.symmetric
-        self.register_buffer("packed", packed, persistent=False)
-        self.register_buffer("weight_scale", weight_scale)
-        if bias is None:
-            self.register_parameter("bias", None)
-            # A model without any parameter could not answer next(model.parameters()).dtype.
-            bias = packed.new_empty(0, dtype=dtype)
-            self.placeholder = nn.Parameter(bias, requires_grad=False)
-        else:
-            self.bias = nn.Parameter(bias, requires_grad=False)
-        self.eval()
+        weight = (packed, weight_scale, out_features, in_features)
+        self._hold({"weight": weight}, {"bias": bias}, dtype)
 
     @classmethod
     def from_float(cls, mod, qconfig=None, tied_to=None):
@@ -95,19 +108,28 @@ class Linear(nn.Module):
         """
         qconfig = QConfig() if qconfig is None else parse_qconfig(qconfig)
         cls.check_float(mod, qconfig)
+        return cls.from_weight(cls._rows(mod.weight), mod.bias, qconfig, tied_to)
+
+    @classmethod
+    def from_weight(cls, weight, bias, qconfig, tied_to=None):
+        """The layer of a float weight [N, K] and bias [N] or None, neither of which it keeps.
+
+        Args:
+            weight, bias: what check_parameters accepts.
+            qconfig: a QConfig.
+            tied_to: as for from_float.
+        """
+        weight = weight.detach()
         if tied_to is None:
-            weight, weight_scale = torch.ops.dynquant.quantize_weight(
-                mod.weight.detach(), qconfig.weight == per_channel
-            )
-            packed = torch.ops.dynquant.pack_weight(weight)
+            packed, weight_scale = packed_from_float(weight, qconfig.weight)
         else:
             packed, weight_scale = tied_to.packed, tied_to.weight_scale
-        bias = None if mod.bias is None else mod.bias.detach().clone()
-        n, k = mod.weight.shape
-        return cls(k, n, packed, weight_scale, bias, mod.weight.dtype, qconfig)
+        bias = None if bias is None else bias.detach().clone()
+        n, k = weight.shape
+        return cls(k, n, packed, weight_scale, bias, weight.dtype, qconfig)
 
-    @staticmethod
-    def check_float(mod, qconfig, name=""):
+    @classmethod
+    def check_float(cls, mod, qconfig, name=""):
         """Raises what stands against quantizing `mod`, naming its parameters after `name`.
 
         Raises:
@@ -115,20 +137,16 @@ class Linear(nn.Module):
                 than fp32, bf16 and fp16, or has more than 65,536 columns; for a bias of another
                 dtype; for a dtype of the config other than torch.qint8; for dynamic=False.
         """
-        module, prefix = titled("nn.Linear", name)
-        one_of(f"{module}: dtype", qconfig.dtype, Linear.DTYPES)
-        if qconfig.dynamic is False:
-            raise ValueError(f"{module}: 'dynamic' is False, but it is quantized at run time only")
-        check_float_parameters(prefix, weight=mod.weight, bias=mod.bias)
-        columns = mod.weight.shape[1]
-        if columns > MAX_IN_FEATURES:
-            raise ValueError(
-                f"{prefix}weight has {columns} columns; at most {MAX_IN_FEATURES} can be "
-                "quantized exactly"
-            )
-        check_finite(prefix, mod.weight)
+        check_config(name, cls.FLOAT, qconfig, cls.DTYPES)
+        prefix = f"{name}." if name else ""
+        check_parameters({f"{prefix}weight": mod.weight, f"{prefix}bias": mod.bias})
+        check_weight(f"{prefix}weight", cls._rows(mod.weight))
 
     def forward(self, x):
+        if torch.jit.is_scripting():
+            return torch.ops.dynquant.linear_dynamic(
+                x, self.packed, self.weight_scale, self.bias, self.per_token, self.symmetric
+            )
         # nn.Module.__getattr__ would cost 0.4 microseconds for each of these.
         packed = self._buffers["packed"]
         weight_scale = self._buffers["weight_scale"]
@@ -140,7 +158,7 @@ class Linear(nn.Module):
                 return torch.nested.as_nested_tensor(rows, layout=x.layout)
             if x.requires_grad and torch.is_grad_enabled():
                 linear = _linear_dynamic
-            elif torch.compiler.is_compiling():
+            elif torch.compiler.is_compiling() or torch.jit.is_tracing():
                 linear = _linear_without_gradient
             else:
                 linear = _linear_without_frame
@@ -156,123 +174,15 @@ class Linear(nn.Module):
         return _scaled_mm(*arguments)
 
     @property
-    def weight(self):
-        return int8_weight(self.packed, self.out_features, self.in_features)
-
-    def _plain_weight(self):
-        return torch.ops.dynquant.unpack_weight(self.packed, self.out_features, self.in_features)
-
-    def _apply(self, fn, recurse=True):
-        packed, weight_scale = self.packed, self.weight_scale
-
-        def moved_or_repacked(tensor):
-            if tensor is packed:
-                return self._repacked(fn, packed, moved(fn, weight_scale).device)
-            return moved(fn, tensor) if tensor is weight_scale else fn(tensor)
-
-        return super()._apply(moved_or_repacked, recurse)
-
-    def _repacked(self, fn, packed, device):
-        if device.type == packed.device.type:
-            return moved(fn, packed)
-        weight = moved(fn, self._plain_weight())
-        if packed.is_meta:  # to_empty() leaves bytes that may be no weight
-            weight.zero_()
-        return torch.ops.dynquant.pack_weight(weight)
-
-    def __deepcopy__(self, memo):
-        copied = self.__class__.__new__(self.__class__)
-        memo[id(self)] = copied
-        copied.__dict__ = copy.deepcopy(self.__dict__, memo)
-        return copied
-
-    def __getstate__(self):
-        buffers = self._buffers.copy()
-        del buffers["packed"]
-        return {**self.__dict__, "_buffers": buffers, "_weight": self._plain_weight()}
-
-    def __setstate__(self, state):
-        state = state.copy()
-        packed = torch.ops.dynquant.pack_weight(state.pop("_weight"))
-        super().__setstate__(state)
-        self._buffers = {"packed": packed, **self._buffers}
-
-    def _save_to_state_dict(self, destination, prefix, keep_vars):
-        for key, value in self._state().items():
-            destination[prefix + key] = value if keep_vars else value.detach()
-
-    def _state(self):
-        state = {"weight": self._plain_weight(), "weight_scale": self.weight_scale}
-        if self.bias is not None:
-            state["bias"] = self.bias
-        return {**state, "version": torch.tensor(self.VERSION)}
-
-    def _load_from_state_dict(
-        self,
-        state_dict,
-        prefix,
-        local_metadata,
-        strict,
-        missing_keys,
-        unexpected_keys,
-        error_msgs,
-    ):
-        lists = (strict, missing_keys, unexpected_keys)
-        for hook in self._load_state_dict_pre_hooks.values():
-            hook(state_dict, prefix, local_metadata, *lists, error_msgs)
-        found, errors = read_entries(self, self._entries(), state_dict, prefix, *lists)
-        version = found.pop("version", None)
-        if not (errors or version is None or version.is_meta or 1 <= version <= self.VERSION):
-            errors.append(
-                f"{prefix}version is {int(version)}; this dynquant reads 1 to {self.VERSION}"
+    def weight(self) -> torch.Tensor:
+        if torch.jit.is_scripting():
+            return torch.ops.dynquant.unpack_weight(
+                self.packed, self.out_features, self.in_features
             )
-        if errors:
-            error_msgs.extend(errors)
-        elif found:
-            self._load(found, local_metadata.get("assign_to_params_buffers", False), prefix)
+        return int8_weight([(self.packed, self.out_features)], self.in_features)
 
-    def _entries(self):
-        n, k = self.out_features, self.in_features
-        entries = {
-            "weight": Entry((torch.int8,), ((n, k),)),
-            "weight_scale": Entry((torch.float32,), ((n,), (1,))),
-            "bias": Entry(FLOAT_DTYPES, ((n,),)),
-            "version": Entry(INTEGERS, ((),)),
-        }
-        if self.bias is None:
-            del entries["bias"]
-        return entries
-
-    @torch.no_grad()
-    def _load(self, found, assign, prefix):
-        if self.packed.is_meta and not assign:
-            warnings.warn(
-                f"{prefix}weight is on the meta device, which loading does not change; "
-                "pass assign=True to load_state_dict",
-                stacklevel=2,
-            )
-            return
-        weight = found.pop("weight", None)
-        if weight is not None:
-            weight = weight if assign else weight.to(self.packed.device)
-            scale = found.get("weight_scale", self.weight_scale).to(weight.device)
-            if not weight.is_meta and (weight == -128).any():
-                values = weight.to(torch.float32) * scale[:, None]
-                weight, found["weight_scale"] = torch.ops.dynquant.quantize_weight(
-                    values, scale.numel() == self.out_features
-                )
-            found["packed"] = torch.ops.dynquant.pack_weight(weight)
-        for key, value in found.items():
-            held = getattr(self, key)
-            if not assign and held.shape == value.shape:
-                held.copy_(value)
-            elif key == "bias":
-                self.bias = nn.Parameter(value, requires_grad=False)
-            else:
-                self._buffers[key] = value if assign else value.to(held.device)
-        if self.bias is None:
-            placeholder = torch.empty_like(self.placeholder, device=self.packed.device)
-            self.placeholder = nn.Parameter(placeholder, requires_grad=False)
+    def _translated(self, state_dict, prefix):
+        return with_plain_linear(state_dict, prefix)
 
     def extra_repr(self):
         weight = per_channel if self.weight_scale.numel() == self.out_features else per_tensor

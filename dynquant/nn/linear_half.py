@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 import dynquant.ops  # noqa: F401 (registers torch.ops.dynquant)
-from dynquant.nn._checks import FLOAT_DTYPES, check_finite, check_float_parameters, titled
+from dynquant.nn._checks import FLOAT_DTYPES, check_config, check_finite, check_parameters
 from dynquant.nn._plain import PlainState
 from dynquant.nn._state import Entry
 from dynquant.nn.weight import Int8Weight
-from dynquant.qconfig import QConfig, one_of, parse_qconfig
+from dynquant.qconfig import QConfig, parse_qconfig
 
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 
@@ -87,12 +87,10 @@ class HalfLinear(PlainState):
             ValueError: for a weight that is uninitialized, holds NaN or Inf, or has another dtype
                 than fp32, bf16 and fp16; for a bias of another dtype; for dynamic=False.
         """
-        module, prefix = titled("nn.Linear", name)
-        one_of(f"{module}: dtype", qconfig.dtype, HALF_DTYPES)
-        if qconfig.dynamic is False:
-            raise ValueError(f"{module}: 'dynamic' is False, but it has no static form")
-        check_float_parameters(prefix, weight=mod.weight, bias=mod.bias)
-        check_finite(prefix, mod.weight)
+        check_config(name, "nn.Linear", qconfig, HALF_DTYPES)
+        prefix = f"{name}." if name else ""
+        check_parameters({f"{prefix}weight": mod.weight, f"{prefix}bias": mod.bias})
+        check_finite(f"{prefix}weight", mod.weight)
 
     def forward(self, x):
         # nn.Module.__getattr__ would cost 0.4 microseconds for each of these.

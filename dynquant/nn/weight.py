@@ -24,16 +24,16 @@ class Int8Weight(torch.Tensor):
 
 class _PackedWeight(Int8Weight):
     @staticmethod
-    def __new__(cls, packed, shape):
+    def __new__(cls, parts, k):
         weight = torch.Tensor._make_wrapper_subclass(
-            cls, shape, dtype=torch.int8, device=packed.device
+            cls, (sum(n for _, n in parts), k), dtype=torch.int8, device=parts[0][0].device
         )
-        weight._packed = packed
+        weight._parts = parts
         return weight
 
     def _unpack(self):
         with torch.inference_mode(False):  # whose tensors have no _version
-            return torch.ops.dynquant.unpack_weight(self._packed, *self.shape)
+            return _unpacked(self._parts, self.shape[1])
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
@@ -59,8 +59,18 @@ class _PackedWeight(Int8Weight):
         return func(*args, **kwargs)
 
 
-def int8_weight(packed, n, k):
-    """The weight int8 [n, k] that `packed` holds, as an Int8Weight."""
+def _unpacked(parts, k):
+    weights = [torch.ops.dynquant.unpack_weight(packed, n, k) for packed, n in parts]
+    return weights[0] if len(weights) == 1 else torch.cat(weights)
+
+
+def int8_weight(parts, k):
+    """The rows that `parts` hold, one below the other, as an Int8Weight.
+
+    Args:
+        parts: each a packed weight and the number N of its rows.
+        k: the number of columns.
+    """
     if torch.compiler.is_dynamo_compiling():  # which cannot trace a tensor without storage
-        return torch.ops.dynquant.unpack_weight(packed, n, k).as_subclass(Int8Weight)
-    return _PackedWeight(packed, (n, k))
+        return _unpacked(parts, k).as_subclass(Int8Weight)
+    return _PackedWeight(parts, k)

@@ -285,6 +285,94 @@ void test_embedding(const Kernels& kernels, int64_t dim, int bits, std::mt19937&
   }
 }
 
+// sigmoid and tanh, value by value, with the same operations in the same order.
+struct Exp {
+  float scale, p;
+
+  explicit Exp(float y) {
+    const float n = std::nearbyint(y * 1.44269504f);
+    const float r = (y - n * 0.693359375f) - n * -2.12194440e-4f;
+    float sum = 1.3946553e-3f;
+    for (float c : {8.366644e-3f, 4.166628e-2f, 1.6666542e-1f, 0.5f}) sum = sum * r + c;
+    p = sum * (r * r) + r;
+    scale = n <= -127.0f ? 0.0f : std::ldexp(1.0f, n != n ? 0 : static_cast<int>(n));
+  }
+};
+
+float sigmoid_of(float x) {
+  const Exp e(x != x ? x : std::fmax(-88.0f, -std::fabs(x)));
+  const float z = e.scale + e.scale * e.p;
+  return (std::signbit(x) ? z : 1.0f) / (1.0f + z);
+}
+
+float tanh_of(float x) {
+  const float limited = x != x ? x : std::fmax(-10.0f, -std::fabs(x));
+  const Exp e(limited + limited);
+  const float t = e.scale * e.p + (e.scale - 1.0f);
+  return std::copysign(t / (2.0f + t), x);
+}
+
+void test_activate(const Kernels& kernels, int64_t n, std::mt19937& random) {
+  std::normal_distribution<float> real(0.0f, 10.0f);
+  const float special[] = {0.0f, -0.0f, NAN, INFINITY, -INFINITY, -87.7f, 1e-45f, 10.01f, -1e38f};
+  std::vector<float> x;
+  for (int64_t i = 0; i < n; ++i)
+    x.push_back(random() % 4 == 0 ? special[random() % 9] : real(random));
+  for (int tanh = 0; tanh < 2; ++tanh) {
+    std::vector<float> y = x;
+    kernels.activate({tanh ? Activation::tanh : Activation::sigmoid, y.data(), n, y.data()});
+    for (int64_t i = 0; i < n; ++i) {
+      expect(same(y[i], tanh ? tanh_of(x[i]) : sigmoid_of(x[i])), kernels.name,
+             tanh ? "tanh" : "sigmoid", i, n, 0);
+    }
+  }
+}
+
+// A row's states after a step: h, then c.
+std::vector<float> gates_of(Cell cell, const std::vector<float>& input,
+                            const std::vector<float>& hidden, std::vector<float> states,
+                            int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    const auto sum = [&](int64_t gate) { return input[gate * n + i] + hidden[gate * n + i]; };
+    float& h = states[i];
+    float& c = states[n + i];
+    if (cell == Cell::lstm) {
+      c = sigmoid_of(sum(1)) * c + sigmoid_of(sum(0)) * tanh_of(sum(2));
+      h = sigmoid_of(sum(3)) * tanh_of(c);
+    } else if (cell == Cell::gru) {
+      const float added = tanh_of(input[2 * n + i] + sigmoid_of(sum(0)) * hidden[2 * n + i]);
+      h = (h - added) * sigmoid_of(sum(1)) + added;
+    } else if (cell == Cell::rnn_tanh) {
+      h = tanh_of(sum(0));
+    } else {
+      h = sum(0) < 0.0f ? 0.0f : sum(0);
+    }
+  }
+  return states;
+}
+
+void test_gates(const Kernels& kernels, int64_t n, std::mt19937& random) {
+  std::normal_distribution<float> real(0.0f, 3.0f);
+  const auto drawn = [&](int64_t count) {
+    std::vector<float> values;
+    for (int64_t i = 0; i < count; ++i) values.push_back(random() % 40 == 0 ? NAN : real(random));
+    return values;
+  };
+  for (Cell cell : {Cell::lstm, Cell::gru, Cell::rnn_tanh, Cell::rnn_relu}) {
+    const int64_t gates = cell == Cell::lstm ? 4 : cell == Cell::gru ? 3 : 1;
+    const std::vector<float> input = drawn(gates * n), hidden = drawn(gates * n);
+    const std::vector<float> before = drawn(2 * n);
+    const std::vector<float> wanted = gates_of(cell, input, hidden, before, n);
+    std::vector<float> h(before.begin(), before.begin() + n), c(before.begin() + n, before.end());
+    kernels.gates(
+        {cell, input.data(), hidden.data(), n, h.data(), cell == Cell::lstm ? c.data() : nullptr});
+    for (int64_t i = 0; i < n; ++i) {
+      expect(same(h[i], wanted[i]), kernels.name, "h", static_cast<long>(cell), n, i);
+      expect(same(c[i], wanted[n + i]), kernels.name, "c", static_cast<long>(cell), n, i);
+    }
+  }
+}
+
 void test_kernels(const Kernels& kernels) {
   std::mt19937 random(1);
   for (int64_t dim = 0; dim < 140; ++dim) {
@@ -308,6 +396,11 @@ void test_kernels(const Kernels& kernels) {
   for (int64_t k : {511, 512, 513, 515, 1024, 1025}) test_quantize(kernels, k, false, random);
   test_16_bits<Bfloat16>(kernels, Dtype::bf16);
   test_16_bits<Half>(kernels, Dtype::f16);
+  for (int64_t n = 0; n < 70; ++n) {
+    test_activate(kernels, n, random);
+    test_gates(kernels, n, random);
+  }
+  test_activate(kernels, 100000, random);
 }
 
 template <int Lanes, int Rows, int Registers>

@@ -1,0 +1,93 @@
+// The driver of every product: rows are staged block by block and multiplied by a packed weight.
+#pragma once
+
+#include <algorithm>
+#include <optional>
+
+#include "../cpu/layout.h"
+#include "../cpu/qparams.h"
+#include "columns.h"
+#include "packed.h"
+#include "parallel.h"
+#include "scratch.h"
+#include "split.h"
+#include "tensors.h"
+
+namespace dynquant {
+
+// Rows of activations: `stage(m, row)` writes row m as the kernels read it, and gives its scale and
+// the zero point of its unsigned form.
+struct StagedRow {
+  float scale;
+  int32_t zero_point;
+};
+
+constexpr int64_t kBlockRows = 192;  // rows whose staged form waits for one pass over panels
+constexpr int64_t kBlockBytes = 1024 * 1024;  // but not more than this, where rows are long
+
+// The product of all rows of `source` and a packed weight, split over threads.
+template <class Source>
+void multiply(const Kernels& kernels, const Source& source, int64_t m, const Packed& weight,
+              const EpilogueArgs& epilogue, int64_t out_bytes) {
+  const int64_t groups = groups_of(weight.k);
+  // Rows at a power of two would share few cache sets: a line more between them spreads them.
+  const int64_t stride = ceil_div(groups * kernels.group_bytes, 64) * 64 + 64;
+  const int64_t block = std::max<int64_t>(8, std::min(kBlockRows, kBlockBytes / stride));
+  const int64_t panels = panels_of(weight.n);
+  const Split split = choose_split(m, weight.n, weight.k, num_threads());
+  run_tasks(split.rows * split.columns, [&](int64_t task) {
+    const int64_t row_part = task / split.columns, column_part = task % split.columns;
+    const int64_t m_begin = m * row_part / split.rows, m_end = m * (row_part + 1) / split.rows;
+    GemmArgs a = {};
+    a.panels = weight.panels;
+    a.groups = groups;
+    a.n_begin = panels * column_part / split.columns * kPanelColumns;
+    a.n_end = std::min(weight.n, panels * (column_part + 1) / split.columns * kPanelColumns);
+    if (a.n_begin >= a.n_end || m_begin >= m_end) return;
+    const int64_t blocks = ceil_div(m_end - m_begin, block);
+    uint8_t* staged = scratch(static_cast<size_t>(std::min(block, m_end - m_begin) * stride));
+    float scale[kBlockRows];
+    int32_t zero_point[kBlockRows];
+    a.staged = staged;
+    a.staged_stride = stride;
+    a.zero_point = zero_point;
+    for (int64_t b = 0; b < blocks; ++b) {
+      const int64_t begin = m_begin + (m_end - m_begin) * b / blocks;
+      const int64_t end = m_begin + (m_end - m_begin) * (b + 1) / blocks;
+      for (int64_t row = begin; row < end; ++row) {
+        const StagedRow values = source.stage(row, staged + (row - begin) * stride);
+        scale[row - begin] = values.scale;
+        zero_point[row - begin] = values.zero_point;
+      }
+      a.m = end - begin;
+      a.epilogue = epilogue;
+      a.epilogue.scale = scale;
+      a.epilogue.out = static_cast<char*>(epilogue.out) + begin * epilogue.out_stride * out_bytes;
+      kernels.gemm(a);
+    }
+  });
+}
+
+// Rows of floats that are quantized as they are staged.
+struct FloatRows {
+  const Kernels& kernels;
+  Rows rows;
+  Dtype dtype;
+  bool symmetric;
+  std::optional<QParams> whole;  // per_tensor
+
+  StagedRow stage(int64_t m, uint8_t* staged) const {
+    const char* x = rows.data + m * rows.stride;
+    const QParams p =
+        whole.has_value() ? *whole : choose_qparams(kernels.range(x, dtype, rows.k), symmetric);
+    QuantizeArgs a = quantize_args(p, symmetric, true);
+    a.x = x;
+    a.dtype = dtype;
+    a.k = rows.k;
+    a.q = staged;
+    kernels.quantize_staged(a);
+    return {p.scale, p.zero_point + a.shift};
+  }
+};
+
+}  // namespace dynquant

@@ -1,0 +1,124 @@
+"""Reading what torch.ao's dynamically quantized modules save: plain int8 weights and scales."""
+
+import torch
+
+
+def with_plain_linear(state_dict, prefix):
+    """`state_dict` with plain entries in place of those of a torch.ao Linear below `prefix`.
+
+    torch.ao saves scale, zero_point, _packed_params.dtype and _packed_params._packed_params; in
+    their place come weight, weight_scale, bias where there is one, and version, or weight and bias
+    alone where the weight is float.
+
+    Returns:
+        the state dict, a new one where anything was replaced, and a list of error messages.
+    """
+    packed_key = f"{prefix}_packed_params._packed_params"
+    if packed_key not in state_dict:
+        return state_dict, []
+    own = ("scale", "zero_point", "_packed_params.dtype", "_packed_params._packed_params")
+    result = {
+        key: value
+        for key, value in state_dict.items()
+        if not (key.startswith(prefix) and key.removeprefix(prefix) in own)
+    }
+    try:
+        entries = plain_linear(state_dict[packed_key])
+    except ValueError as error:
+        return result, [f"{packed_key}: {error}"]
+    result.update({prefix + key: value for key, value in entries.items()})
+    return result, []
+
+
+def plain_linear(packed_params):
+    """What a torch.ao Linear's (weight, bias) is in the state dict of dynquant.nn.Linear.
+
+    Args:
+        packed_params: a tuple of a weight [N, K], quantized or float, and a bias [N] or None; or
+            the ScriptObject that holds both.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if isinstance(packed_params, torch.ScriptObject):
+        packed_params = _unpack_linear(packed_params)
+    if not isinstance(packed_params, tuple) or len(packed_params) != 2:
+        raise ValueError(
+            f"expected torch.ao's (weight, bias), found {type(packed_params).__name__}"
+        )
+    weight, bias = packed_params
+    if not isinstance(weight, torch.Tensor) or weight.dim() != 2:
+        raise ValueError(f"expected a weight [N, K], found {weight!r}")
+    entries = plain_weight(weight, "weight")
+    if "weight_scale" in entries:
+        entries["version"] = torch.tensor(1)
+    if bias is not None:
+        entries["bias"] = bias.detach()
+    return entries
+
+
+def plain_weight(weight, name):
+    """A quantized weight [N, K] as {name: int8 [N, K], name_scale: fp32 [N] or [1]}.
+
+    A weight without zero point keeps its integers, -128 included. One with zero points, of another
+    dtype than qint8, or scaled along another axis comes as {name: fp32 [N, K]}, its dequantized
+    values; a float weight as it is.
+    """
+    if not weight.is_quantized:
+        return {name: weight.detach()}
+    per_channel = weight.qscheme() in (
+        torch.per_channel_affine,
+        torch.per_channel_symmetric,
+        torch.per_channel_affine_float_qparams,
+    )
+    if per_channel:
+        scale, offsets = weight.q_per_channel_scales(), weight.q_per_channel_zero_points()
+        rows = weight.q_per_channel_axis() == 0
+    else:
+        scale, offsets = torch.tensor([weight.q_scale()]), torch.tensor([weight.q_zero_point()])
+        rows = True
+    if weight.dtype != torch.qint8 or not rows or offsets.any():
+        return {name: weight.dequantize()}
+    return {name: weight.int_repr(), f"{name}_scale": scale.to(torch.float32)}
+
+
+def plain_cell(param):
+    """One layer and direction of a torch.ao LSTM or GRU.
+
+    Args:
+        param: the ScriptObject under `_all_weight_values.{i}.param`; i counts the directions of a
+            layer first.
+
+    Returns:
+        weight_ih, weight_hh (int8, with weight_ih_scale and weight_hh_scale; or fp32 alone where
+        torch.ao kept 16 bits), and bias_ih, bias_hh.
+
+    Raises:
+        ValueError: for another object.
+    """
+    try:
+        (kind, tensors, _, _, packed), _ = param.__getstate__()
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"expected torch.ao's parameters of a cell, found {type(param).__name__}"
+        ) from error
+    if kind not in ("quantized_dynamic", "quantized_fp16"):
+        raise ValueError(f"expected dynamically quantized parameters of a cell, found {kind!r}")
+    result = {}
+    for place, (name, one) in enumerate(zip(("ih", "hh"), packed, strict=True)):
+        weight, bias = _unpack_linear(one)
+        bias = tensors[place] if kind == "quantized_dynamic" else bias
+        result.update(plain_weight(weight, f"weight_{name}"))
+        if bias is not None:
+            result[f"bias_{name}"] = bias.detach()
+    return result
+
+
+def _unpack_linear(packed):
+    """(weight, bias) of a ScriptObject of LinearPackedParamsBase."""
+    for unpack in (torch.ops.quantized.linear_unpack, torch.ops.quantized.linear_unpack_fp16):
+        try:
+            return unpack(packed)
+        except RuntimeError:
+            continue
+    raise ValueError("expected torch.ao's packed parameters of a linear layer")

@@ -1,0 +1,28 @@
+"""Hugging Face's Conv1D, GPT-2's linear layer, with an int8 weight."""
+
+from dynquant.nn.linear import Linear
+
+
+class Conv1D(Linear):
+    """transformers' Conv1D: y = x @ weight + bias with a float weight [in, out].
+
+    What it holds, and its state dict, are those of dynquant.nn.Linear: weight is int8 [out, in].
+    load_state_dict takes the float module's weight [in, out].
+
+    Attributes:
+        nx, nf: in_features and out_features, by the names that Conv1D has for them.
+    """
+
+    FLOAT = "Conv1D"
+
+    @property
+    def nx(self):
+        return self.in_features
+
+    @property
+    def nf(self):
+        return self.out_features
+
+    @staticmethod
+    def _rows(weight):
+        return weight.t()

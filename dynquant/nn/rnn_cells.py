@@ -1,0 +1,147 @@
+"""nn.LSTMCell, nn.GRUCell and nn.RNNCell with int8 weights: one step of a recurrence."""
+
+import torch
+from torch import nn
+
+from dynquant.nn._recurrent import RecurrentModule
+from dynquant.nn._torch_ao import plain_linear
+
+
+class _RecurrentCell(RecurrentModule):
+    """One step of a recurrence, quantized as the layers are.
+
+    Made by from_float, which quantize_dynamic calls. Takes and gives what the float module does:
+    fp32, bf16 or fp16 [B, input_size] or [input_size], and states of that dtype, [B, hidden_size]
+    or [hidden_size].
+
+    The state dict has weight_ih and weight_hh (int8 [N, K]), weight_ih_scale and weight_hh_scale
+    (fp32 [N] or [1]), the biases, and version (int64). load_state_dict also takes what the float
+    module has and what torch.ao's dynamic quantization saves.
+
+    Attributes:
+        those of the float module; its weights are int8 and read-only, the biases parameters without
+        gradient, or None.
+        per_token, symmetric: how the input and the states are quantized.
+    """
+
+    COPIED = ("input_size", "hidden_size", "bias")
+    STATES = 1
+
+    @staticmethod
+    def _suffixes_of(mod):
+        return [""]
+
+    def forward(self, input, hx=None):
+        name = self._get_name()
+        if input.dim() not in (1, 2):
+            raise ValueError(f"{name}: Expected input to be 1D or 2D, got {input.dim()}D instead")
+        is_batched = input.dim() == 2
+        x = input if is_batched else input.unsqueeze(0)
+        if hx is None:
+            states = [x.new_zeros(x.shape[0], self.hidden_size)] * self.STATES
+        else:
+            states = self._as_states(hx)
+            self._check_dimensions(states)
+            states = states if is_batched else [state.unsqueeze(0) for state in states]
+        self._check_sizes(x, states)
+        _, states = self._direction(x.unsqueeze(0), states, 0)
+        return self._as_hx(states if is_batched else [state.squeeze(0) for state in states])
+
+    def _check_dimensions(self, states):
+        for place, state in enumerate(states):
+            if state.dim() not in (1, 2):
+                what = f"hx[{place}]" if self.STATES > 1 else "hidden"
+                raise ValueError(
+                    f"{self._get_name()}: Expected {what} to be 1D or 2D, "
+                    f"got {state.dim()}D instead"
+                )
+
+    def _check_sizes(self, x, states):
+        if x.shape[1] != self.input_size:
+            raise RuntimeError(
+                f"input has inconsistent input_size: got {x.shape[1]} expected {self.input_size}"
+            )
+        for place, state in enumerate(states):
+            if state.dim() != 2 or state.shape[0] != x.shape[0]:
+                rows = state.shape[0] if state.dim() == 2 else f"of the shape {list(state.shape)}"
+                raise RuntimeError(
+                    f"Input batch size {x.shape[0]} doesn't match hidden{place} batch size {rows}"
+                )
+            if state.shape[1] != self.hidden_size:
+                raise RuntimeError(
+                    f"hidden{place} has inconsistent hidden_size: got {state.shape[1]}, "
+                    f"expected {self.hidden_size}"
+                )
+
+    def _as_states(self, hx):
+        return [hx]
+
+    def _as_hx(self, states):
+        return states[0]
+
+    def _translated(self, state_dict, prefix):
+        return _with_plain_weights(state_dict, prefix)
+
+    def extra_repr(self):
+        return nn.RNNCellBase.extra_repr(self) + self._scheme_repr()
+
+
+class LSTMCell(_RecurrentCell):
+    __doc__ = f"nn.LSTMCell.\n\n{_RecurrentCell.__doc__}"
+
+    FLOAT = nn.LSTMCell
+    OP = torch.ops.dynquant.lstm_dynamic
+    STATES = 2
+
+    def _as_states(self, hx):
+        return list(hx)
+
+    def _as_hx(self, states):
+        return tuple(states)
+
+    def _more_arguments(self, suffix):
+        return None, None
+
+
+class GRUCell(_RecurrentCell):
+    __doc__ = f"nn.GRUCell.\n\n{_RecurrentCell.__doc__}"
+
+    FLOAT = nn.GRUCell
+    OP = torch.ops.dynquant.gru_dynamic
+
+
+class RNNCell(_RecurrentCell):
+    __doc__ = f"nn.RNNCell, with tanh or relu.\n\n{_RecurrentCell.__doc__}"
+
+    FLOAT = nn.RNNCell
+    COPIED = (*_RecurrentCell.COPIED, "nonlinearity")
+    OP = torch.ops.dynquant.rnn_dynamic
+
+    def _more_arguments(self, suffix):
+        return (self.nonlinearity == "relu",)
+
+
+def _with_plain_weights(state_dict, prefix):
+    """`state_dict` with plain entries in place of those of a torch.ao cell below `prefix`.
+
+    Returns:
+        the state dict, a new one where anything was replaced, and a list of error messages.
+    """
+    keys = {part: f"{prefix}_packed_weight_{part}" for part in ("ih", "hh")}
+    if not any(key in state_dict for key in keys.values()):
+        return state_dict, []
+    result = {key: value for key, value in state_dict.items() if key not in keys.values()}
+    errors = []
+    for part, key in keys.items():
+        if key not in state_dict:
+            continue
+        try:
+            entries = plain_linear(state_dict[key])
+        except ValueError as error:
+            errors.append(f"{key}: {error}")
+            continue
+        for name, value in entries.items():
+            stem, _, end = name.partition("_")
+            plain = name if name == "version" else f"{stem}_{part}{'_' if end else ''}{end}"
+            result[prefix + plain] = value
+    return result, errors

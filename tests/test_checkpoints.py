@@ -1,0 +1,256 @@
+"""Loading what others saved: float checkpoints, and those of torch.ao's dynamic quantization."""
+
+import io
+import warnings
+
+import numpy as np
+import pytest
+import reference as ref
+import torch
+from compare import assert_same
+from torch import nn
+
+import dynquant
+from dynquant import QConfig
+from dynquant.nn._torch_ao import plain_cell, plain_linear, plain_weight
+
+SCHEMES = [QConfig(), QConfig("per_tensor")]
+
+
+def net(bias=True, dtype=torch.float32):
+    return nn.Sequential(nn.Linear(6, 5, bias=bias), nn.LayerNorm(5), nn.Linear(5, 3)).to(dtype)
+
+
+def assert_same_models(one, other):
+    for key, value in other.state_dict().items():
+        assert_same(one.state_dict()[key], value, key)
+    x = torch.randn(4, 6)
+    assert_same(one(x), other(x))
+
+
+class TestFloat:
+    @pytest.mark.parametrize("assign", [False, True])
+    @pytest.mark.parametrize("bias", [False, True])
+    @pytest.mark.parametrize("config", SCHEMES)
+    def test_is_quantized_on_the_way(self, config, bias, assign):
+        spec = {nn.Linear: config}
+        trained = net(bias)
+        model = dynquant.quantize_dynamic(net(bias), spec)
+        keys = model.load_state_dict(trained.state_dict(), assign=assign)
+        assert not keys.missing_keys and not keys.unexpected_keys
+        assert_same_models(model, dynquant.quantize_dynamic(trained, spec))
+        assert not any(p.requires_grad for p in model[0].parameters())
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_in_16_bits(self, dtype):
+        trained = net(dtype=dtype)
+        model = dynquant.quantize_dynamic(net())
+        model.load_state_dict(trained.state_dict())
+        expected = dynquant.quantize_dynamic(trained)
+        assert_same(model[0].weight + 0, expected[0].weight + 0)
+        assert_same(model[0].weight_scale, expected[0].weight_scale)
+
+    def test_into_a_meta_model(self):
+        trained = net()
+        with torch.device("meta"):
+            model = dynquant.quantize_dynamic(net())
+        model.load_state_dict(trained.state_dict(), assign=True)
+        assert_same_models(model, dynquant.quantize_dynamic(trained))
+
+    def test_from_a_file(self, tmp_path):
+        trained = net()
+        torch.save(trained.state_dict(), tmp_path / "float.pt")
+        model = dynquant.quantize_dynamic(net())
+        model.load_state_dict(torch.load(tmp_path / "float.pt", weights_only=True))
+        assert_same_models(model, dynquant.quantize_dynamic(trained))
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda s: s.pop("0.bias"), 'Missing key.*"0.bias"'),
+            (lambda s: s.update({"0.extra": torch.zeros(1)}), 'Unexpected key.*"0.extra"'),
+            (lambda s: s["0.weight"].fill_(torch.nan), "0.weight holds NaN or Inf"),
+            (
+                lambda s: s.update({"0.weight": torch.zeros(6, 5)}),
+                r"0.weight: expected the shape \[5, 6\], found \[6, 5\]",
+            ),
+            (
+                lambda s: s.update({"0.weight": torch.zeros(5, 6, dtype=torch.float64)}),
+                "0.weight: expected torch.float32 or .* found torch.float64",
+            ),
+            (
+                lambda s: s.update({"0.weight_scale": torch.ones(5)}),
+                "0.weight is torch.float32, but 0.weight_scale is there as well",
+            ),
+        ],
+    )
+    def test_errors_name_the_key_and_change_nothing(self, change, message):
+        model, state = dynquant.quantize_dynamic(net()), net().state_dict()
+        before = model[0].weight + 0
+        change(state)
+        strict = model.load_state_dict
+        with pytest.raises(RuntimeError, match=message):
+            strict(state)
+        if "key" not in message:
+            assert_same(model[0].weight + 0, before)
+
+
+torch_ao = pytest.importorskip("torch.ao.quantization", reason="this torch has no torch.ao")
+
+
+def of_torch(model, spec, dtype=torch.qint8):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch_ao.quantize_dynamic(model.eval(), spec, dtype=dtype)
+
+
+def torch_specs():
+    return {
+        "per_tensor": {nn.Linear},
+        "per_channel": {nn.Linear: torch_ao.per_channel_dynamic_qconfig},
+    }
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+@pytest.mark.filterwarnings("ignore:TypedStorage")
+class TestTorchAo:
+    @pytest.mark.parametrize("scheme", ["per_tensor", "per_channel"])
+    @pytest.mark.parametrize("bias", [False, True])
+    @pytest.mark.parametrize("assign", [False, True])
+    @pytest.mark.parametrize("config", SCHEMES)
+    def test_linear(self, scheme, bias, assign, config):
+        saved = of_torch(net(bias), torch_specs()[scheme])
+        model = dynquant.quantize_dynamic(net(bias), {nn.Linear: config})
+        keys = model.load_state_dict(saved.state_dict(), assign=assign)
+        assert not keys.missing_keys and not keys.unexpected_keys
+        for place in (0, 2):
+            weight = saved[place].weight()
+            values, loaded = weight.int_repr(), model[place]
+            scale = loaded.weight_scale[:, None]
+            if (values == -128).any():
+                expected = ref.quantize_weight(
+                    values.float().numpy() * torch_scale(weight).numpy()[:, None],
+                    scheme == "per_channel",
+                )
+                assert_same(loaded.weight + 0, expected[0])
+                assert_same(loaded.weight_scale, expected[1])
+            else:
+                assert_same(loaded.weight + 0, values)
+                assert_same(loaded.weight_scale, torch_scale(weight))
+            error = (loaded.weight.float() * scale - weight.dequantize()).abs()
+            assert (error <= scale * 0.5001).all()  # halfway is a tie, up to rounding
+            if saved[place].bias() is not None:
+                assert_same(loaded.bias, saved[place].bias().detach())
+        x = torch.randn(64, 6)
+        assert torch.cosine_similarity(model(x), saved(x)).mean() > 0.99
+        model.load_state_dict(model.state_dict())
+
+    def test_minus_128_is_requantized(self):
+        values = torch.tensor([[-128, 5], [3, 127]], dtype=torch.int8)
+        weight = torch._make_per_tensor_quantized_tensor(values, 0.5, 0)
+        state = {"_packed_params._packed_params": (weight, None)}
+        layer = dynquant.quantize_dynamic(nn.Linear(2, 2, bias=False))
+        layer.load_state_dict(state)
+        expected, scale = ref.quantize_weight(
+            values.numpy() * np.float32(0.5), layer.weight_scale.numel() == 2
+        )
+        assert_same(layer.weight + 0, expected)
+        assert_same(layer.weight_scale, scale)
+
+    def test_offsets_are_requantized(self):
+        values = torch.tensor([[-128, 5], [3, 127]], dtype=torch.int8)
+        weight = torch._make_per_tensor_quantized_tensor(values, 0.5, 7)
+        layer = dynquant.quantize_dynamic(nn.Linear(2, 2, bias=False))
+        layer.load_state_dict({"_packed_params._packed_params": (weight, None)})
+        expected, scale = ref.quantize_weight(weight.dequantize().numpy())
+        assert_same(layer.weight + 0, expected)
+        assert_same(layer.weight_scale, scale)
+
+    def test_float16(self):
+        trained = net()
+        saved = of_torch(trained, {nn.Linear}, torch.float16)
+        model = dynquant.quantize_dynamic(net())
+        model.load_state_dict(saved.state_dict())
+        rounded = net()
+        rounded.load_state_dict(trained.state_dict())
+        for place in (0, 2):
+            rounded[place].weight.data = saved[place].weight()
+        assert_same_models(model, dynquant.quantize_dynamic(rounded))
+
+    def test_from_a_file(self):
+        saved = of_torch(net(), {nn.Linear})
+        file = io.BytesIO()
+        torch.save(saved.state_dict(), file)
+        file.seek(0)
+        model = dynquant.quantize_dynamic(net())
+        model.load_state_dict(torch.load(file, weights_only=False))
+        assert_same(model[0].bias, saved[0].bias().detach())
+
+    @pytest.mark.parametrize(
+        ("value", "message"),
+        [
+            ((torch.zeros(5, 7), None), r"0.weight: expected the shape \[5, 6\]"),
+            (7, r"0._packed_params._packed_params: expected torch.ao's \(weight, bias\), found"),
+            ((None, None), r"0._packed_params._packed_params: expected a weight \[N, K\]"),
+        ],
+    )
+    def test_wrong_entries(self, value, message):
+        model = dynquant.quantize_dynamic(net())
+        state = of_torch(net(), {nn.Linear}).state_dict()
+        state["0._packed_params._packed_params"] = value
+        with pytest.raises(RuntimeError, match=message):
+            model.load_state_dict(state)
+
+    def test_strict_names_what_is_missing(self):
+        model = dynquant.quantize_dynamic(net())
+        state = of_torch(net(bias=False), {nn.Linear}).state_dict()
+        with pytest.raises(RuntimeError, match='Missing key.*"0.bias"'):
+            model.load_state_dict(state)
+
+    def test_attention_that_torch_left_in_float(self):
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+        saved = of_torch(layer, {nn.Linear})  # which cannot run: its fast path reads .weight
+        model = dynquant.quantize_dynamic(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True))
+        model.load_state_dict(saved.state_dict())
+        x = torch.randn(2, 3, 8)
+        torch.testing.assert_close(model(x), layer(x), rtol=0, atol=0.2)
+
+    @pytest.mark.parametrize("dtype", [torch.qint8, torch.float16])
+    @pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+    def test_cells_of_recurrent_layers(self, cell, dtype):
+        layer = getattr(nn, cell)(3, 4, num_layers=2, bidirectional=True)
+        saved = of_torch(nn.Sequential(layer), {type(layer)}, dtype)
+        state = saved.state_dict()
+        if not any(key.endswith("param") for key in state):
+            pytest.skip(f"torch does not quantize {cell} to {dtype}")
+        for place in range(4):
+            suffix = f"l{place // 2}" + ("_reverse" if place % 2 else "")
+            found = plain_cell(state[f"0._all_weight_values.{place}.param"])
+            for part in ("ih", "hh"):
+                assert_same(found[f"bias_{part}"], getattr(layer, f"bias_{part}_{suffix}").detach())
+                weight = getattr(layer, f"weight_{part}_{suffix}").detach()
+                scale = found.get(f"weight_{part}_scale", torch.tensor([2**-12]))
+                error = (
+                    found[f"weight_{part}"].float() * (scale if dtype == torch.qint8 else 1)
+                    - weight
+                ).abs()
+                assert (error <= scale * 1.01).all()
+
+    def test_what_is_no_cell(self):
+        with pytest.raises(ValueError, match="expected torch.ao's parameters of a cell, found int"):
+            plain_cell(3)
+        cell = of_torch(nn.Sequential(nn.LSTMCell(3, 4)), {nn.LSTMCell}).state_dict()
+        packed = cell["0._packed_weight_ih"]
+        with pytest.raises(ValueError, match="expected torch.ao's parameters of a cell"):
+            plain_cell(packed)
+        assert plain_linear(packed)["weight"].shape == (16, 3)
+
+    def test_weights_of_other_dtypes_are_dequantized(self):
+        weight = torch.quantize_per_tensor(torch.randn(3, 4), 0.1, 120, torch.quint8)
+        assert_same(plain_weight(weight, "w")["w"], weight.dequantize())
+
+
+def torch_scale(weight):
+    if weight.qscheme() == torch.per_tensor_affine:
+        return torch.tensor([weight.q_scale()])
+    return weight.q_per_channel_scales().float()

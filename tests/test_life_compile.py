@@ -1,0 +1,182 @@
+"""torch.compile by its default backend, torch.export, torch.jit: the ops in the graph, the bits."""
+
+import io
+import warnings
+
+import pytest
+import torch
+from compare import assert_same
+from torch import nn
+from torch._inductor.utils import run_and_get_code
+
+import dynquant
+
+
+class Block(nn.Module):
+    def __init__(self, bias=True):
+        super().__init__()
+        self.norm = nn.LayerNorm(16)
+        self.first = nn.Linear(16, 32, bias=bias)
+        self.second = nn.Linear(32, 16, bias=bias)
+
+    def forward(self, x):
+        return x + self.second(nn.functional.gelu(self.first(self.norm(x))) * 0.5)
+
+
+@pytest.fixture
+def block():
+    torch.manual_seed(0)
+    return dynquant.quantize_dynamic(Block())
+
+
+def dynquant_ops(graph):
+    return [str(node.target) for node in graph.nodes if "dynquant" in str(node.target)]
+
+
+ONE_FOR_EACH = ["dynquant.linear_dynamic.inference"] * 2
+
+
+class TestCompile:
+    @pytest.mark.parametrize("bias", [False, True])
+    def test_graph_holds_one_op_for_each_linear(self, bias):
+        model, graphs = dynquant.quantize_dynamic(Block(bias)), []
+
+        def backend(graph, inputs):
+            graphs.append(graph.graph)
+            return graph
+
+        with torch.no_grad():
+            torch.compile(model, fullgraph=True, backend=backend)(torch.randn(3, 16))
+        assert len(graphs) == 1 and dynquant_ops(graphs[0]) == ONE_FOR_EACH
+
+    def test_default_backend_with_dynamic_rows(self, block):
+        """One graph for all sizes; the compiler fuses what is around the ops."""
+        torch._dynamo.reset()
+        compiled = torch.compile(block, fullgraph=True, dynamic=True)
+        x = torch.randn(4, 16)
+        with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=True):
+            _, (code, *rest) = run_and_get_code(compiled, x)
+            for rows in (4, 7, 33):
+                x = torch.randn(rows, 16)
+                torch.testing.assert_close(compiled(x), block(x), rtol=0, atol=2e-2)
+        assert not rest
+        assert code.count("torch.ops.dynquant.linear_dynamic.inference(") == 2
+        assert "gelu" in code and "extern_kernels." not in code
+
+    def test_gradient_of_the_input(self, block):
+        torch._dynamo.reset()
+        compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+        grads = []
+        for function in (block, compiled):
+            x = torch.linspace(-1, 1, 64).view(4, 16).requires_grad_()
+            function(x).square().sum().backward()
+            grads.append(x.grad)
+        torch.testing.assert_close(*grads)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_16_bit_models_and_autocast(self, block, dtype):
+        torch._dynamo.reset()
+        x = torch.randn(3, 16)
+        layer = block.first
+        compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+        with torch.no_grad():
+            with torch.autocast("cpu", dtype=dtype):
+                assert_same(compiled(x), layer(x))
+            assert_same(compiled(x.to(dtype)), layer(x.to(dtype)))
+
+    def test_a_stub_for_two_layers(self):
+        torch._dynamo.reset()
+
+        class Shared(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.stub = dynquant.QuantStub()
+                self.a, self.b = nn.Linear(8, 4), nn.Linear(8, 4)
+
+            def forward(self, x):
+                x = self.stub(x)
+                return self.a(x) + self.b(x)
+
+        model = dynquant.quantize_dynamic(Shared())
+        x = torch.randn(3, 8)
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x), model(x), rtol=0, atol=2e-2)
+
+    def test_weights_loaded_later_are_seen(self, block):
+        torch._dynamo.reset()
+        compiled = torch.compile(block.first, fullgraph=True, backend="aot_eager")
+        x = torch.randn(3, 16)
+        with torch.no_grad():
+            compiled(x)
+            block.first.load_state_dict(dynquant.quantize_dynamic(Block()).first.state_dict())
+            assert_same(compiled(x), block.first(x))
+
+
+class TestExport:
+    @pytest.mark.parametrize("strict", [False, True])
+    def test_dynamic_rows_saved_and_loaded(self, block, strict, tmp_path):
+        rows = torch.export.Dim("rows", min=1, max=4096)
+        with torch.no_grad():
+            program = torch.export.export(
+                block, (torch.randn(4, 16),), dynamic_shapes=({0: rows},), strict=strict
+            )
+        assert dynquant_ops(program.graph) == [f"{op}" for op in ONE_FOR_EACH]
+        torch.export.save(program, tmp_path / "block.pt2")
+        loaded = torch.export.load(tmp_path / "block.pt2").module()
+        for count in (1, 4, 9):
+            x = torch.randn(count, 16)
+            with torch.no_grad():
+                assert_same(loaded(x), block(x))
+
+    def test_decomposed_for_inference(self, block):
+        program = torch.export.export(block, (torch.randn(4, 16),)).run_decompositions()
+        assert len(dynquant_ops(program.graph)) == 2
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+class TestJit:
+    def saved_and_loaded(self, module):
+        file = io.BytesIO()
+        torch.jit.save(module, file)
+        file.seek(0)
+        return torch.jit.load(file)
+
+    @pytest.mark.parametrize("bias", [False, True])
+    @pytest.mark.parametrize("freeze", [False, True])
+    def test_script(self, bias, freeze):
+        model = dynquant.quantize_dynamic(Block(bias))
+        kinds = [type(module) for module in model.modules()]
+        scripted = torch.jit.script(model)
+        scripted = torch.jit.freeze(scripted) if freeze else scripted
+        loaded = self.saved_and_loaded(scripted)
+        x = torch.randn(3, 16)
+        with torch.no_grad():
+            torch.testing.assert_close(loaded(x), model(x))
+        assert [type(module) for module in model.modules()] == kinds
+
+    def test_script_of_attention_and_transformer(self):
+        torch.manual_seed(0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = nn.Transformer(16, 2, 1, 1, 32, batch_first=True)
+        model = dynquant.quantize_dynamic(model)
+        x = torch.randn(2, 3, 16)
+        with torch.no_grad():
+            loaded = self.saved_and_loaded(torch.jit.script(model))
+            torch.testing.assert_close(loaded(x, x), model(x, x))
+            attention = model.encoder.layers[0].self_attn
+            loaded = self.saved_and_loaded(torch.jit.script(attention))
+            mask = torch.ones(3, 3).triu(1).bool()
+            for one, other in zip(
+                loaded(x, x, x, attn_mask=mask), attention(x, x, x, attn_mask=mask), strict=True
+            ):
+                torch.testing.assert_close(one, other)
+
+    def test_trace_of_a_model(self, block):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            traced = torch.jit.trace(block, torch.randn(3, 16))
+        loaded, x = self.saved_and_loaded(traced), torch.randn(5, 16)
+        with torch.no_grad():
+            torch.testing.assert_close(loaded(x), block(x))

@@ -1,0 +1,710 @@
+"""Quantized LSTM, GRU, RNN and their cells: torch's semantics, state, copies, moves, tracing."""
+
+import copy
+import io
+import pickle
+import warnings
+
+import numpy as np
+import pytest
+import reference as ref
+import reference_rnn
+import safetensors.torch
+import torch
+from compare import assert_all_same, assert_same
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.utils import _pytree as pytree
+
+import dynquant
+from dynquant import QConfig
+
+LAYERS = {
+    "lstm": nn.LSTM,
+    "gru": nn.GRU,
+    "rnn_tanh": nn.RNN,
+    "rnn_relu": lambda *sizes, **more: nn.RNN(*sizes, nonlinearity="relu", **more),
+}
+CELLS = {
+    "lstm": nn.LSTMCell,
+    "gru": nn.GRUCell,
+    "rnn_tanh": nn.RNNCell,
+    "rnn_relu": lambda *sizes, **more: nn.RNNCell(*sizes, nonlinearity="relu", **more),
+}
+EXCEPTIONS = (RuntimeError, ValueError)
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported")
+
+
+def decibels(result, exact):
+    result, exact = result.detach().double(), exact.detach().double()
+    noise = (result - exact).square().mean()
+    return float(10 * (exact.square().mean() / noise).log10()) if noise else np.inf
+
+
+def quantized(mod, qconfig=None):
+    form = getattr(dynquant.nn, type(mod).__name__)
+    return form.from_float(mod, qconfig)
+
+
+def tensors(results):
+    return pytree.tree_leaves(results)
+
+
+def assert_equal_modules(one, other):
+    assert one.state_dict().keys() == other.state_dict().keys()
+    for key, value in one.state_dict().items():
+        assert_same(value, other.state_dict()[key], key)
+    x = torch.randn(4, one.input_size)
+    assert_all_same(tensors(one(x)), tensors(other(x)))
+
+
+def of_reference(cell, mod, config, x, states, batch_sizes=None):
+    """All layers and directions, by the reference; x and the states are numpy arrays."""
+    last = []
+    directions = 2 if mod.bidirectional else 1
+
+    def held(name):
+        value = getattr(mod, name, None)
+        return None if value is None else value.detach().numpy()
+
+    for layer in range(mod.num_layers):
+        outputs = []
+        for direction in range(directions):
+            suffix = f"_l{layer}" + ("_reverse" if direction else "")
+            place = layer * directions + direction
+            weights = {
+                f"weight_{part}": ref.quantize_weight(
+                    held(f"weight_{part}{suffix}"), config.weight == "per_channel"
+                )
+                for part in ("ih", "hh", "hr")
+                if held(f"weight_{part}{suffix}") is not None
+            }
+            y, *after = reference_rnn.recurrent(
+                cell,
+                x,
+                states[0][place],
+                states[1][place] if len(states) > 1 else None,
+                bias_ih=held(f"bias_ih{suffix}"),
+                bias_hh=held(f"bias_hh{suffix}"),
+                **weights,
+                batch_sizes=batch_sizes,
+                reverse=direction == 1,
+                per_token=config.activation == "per_token",
+                symmetric=config.symmetric,
+            )
+            outputs.append(y)
+            last.append([one for one in after if one is not None])
+        x = np.concatenate(outputs, -1)
+    return x, [np.stack(one) for one in zip(*last, strict=True)]
+
+
+options = st.fixed_dictionaries(
+    {
+        "num_layers": st.integers(1, 3),
+        "bias": st.booleans(),
+        "batch_first": st.booleans(),
+        "dropout": st.sampled_from([0.0, 0.3]),
+        "bidirectional": st.booleans(),
+        "proj_size": st.sampled_from([0, 0, 3]),
+    }
+)
+configs = st.builds(
+    QConfig,
+    weight=st.sampled_from(["per_channel", "per_tensor"]),
+    activation=st.sampled_from(["per_token", "per_tensor"]),
+    symmetric=st.booleans(),
+)
+
+
+def drawn_layer(cell, options, sizes):
+    if cell != "lstm":
+        options = {key: value for key, value in options.items() if key != "proj_size"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of dropout with one layer
+        return LAYERS[cell](*sizes, **options).eval()
+
+
+@settings(max_examples=60)
+@given(
+    cell=st.sampled_from(list(LAYERS)),
+    options=options,
+    config=configs,
+    steps=st.integers(1, 6),
+    batch=st.integers(0, 4),
+    kind=st.sampled_from(["batched", "unbatched", "packed", "packed, not sorted"]),
+    with_states=st.booleans(),
+    contiguous=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_is_the_specification(
+    isa, cell, options, config, steps, batch, kind, with_states, contiguous, seed
+):
+    torch.manual_seed(seed)
+    layer = drawn_layer(cell, options, (5, 9))
+    batch = 1 if kind == "unbatched" else max(batch, 1) if "packed" in kind else batch
+    directions = 2 if layer.bidirectional else 1
+    x = (
+        torch.randn(steps, batch, 5)
+        if contiguous
+        else torch.randn(5, batch, steps).permute(2, 1, 0)
+    )
+    widths = [layer.proj_size or 9, 9] if cell == "lstm" else [9]
+    shape = (layer.num_layers * directions, batch)
+    states = [(torch.randn if with_states else torch.zeros)(*shape, width) for width in widths]
+    lengths = None
+    if "packed" in kind:
+        lengths = torch.randint(1, steps + 1, (batch,))
+        lengths[0] = steps
+        if kind == "packed":
+            lengths = lengths.sort(descending=True).values
+        given_x = pack_padded_sequence(
+            x.transpose(0, 1) if layer.batch_first else x,
+            lengths,
+            batch_first=layer.batch_first,
+            enforce_sorted=kind == "packed",
+        )
+    elif kind == "unbatched":
+        given_x = x[:, 0]
+    else:
+        given_x = x.transpose(0, 1) if layer.batch_first else x
+    hx = [state[:, 0] if kind == "unbatched" else state for state in states]
+    hx = (tuple(hx) if cell == "lstm" else hx[0]) if with_states else None
+
+    result, last = quantized(layer, config)(given_x, hx)
+    exact, exact_last = layer(given_x, hx)
+    assert [one.shape for one in tensors((result, last)) if isinstance(one, torch.Tensor)] == [
+        one.shape for one in tensors((exact, exact_last)) if isinstance(one, torch.Tensor)
+    ]
+
+    numbers = [state.numpy() for state in states]
+    if "packed" in kind:
+        assert isinstance(result, PackedSequence)
+        order = given_x.sorted_indices
+        if order is not None:
+            numbers = [one[:, order.numpy()] for one in numbers]
+        y, after = of_reference(
+            cell, layer, config, given_x.data.numpy(), numbers, given_x.batch_sizes.tolist()
+        )
+        assert_same(result.data, y)
+        if order is not None:
+            after = [one[:, given_x.unsorted_indices.numpy()] for one in after]
+    else:
+        y, after = of_reference(cell, layer, config, x.contiguous().numpy(), numbers)
+        if kind == "unbatched":
+            y, after = y[:, 0], [one[:, 0] for one in after]
+        elif layer.batch_first:
+            y = np.swapaxes(y, 0, 1)
+        assert_same(result, y)
+    assert_all_same(last if cell == "lstm" else [last], after)
+
+
+@pytest.mark.parametrize("config", [QConfig(), QConfig("per_tensor", "per_tensor")], ids=str)
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("cell", LAYERS)
+def test_is_close_to_float(cell, bidirectional, config):
+    torch.manual_seed(0)
+    layer = LAYERS[cell](96, 128, num_layers=2, bidirectional=bidirectional).eval()
+    x = torch.randn(30, 4, 96)
+    with torch.no_grad():
+        pairs = zip(tensors(quantized(layer, config)(x)), tensors(layer(x)), strict=True)
+        for result, exact in pairs:
+            assert decibels(result, exact) > 30
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("cell", LAYERS)
+def test_16_bit_modules(cell, dtype):
+    torch.manual_seed(0)
+    layer = LAYERS[cell](48, 64, num_layers=2, bidirectional=True).eval()
+    form, x = quantized(layer.to(dtype)), torch.randn(9, 3, 48).to(dtype)
+    results = tensors(form(x))
+    exact = tensors(layer.float()(x.float()))
+    for result, one in zip(results, exact, strict=True):
+        assert result.dtype == dtype
+        assert decibels(result, one) > 30
+    assert next(form.parameters()).dtype == dtype
+    assert form.weight_ih_l0_scale.dtype == torch.float32
+
+
+def test_dropout_acts_in_training_alone():
+    layer = quantized(nn.LSTM(6, 40, num_layers=2, dropout=0.5))
+    x = torch.randn(3, 2, 6)
+    assert not layer.training
+    assert_same(layer(x)[0], layer(x)[0])
+    layer.train()
+    assert (layer(x)[0] != layer(x)[0]).any()
+
+
+@settings(max_examples=60)
+@given(
+    cell=st.sampled_from(list(CELLS)),
+    bias=st.booleans(),
+    config=configs,
+    batch=st.sampled_from([None, 0, 1, 4]),
+    with_states=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_cells_are_the_specification(isa, cell, bias, config, batch, with_states, seed):
+    torch.manual_seed(seed)
+    mod = CELLS[cell](5, 9, bias=bias)
+    lead = () if batch is None else (batch,)
+    x = torch.randn(*lead, 5)
+    states = [torch.randn(*lead, 9) if with_states else torch.zeros(*lead, 9)] * 2
+    hx = (tuple(states) if cell == "lstm" else states[0]) if with_states else None
+    result, exact = quantized(mod, config)(x, hx), mod(x, hx)
+    assert [one.shape for one in tensors(result)] == [one.shape for one in tensors(exact)]
+
+    weights = {
+        f"weight_{part}": ref.quantize_weight(
+            getattr(mod, f"weight_{part}").detach().numpy(), config.weight == "per_channel"
+        )
+        for part in ("ih", "hh")
+    }
+    biases = {
+        f"bias_{part}": getattr(mod, f"bias_{part}").detach().numpy() if bias else None
+        for part in ("ih", "hh")
+    }
+    h = states[0].reshape(-1, 9).numpy()
+    _, *after = reference_rnn.recurrent(
+        cell,
+        x.reshape(1, -1, 5).numpy() if batch != 0 else np.zeros((1, 0, 5), np.float32),
+        h,
+        h if cell == "lstm" else None,
+        **weights,
+        **biases,
+        per_token=config.activation == "per_token",
+        symmetric=config.symmetric,
+    )
+    expected = [one.reshape(*lead, 9) for one in after if one is not None]
+    assert_all_same(tensors(result), expected)
+
+
+def test_a_cell_step_by_step_is_the_layer():
+    layer = nn.LSTM(6, 10)
+    cell = nn.LSTMCell(6, 10)
+    cell.load_state_dict({key.removesuffix("_l0"): one for key, one in layer.state_dict().items()})
+    layer, cell = quantized(layer), quantized(cell)
+    x, hx = torch.randn(5, 2, 6), None
+    for t, row in enumerate(x):
+        hx = cell(row, hx)
+        assert_same(hx[0], layer(x)[0][t])
+
+
+class TestMessages:
+    """Those of torch."""
+
+    BAD_CALLS = {
+        "four dimensions": lambda x, h: (x[None], None),
+        "one dimension": lambda x, h: (x[0, 0], None),
+        "input size": lambda x, h: (x[..., :4], None),
+        "no steps": lambda x, h: (x[:0], None),
+        "batched input, unbatched state": lambda x, h: (x, h(0)),
+        "unbatched input, batched state": lambda x, h: (x[:, 0], h(None)),
+        "batch of the state": lambda x, h: (x, h(slice(0, 1))),
+    }
+
+    @pytest.mark.parametrize("call", BAD_CALLS)
+    @pytest.mark.parametrize("cell", LAYERS)
+    def test_layers(self, cell, call):
+        layer = LAYERS[cell](5, 7)
+        state = torch.zeros(1, 3, 7)
+
+        def hx(rows):
+            chosen = state if rows is None else state[:, rows]
+            return (chosen, chosen) if cell == "lstm" else chosen
+
+        self.assert_same_message(layer, *self.BAD_CALLS[call](torch.zeros(4, 3, 5), hx))
+
+    @pytest.mark.parametrize("size", [6, 8])
+    @pytest.mark.parametrize("cell", LAYERS)
+    def test_size_of_the_state(self, cell, size):
+        state = torch.zeros(1, 3, size)
+        self.assert_same_message(
+            LAYERS[cell](5, 7), torch.zeros(4, 3, 5), (state, state) if cell == "lstm" else state
+        )
+
+    BAD_CELL_CALLS = {
+        "three dimensions": (torch.zeros(1, 3, 5), None),
+        "no dimension": (torch.zeros(()), None),
+        "input size": (torch.zeros(3, 4), None),
+        "batch of the state": (torch.zeros(3, 5), torch.zeros(2, 7)),
+        "size of the state": (torch.zeros(3, 5), torch.zeros(3, 6)),
+        "dimensions of the state": (torch.zeros(3, 5), torch.zeros(1, 3, 7)),
+    }
+
+    @pytest.mark.parametrize("call", BAD_CELL_CALLS)
+    @pytest.mark.parametrize("cell", CELLS)
+    def test_cells(self, cell, call):
+        x, state = self.BAD_CELL_CALLS[call]
+        hx = (state, state) if cell == "lstm" and state is not None else state
+        self.assert_same_message(CELLS[cell](5, 7), x, hx)
+
+    def assert_same_message(self, mod, x, hx):
+        with pytest.raises(EXCEPTIONS) as expected:
+            mod(x, hx)
+        with pytest.raises(EXCEPTIONS) as given:
+            quantized(mod)(x, hx)
+        words = str(expected.value).replace(" in RNN", "").lower().split()
+        missing = [word for word in words if word.strip(",") not in str(given.value).lower()]
+        assert len(missing) <= len(words) / 3, (str(expected.value), str(given.value))
+
+    @pytest.mark.parametrize("cell", LAYERS)
+    def test_float64(self, cell):
+        with pytest.raises(EXCEPTIONS, match="float64"):
+            quantized(LAYERS[cell](5, 7))(torch.zeros(4, 3, 5, dtype=torch.float64))
+
+    @pytest.mark.parametrize("cell", LAYERS)
+    def test_dtype_of_the_state(self, cell):
+        state = torch.zeros(1, 3, 7, dtype=torch.bfloat16)
+        with pytest.raises(EXCEPTIONS, match="h0 must have dtype float32, got bfloat16"):
+            quantized(LAYERS[cell](5, 7))(
+                torch.zeros(4, 3, 5), (state, state) if cell == "lstm" else state
+            )
+
+    def test_weights(self):
+        layer = nn.LSTM(3, 4, num_layers=2)
+        layer.weight_hh_l1.data[2, 1] = np.nan
+        with pytest.raises(ValueError, match="a.weight_hh_l1 holds NaN or Inf"):
+            dynquant.quantize_dynamic(nn.ModuleDict({"a": layer}))
+        with pytest.raises(ValueError, match="bias_ih_l0 is torch.float64|weight_ih_l0 is torch.f"):
+            dynquant.quantize_dynamic(nn.GRU(3, 4).double())
+        with pytest.raises(NotImplementedError, match=r"rnn \(nn.GRU\): dtype torch.float16"):
+            dynquant.quantize_dynamic(nn.ModuleDict({"rnn": nn.GRU(3, 4)}), {nn.GRU}, torch.float16)
+
+
+def every_module():
+    torch.manual_seed(0)
+    return {
+        "lstm": nn.LSTM(5, 7, num_layers=2, bidirectional=True),
+        "projected": nn.LSTM(5, 7, num_layers=2, proj_size=3),
+        "gru": nn.GRU(5, 7, bias=False),
+        "rnn": nn.RNN(5, 7, nonlinearity="relu", batch_first=True),
+        "lstm cell": nn.LSTMCell(5, 7),
+        "gru cell": nn.GRUCell(5, 7, bias=False),
+        "rnn cell": nn.RNNCell(5, 7),
+    }
+
+
+MODULES = list(every_module())
+
+
+@pytest.fixture(params=MODULES)
+def mod(request):
+    return every_module()[request.param]
+
+
+class TestQuantizeDynamic:
+    def test_by_default(self, mod):
+        model = nn.ModuleDict({"a": mod, "b": nn.Linear(2, 2)})
+        result = dynquant.quantize_dynamic(model)
+        assert type(result["a"]) is getattr(dynquant.nn, type(mod).__name__)
+        assert type(model["a"]) is type(mod) and not result["a"].training and model["a"].training
+        again = dynquant.quantize_dynamic(result)
+        assert type(again["a"]) is type(result["a"])
+
+    def test_by_type_name_and_config(self, mod):
+        model = nn.ModuleDict({"a": mod, "b": nn.Linear(2, 2)})
+        by_type = dynquant.quantize_dynamic(model, {type(mod)})
+        assert type(by_type["b"]) is nn.Linear
+        assert_equal_modules(by_type["a"], quantized(mod))
+        by_name = dynquant.quantize_dynamic(model, {"a": QConfig("per_tensor", symmetric=True)})
+        assert_equal_modules(by_name["a"], quantized(mod, QConfig("per_tensor", symmetric=True)))
+        kept = dynquant.quantize_dynamic(model, {nn.Linear: {}, "a": None})
+        assert type(kept["a"]) is type(mod)
+
+    def test_keeps_hooks_and_changes_nothing(self, mod):
+        before = copy.deepcopy(mod.state_dict())
+        calls = []
+        mod.register_forward_hook(lambda *_: calls.append(1))
+        dynquant.quantize_dynamic(mod)(torch.randn(4, 5))
+        assert calls == [1]
+        for key, value in mod.state_dict().items():
+            assert_same(value, before[key])
+
+    def test_subclasses_with_their_own_forward_stay(self):
+        class Mine(nn.LSTM):
+            def forward(self, x):
+                return x
+
+        with pytest.warns(UserWarning, match="has a forward other than LSTM's"):
+            result = dynquant.quantize_dynamic(nn.Sequential(Mine(3, 4)))
+        assert type(result[0]) is Mine
+
+    def test_a_computed_weight_stays(self):
+        layer = nn.LSTM(3, 4)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            nn.utils.weight_norm(layer, "weight_hh_l0")
+        with pytest.warns(UserWarning, match="weight_hh_l0 that a hook computes"):
+            # torch cannot copy such a layer.
+            result = dynquant.quantize_dynamic(nn.Sequential(layer), inplace=True)
+        assert type(result[0]) is nn.LSTM
+
+    def test_a_parametrized_weight_is_quantized(self):
+        layer = nn.utils.parametrizations.weight_norm(nn.GRU(3, 4), "weight_hh_l0")
+        weight, _ = ref.quantize_weight(layer.weight_hh_l0.detach().numpy())
+        assert_same(dynquant.quantize_dynamic(layer).weight_hh_l0 + 0, weight)
+
+
+def test_repr():
+    assert repr(quantized(nn.LSTM(3, 4, 2, batch_first=True), QConfig("per_tensor"))) == (
+        "LSTM(3, 4, num_layers=2, batch_first=True, weight=per_tensor, activation=per_token, "
+        "symmetric=False)"
+    )
+    assert repr(quantized(nn.RNNCell(3, 4, bias=False, nonlinearity="relu"))) == (
+        "RNNCell(3, 4, bias=False, nonlinearity=relu, weight=per_channel, activation=per_token, "
+        "symmetric=False)"
+    )
+
+
+def test_attributes_are_torchs():
+    layer = nn.LSTM(5, 7, 2, batch_first=True, dropout=0.1, bidirectional=True, proj_size=3)
+    form = quantized(layer)
+    for key in nn.RNNBase.__constants__:
+        assert getattr(form, key) == getattr(layer, key)
+    assert form.flatten_parameters() is None
+    for one, other in zip(form.all_weights, layer.all_weights, strict=True):
+        assert [part.shape for part in one] == [part.shape for part in other]
+    weight = form.weight_hh_l1_reverse
+    assert weight.dtype == torch.int8 and weight.shape == (28, 3)
+    with pytest.raises(RuntimeError, match="cannot be written to"):
+        weight.zero_()
+    with pytest.raises(AttributeError, match="weight_hh_l2"):
+        form.weight_hh_l2  # noqa: B018 (it raises)
+
+
+def test_a_float_weight_that_is_assigned_is_quantized():
+    form, other = quantized(nn.LSTM(5, 7)), nn.LSTM(5, 7)
+    form.weight_hh_l0 = other.weight_hh_l0
+    weight, scale = ref.quantize_weight(other.weight_hh_l0.detach().numpy())
+    assert_same(form.weight_hh_l0 + 0, weight)
+    assert_same(form.weight_hh_l0_scale, scale)
+    with pytest.raises(ValueError, match=r"weight_hh_l0 is torch.float32 \[7, 28\]"):
+        form.weight_hh_l0 = other.weight_hh_l0.T
+
+
+def _run(form, x, results):
+    results.put(form(x)[0].detach().numpy())
+
+
+def test_goes_to_another_process():
+    form, x = quantized(nn.GRU(5, 7)), torch.randn(4, 2, 5)
+    context = torch.multiprocessing.get_context("spawn")
+    results = context.SimpleQueue()
+    process = context.Process(target=_run, args=(form, x, results))
+    process.start()
+    assert_same(torch.from_numpy(results.get()), form(x)[0])
+    process.join()
+
+
+class TestStateDict:
+    def test_holds_plain_tensors(self):
+        state = quantized(nn.LSTM(5, 7, proj_size=3)).state_dict()
+        assert {key: (value.dtype, tuple(value.shape)) for key, value in state.items()} == {
+            "weight_ih_l0": (torch.int8, (28, 5)),
+            "weight_ih_l0_scale": (torch.float32, (28,)),
+            "weight_hh_l0": (torch.int8, (28, 3)),
+            "weight_hh_l0_scale": (torch.float32, (28,)),
+            "weight_hr_l0": (torch.int8, (3, 7)),
+            "weight_hr_l0_scale": (torch.float32, (3,)),
+            "bias_ih_l0": (torch.float32, (28,)),
+            "bias_hh_l0": (torch.float32, (28,)),
+            "version": (torch.int64, ()),
+        }
+        assert all(type(value) is torch.Tensor for value in state.values())
+
+    @pytest.mark.parametrize("assign", [False, True])
+    def test_loads(self, mod, assign):
+        other = type(mod)(**constructor_arguments(mod))
+        one, other = quantized(mod), quantized(other, QConfig("per_tensor"))
+        result = other.load_state_dict(one.state_dict(), assign=assign)
+        assert not result.missing_keys and not result.unexpected_keys
+        assert_equal_modules(other, one)
+
+    def test_loads_a_float_checkpoint(self, mod):
+        other = quantized(type(mod)(**constructor_arguments(mod)))
+        other.load_state_dict(mod.state_dict())
+        assert_equal_modules(other, quantized(mod))
+
+    def test_loads_a_checkpoint_of_torch(self, mod):
+        if isinstance(mod, nn.RNN) or not mod.bias or getattr(mod, "proj_size", 0):
+            pytest.skip("torch.ao has no such module")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            saved = torch.ao.quantization.quantize_dynamic(nn.Sequential(mod), {type(mod)})
+        model = nn.Sequential(quantized(type(mod)(**constructor_arguments(mod))))
+        result = model.load_state_dict(saved.state_dict())
+        assert not result.missing_keys and not result.unexpected_keys
+        x = torch.randn(4, 5)
+        for one, exact in zip(tensors(model(x)), tensors(mod(x)), strict=True):
+            assert decibels(one, exact) > 30
+        assert list(
+            model[0].weight_hh_l0_scale.shape
+            if hasattr(model[0], "weight_hh_l0_scale")
+            else model[0].weight_hh_scale.shape
+        ) == [1]
+
+    def test_torch_save_and_safetensors(self, mod, tmp_path):
+        one, other, file = quantized(mod), quantized(mod), io.BytesIO()
+        torch.save(one.state_dict(), file)
+        file.seek(0)
+        other.load_state_dict(torch.load(file, weights_only=True))
+        assert_equal_modules(other, one)
+        safetensors.torch.save_file(one.state_dict(), tmp_path / "module")
+        other.load_state_dict(safetensors.torch.load_file(tmp_path / "module"))
+        assert_equal_modules(other, one)
+
+    def test_strict_errors_name_the_keys(self, mod):
+        model = nn.ModuleDict({"a": quantized(mod)})
+        for key in model.state_dict():
+            state = model.state_dict()
+            del state[key]
+            with pytest.raises(RuntimeError, match=f'Missing key.*"{key}"'):
+                model.load_state_dict(state)
+            wrong = {**model.state_dict(), key: torch.zeros(3, 3, dtype=torch.complex64)}
+            with pytest.raises(RuntimeError, match=f"{key}: expected"):
+                model.load_state_dict(wrong)
+        with pytest.raises(RuntimeError, match='Unexpected key.*"a.packed_ih_l0"'):
+            model.load_state_dict({**model.state_dict(), "a.packed_ih_l0": torch.zeros(1)})
+
+    def test_minus_128_is_requantized(self):
+        form = quantized(nn.GRU(5, 7))
+        state = form.state_dict()
+        state["weight_hh_l0"][2, 3] = -128
+        scale = state["weight_hh_l0_scale"].numpy()[:, None]
+        weight, scale = ref.quantize_weight(
+            state["weight_hh_l0"].numpy().astype(np.float32) * scale
+        )
+        form.load_state_dict(state)
+        assert_same(form.weight_hh_l0 + 0, weight)
+        assert_same(form.weight_hh_l0_scale, scale)
+
+
+def constructor_arguments(mod):
+    keys = ["input_size", "hidden_size", "bias"]
+    if isinstance(mod, nn.RNNBase):
+        keys += ["num_layers", "batch_first", "bidirectional"]
+        keys += ["proj_size"] if isinstance(mod, nn.LSTM) else []
+    keys += ["nonlinearity"] if hasattr(mod, "nonlinearity") else []
+    return {key: getattr(mod, key) for key in keys}
+
+
+class TestLife:
+    @pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
+    def test_copies(self, mod, how):
+        form = quantized(mod)
+        if how == "deepcopy":
+            other = copy.deepcopy(form)
+        elif how == "pickle":
+            other = pickle.loads(pickle.dumps(form))
+        else:
+            file = io.BytesIO()
+            torch.save(form, file)
+            file.seek(0)
+            other = torch.load(file, weights_only=False)
+        assert_equal_modules(other, form)
+        first = next(iter(form.buffers()))
+        assert next(iter(other.buffers())).data_ptr() != first.data_ptr()
+
+    def test_pickles_hold_no_packed_weight(self, mod):
+        assert not any(
+            key.startswith("packed") for key in quantized(mod).__getstate__()["_buffers"]
+        )
+
+    def test_half_leaves_weights_and_scales(self, mod):
+        form = quantized(mod)
+        held = dict(form._buffers)
+        form.half()
+        assert all(form._buffers[key] is value for key, value in held.items())
+        assert next(form.parameters()).dtype == torch.float16
+        results = tensors(form(torch.randn(4, 5).half()))
+        assert all(result.dtype == torch.float16 for result in results)
+
+    def test_meta_and_back(self, mod):
+        expected = quantized(mod)
+        form = copy.deepcopy(expected).to("meta")
+        assert all(tensor.is_meta for tensor in form.state_dict().values() if tensor.dim())
+        assert tensors(form(torch.randn(4, 5, device="meta")))[0].is_meta
+        form = form.to_empty(device="cpu")
+        form.load_state_dict(expected.state_dict())
+        assert_equal_modules(form, expected)
+        with pytest.warns(UserWarning, match="pass assign=True"):
+            form.to("meta").load_state_dict(expected.state_dict())
+
+    def test_share_memory(self, mod):
+        form = quantized(mod)
+        expected = copy.deepcopy(form)
+        assert all(tensor.is_shared() for tensor in form.share_memory().buffers())
+        assert_equal_modules(form, expected)
+
+    def test_inference_mode_and_autocast(self, mod):
+        form, x = quantized(mod), torch.randn(4, 5)
+        expected = tensors(form(x))
+        with torch.inference_mode():
+            assert_all_same(tensors(form(x)), expected)
+        with torch.autocast("cpu", torch.bfloat16):
+            results = tensors(form(x))
+        assert_all_same(results, tensors(form(x.bfloat16())))
+
+    def test_gradient_of_the_input(self, mod):
+        form = quantized(mod)
+        grads = []
+        for one in (form, mod):
+            x = torch.linspace(-1, 1, 20).view(4, 5).requires_grad_()
+            sum(result.square().sum() for result in tensors(one(x))).backward()
+            grads.append(x.grad)
+        assert decibels(*grads) > 25
+        assert all(parameter.grad is None for parameter in form.parameters())
+
+    def test_compile(self, mod):
+        form, x = quantized(mod), torch.randn(4, 5)
+        graphs = []
+
+        def backend(graph, inputs):
+            graphs.append(graph)
+            return graph
+
+        compiled = torch.compile(form, fullgraph=True, backend=backend)
+        assert_all_same(tensors(compiled(x)), tensors(form(x)))
+        calls = [str(node.target) for node in graphs[0].graph.nodes]
+        ops = [one for one in calls if one.startswith("dynquant.")]
+        assert len(ops) == len(form._suffixes) and all(one.endswith(".inference") for one in ops)
+
+    def test_compile_with_dynamic_lengths(self, mod):
+        form = quantized(mod)
+        compiled = torch.compile(form, fullgraph=True, dynamic=True, backend="aot_eager")
+        lead = (2,) if isinstance(mod, nn.RNNBase) else ()
+        for rows in (4, 6, 3):
+            x = torch.randn(rows, *lead, 5)
+            assert_all_same(tensors(compiled(x)), tensors(form(x)))
+
+    def test_export(self, mod):
+        form, x = quantized(mod), torch.randn(4, 5)
+        program = torch.export.export(form, (x,))
+        assert_all_same(tensors(program.module()(x)), tensors(form(x)))
+
+    def test_trace(self, mod):
+        form, x = quantized(mod), torch.randn(4, 5)
+        file = io.BytesIO()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.jit.save(torch.jit.trace(form, x), file)
+            file.seek(0)
+            assert_all_same(tensors(torch.jit.load(file)(x)), tensors(form(x)))
+
+
+def test_a_packed_sequence_through_two_layers_and_back():
+    torch.manual_seed(0)
+    first, second = nn.GRU(5, 16, bidirectional=True), nn.LSTM(32, 8)
+    lengths = torch.tensor([3, 7, 1, 5])
+    packed = pack_padded_sequence(torch.randn(7, 4, 5), lengths, enforce_sorted=False)
+    outputs = []
+    for one, other in ((first, second), (quantized(first), quantized(second))):
+        y, (h, c) = other(one(packed)[0])
+        padded, found = pad_packed_sequence(y)
+        assert torch.equal(found, lengths)
+        outputs.append((padded, h, c))
+    for result, exact in zip(*reversed(outputs), strict=True):
+        assert decibels(result, exact) > 30
