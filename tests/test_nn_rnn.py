@@ -370,7 +370,9 @@ class TestMessages:
             dynquant.quantize_dynamic(nn.ModuleDict({"a": layer}))
         with pytest.raises(ValueError, match="bias_ih_l0 is torch.float64|weight_ih_l0 is torch.f"):
             dynquant.quantize_dynamic(nn.GRU(3, 4).double())
-        with pytest.raises(NotImplementedError, match=r"rnn \(nn.GRU\): dtype torch.float16"):
+        with pytest.raises(
+            ValueError, match=r"\[GRU\]: dtype is torch.float16; allowed: torch.qint8"
+        ):
             dynquant.quantize_dynamic(nn.ModuleDict({"rnn": nn.GRU(3, 4)}), {nn.GRU}, torch.float16)
 
 

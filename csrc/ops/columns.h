@@ -22,14 +22,18 @@ struct Columns {
 
   Columns(const Tensor& scale, const std::optional<Tensor>& given_bias, int64_t n,
           const ColumnNames& names = {})
-      : bias(given_bias, n, names.bias) {
-    check_tensor(scale, names.weight_scale, {ScalarType::Float});
-    check(scale.dim() == 1 && (scale.size(0) == n || scale.size(0) == 1), names.weight_scale,
-          " must have the shape [", n, "] or [1], got ", ShapeOf(scale));
-    weight_scale = scale.is_contiguous() ? scale : torch::stable::contiguous(scale);
+      : weight_scale(checked(scale, n, names.weight_scale)), bias(given_bias, n, names.bias) {
     args.weight_scale = static_cast<const float*>(weight_scale.const_data_ptr());
     args.per_channel = scale.size(0) == n;
     args.bias = bias.data;
+  }
+
+ private:
+  static Tensor checked(const Tensor& scale, int64_t n, const char* name) {
+    check_tensor(scale, name, {ScalarType::Float});
+    check(scale.dim() == 1 && (scale.size(0) == n || scale.size(0) == 1), name,
+          " must have the shape [", n, "] or [1], got ", ShapeOf(scale));
+    return scale.is_contiguous() ? scale : torch::stable::contiguous(scale);
   }
 };
 
