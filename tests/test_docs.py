@@ -28,7 +28,7 @@ FENCE = re.compile(
 LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
 SPAN = re.compile(r"`([^`\n]+)`")
 PATH = re.compile(r"[\w.*-]+(?:/[\w.*-]+)*/?")
-SOURCE = re.compile(r".*\.(py|cpp|h|cu|cuh|md|toml|txt|yml|yaml|in)")
+SOURCE = re.compile(r".*\.(py|cpp|h|cu|cuh|md|toml|txt|cmake|yml|yaml|in)")
 NOT_OURS = {"build", "dist", "bench"}  # what commands make
 
 
