@@ -1,15 +1,14 @@
 """The documents: their python blocks run, the paths and make targets that they name exist.
 
 The blocks of one document run in order as one script, in an empty directory. A line before a block
-may keep it out: `<!-- no-run: REASON -->` always, `<!-- needs: MODULE -->` where that module is not
-installed.
+may keep it out: `<!-- no-run: REASON -->` always, `<!-- needs: MODULE, MODULE -->` where one of those
+is not installed.
 """
 
 import importlib.util
 import os
 import re
 import runpy
-import warnings
 from pathlib import Path
 
 import pytest
@@ -40,8 +39,11 @@ def left_out(block):
     """Why a block does not run here, or None."""
     if block["mark"] == "no-run":
         return block["why"] or "no reason is given"
-    if block["mark"] == "needs" and importlib.util.find_spec(block["why"]) is None:
-        return f"{block['why']} is not installed"
+    if block["mark"] == "needs":
+        modules = re.findall(r"\w+", block["why"])
+        missing = [name for name in modules if importlib.util.find_spec(name) is None]
+        if missing or not modules:
+            return f"not installed: {', '.join(missing) or 'a module without a name'}"
     return None
 
 
@@ -76,9 +78,7 @@ def restored():
     """What documents may change for the whole process."""
     isa, threads, state = dynquant.info()["isa"], torch.get_num_threads(), torch.get_rng_state()
     environment = dict(os.environ)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch announces the end of what migrating.md shows
-        yield
+    yield
     dynquant.compat.uninstall()
     dynquant.set_isa(isa)
     torch.set_num_threads(threads)
@@ -87,12 +87,21 @@ def restored():
     os.environ.update(environment)
 
 
+@pytest.mark.filterwarnings("ignore")  # torch announces the end of what migrating.md shows
 @of_each([document for document in DOCUMENTS if script(document).strip()])
 def test_python_blocks_run(document, tmp_path, monkeypatch, restored):
     path = tmp_path / f"{document.stem}.py"
     path.write_text(script(document))
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(path), run_name="__main__")
+
+
+@of_each(DOCUMENTS)
+def test_no_block_is_overlooked(document):
+    text = document.read_text()
+    blocks = list(FENCE.finditer(text))
+    assert len(re.findall("^ *```", text, re.MULTILINE)) == 2 * len(blocks), "a fence is not read"
+    assert not {"py", "python3", "pycon"} & {block["language"] for block in blocks}
 
 
 @pytest.mark.parametrize("reason", list(left_out_blocks()))
