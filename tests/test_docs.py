@@ -1,10 +1,11 @@
 """The documents: their python blocks run, the paths and make targets that they name exist.
 
 The blocks of one document run in order as one script, in an empty directory. A line before a block
-may keep it out: `<!-- no-run: REASON -->` always, `<!-- needs: MODULE, MODULE -->` where one of those
-is not installed.
+may keep it out: `<!-- no-run: REASON -->` always, `<!-- needs: MODULE, MODULE -->` where one of
+those is not installed.
 """
 
+import fnmatch
 import importlib.util
 import os
 import re
@@ -140,7 +141,7 @@ def test_paths_exist(document):
             assert (document.parent / link).exists(), f"the link {link} leads nowhere"
     names = {path.name for path in repository_files()}
     for path in named_paths(text):
-        found = path in names or any(ROOT.glob(path.rstrip("/")))
+        found = fnmatch.filter(names, path) or any(ROOT.glob(path.rstrip("/")))
         assert found, f"`{path}` is named, and does not exist"
 
 
