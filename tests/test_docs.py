@@ -110,14 +110,14 @@ def test_left_out_block(reason):
     pytest.skip(reason)
 
 
-def repository_files():
-    for folder, below, files in os.walk(ROOT):
+def file_names():
+    for _, below, files in os.walk(ROOT):
         below[:] = [
             name
             for name in below
             if name not in NOT_OURS and (name == ".github" or not name.startswith("."))
         ]
-        yield from (Path(folder, name).relative_to(ROOT) for name in files)
+        yield from files
 
 
 def named_paths(text):
@@ -139,7 +139,7 @@ def test_paths_exist(document):
     for link in LINK.findall(text):
         if "://" not in link and not link.startswith("mailto:"):
             assert (document.parent / link).exists(), f"the link {link} leads nowhere"
-    names = {path.name for path in repository_files()}
+    names = set(file_names())
     for path in named_paths(text):
         found = fnmatch.filter(names, path) or any(ROOT.glob(path.rstrip("/")))
         assert found, f"`{path}` is named, and does not exist"
