@@ -36,13 +36,20 @@ def of_each(documents):
     return pytest.mark.parametrize("document", documents, ids=[path.name for path in documents])
 
 
+def is_installed(module):
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of a package that it would be in
+        return False
+
+
 def left_out(block):
     """Why a block does not run here, or None."""
     if block["mark"] == "no-run":
         return block["why"] or "no reason is given"
     if block["mark"] == "needs":
-        modules = re.findall(r"\w+", block["why"])
-        missing = [name for name in modules if importlib.util.find_spec(name) is None]
+        modules = re.findall(r"[\w.]+", block["why"])
+        missing = [name for name in modules if not is_installed(name)]
         if missing or not modules:
             return f"not installed: {', '.join(missing) or 'a module without a name'}"
     return None
