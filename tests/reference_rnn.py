@@ -10,7 +10,8 @@ One step of one row, everything in fp32, each operation rounded on its own:
     rnn:   h = tanh(input + hidden) or relu(input + hidden)
 
 where linear is linear_dynamic for an int8 weight and linear_half for one in 16 bits. States enter
-widened to fp32, stay fp32 within the call, and are rounded to x's dtype where they come out. sigmoid and tanh are these very operations, not the real functions.
+widened to fp32, stay fp32 within the call, and are rounded to x's dtype where they come out.
+sigmoid and tanh are these very operations, not the real functions.
 """
 
 import numpy as np

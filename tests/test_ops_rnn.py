@@ -226,10 +226,11 @@ def test_a_broken_row_is_alone(isa, cell, value, half):
     others = torch.arange(5) != 3
     assert_same(broken[0][:, others], whole[0][:, others])
     assert_same(broken[0][:2], whole[0][:2])
-    assert broken[0][2:, 3].isnan().all()
+    spread = half is None or np.isnan(value)  # float gates may saturate for Inf
+    assert not spread or broken[0][2:, 3].isnan().all()
     for one, other in zip(broken[1:], whole[1:], strict=True):
         assert_same(one[others], other[others])
-        assert one[3].isnan().all()
+        assert not spread or one[3].isnan().all()
 
 
 @HELD
@@ -314,7 +315,12 @@ VARIANTS = {
     "16-bit weights": {"half": torch.float16},
     "16-bit weights, projected": {"half": torch.bfloat16, "projected": 4},
     "16-bit weights, without bias": {"half": torch.bfloat16, "bias_dtypes": (None, None)},
-    "16-bit weights, packed, reversed": {"half": torch.float16, "packed": True, "reverse": True},
+    "16-bit weights, packed": {"half": torch.float16, "packed": True},
+    "16-bit weights, bfloat16, reversed": {
+        "half": torch.bfloat16,
+        "dtype": torch.bfloat16,
+        "reverse": True,
+    },
 }
 VARIANTS_OF_CELLS = [
     (cell, name) for cell in CELLS for name in VARIANTS if "projected" not in name or cell == "lstm"
@@ -502,3 +508,53 @@ class TestErrors:
             named = dict(zip(self.ARGUMENTS, arguments, strict=True)) | {argument: value}
             with FakeTensorMode() as mode, pytest.raises(Exception, match=argument):
                 op(*pytree.tree_map_only(torch.Tensor, mode.from_tensor, tuple(named.values())))
+
+
+class TestErrorsOf16BitWeights:
+    CASE = Case("lstm", 4, 3, 6, 5, 2, half=torch.float16)
+    ARGUMENTS = (
+        *("x", "h0", "c0", "weight_ih", "bias_ih", "weight_hh", "bias_hh", "weight_hr"),
+        *("batch_sizes", "reverse"),
+    )
+
+    def refused(self, argument, value, text=None):
+        op, arguments = self.CASE.call()
+        named = dict(zip(self.ARGUMENTS, arguments, strict=True)) | {argument: value}
+        with pytest.raises(EXCEPTIONS, match=text or rf"\b{argument}\b") as error:
+            op(*named.values())
+        assert len(str(error.value)) > len(argument) + 10
+        with FakeTensorMode() as mode, pytest.raises(Exception, match=text or argument):
+            op(*pytree.tree_map_only(torch.Tensor, mode.from_tensor, tuple(named.values())))
+
+    def test_names_of_the_arguments(self):
+        op, _ = self.CASE.call()
+        assert tuple(argument.name for argument in op._schema.arguments) == self.ARGUMENTS
+        for name in ("lstm_half", "gru_half", "rnn_half"):
+            assert "Raises:" in getattr(ops, name).__doc__
+
+    @pytest.mark.parametrize("part", ["ih", "hh", "hr"])
+    def test_weights(self, part):
+        name = f"weight_{part}"
+        held = self.CASE.arguments[name]
+        for dtype in (torch.float32, torch.float64, torch.int8):
+            self.refused(name, held.to(dtype))
+        for shape in ((), (3,), (*held.shape, 1)):
+            self.refused(name, torch.zeros(shape, dtype=torch.float16))
+        n, k = held.shape
+        for shape in ((n + 1, k), (n - 1, k), (n, k + 1), (n, k - 1)):
+            # Sizes that contradict each other can be laid to either's charge.
+            self.refused(name, torch.zeros(shape, dtype=torch.float16), f"{name}|bias|x|h0")
+
+    @pytest.mark.parametrize("part", ["ih", "hh"])
+    def test_biases(self, part):
+        for shape in ((), (1,), (19,), (21,), (20, 1)):
+            self.refused(f"bias_{part}", torch.zeros(shape))
+        self.refused(f"bias_{part}", torch.zeros(20, dtype=torch.float64))
+
+    @pytest.mark.parametrize("argument", ARGUMENTS[:8])
+    def test_other_devices(self, argument):
+        held = dict(zip(self.ARGUMENTS, self.CASE.call()[1], strict=True))[argument]
+        op, arguments = self.CASE.call()
+        named = dict(zip(self.ARGUMENTS, arguments, strict=True)) | {argument: held.to("meta")}
+        with pytest.raises(EXCEPTIONS, match="device|meta|Meta|cpu|CPU"):
+            op(*named.values())

@@ -30,8 +30,9 @@ struct State {
 // Rounds `count` values to the dtype.
 void narrow_row(const float* from, int64_t count, Dtype dtype, void* to);
 
-inline void check_size(const char* name, const char* what, int64_t given, int64_t wanted) {
-  check(given == wanted, name, " must have ", what, " = ", wanted, ", got ", given);
+template <class... Parts>
+void check_size(int64_t given, int64_t wanted, const Parts&... what) {
+  check(given == wanted, what..., " = ", wanted, ", got ", given);
 }
 
 // A `Scheme` multiplies rows of floats by a weight:
@@ -63,15 +64,17 @@ class Recurrence {
     if (c0.has_value()) c_.emplace(*c0, "c0", x, starts_[1]);
     size_ = c_.has_value() ? c_->size : h_.size;
     const int64_t gates = cell == Cell::lstm ? 4 : cell == Cell::gru ? 3 : 1;
-    check_size("x", "K, like the weight of the input,", x_rows_.k, input_.k());
-    check_size("h0", "a size, like the K of the weight of the state,", h_.size, hidden_.k());
-    check_size(input_.name, "N, from the size of the state,", input_.n(), gates * size_);
-    check_size(hidden_.name, "N, from the size of the state,", hidden_.n(), gates * size_);
+    check_size(x_rows_.k, input_.k(), "x must have K, like ", input_.name, ",");
+    check_size(h_.size, hidden_.k(), "h0 must have a size, like the K of ", hidden_.name, ",");
+    for (const Product* gated : {&input_, &hidden_}) {
+      check_size(gated->n(), gates * size_, gated->name,
+                 " must have N, from the size of the state,");
+    }
     if (projection_.has_value()) {
-      check_size(projection_->name, "K, the size of c0,", projection_->k(), size_);
-      check_size(projection_->name, "N, the size of h0,", projection_->n(), h_.size);
+      check_size(projection_->k(), size_, projection_->name, " must have K, the size of c0,");
+      check_size(projection_->n(), h_.size, projection_->name, " must have N, the size of h0,");
     } else {
-      check_size("h0", "a size, like c0,", h_.size, size_);
+      check_size(h_.size, size_, "h0 must have a size, like c0,");
     }
     y_ = empty(leading_shape(x, h_.size), x_type_);
   }

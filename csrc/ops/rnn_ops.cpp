@@ -79,10 +79,9 @@ std::tuple<Tensor, Tensor> gru_dynamic(const Tensor& x, const Tensor& h0, const 
                                        const std::optional<Tensor>& bias_hh,
                                        const std::optional<Tensor>& batch_sizes, bool reverse,
                                        bool per_token, bool symmetric) {
-  return run_plain<Int8Scheme>(
-      Cell::gru, x, h0, {packed_ih, weight_scale_ih, bias_ih, kInputNames},
-      {packed_hh, weight_scale_hh, bias_hh, kHiddenNames}, batch_sizes, reverse,
-      {per_token, symmetric});
+  return run_plain<Int8Scheme>(Cell::gru, x, h0, {packed_ih, weight_scale_ih, bias_ih, kInputNames},
+                               {packed_hh, weight_scale_hh, bias_hh, kHiddenNames}, batch_sizes,
+                               reverse, {per_token, symmetric});
 }
 
 std::tuple<Tensor, Tensor> rnn_dynamic(const Tensor& x, const Tensor& h0, const Tensor& packed_ih,
@@ -92,11 +91,10 @@ std::tuple<Tensor, Tensor> rnn_dynamic(const Tensor& x, const Tensor& h0, const 
                                        const std::optional<Tensor>& bias_hh, bool relu,
                                        const std::optional<Tensor>& batch_sizes, bool reverse,
                                        bool per_token, bool symmetric) {
-  return run_plain<Int8Scheme>(
-      relu ? Cell::rnn_relu : Cell::rnn_tanh, x, h0,
-      {packed_ih, weight_scale_ih, bias_ih, kInputNames},
-      {packed_hh, weight_scale_hh, bias_hh, kHiddenNames}, batch_sizes, reverse,
-      {per_token, symmetric});
+  return run_plain<Int8Scheme>(relu ? Cell::rnn_relu : Cell::rnn_tanh, x, h0,
+                               {packed_ih, weight_scale_ih, bias_ih, kInputNames},
+                               {packed_hh, weight_scale_hh, bias_hh, kHiddenNames}, batch_sizes,
+                               reverse, {per_token, symmetric});
 }
 
 }  // namespace dynquant
