@@ -14,6 +14,7 @@ torch.ops.load_library(Path(__file__).with_name("libdynquant.so"))
 check_environment()
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+HALF_DTYPES = (torch.float16, torch.bfloat16)
 _ops = torch.ops.dynquant
 _library = torch.library.Library("dynquant", "FRAGMENT")
 cuda.load(_library)
@@ -500,7 +501,7 @@ def _fake_linear_half(x, half_weight, bias=None):
     """
     _check_device(x=x, half_weight=half_weight, bias=bias)
     _check_dtype("x", x, *FLOAT_DTYPES)
-    _check_dtype("half_weight", half_weight, torch.bfloat16, torch.float16)
+    _check_dtype("half_weight", half_weight, *HALF_DTYPES)
     torch._check(half_weight.dim() == 2, lambda: "half_weight must have two dimensions [N, K]")
     lead = _lead("x", x)
     n, k = half_weight.shape

@@ -5,7 +5,6 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils.parametrize import is_parametrized
@@ -22,19 +21,18 @@ _FORMS = {
     # Whoever makes one computes with its weight; it is quantized where it is asked for itself.
     NonDynamicallyQuantizableLinear: None,
     nn.MultiheadAttention: quantized.MultiheadAttention,
-    nn.LSTM: quantized.LSTM,
-    nn.GRU: quantized.GRU,
-    nn.RNN: quantized.RNN,
-    nn.LSTMCell: quantized.LSTMCell,
-    nn.GRUCell: quantized.GRUCell,
-    nn.RNNCell: quantized.RNNCell,
+    nn.LSTM: (quantized.LSTM, quantized.HalfLSTM),
+    nn.GRU: (quantized.GRU, quantized.HalfGRU),
+    nn.RNN: (quantized.RNN, quantized.HalfRNN),
+    nn.LSTMCell: (quantized.LSTMCell, quantized.HalfLSTMCell),
+    nn.GRUCell: (quantized.GRUCell, quantized.HalfGRUCell),
+    nn.RNNCell: (quantized.RNNCell, quantized.HalfRNNCell),
     nn.Embedding: quantized.Embedding,
     nn.EmbeddingBag: quantized.EmbeddingBag,
     QuantStub: quantized.Quantize,
     DeQuantStub: quantized.DeQuantize,
 }
 STUBS = (QuantStub, DeQuantStub)
-_HALF_DTYPES = (torch.float16, torch.bfloat16)
 
 
 @dataclass
@@ -53,10 +51,10 @@ class Item:
     tie: tuple
 
 
-# Types of modules that dynquant does not import: where they are defined, and the quantized form.
+# Types of modules that dynquant does not import: where they are defined, and the quantized forms.
 _FOREIGN_FORMS = (
-    ("transformers.pytorch_utils", "Conv1D", quantized.Conv1D),
-    ("torch.ao.nn.qat.dynamic.modules.linear", "Linear", quantized.Linear),
+    ("transformers.pytorch_utils", "Conv1D", (quantized.Conv1D, quantized.HalfConv1D)),
+    ("torch.ao.nn.qat.dynamic.modules.linear", "Linear", _FORMS[nn.Linear]),
 )
 
 
@@ -123,7 +121,7 @@ class Forms:
 
     def _has_default(self, base, dtype):
         forms = _each(self._forms[base])
-        served = not forms or _for_dtype(forms, dtype) is not None or _waits_for(forms, dtype)
+        served = not forms or _for_dtype(forms, dtype) is not None
         return base not in STUBS and served
 
 
@@ -137,11 +135,6 @@ def _each(forms):
 def _for_dtype(forms, dtype):
     """That of the forms that serves the dtype, or None. One without DTYPES serves them all."""
     return next((form for form in forms if dtype in getattr(form, "DTYPES", (dtype,))), None)
-
-
-def _waits_for(forms, dtype):
-    """Whether the dtype asks for 16-bit weights, of which the type has no form yet."""
-    return dtype in _HALF_DTYPES and _for_dtype(forms, torch.qint8) is not None
 
 
 def _check_dtype(forms, dtype, subject):
@@ -189,8 +182,6 @@ class Plan:
             if form is None:  # a name or type that covers it asks for a dtype of other modules
                 if found.by_name:
                     _check_dtype(candidates, qconfig.dtype, _titled(name, module))
-                if _waits_for(candidates, qconfig.dtype):
-                    left.append(f"{_titled(name, module)} has no form with {qconfig.dtype} weights")
                 continue
             obstacle = _obstacle(module, base, [parent for parent, _ in places[id(module)]])
             if obstacle:

@@ -49,8 +49,8 @@ def quantize_dynamic(
             parents.
             A config is a QConfig, dynquant.per_channel, per_token or per_tensor, a dict, a torch
             QConfig, or the class QuantStub for the default.
-        dtype: for configs that name no dtype: torch.qint8; torch.float16 or torch.bfloat16 (linear
-            layers with weights in 16 bits, computed in fp32); torch.quint8 or torch.quint4x2
+        dtype: for configs that name no dtype: torch.qint8; torch.float16 or torch.bfloat16
+            (weights in 16 bits, computed in fp32); torch.quint8 or torch.quint4x2
             (embeddings and embedding bags in 8 or 4 bits).
         mapping: further float types, each with the class whose from_float(module) makes the
             quantized form; from_float is given qconfig as well where it has such a parameter.

@@ -1,6 +1,7 @@
-"""torch.ops.dynquant.lstm_dynamic, gru_dynamic and rnn_dynamic: what tracing and training need."""
+"""The recurrent ops, with int8 weights and with 16-bit ones: what tracing and training need."""
 
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch.nn.functional import linear
@@ -8,6 +9,8 @@ from torch.nn.functional import linear
 from dynquant import _C
 from dynquant.ops import (
     FLOAT_DTYPES,
+    HALF_DTYPES,
+    _check_bias,
     _check_columns,
     _check_device,
     _check_dtype,
@@ -19,17 +22,39 @@ from dynquant.ops import (
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 
 
-def _check_product(part, packed, weight_scale, bias, n, k):
-    """A packed weight of the product `part` (ih, hh or hr) is of shape [n, k]."""
-    _check_dtype(f"packed_{part}", packed, torch.int8)
-    _check_dtype(f"weight_scale_{part}", weight_scale, torch.float32)
-    torch._check(packed.dim() == 1, lambda: f"packed_{part} must have one dimension")
-    if isinstance(packed.shape[0], int) and isinstance(n, int) and isinstance(k, int):
+class _Int8Product(NamedTuple):
+    """What holds the weight of a product `part` (ih, hh or hr)."""
+
+    packed: torch.Tensor | None = None
+    weight_scale: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
+
+    def check(self, part, n, k):
+        """The weight is of shape [n, k]."""
+        _check_dtype(f"packed_{part}", self.packed, torch.int8)
+        _check_dtype(f"weight_scale_{part}", self.weight_scale, torch.float32)
+        torch._check(self.packed.dim() == 1, lambda: f"packed_{part} must have one dimension")
+        size = self.packed.shape[0]
+        if isinstance(size, int) and isinstance(n, int) and isinstance(k, int):
+            torch._check(
+                size == _C.packed_bytes(n, k),
+                lambda: f"packed_{part} must be a packed weight of shape [{n}, {k}]",
+            )
+        _check_columns(n, self.weight_scale, self.bias, f"_{part}")
+
+
+class _HalfProduct(NamedTuple):
+    weight: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
+
+    def check(self, part, n, k):
+        name, weight = f"weight_{part}", self.weight
+        _check_dtype(name, weight, *HALF_DTYPES)
         torch._check(
-            packed.shape[0] == _C.packed_bytes(n, k),
-            lambda: f"packed_{part} must be a packed weight of shape [{n}, {k}]",
+            weight.dim() == 2 and weight.shape[0] == n and weight.shape[1] == k,
+            lambda: f"{name} must have the shape [{n}, {k}], got {list(weight.shape)}",
         )
-    _check_columns(n, weight_scale, bias, f"_{part}")
+        _check_bias(n, self.bias, f"_{part}")
 
 
 def _check_state(name, state, x, batch):
@@ -41,11 +66,12 @@ def _check_state(name, state, x, batch):
 
 
 def _fake_layer(cell, x, states, ih, hh, hr, batch_sizes):
-    """The outputs of one direction; `ih`, `hh` and `hr` are (packed, weight_scale, bias)."""
+    """The outputs of one direction; `ih`, `hh` and `hr` (or None) are products."""
+    products = {"ih": ih, "hh": hh} if hr is None else {"ih": ih, "hh": hh, "hr": hr}
     parts = {
         f"{name}_{part}": tensor
-        for part, product in (("ih", ih), ("hh", hh), ("hr", hr))
-        for name, tensor in zip(("packed", "weight_scale", "bias"), product, strict=True)
+        for part, product in products.items()
+        for name, tensor in product._asdict().items()
     }
     _check_device(x=x, **states, **parts)
     _check_dtype("x", x, *FLOAT_DTYPES)
@@ -57,10 +83,10 @@ def _fake_layer(cell, x, states, ih, hh, hr, batch_sizes):
     for name, state in states.items():
         _check_state(name, state, x, x.shape[1] if batch_sizes is None else h0.shape[0])
     columns = GATES[cell] * size
-    _check_product("ih", *ih, columns, x.shape[-1])
-    _check_product("hh", *hh, columns, h0.shape[-1])
-    if hr[0] is not None:
-        _check_product("hr", *hr, h0.shape[-1], size)
+    ih.check("ih", columns, x.shape[-1])
+    hh.check("hh", columns, h0.shape[-1])
+    if hr is not None:
+        hr.check("hr", h0.shape[-1], size)
     y = x.new_empty((*x.shape[:-1], h0.shape[-1]))
     return (y, *(x.new_empty(state.shape) for state in states.values()))
 
@@ -111,13 +137,17 @@ def _fake_lstm(
     Raises:
         RuntimeError: another dtype, device or shape; a sequence of length 0.
     """
+    torch._check(
+        (packed_hr is None) == (weight_scale_hr is None),
+        lambda: "packed_hr and weight_scale_hr must both be given or neither",
+    )
     return _fake_layer(
         "lstm",
         x,
         {"h0": h0, "c0": c0},
-        (packed_ih, weight_scale_ih, bias_ih),
-        (packed_hh, weight_scale_hh, bias_hh),
-        (packed_hr, weight_scale_hr, None),
+        _Int8Product(packed_ih, weight_scale_ih, bias_ih),
+        _Int8Product(packed_hh, weight_scale_hh, bias_hh),
+        None if packed_hr is None else _Int8Product(packed_hr, weight_scale_hr),
         batch_sizes,
     )
 
@@ -152,9 +182,9 @@ def _fake_gru(
         "gru",
         x,
         {"h0": h0},
-        (packed_ih, weight_scale_ih, bias_ih),
-        (packed_hh, weight_scale_hh, bias_hh),
-        (None, None, None),
+        _Int8Product(packed_ih, weight_scale_ih, bias_ih),
+        _Int8Product(packed_hh, weight_scale_hh, bias_hh),
+        None,
         batch_sizes,
     )
 
@@ -189,9 +219,96 @@ def _fake_rnn(
         "rnn",
         x,
         {"h0": h0},
-        (packed_ih, weight_scale_ih, bias_ih),
-        (packed_hh, weight_scale_hh, bias_hh),
-        (None, None, None),
+        _Int8Product(packed_ih, weight_scale_ih, bias_ih),
+        _Int8Product(packed_hh, weight_scale_hh, bias_hh),
+        None,
+        batch_sizes,
+    )
+
+
+def _fake_lstm_half(
+    x,
+    h0,
+    c0,
+    weight_ih,
+    bias_ih,
+    weight_hh,
+    bias_hh,
+    weight_hr=None,
+    batch_sizes=None,
+    reverse=False,
+):
+    """One direction of one LSTM layer over a whole sequence, with 16-bit weights.
+
+    As lstm_dynamic, with `product` as in linear_half: nothing is quantized.
+
+    Args:
+        x, h0, c0, batch_sizes, reverse: as for lstm_dynamic.
+        weight_ih, bias_ih: bf16 or fp16 [4 * H, K]; fp32, bf16 or fp16 [4 * H], or None.
+        weight_hh, bias_hh: likewise, of [4 * H, P].
+        weight_hr: the projection, bf16 or fp16 [P, H]; or None.
+
+    Returns:
+        as lstm_dynamic.
+
+    Raises:
+        RuntimeError: another dtype, device or shape; a sequence of length 0.
+    """
+    return _fake_layer(
+        "lstm",
+        x,
+        {"h0": h0, "c0": c0},
+        _HalfProduct(weight_ih, bias_ih),
+        _HalfProduct(weight_hh, bias_hh),
+        None if weight_hr is None else _HalfProduct(weight_hr),
+        batch_sizes,
+    )
+
+
+def _fake_gru_half(x, h0, weight_ih, bias_ih, weight_hh, bias_hh, batch_sizes=None, reverse=False):
+    """One direction of one GRU layer over a whole sequence, with 16-bit weights.
+
+    As gru_dynamic, with `product` as in linear_half, weights of [3 * H, K] and [3 * H, H], and the
+    other arguments of lstm_half.
+
+    Returns:
+        as gru_dynamic.
+
+    Raises:
+        RuntimeError: as lstm_half.
+    """
+    return _fake_layer(
+        "gru",
+        x,
+        {"h0": h0},
+        _HalfProduct(weight_ih, bias_ih),
+        _HalfProduct(weight_hh, bias_hh),
+        None,
+        batch_sizes,
+    )
+
+
+def _fake_rnn_half(
+    x, h0, weight_ih, bias_ih, weight_hh, bias_hh, relu=False, batch_sizes=None, reverse=False
+):
+    """One direction of one plain recurrent layer over a whole sequence, with 16-bit weights.
+
+    As rnn_dynamic, with `product` as in linear_half, weights of [H, K] and [H, H], and the other
+    arguments of lstm_half.
+
+    Returns:
+        as rnn_dynamic.
+
+    Raises:
+        RuntimeError: as lstm_half.
+    """
+    return _fake_layer(
+        "rnn",
+        x,
+        {"h0": h0},
+        _HalfProduct(weight_ih, bias_ih),
+        _HalfProduct(weight_hh, bias_hh),
+        None,
         batch_sizes,
     )
 
@@ -234,8 +351,13 @@ def _float_layer(step, x, states, ih, hh, hr, batch_sizes, reverse):
     return (y, *states)
 
 
-def _dequantized(packed, weight_scale, n, k):
-    return _ops.unpack_weight(packed, n, k).to(torch.float32) * weight_scale[:, None]
+def _float_weight(saved, part, n, k):
+    """The weight [n, k] of the product `part` in fp32; None where there is none."""
+    if f"packed_{part}" in saved:
+        plain = _ops.unpack_weight(saved[f"packed_{part}"], n, k)
+        return plain.to(torch.float32) * saved[f"weight_scale_{part}"][:, None]
+    weight = saved.get(f"weight_{part}")
+    return None if weight is None else weight.to(torch.float32)
 
 
 def _save_layer(ctx, inputs, names):
@@ -247,20 +369,20 @@ def _save_layer(ctx, inputs, names):
 
 
 def _layer_gradient(cell, ctx, *gradients):
-    """Those of x and the states: the float layer is run again, with the dequantized weights."""
+    """Those of x and the states: the float layer is run again, with its weights in fp32."""
     saved = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
     state_names = [name for name in ("h0", "c0") if name in saved]
     k, p, size = saved["x"].shape[-1], saved["h0"].shape[-1], saved[state_names[-1]].shape[-1]
 
     def product(part, n, depth):
-        weight = _dequantized(saved[f"packed_{part}"], saved[f"weight_scale_{part}"], n, depth)
         bias = saved.get(f"bias_{part}")
-        return weight, None if bias is None else bias.detach().to(torch.float32)
+        bias = None if bias is None else bias.detach().to(torch.float32)
+        return _float_weight(saved, part, n, depth), bias
 
     steps = {"lstm": _lstm_step, "gru": _gru_step, "rnn": _relu_step if ctx.relu else _tanh_step}
     columns = GATES[cell] * size
     ih, hh = product("ih", columns, k), product("hh", columns, p)
-    hr = product("hr", p, size)[0] if "packed_hr" in saved else None
+    hr = _float_weight(saved, "hr", p, size)
     names = ["x", *state_names]
     with torch.enable_grad():
         inputs = [saved[name].detach().to(torch.float32).requires_grad_() for name in names]
@@ -274,8 +396,8 @@ def _layer_gradient(cell, ctx, *gradients):
     return (*cast, *[None] * (ctx.arguments - len(cast)))
 
 
-def _register(cell, fake, inputs):
-    name = f"{cell}_dynamic"
+def _register(cell, kind, fake, inputs):
+    name = f"{cell}_{kind}"
     _register_with_inference(name, fake, inputs)
     names = [argument.name for argument in getattr(_ops, name).default._schema.arguments]
     torch.library.register_autograd(
@@ -286,6 +408,9 @@ def _register(cell, fake, inputs):
     )
 
 
-_register("lstm", _fake_lstm, inputs=3)
-_register("gru", _fake_gru, inputs=2)
-_register("rnn", _fake_rnn, inputs=2)
+_register("lstm", "dynamic", _fake_lstm, inputs=3)
+_register("gru", "dynamic", _fake_gru, inputs=2)
+_register("rnn", "dynamic", _fake_rnn, inputs=2)
+_register("lstm", "half", _fake_lstm_half, inputs=3)
+_register("gru", "half", _fake_gru_half, inputs=2)
+_register("rnn", "half", _fake_rnn_half, inputs=2)

@@ -2,15 +2,16 @@
 
 One step of one row, everything in fp32, each operation rounded on its own:
 
-    input  = linear_dynamic(x_t, weight_ih, bias_ih)
-    hidden = linear_dynamic(h, weight_hh, bias_hh)
+    input  = linear(x_t, weight_ih, bias_ih)
+    hidden = linear(h, weight_hh, bias_hh)
     lstm:  i, f, o = sigmoid(input + hidden), g = tanh(input + hidden)
-           c = f * c + i * g,  h = o * tanh(c),  with a projection h = linear_dynamic(h, weight_hr)
+           c = f * c + i * g,  h = o * tanh(c),  with a projection h = linear(h, weight_hr)
     gru:   r, z = sigmoid(input + hidden), n = tanh(input_n + r * hidden_n),  h = (h - n) * z + n
     rnn:   h = tanh(input + hidden) or relu(input + hidden)
 
-States enter widened to fp32, stay fp32 within the call, and are rounded to x's dtype where they
-come out. sigmoid and tanh are these very operations, not the real functions.
+where linear is linear_dynamic for an int8 weight and linear_half for one in 16 bits. States enter
+widened to fp32, stay fp32 within the call, and are rounded to x's dtype where they come out.
+sigmoid and tanh are these very operations, not the real functions.
 """
 
 import numpy as np
@@ -86,23 +87,29 @@ def recurrent(
     """One direction of one layer.
 
     x is [T, B, K], or [rows, K] where batch_sizes tells the rows of each step; h is [B, P] and c
-    [B, H] or None. A weight is a pair of int8 [N, K] and its scale. Returns y, h and c.
+    [B, H] or None. A weight is a pair of int8 [N, K] and its scale, or the values [N, K] of its 16
+    bits. Returns y, h and c.
     """
     lead = x.shape[:-1]
     sizes = [lead[1]] * lead[0] if batch_sizes is None else list(batch_sizes)
     starts = np.cumsum([0, *sizes])
-    scheme = {"per_token": per_token, "symmetric": symmetric}
-    given = ref.linear_dynamic(x.reshape(starts[-1], x.shape[-1]), *weight_ih, bias_ih, **scheme)
+
+    def linear(x, weight, bias):
+        if isinstance(weight, tuple):
+            return ref.linear_dynamic(x, *weight, bias, per_token, symmetric)
+        return ref.linear_half(x, weight, bias)
+
+    given = linear(x.reshape(starts[-1], x.shape[-1]), weight_ih, bias_ih)
     h, c = h.copy(), None if c is None else c.copy()
     y = np.zeros((starts[-1], h.shape[-1]), F)
     for t in reversed(range(len(sizes))) if reverse else range(len(sizes)):
         rows, here = slice(0, sizes[t]), slice(starts[t], starts[t + 1])
-        hidden = ref.linear_dynamic(h[rows], *weight_hh, bias_hh, **scheme)
+        hidden = linear(h[rows], weight_hh, bias_hh)
         state, cell_state = gates(
             cell, given[here], hidden, h[rows], None if c is None else c[rows]
         )
         if weight_hr is not None:
-            state = ref.linear_dynamic(state, *weight_hr, None, **scheme)
+            state = linear(state, weight_hr, None)
         h[rows] = y[here] = state
         if c is not None:
             c[rows] = cell_state

@@ -1,5 +1,5 @@
-"""The inner loop of every tile works on registers: a compiler that spills sums to the stack would
-halve the speed and change no result."""
+"""What a compiler may do that changes no result and costs much of the speed: spill the sums of a
+tile to the stack, or drop the requests for rows that come later."""
 
 import re
 import shutil
@@ -53,17 +53,19 @@ def inner_loops(body):
 
 
 @pytest.fixture(scope="module")
-def tiles():
+def kernels():
     if shutil.which("objdump") is None:
         pytest.skip("objdump is not installed")
-    found = {name: body for name, body in functions() if re.search(r"::tile<", name)}
+    wanted = re.compile(r"::(tile|bags\w*|bag_\w+)<")
+    found = {name: body for name, body in functions() if wanted.search(name)}
     if not found:
         pytest.skip("the library is stripped of its symbols")
     return found
 
 
 @pytest.mark.parametrize(("isa_type", "allowed"), SETS.items())
-def test_inner_loops_stay_in_registers(tiles, isa_type, allowed):
+def test_inner_loops_stay_in_registers(kernels, isa_type, allowed):
+    tiles = {name: body for name, body in kernels.items() if "::tile<" in name}
     of_set = {name: body for name, body in tiles.items() if f"::{isa_type}," in name}
     assert of_set, f"no tile of {isa_type} in the library"
     for name, body in of_set.items():
@@ -72,3 +74,13 @@ def test_inner_loops_stay_in_registers(tiles, isa_type, allowed):
         for loop in loops:
             spilled = [instruction for _, instruction in loop if STACK.search(instruction)]
             assert len(spilled) <= allowed * len(loop), f"{name}: {spilled}"
+
+
+@pytest.mark.parametrize("isa_type", SETS)
+def test_bags_ask_for_rows_ahead(kernels, isa_type):
+    of_set = {
+        name: body for name, body in kernels.items() if re.search(rf"::bag.*{isa_type}\b", name)
+    }
+    assert of_set, f"no bags of {isa_type} in the library"
+    asking = [n for n, body in of_set.items() if any("prefetch" in i for _, i in body)]
+    assert asking, f"nothing is prefetched in {list(of_set)}"

@@ -18,9 +18,10 @@ from torch import nn
 
 import dynquant
 from dynquant import QConfig
-from dynquant.nn import Linear, MultiheadAttention
+from dynquant.nn import HalfLinear, Linear, MultiheadAttention
 
 HEADS, WIDTH = 2, 8
+CLOSE = {"rtol": 0.05, "atol": 0.05}  # of 16-bit weights to float ones
 
 
 def expected(layer, query, key, value, **arguments):
@@ -484,3 +485,48 @@ class TestTransformers:
             wanted = encoder(x, src_key_padding_mask=padding)[~padding]
             result = quantized(x, src_key_padding_mask=padding)[~padding]
         assert 0 < (result - wanted).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+class Test16Bits:
+    @pytest.mark.parametrize("sizes", [{}, {"kdim": 5, "vdim": 6}, {"add_bias_kv": True}], ids=str)
+    @pytest.mark.parametrize("need_weights", [False, True])
+    def test_forms_of_call(self, dtype, sizes, need_weights):
+        attention = floats(**sizes)
+        layer = dynquant.quantize_dynamic(attention, dtype=dtype)
+        assert type(layer) is MultiheadAttention
+        assert all(type(one) is HalfLinear for one in layer.children())
+        query = torch.randn(3, 4, WIDTH)
+        key = torch.randn(5, 4, attention.kdim)
+        value = torch.randn(5, 4, attention.vdim)
+        mask = drawn_mask("bool", (3, 5))
+        arguments = {"attn_mask": mask, "need_weights": need_weights}
+        assert_as_expected(layer, query, key, value, **arguments)
+        exact = attention(query, key, value, **arguments)[0]
+        torch.testing.assert_close(layer(query, key, value, **arguments)[0], exact, **CLOSE)
+
+    def test_weights_and_state(self, dtype):
+        attention = floats()
+        layer = MultiheadAttention.from_float(attention, QConfig(dtype=dtype))
+        assert_same(layer.in_proj_weight + 0, attention.in_proj_weight.detach().to(dtype))
+        assert_same(layer.in_proj_bias, attention.in_proj_bias.detach())
+        other = MultiheadAttention.from_float(floats(seed=1), QConfig(dtype=dtype))
+        other.load_state_dict(layer.state_dict())
+        x = torch.randn(3, 2, WIDTH)
+        for copied in (other, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+            assert_same(copied(x, x, x)[0], layer(x, x, x)[0])
+        compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+        assert_same(compiled(x, x, x)[0], layer(x, x, x)[0])
+        with pytest.raises(ValueError, match="in_proj_weight holds NaN"):
+            attention.in_proj_weight.data[0, 0] = torch.nan
+            MultiheadAttention.from_float(attention, QConfig(dtype=dtype))
+
+    def test_transformer(self, dtype):
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 16, dropout=0, batch_first=True)
+        encoder = nn.TransformerEncoder(layer, 2).eval()
+        quantized = dynquant.quantize_dynamic(encoder, dtype=dtype)
+        assert type(quantized.layers[0].self_attn) is MultiheadAttention
+        x = torch.randn(2, 5, WIDTH)
+        with torch.inference_mode():
+            torch.testing.assert_close(quantized(x), encoder(x), **CLOSE)

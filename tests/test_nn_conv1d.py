@@ -12,7 +12,8 @@ from compare import assert_same
 from torch import nn
 
 import dynquant
-from dynquant.nn import Conv1D, Linear
+from dynquant import QConfig
+from dynquant.nn import Conv1D, HalfConv1D, HalfLinear, Linear
 
 
 class FloatConv1D(nn.Module):
@@ -54,6 +55,18 @@ def test_equals_a_linear_layer(spec, shape):
     assert_same(quantized(x), expected(x))
     assert_same(quantized.weight + 0, expected.weight + 0)
     assert (quantized.nf, quantized.nx) == shape
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_16_bits(dtype):
+    conv = FloatConv1D(6, 4)
+    quantized = dynquant.quantize_dynamic(nn.Sequential(conv), dtype=dtype)[0]
+    assert type(quantized) is HalfConv1D and (quantized.nf, quantized.nx) == (6, 4)
+    expected = HalfLinear.from_float(as_linear(conv), QConfig(dtype=dtype))
+    x = torch.randn(2, 3, 4)
+    assert_same(quantized(x), expected(x))
+    quantized.load_state_dict(expected.state_dict())
+    assert_same(quantized.weight + 0, conv.weight.detach().t().to(dtype))
 
 
 def test_is_kept_in_float():

@@ -61,7 +61,21 @@ def assert_equal_modules(one, other):
 
 
 def of_reference(cell, mod, config, x, states, batch_sizes=None):
-    """All layers and directions, by the reference; x and the states are numpy arrays."""
+    """All layers and directions with int8 weights; x and the states are numpy arrays."""
+    return of_layers(
+        cell,
+        mod,
+        lambda weight: ref.quantize_weight(weight, config.weight == "per_channel"),
+        x,
+        states,
+        batch_sizes,
+        per_token=config.activation == "per_token",
+        symmetric=config.symmetric,
+    )
+
+
+def of_layers(cell, mod, weight_form, x, states, batch_sizes=None, **scheme):
+    """All layers and directions, by the reference, for which weight_form prepares each weight."""
     last = []
     directions = 2 if mod.bidirectional else 1
 
@@ -75,9 +89,7 @@ def of_reference(cell, mod, config, x, states, batch_sizes=None):
             suffix = f"_l{layer}" + ("_reverse" if direction else "")
             place = layer * directions + direction
             weights = {
-                f"weight_{part}": ref.quantize_weight(
-                    held(f"weight_{part}{suffix}"), config.weight == "per_channel"
-                )
+                f"weight_{part}": weight_form(held(f"weight_{part}{suffix}"))
                 for part in ("ih", "hh", "hr")
                 if held(f"weight_{part}{suffix}") is not None
             }
@@ -91,8 +103,7 @@ def of_reference(cell, mod, config, x, states, batch_sizes=None):
                 **weights,
                 batch_sizes=batch_sizes,
                 reverse=direction == 1,
-                per_token=config.activation == "per_token",
-                symmetric=config.symmetric,
+                **scheme,
             )
             outputs.append(y)
             last.append([one for one in after if one is not None])
@@ -371,9 +382,9 @@ class TestMessages:
         with pytest.raises(ValueError, match="bias_ih_l0 is torch.float64|weight_ih_l0 is torch.f"):
             dynquant.quantize_dynamic(nn.GRU(3, 4).double())
         with pytest.raises(
-            ValueError, match=r"\[GRU\]: dtype is torch.float16; allowed: torch.qint8"
+            ValueError, match=r"\[GRU\]: dtype is torch.quint8; allowed: torch.qint8, torch.float16"
         ):
-            dynquant.quantize_dynamic(nn.ModuleDict({"rnn": nn.GRU(3, 4)}), {nn.GRU}, torch.float16)
+            dynquant.quantize_dynamic(nn.ModuleDict({"rnn": nn.GRU(3, 4)}), {nn.GRU}, torch.quint8)
 
 
 def every_module():
@@ -675,6 +686,7 @@ class TestLife:
         assert len(ops) == len(form._suffixes) and all(one.endswith(".inference") for one in ops)
 
     def test_compile_with_dynamic_lengths(self, mod):
+        torch._dynamo.reset()  # it counts how often the forward of all these modules is compiled
         form = quantized(mod)
         compiled = torch.compile(form, fullgraph=True, dynamic=True, backend="aot_eager")
         lead = (2,) if isinstance(mod, nn.RNNBase) else ()

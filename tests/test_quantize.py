@@ -335,9 +335,9 @@ class TestErrors:
             ({"mapping": {nn.Linear: nn.ReLU}}, TypeError, r"mapping\[Linear\].*with from_float"),
             ({"inplace": 1}, TypeError, "inplace is 1; expected a bool"),
             (
-                {"qconfig_spec": {nn.LSTM}, "dtype": torch.float16},
+                {"qconfig_spec": {nn.LSTM}, "dtype": torch.quint8},
                 ValueError,
-                r"qconfig_spec\[LSTM\]: dtype is torch.float16; allowed: torch.qint8",
+                r"qconfig_spec\[LSTM\]: dtype is torch.quint8; allowed: torch.qint8, torch.float16",
             ),
             (
                 {"qconfig_spec": {nn.Embedding}},
@@ -587,8 +587,8 @@ class TestOtherDtypes:
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_16_bits(self, dtype):
         model = Words()
-        with pytest.warns(UserWarning, match=r"left in float: rnn \(LSTM\) has no form with"):
-            quantized = dynquant.quantize_dynamic(model, dtype=dtype)
+        quantized = dynquant.quantize_dynamic(model, dtype=dtype)
+        assert type(quantized.rnn) is dynquant.nn.HalfLSTM
         assert type(quantized.fc) is dynquant.nn.HalfLinear
         assert type(quantized.words) is nn.Embedding
         assert_same(quantized.fc._buffers["weight"], model.fc.weight.detach().to(dtype))

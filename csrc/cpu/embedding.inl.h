@@ -104,22 +104,24 @@ inline int64_t index_at(const BagArgs& a, int64_t i) {
 constexpr int64_t kAhead = 16;  // rows whose way from memory overlaps
 constexpr int64_t kLineBytes = 64;
 
-// Asks for bytes [begin, end) of a row that comes later, and for its parameters.
-inline void prefetch_row(const BagArgs& a, int64_t i, int64_t begin, int64_t end) {
+// Asks for bytes [begin, end) of a row that comes later, and for its parameters. GCC takes a call
+// of a function that does nothing else for one without effect, and drops it.
+__attribute__((always_inline)) inline void prefetch_row(const BagArgs& a, int64_t i, int64_t begin,
+                                                        int64_t end) {
   const int64_t index = index_at(a, i);
   const uint8_t* row = a.rows + index * a.row_bytes;
   for (int64_t byte = begin; byte < end; byte += kLineBytes) __builtin_prefetch(row + byte);
   __builtin_prefetch(a.qparams + 2 * index);
 }
 
-// Values [d, d + V * kLanes) of one bag in fp32. A table narrower than a register is read through a
-// copy that fills it up.
+// Values [d, d + V * kLanes) of one bag in fp32, in V registers. A table narrower than a register
+// is read through a copy that fills it up.
 template <class Isa, int Bits, int V>
-inline void bag_values(const BagArgs& a, int64_t first, int64_t last, int64_t d, float* values) {
+inline void bag_values(const BagArgs& a, int64_t first, int64_t last, int64_t d,
+                       typename Isa::Float* sum) {
   const bool narrow_row = a.row_bytes * 8 / Bits < Isa::kLanes;
   const bool largest = a.mode == BagMode::max;
   uint8_t copy[Isa::kLanes] = {};
-  typename Isa::Float sum[V];
 #pragma GCC unroll 16
   for (int v = 0; v < V; ++v) sum[v] = Isa::set(largest ? -__builtin_inff() : 0.0f);
   int64_t count = 0;
@@ -156,7 +158,6 @@ inline void bag_values(const BagArgs& a, int64_t first, int64_t last, int64_t d,
   for (int v = 0; v < V; ++v) {
     if (count == 0) sum[v] = Isa::set(0.0f);
     if (count > 0 && a.mode == BagMode::mean) sum[v] = Isa::div(sum[v], divisor);
-    Isa::store(values + v * Isa::kLanes, sum[v]);
   }
 }
 
@@ -164,13 +165,12 @@ inline void bag_values(const BagArgs& a, int64_t first, int64_t last, int64_t d,
 template <class Isa, int Bits, int V>
 inline int64_t bag_steps(const BagArgs& a, int64_t bag, int64_t first, int64_t last, int64_t d) {
   constexpr int64_t kStep = V * Isa::kLanes;
-  float values[kStep];
   for (; d + kStep <= a.dim; d += kStep) {
-    bag_values<Isa, Bits, V>(a, first, last, d, values);
+    typename Isa::Float sum[V];
+    bag_values<Isa, Bits, V>(a, first, last, d, sum);
     with_output(a.out, a.out_dtype, bag * a.dim + d, [&](auto* out) {
-      for (int64_t i = 0; i < kStep; i += Isa::kLanes) {
-        Isa::store(out + i, Isa::load(values + i));
-      }
+#pragma GCC unroll 16
+      for (int v = 0; v < V; ++v) Isa::store(out + v * Isa::kLanes, sum[v]);
     });
   }
   if constexpr (V > 1) return bag_steps<Isa, Bits, V / 2>(a, bag, first, last, d);
@@ -183,8 +183,10 @@ template <class Isa, int Bits>
 inline void bag_tail(const BagArgs& a, int64_t bag, int64_t first, int64_t last, int64_t d) {
   const int64_t held = a.row_bytes * 8 / Bits;
   const int64_t begin = held < Isa::kLanes ? 0 : held - Isa::kLanes;
+  typename Isa::Float sum;
+  bag_values<Isa, Bits, 1>(a, first, last, begin, &sum);
   float values[Isa::kLanes];
-  bag_values<Isa, Bits, 1>(a, first, last, begin, values);
+  Isa::store(values, sum);
   with_output(a.out, a.out_dtype, bag * a.dim, [&](auto* out) {
     for (int64_t i = d; i < a.dim; ++i) narrow(values[i - begin], out + i);
   });

@@ -63,10 +63,24 @@ STABLE_TORCH_LIBRARY(dynquant, m) {
       "Tensor packed_hh, Tensor weight_scale_hh, Tensor? bias_hh, bool relu=False, "
       "Tensor? batch_sizes=None, bool reverse=False, bool per_token=True, "
       "bool symmetric=False) -> (Tensor, Tensor)";
+  constexpr const char* kLstmHalf =
+      "(Tensor x, Tensor h0, Tensor c0, Tensor weight_ih, Tensor? bias_ih, Tensor weight_hh, "
+      "Tensor? bias_hh, Tensor? weight_hr=None, Tensor? batch_sizes=None, bool reverse=False) -> "
+      "(Tensor, Tensor, Tensor)";
+  constexpr const char* kGruHalf =
+      "(Tensor x, Tensor h0, Tensor weight_ih, Tensor? bias_ih, Tensor weight_hh, "
+      "Tensor? bias_hh, Tensor? batch_sizes=None, bool reverse=False) -> (Tensor, Tensor)";
+  constexpr const char* kRnnHalf =
+      "(Tensor x, Tensor h0, Tensor weight_ih, Tensor? bias_ih, Tensor weight_hh, "
+      "Tensor? bias_hh, bool relu=False, Tensor? batch_sizes=None, bool reverse=False) -> "
+      "(Tensor, Tensor)";
   for (const char* overload : {"", ".inference"}) {
     m.def((std::string("lstm_dynamic") + overload + kLstm).c_str());
     m.def((std::string("gru_dynamic") + overload + kGru).c_str());
     m.def((std::string("rnn_dynamic") + overload + kRnn).c_str());
+    m.def((std::string("lstm_half") + overload + kLstmHalf).c_str());
+    m.def((std::string("gru_half") + overload + kGruHalf).c_str());
+    m.def((std::string("rnn_half") + overload + kRnnHalf).c_str());
   }
 }
 
@@ -83,4 +97,10 @@ STABLE_TORCH_LIBRARY_IMPL(dynquant, CPU, m) {
   m.impl("gru_dynamic.inference", TORCH_BOX(&dynquant::gru_dynamic));
   m.impl("rnn_dynamic", TORCH_BOX(&dynquant::rnn_dynamic));
   m.impl("rnn_dynamic.inference", TORCH_BOX(&dynquant::rnn_dynamic));
+  m.impl("lstm_half", TORCH_BOX(&dynquant::lstm_half));
+  m.impl("lstm_half.inference", TORCH_BOX(&dynquant::lstm_half));
+  m.impl("gru_half", TORCH_BOX(&dynquant::gru_half));
+  m.impl("gru_half.inference", TORCH_BOX(&dynquant::gru_half));
+  m.impl("rnn_half", TORCH_BOX(&dynquant::rnn_half));
+  m.impl("rnn_half.inference", TORCH_BOX(&dynquant::rnn_half));
 }

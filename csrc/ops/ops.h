@@ -61,4 +61,18 @@ std::tuple<Tensor, Tensor> rnn_dynamic(const Tensor& x, const Tensor& h0, const 
                                        const std::optional<Tensor>& batch_sizes, bool reverse,
                                        bool per_token, bool symmetric);
 
+std::tuple<Tensor, Tensor, Tensor> lstm_half(
+    const Tensor& x, const Tensor& h0, const Tensor& c0, const Tensor& weight_ih,
+    const std::optional<Tensor>& bias_ih, const Tensor& weight_hh,
+    const std::optional<Tensor>& bias_hh, const std::optional<Tensor>& weight_hr,
+    const std::optional<Tensor>& batch_sizes, bool reverse);
+std::tuple<Tensor, Tensor> gru_half(const Tensor& x, const Tensor& h0, const Tensor& weight_ih,
+                                    const std::optional<Tensor>& bias_ih, const Tensor& weight_hh,
+                                    const std::optional<Tensor>& bias_hh,
+                                    const std::optional<Tensor>& batch_sizes, bool reverse);
+std::tuple<Tensor, Tensor> rnn_half(const Tensor& x, const Tensor& h0, const Tensor& weight_ih,
+                                    const std::optional<Tensor>& bias_ih, const Tensor& weight_hh,
+                                    const std::optional<Tensor>& bias_hh, bool relu,
+                                    const std::optional<Tensor>& batch_sizes, bool reverse);
+
 }  // namespace dynquant

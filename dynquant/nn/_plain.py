@@ -12,7 +12,7 @@ from dynquant.nn._state import INTEGERS, Entry, read_entries
 class PlainState(nn.Module):
     """A module in eval mode whose buffers keep their dtypes and make up its state dict.
 
-    With them the state dict holds bias, where the module has one, and version (int64).
+    With them the state dict holds the parameters, which are biases, and version (int64).
     A parameter without elements, `placeholder`, carries the float dtype and the device, so that
     a model without any other parameter can tell them.
     """
@@ -28,10 +28,12 @@ class PlainState(nn.Module):
         self.placeholder = nn.Parameter(empty, requires_grad=False)
 
     def _state(self):
-        state = dict(self._buffers)
-        if self._parameters.get("bias") is not None:
-            state["bias"] = self.bias
-        return {**state, "version": torch.tensor(self.VERSION)}
+        version = torch.tensor(self.VERSION)
+        return {**self._buffers, **self._held_biases(), "version": version}
+
+    def _held_biases(self):
+        held = self._parameters.items()
+        return {key: one for key, one in held if one is not None and key != "placeholder"}
 
     def _apply(self, fn, recurse=True):
         held = {id(buffer) for buffer in self._buffers.values()}
@@ -72,17 +74,17 @@ class PlainState(nn.Module):
     def _load(self, found, assign, prefix):
         if self.placeholder.is_meta and not assign:
             warnings.warn(
-                f"{prefix}weight is on the meta device, which loading does not change; "
-                "pass assign=True to load_state_dict",
+                f"{prefix}{next(iter(self._buffers))} is on the meta device, which loading does "
+                "not change; pass assign=True to load_state_dict",
                 stacklevel=2,
             )
             return
         for key, value in found.items():
             held = self._buffers.get(key, self._parameters.get(key))
-            if not assign and (key == "bias" or held.dtype == value.dtype):
+            if not assign and (key in self._parameters or held.dtype == value.dtype):
                 held.copy_(value)
-            elif key == "bias":
-                self.bias = nn.Parameter(value, requires_grad=False)
+            elif key in self._parameters:
+                self._parameters[key] = nn.Parameter(value, requires_grad=False)
             else:
                 self._buffers[key] = value if assign else value.to(held.device)
         self._set_placeholder(next(iter(self._buffers.values())), self.placeholder.dtype)

@@ -1,20 +1,24 @@
 """What recurrent layers and cells share: the weights of a direction, and the call of its op."""
 
 import torch
+from torch import nn
 
 import dynquant.rnn_ops  # noqa: F401 (registers the recurrent ops)
-from dynquant.nn._checks import check_config, check_parameters
-from dynquant.nn._packed import (
-    PackedModule,
-    check_weight,
-    packed_from_float,
-)
+from dynquant.nn._checks import FLOAT_DTYPES, check_config, check_finite, check_parameters
+from dynquant.nn._half import in_16_bits
+from dynquant.nn._packed import PackedModule, check_weight, packed_from_float, packed_name
+from dynquant.nn._plain import PlainState
+from dynquant.nn._state import Entry
 from dynquant.nn.weight import int8_weight
+from dynquant.ops import HALF_DTYPES
 from dynquant.qconfig import QConfig, parse_qconfig, per_channel, per_tensor, per_token
 
 
-class RecurrentModule(PackedModule):
+class Recurrent:
     """A module whose weights come in directions: weight_ih{suffix}, weight_hh{suffix}, and so on.
+
+    What holds the weights is for another base class to tell: Int8Weights or HalfWeights, which
+    come after this one.
 
     Attributes:
         FLOAT: the float module's type.
@@ -32,18 +36,14 @@ class RecurrentModule(PackedModule):
         super().__init__()
         for key in self.COPIED:
             setattr(self, key, getattr(mod, key))
-        self.per_token = qconfig.activation == per_token
-        self.symmetric = qconfig.symmetric
         self._suffixes = suffixes
         names = _parameter_names(mod, suffixes)
-        weights, biases = {}, {}
-        for name in names["weight"]:
-            weight = getattr(mod, name)
-            weights[name] = (*packed_from_float(weight, qconfig.weight), *weight.shape)
+        weights = {name: getattr(mod, name).detach() for name in names["weight"]}
+        biases = {}
         for name in names["bias"]:
             bias = getattr(mod, name, None)
             biases[name] = None if bias is None else bias.detach().clone()
-        self._hold(weights, biases, weight.dtype)
+        self._hold_float(weights, biases, qconfig)
 
     @classmethod
     def from_float(cls, mod, qconfig=None):
@@ -51,12 +51,12 @@ class RecurrentModule(PackedModule):
 
         Args:
             mod: the float module, with weights in fp32, bf16 or fp16.
-            qconfig: any form of a config; None means QConfig().
+            qconfig: any form of a config; None means QConfig() of the first of DTYPES.
 
         Raises:
             ValueError: as check_float.
         """
-        qconfig = QConfig() if qconfig is None else parse_qconfig(qconfig)
+        qconfig = QConfig(dtype=cls.DTYPES[0]) if qconfig is None else parse_qconfig(qconfig)
         cls.check_float(mod, qconfig)
         return cls(mod, cls._suffixes_of(mod), qconfig)
 
@@ -66,8 +66,8 @@ class RecurrentModule(PackedModule):
 
         Raises:
             ValueError: for a parameter that holds NaN or Inf or has another dtype than fp32, bf16
-                and fp16; for a weight of more than 65,536 columns; for a dtype of the config
-                other than torch.qint8; for dynamic=False.
+                and fp16; for an int8 weight of more than 65,536 columns; for a dtype of the config
+                that is not in DTYPES; for dynamic=False.
         """
         check_config(name, f"nn.{cls.FLOAT.__name__}", qconfig, cls.DTYPES)
         prefix = f"{name}." if name else ""
@@ -75,14 +75,7 @@ class RecurrentModule(PackedModule):
         every = [*names["weight"], *names["bias"]]
         check_parameters({prefix + key: getattr(mod, key, None) for key in every})
         for key in names["weight"]:
-            check_weight(prefix + key, getattr(mod, key))
-
-    def __getattr__(self, name):
-        shapes = self.__dict__.get("_shapes", {})
-        if name in shapes:
-            n, k = shapes[name]
-            return int8_weight([(self._packed(name), n)], k)
-        return super().__getattr__(name)
+            cls.check_weight(prefix + key, getattr(mod, key))
 
     def _direction(self, x, states, place, batch_sizes=None):
         """One direction of one layer.
@@ -101,28 +94,54 @@ class RecurrentModule(PackedModule):
         )
         op = self.OP.default if wants_gradient else self.OP.inference
         suffix = self._suffixes[place]
-        # nn.Module.__getattr__ would cost 0.4 microseconds for each of these.
-        buffers, parameters = self._buffers, self._parameters
+        parameters = self._parameters  # nn.Module.__getattr__ would cost 0.4 microseconds for each
         y, *states = op(
             x,
             *states,
-            buffers[f"packed_ih{suffix}"],
-            buffers[f"weight_ih{suffix}_scale"],
+            *self._held_form(f"weight_ih{suffix}"),
             parameters[f"bias_ih{suffix}"],
-            buffers[f"packed_hh{suffix}"],
-            buffers[f"weight_hh{suffix}_scale"],
+            *self._held_form(f"weight_hh{suffix}"),
             parameters[f"bias_hh{suffix}"],
             *self._more_arguments(suffix),
             batch_sizes,
             place % 2 == 1 and self.bidirectional,
-            self.per_token,
-            self.symmetric,
+            *self._scheme(),
         )
         return y, states
 
     def _more_arguments(self, suffix):
         """What the op takes between the bias and the batch sizes."""
         return ()
+
+
+class Int8Weights(PackedModule):
+    """The int8 weights of a Recurrent, and how the input and the states are quantized."""
+
+    check_weight = staticmethod(check_weight)
+
+    def _hold_float(self, weights, biases, qconfig):
+        self.per_token = qconfig.activation == per_token
+        self.symmetric = qconfig.symmetric
+        packed = {
+            name: (*packed_from_float(weight, qconfig.weight), *weight.shape)
+            for name, weight in weights.items()
+        }
+        self._hold(packed, biases, next(iter(weights.values())).dtype)
+
+    def __getattr__(self, name):
+        shapes = self.__dict__.get("_shapes", {})
+        if name in shapes:
+            n, k = shapes[name]
+            return int8_weight([(self._packed(name), n)], k)
+        return super().__getattr__(name)
+
+    def _held_form(self, name):
+        """What an op takes for the weight `name`, which need not be there."""
+        return self._buffers.get(packed_name(name)), self._buffers.get(f"{name}_scale")
+
+    def _scheme(self):
+        """What an op takes last."""
+        return self.per_token, self.symmetric
 
     def _scheme_repr(self):
         per_row = self._is_per_channel(next(iter(self._shapes)))
@@ -131,6 +150,40 @@ class RecurrentModule(PackedModule):
             f", activation={per_token if self.per_token else per_tensor}"
             f", symmetric={self.symmetric}"
         )
+
+
+class HalfWeights(PlainState):
+    """The 16-bit weights of a Recurrent."""
+
+    DTYPES = HALF_DTYPES
+
+    check_weight = staticmethod(check_finite)
+
+    def _hold_float(self, weights, biases, qconfig):
+        for name, weight in weights.items():
+            self.register_buffer(name, in_16_bits(weight, qconfig.dtype))
+        for name, bias in biases.items():
+            bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+            self.register_parameter(name, bias)
+        self._set_placeholder(weight, weight.dtype)
+        self.eval()
+
+    def _held_form(self, name):
+        return (self._buffers.get(name),)
+
+    def _scheme(self):
+        return ()
+
+    def _scheme_repr(self):
+        return f", dtype={next(iter(self._buffers.values())).dtype}"
+
+    def _entries(self):
+        weights = {key: (HALF_DTYPES, held) for key, held in self._buffers.items()}
+        biases = {key: (FLOAT_DTYPES, held) for key, held in self._held_biases().items()}
+        return {
+            key: Entry(dtypes, (tuple(held.shape),))
+            for key, (dtypes, held) in {**weights, **biases}.items()
+        }
 
 
 def _parameter_names(mod, suffixes):

@@ -1,4 +1,4 @@
-"""nn.MultiheadAttention with int8 projections."""
+"""nn.MultiheadAttention with projections whose weights are in int8 or in 16 bits."""
 
 import math
 
@@ -7,11 +7,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from dynquant.nn._checks import check_config, check_parameters
-from dynquant.nn._packed import check_weight
-from dynquant.nn.linear import (
-    Linear,
-    outputs_of,
-)
+from dynquant.nn._half import HalfWeight
+from dynquant.nn.linear import Linear, outputs_of
+from dynquant.nn.linear_half import HalfLinear
 from dynquant.nn.weight import int8_weight
 from dynquant.qconfig import QConfig, parse_qconfig
 
@@ -19,27 +17,28 @@ _IN = ("q", "k", "v")
 
 
 class MultiheadAttention(nn.Module):
-    """nn.MultiheadAttention whose four projections are dynquant.nn.Linear.
+    """nn.MultiheadAttention whose four projections are dynquant.nn.Linear or HalfLinear.
 
     Made by from_float, which quantize_dynamic calls. It is called as nn.MultiheadAttention is, with
     the same shapes, masks and results. An input that serves several projections (query, key and
-    value of self-attention) is quantized once. Scores, softmax and the sum of the values are
-    computed in float, by scaled_dot_product_attention where need_weights is False.
+    value of self-attention) is quantized once (HalfLinear quantizes none). Scores, softmax and the
+    sum of the values are computed in float, by scaled_dot_product_attention where need_weights is
+    False.
 
     A nested query, key and value (without masks and weights) give a nested result.
 
     Attributes:
-        q_proj, k_proj, v_proj, out_proj: dynquant.nn.Linear; per_tensor weights have one scale for
-            each of them.
+        q_proj, k_proj, v_proj, out_proj: dynquant.nn.Linear, whose per_tensor weights have one
+            scale for each of them; or HalfLinear.
         bias_k, bias_v: parameters [1, 1, embed_dim] without gradient, or None.
         embed_dim, kdim, vdim, num_heads, head_dim, dropout, batch_first, add_zero_attn: as in
             nn.MultiheadAttention.
-        in_proj_weight: int8 [3 * embed_dim, embed_dim], read-only; None where kdim or vdim differ
-            from embed_dim.
+        in_proj_weight: int8 or 16 bits [3 * embed_dim, embed_dim], read-only; None where kdim or
+            vdim differ from embed_dim.
         in_proj_bias: [3 * embed_dim], or None.
     """
 
-    DTYPES = Linear.DTYPES
+    DTYPES = (*Linear.DTYPES, *HalfLinear.DTYPES)
 
     merge_masks = nn.MultiheadAttention.merge_masks  # public there, too
 
@@ -73,7 +72,8 @@ class MultiheadAttention(nn.Module):
         """
         qconfig = QConfig() if qconfig is None else parse_qconfig(qconfig)
         cls.check_float(mod, qconfig)
-        made = [Linear.from_weight(weight, bias, qconfig) for _, weight, bias in _projections(mod)]
+        form = _form_for(qconfig)
+        made = [form.from_weight(weight, bias, qconfig) for _, weight, bias in _projections(mod)]
         return cls(mod, made)
 
     @classmethod
@@ -81,7 +81,7 @@ class MultiheadAttention(nn.Module):
         """Raises what stands against quantizing `mod`, naming its parameters after `name`.
 
         Raises:
-            ValueError: as dynquant.nn.Linear.check_float.
+            ValueError: as check_float of the projections.
         """
         check_config(name, "nn.MultiheadAttention", qconfig, cls.DTYPES)
         prefix = f"{name}." if name else ""
@@ -90,7 +90,7 @@ class MultiheadAttention(nn.Module):
         weights = {key: weight for key, weight, _ in _projections(mod)}
         check_parameters({prefix + key: value for key, value in {**own, **weights}.items()})
         for key, weight, _ in _projections(mod):
-            check_weight(prefix + key, weight)
+            _form_for(qconfig).check_weight(prefix + key, weight)
 
     def forward(
         self,
@@ -223,6 +223,8 @@ class MultiheadAttention(nn.Module):
         if self.kdim != self.embed_dim or self.vdim != self.embed_dim:
             return None
         projections = (self.q_proj, self.k_proj, self.v_proj)
+        if isinstance(self.q_proj, HalfLinear):
+            return torch.cat([one.weight for one in projections]).as_subclass(HalfWeight)
         return int8_weight([(one.packed, one.out_features) for one in projections], self.embed_dim)
 
     @property
@@ -242,6 +244,11 @@ class MultiheadAttention(nn.Module):
             f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, "
             f"batch_first={self.batch_first}"
         )
+
+
+def _form_for(qconfig):
+    """The class of the projections."""
+    return HalfLinear if qconfig.dtype in HalfLinear.DTYPES else Linear
 
 
 def _projections(mod):

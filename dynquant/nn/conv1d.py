@@ -1,13 +1,11 @@
-"""Hugging Face's Conv1D, GPT-2's linear layer, with an int8 weight."""
+"""Hugging Face's Conv1D, GPT-2's linear layer, with an int8 or 16-bit weight."""
 
 from dynquant.nn.linear import Linear
+from dynquant.nn.linear_half import HalfLinear
 
 
-class Conv1D(Linear):
-    """transformers' Conv1D: y = x @ weight + bias with a float weight [in, out].
-
-    What it holds, and its state dict, are those of dynquant.nn.Linear: weight is int8 [out, in].
-    load_state_dict takes the float module's weight [in, out].
+class _Conv1D:
+    """What is Conv1D's own.
 
     Attributes:
         nx, nf: in_features and out_features, by the names that Conv1D has for them.
@@ -26,3 +24,24 @@ class Conv1D(Linear):
     @staticmethod
     def _rows(weight):
         return weight.t()
+
+
+class Conv1D(_Conv1D, Linear):
+    """transformers' Conv1D: y = x @ weight + bias with a float weight [in, out].
+
+    What it holds, and its state dict, are those of dynquant.nn.Linear: weight is int8 [out, in].
+    load_state_dict takes the float module's weight [in, out].
+
+    Attributes:
+        nx, nf: in_features and out_features, by the names that Conv1D has for them.
+    """
+
+
+class HalfConv1D(_Conv1D, HalfLinear):
+    """transformers' Conv1D with a weight in 16 bits, computed in fp32.
+
+    What it holds, and its state dict, are those of dynquant.nn.HalfLinear: weight is [out, in].
+
+    Attributes:
+        nx, nf: in_features and out_features, by the names that Conv1D has for them.
+    """

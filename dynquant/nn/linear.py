@@ -84,6 +84,8 @@ class Linear(PackedModule):
 
     FLOAT = "nn.Linear"
 
+    check_weight = staticmethod(check_weight)
+
     def __init__(self, in_features, out_features, packed, weight_scale, bias, dtype, qconfig):
         super().__init__()
         self.in_features = in_features
@@ -140,7 +142,7 @@ class Linear(PackedModule):
         check_config(name, cls.FLOAT, qconfig, cls.DTYPES)
         prefix = f"{name}." if name else ""
         check_parameters({f"{prefix}weight": mod.weight, f"{prefix}bias": mod.bias})
-        check_weight(f"{prefix}weight", cls._rows(mod.weight))
+        cls.check_weight(f"{prefix}weight", cls._rows(mod.weight))
 
     def forward(self, x):
         if torch.jit.is_scripting():

@@ -1,27 +1,17 @@
 """nn.Linear with a weight in 16 bits, computed in fp32."""
 
-import warnings
-
 import torch
 from torch import nn
 
-import dynquant.ops  # noqa: F401 (registers torch.ops.dynquant)
 from dynquant.nn._checks import FLOAT_DTYPES, check_config, check_finite, check_parameters
+from dynquant.nn._half import HalfWeight, in_16_bits
 from dynquant.nn._plain import PlainState
 from dynquant.nn._state import Entry
-from dynquant.nn.weight import Int8Weight
+from dynquant.ops import HALF_DTYPES
 from dynquant.qconfig import QConfig, parse_qconfig
-
-HALF_DTYPES = (torch.float16, torch.bfloat16)
 
 _linear_half = torch.ops.dynquant.linear_half.default
 _linear_without_gradient = torch.ops.dynquant.linear_half.inference
-
-
-class HalfWeight(torch.Tensor):
-    """A weight in 16 bits that tells, as Int8Weight does, that no float kernel is to take it."""
-
-    __torch_function__ = Int8Weight.__torch_function__
 
 
 class HalfLinear(PlainState):
@@ -41,7 +31,10 @@ class HalfLinear(PlainState):
         bias: a parameter [N] without gradient, or None.
     """
 
+    FLOAT = "nn.Linear"
     DTYPES = HALF_DTYPES
+
+    check_weight = staticmethod(check_finite)
 
     def __init__(self, weight, bias, dtype):
         super().__init__()
@@ -72,25 +65,33 @@ class HalfLinear(PlainState):
         """
         qconfig = parse_qconfig(qconfig or QConfig(dtype=torch.float16))
         cls.check_float(mod, qconfig)
-        if tied_to is None:
-            weight = _in_16_bits(mod.weight.detach(), qconfig.dtype)
-        else:
-            weight = tied_to._buffers["weight"]
-        bias = None if mod.bias is None else mod.bias.detach().clone()
-        return cls(weight, bias, mod.weight.dtype)
+        return cls.from_weight(cls._rows(mod.weight), mod.bias, qconfig, tied_to)
 
-    @staticmethod
-    def check_float(mod, qconfig, name=""):
+    @classmethod
+    def from_weight(cls, weight, bias, qconfig, tied_to=None):
+        """The layer of a float weight [N, K] and bias [N] or None, neither of which it keeps.
+
+        Args:
+            weight, bias: what check_parameters accepts.
+            qconfig: a QConfig.
+            tied_to: as for from_float.
+        """
+        half = in_16_bits(weight, qconfig.dtype) if tied_to is None else tied_to._buffers["weight"]
+        bias = None if bias is None else bias.detach().clone()
+        return cls(half, bias, weight.dtype)
+
+    @classmethod
+    def check_float(cls, mod, qconfig, name=""):
         """Raises what stands against a 16-bit form of `mod`, naming its parameters after `name`.
 
         Raises:
             ValueError: for a weight that is uninitialized, holds NaN or Inf, or has another dtype
                 than fp32, bf16 and fp16; for a bias of another dtype; for dynamic=False.
         """
-        check_config(name, "nn.Linear", qconfig, HALF_DTYPES)
+        check_config(name, cls.FLOAT, qconfig, cls.DTYPES)
         prefix = f"{name}." if name else ""
         check_parameters({f"{prefix}weight": mod.weight, f"{prefix}bias": mod.bias})
-        check_finite(f"{prefix}weight", mod.weight)
+        cls.check_weight(f"{prefix}weight", mod.weight)
 
     def forward(self, x):
         # nn.Module.__getattr__ would cost 0.4 microseconds for each of these.
@@ -105,6 +106,11 @@ class HalfLinear(PlainState):
     def weight(self):
         return self._buffers["weight"].as_subclass(HalfWeight)
 
+    @staticmethod
+    def _rows(weight):
+        """A weight of the float module with one row for each output."""
+        return weight
+
     def _entries(self):
         n, k = self.out_features, self.in_features
         entries = {"weight": Entry(HALF_DTYPES, ((n, k),))}
@@ -117,16 +123,3 @@ class HalfLinear(PlainState):
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"bias={self.bias is not None}, dtype={self._buffers['weight'].dtype}"
         )
-
-
-def _in_16_bits(weight, dtype):
-    largest = torch.finfo(dtype).max
-    half = weight.to(dtype, copy=True, memory_format=torch.contiguous_format)
-    if not weight.is_meta and not half.isfinite().all():
-        warnings.warn(
-            f"a weight reaches {weight.abs().max():.4g}; {dtype} ends at {largest:.4g}, which "
-            "stands for what is beyond (torch.bfloat16 has the range of fp32)",
-            stacklevel=2,
-        )
-        half = half.clamp(-largest, largest)
-    return half

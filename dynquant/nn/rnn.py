@@ -7,29 +7,12 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
-from dynquant.nn._recurrent import RecurrentModule
+from dynquant.nn._recurrent import Int8Weights, Recurrent
 from dynquant.nn._torch_ao import plain_cell
 
 
-class _RecurrentLayers(RecurrentModule):
-    """Layers and directions of a recurrence over a whole sequence.
-
-    Made by from_float, which quantize_dynamic calls. Takes and gives what the float module does:
-    a PackedSequence, or fp32, bf16 or fp16 [T, B, input_size], with batch_first [B, T, input_size],
-    or [T, input_size]; the states have the dtype of the input. Each layer and direction is one op.
-    dropout acts in training mode alone.
-
-    The weights are held once, packed for the machine; attributes like weight_ih_l0 and the state
-    dict unpack them. The state dict has, for each weight of the float module, that name (int8
-    [N, K]) and the name with _scale (fp32 [N] or [1]), the biases, and version (int64).
-    load_state_dict also takes what the float module has and what torch.ao's dynamic quantization
-    saves.
-
-    Attributes:
-        those of the float module; its weights are int8 and read-only, the biases parameters without
-        gradient, or None.
-        per_token, symmetric: how the input and the states are quantized.
-    """
+class RecurrentLayers(Recurrent):
+    """Layers and directions of a recurrence over a whole sequence; each of them is one op."""
 
     COPIED = tuple(nn.RNNBase.__constants__)
 
@@ -57,7 +40,7 @@ class _RecurrentLayers(RecurrentModule):
 
     @property
     def all_weights(self):
-        """The parameters of each layer and direction in torch's order, weights as int8."""
+        """The parameters of each layer and direction in torch's order, weights as they are held."""
         kinds = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if self.bias else [])]
         kinds += ["weight_hr"] if self.proj_size else []
         return [[getattr(self, kind + suffix) for kind in kinds] for suffix in self._suffixes]
@@ -134,18 +117,12 @@ class _RecurrentLayers(RecurrentModule):
     def _as_hx(self, states):
         return states[0]
 
-    def _translated(self, state_dict, prefix):
-        return _with_plain_cells(state_dict, prefix, self._suffixes)
-
     def extra_repr(self):
         return nn.RNNBase.extra_repr(self) + self._scheme_repr()
 
 
-class LSTM(_RecurrentLayers):
-    __doc__ = f"nn.LSTM, proj_size included.\n\n{_RecurrentLayers.__doc__}"
-
+class LSTMLayers(RecurrentLayers):
     FLOAT = nn.LSTM
-    OP = torch.ops.dynquant.lstm_dynamic
 
     get_expected_cell_size = nn.LSTM.get_expected_cell_size
     check_forward_args = nn.LSTM.check_forward_args
@@ -163,26 +140,59 @@ class LSTM(_RecurrentLayers):
         return tuple(states)
 
     def _more_arguments(self, suffix):
-        buffers = self._buffers
-        return buffers.get(f"packed_hr{suffix}"), buffers.get(f"weight_hr{suffix}_scale")
+        return self._held_form(f"weight_hr{suffix}")
 
 
-class GRU(_RecurrentLayers):
-    __doc__ = f"nn.GRU.\n\n{_RecurrentLayers.__doc__}"
-
+class GRULayers(RecurrentLayers):
     FLOAT = nn.GRU
-    OP = torch.ops.dynquant.gru_dynamic
 
 
-class RNN(_RecurrentLayers):
-    __doc__ = f"nn.RNN, with tanh or relu.\n\n{_RecurrentLayers.__doc__}"
-
+class RNNLayers(RecurrentLayers):
     FLOAT = nn.RNN
-    COPIED = (*_RecurrentLayers.COPIED, "nonlinearity")
-    OP = torch.ops.dynquant.rnn_dynamic
+    COPIED = (*RecurrentLayers.COPIED, "nonlinearity")
 
     def _more_arguments(self, suffix):
         return (self.nonlinearity == "relu",)
+
+
+class _Int8Layers(Int8Weights):
+    """Made by from_float, which quantize_dynamic calls. Takes and gives what the float module does:
+    a PackedSequence, or fp32, bf16 or fp16 [T, B, input_size], with batch_first [B, T, input_size],
+    or [T, input_size]; the states have the dtype of the input. Each layer and direction is one op.
+    dropout acts in training mode alone.
+
+    The weights are held once, packed for the machine; attributes like weight_ih_l0 and the state
+    dict unpack them. The state dict has, for each weight of the float module, that name (int8
+    [N, K]) and the name with _scale (fp32 [N] or [1]), the biases, and version (int64).
+    load_state_dict also takes what the float module has and what torch.ao's dynamic quantization
+    saves.
+
+    Attributes:
+        those of the float module; its weights are int8 and read-only, the biases parameters without
+        gradient, or None.
+        per_token, symmetric: how the input and the states are quantized.
+    """
+
+    def _translated(self, state_dict, prefix):
+        return _with_plain_cells(state_dict, prefix, self._suffixes)
+
+
+class LSTM(LSTMLayers, _Int8Layers):
+    __doc__ = f"nn.LSTM, proj_size included.\n\n{_Int8Layers.__doc__}"
+
+    OP = torch.ops.dynquant.lstm_dynamic
+
+
+class GRU(GRULayers, _Int8Layers):
+    __doc__ = f"nn.GRU.\n\n{_Int8Layers.__doc__}"
+
+    OP = torch.ops.dynquant.gru_dynamic
+
+
+class RNN(RNNLayers, _Int8Layers):
+    __doc__ = f"nn.RNN, with tanh or relu.\n\n{_Int8Layers.__doc__}"
+
+    OP = torch.ops.dynquant.rnn_dynamic
 
 
 def _permuted(states, permutation):

@@ -3,26 +3,12 @@
 import torch
 from torch import nn
 
-from dynquant.nn._recurrent import RecurrentModule
+from dynquant.nn._recurrent import Int8Weights, Recurrent
 from dynquant.nn._torch_ao import plain_linear
 
 
-class _RecurrentCell(RecurrentModule):
-    """One step of a recurrence, quantized as the layers are.
-
-    Made by from_float, which quantize_dynamic calls. Takes and gives what the float module does:
-    fp32, bf16 or fp16 [B, input_size] or [input_size], and states of that dtype, [B, hidden_size]
-    or [hidden_size].
-
-    The state dict has weight_ih and weight_hh (int8 [N, K]), weight_ih_scale and weight_hh_scale
-    (fp32 [N] or [1]), the biases, and version (int64). load_state_dict also takes what the float
-    module has and what torch.ao's dynamic quantization saves.
-
-    Attributes:
-        those of the float module; its weights are int8 and read-only, the biases parameters without
-        gradient, or None.
-        per_token, symmetric: how the input and the states are quantized.
-    """
+class RecurrentCell(Recurrent):
+    """One step of a recurrence: the layers' op over a sequence of length 1."""
 
     COPIED = ("input_size", "hidden_size", "bias")
     STATES = 1
@@ -79,18 +65,12 @@ class _RecurrentCell(RecurrentModule):
     def _as_hx(self, states):
         return states[0]
 
-    def _translated(self, state_dict, prefix):
-        return _with_plain_weights(state_dict, prefix)
-
     def extra_repr(self):
         return nn.RNNCellBase.extra_repr(self) + self._scheme_repr()
 
 
-class LSTMCell(_RecurrentCell):
-    __doc__ = f"nn.LSTMCell.\n\n{_RecurrentCell.__doc__}"
-
+class LSTMStep(RecurrentCell):
     FLOAT = nn.LSTMCell
-    OP = torch.ops.dynquant.lstm_dynamic
     STATES = 2
 
     def _as_states(self, hx):
@@ -100,25 +80,56 @@ class LSTMCell(_RecurrentCell):
         return tuple(states)
 
     def _more_arguments(self, suffix):
-        return None, None
+        return self._held_form("weight_hr")
 
 
-class GRUCell(_RecurrentCell):
-    __doc__ = f"nn.GRUCell.\n\n{_RecurrentCell.__doc__}"
-
+class GRUStep(RecurrentCell):
     FLOAT = nn.GRUCell
-    OP = torch.ops.dynquant.gru_dynamic
 
 
-class RNNCell(_RecurrentCell):
-    __doc__ = f"nn.RNNCell, with tanh or relu.\n\n{_RecurrentCell.__doc__}"
-
+class RNNStep(RecurrentCell):
     FLOAT = nn.RNNCell
-    COPIED = (*_RecurrentCell.COPIED, "nonlinearity")
-    OP = torch.ops.dynquant.rnn_dynamic
+    COPIED = (*RecurrentCell.COPIED, "nonlinearity")
 
     def _more_arguments(self, suffix):
         return (self.nonlinearity == "relu",)
+
+
+class _Int8Cell(Int8Weights):
+    """Made by from_float, which quantize_dynamic calls. Takes and gives what the float module does:
+    fp32, bf16 or fp16 [B, input_size] or [input_size], and states of that dtype, [B, hidden_size]
+    or [hidden_size].
+
+    The state dict has weight_ih and weight_hh (int8 [N, K]), weight_ih_scale and weight_hh_scale
+    (fp32 [N] or [1]), the biases, and version (int64). load_state_dict also takes what the float
+    module has and what torch.ao's dynamic quantization saves.
+
+    Attributes:
+        those of the float module; its weights are int8 and read-only, the biases parameters without
+        gradient, or None.
+        per_token, symmetric: how the input and the states are quantized.
+    """
+
+    def _translated(self, state_dict, prefix):
+        return _with_plain_weights(state_dict, prefix)
+
+
+class LSTMCell(LSTMStep, _Int8Cell):
+    __doc__ = f"nn.LSTMCell.\n\n{_Int8Cell.__doc__}"
+
+    OP = torch.ops.dynquant.lstm_dynamic
+
+
+class GRUCell(GRUStep, _Int8Cell):
+    __doc__ = f"nn.GRUCell.\n\n{_Int8Cell.__doc__}"
+
+    OP = torch.ops.dynquant.gru_dynamic
+
+
+class RNNCell(RNNStep, _Int8Cell):
+    __doc__ = f"nn.RNNCell, with tanh or relu.\n\n{_Int8Cell.__doc__}"
+
+    OP = torch.ops.dynquant.rnn_dynamic
 
 
 def _with_plain_weights(state_dict, prefix):

@@ -1,0 +1,56 @@
+"""nn.LSTM, nn.GRU, nn.RNN and their cells with weights in 16 bits, computed in fp32."""
+
+import torch
+
+from dynquant.nn._recurrent import HalfWeights
+from dynquant.nn.rnn import GRULayers, LSTMLayers, RNNLayers
+from dynquant.nn.rnn_cells import GRUStep, LSTMStep, RNNStep
+
+_ABOUT = """Made by from_float, which quantize_dynamic calls for dtype torch.float16 or
+    torch.bfloat16. Takes and gives what the float module does, in fp32, bf16 or fp16; the states
+    have the dtype of the input. The sums have a fixed order (torch.ops.dynquant.linear_half), so
+    the results have the same bits on every CPU and in every batch.
+
+    The state dict has the names of the float module, with weights in 16 bits [N, K], and version
+    (int64). A weight in the other 16-bit dtype is loaded as it is.
+
+    Attributes:
+        those of the float module; its weights are buffers in 16 bits, which stay in a model that is
+        cast to another dtype, the biases parameters without gradient, or None.
+    """
+
+
+class HalfLSTM(LSTMLayers, HalfWeights):
+    __doc__ = f"nn.LSTM, proj_size included.\n\n    {_ABOUT}"
+
+    OP = torch.ops.dynquant.lstm_half
+
+
+class HalfGRU(GRULayers, HalfWeights):
+    __doc__ = f"nn.GRU.\n\n    {_ABOUT}"
+
+    OP = torch.ops.dynquant.gru_half
+
+
+class HalfRNN(RNNLayers, HalfWeights):
+    __doc__ = f"nn.RNN, with tanh or relu.\n\n    {_ABOUT}"
+
+    OP = torch.ops.dynquant.rnn_half
+
+
+class HalfLSTMCell(LSTMStep, HalfWeights):
+    __doc__ = f"nn.LSTMCell.\n\n    {_ABOUT}"
+
+    OP = torch.ops.dynquant.lstm_half
+
+
+class HalfGRUCell(GRUStep, HalfWeights):
+    __doc__ = f"nn.GRUCell.\n\n    {_ABOUT}"
+
+    OP = torch.ops.dynquant.gru_half
+
+
+class HalfRNNCell(RNNStep, HalfWeights):
+    __doc__ = f"nn.RNNCell, with tanh or relu.\n\n    {_ABOUT}"
+
+    OP = torch.ops.dynquant.rnn_half
