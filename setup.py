@@ -45,6 +45,7 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DCMAKE_INSTALL_PREFIX={target}",
             f"-DDYNQUANT_CUDA={os.environ.get('DYNQUANT_CUDA', 'auto')}",
+            f"-DDYNQUANT_OLD_GLIBC={os.environ.get('DYNQUANT_OLD_GLIBC', 'off')}",
         ]
         for command in (configure, ["cmake", "--build", build], ["cmake", "--install", build]):
             subprocess.run(command, check=True)

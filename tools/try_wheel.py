@@ -64,8 +64,9 @@ def try_in(folder, wheel, torch, tests):
         what = f"torch {version} ({'CUDA ' + cuda if cuda else 'CPU'}), {isa}"
         if done.returncode != 0:
             return f"{what}: FAILED\n{done.stdout[-4000:]}"
-        skips = [line for line in done.stdout.splitlines() if line.startswith("SKIPPED")]
-        return "\n  ".join([f"{what}: {done.stdout.splitlines()[-1]}", *skips])
+        skips = re.findall(r"^SKIPPED \[\d+\] [^ ]+: (.*)$", done.stdout, re.MULTILINE)
+        reasons = [f"skipped: {reason}" for reason in sorted(set(skips))]
+        return "\n  ".join([f"{what}: {done.stdout.splitlines()[-1]}", *reasons])
 
 
 def main():

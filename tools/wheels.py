@@ -7,6 +7,7 @@ module _C, a hundred kilobytes.
 
 import importlib.util
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -43,13 +44,18 @@ def torch_alone():
 
 def build(version, interpreter):
     folder = environment(version, interpreter)
-    path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    settings = {
+        **os.environ,
+        "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(torch_alone()),
+        "DYNQUANT_OLD_GLIBC": "on" if platform.machine() == "x86_64" else "off",
+    }
     with tempfile.TemporaryDirectory() as raw:
         subprocess.run(
             [folder / "bin" / "python", "-m", "pip", "wheel", "-q", "--no-deps"]
             + ["--no-build-isolation", "-w", raw, ROOT],
             check=True,
-            env={**os.environ, "PATH": path, "PYTHONPATH": str(torch_alone())},
+            env=settings,
         )
         (wheel,) = Path(raw).glob("*.whl")
         repair(wheel, ROOT / "dist")
