@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -89,6 +90,19 @@ def test_source_distribution_holds_what_is_compiled():
         pytest.skip("not a git checkout")
     missing = set(listed.stdout.split()) - held
     assert not missing
+
+
+def test_building_names_every_tool_that_is_missing():
+    done = subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_ext"],
+        cwd=ROOT,
+        env={"PATH": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    for remedy in ("pip install cmake", "pip install ninja", "apt install g++"):
+        assert remedy in done.stderr
 
 
 def test_changelog_begins_with_the_version():
