@@ -50,6 +50,9 @@ def test_wheel_holds_the_package_alone(wheel):
     tops = {name.split("/")[0].split("-")[0] for name in names}
     assert tops == {"dynquant"}, "torch's libraries, or others, were packed in"
     assert any(name.endswith("licenses/LICENSE") for name in names)
+    python = re.search(r"-cp(\d+)-", wheel.name)[1]
+    modules = [name for name in names if name.startswith("dynquant/_C")]
+    assert len(modules) == 1 and f"-{python}-" in modules[0], modules
 
 
 def test_wheel_names_no_folder_of_the_builder(libraries):

@@ -8,6 +8,7 @@ module _C, a hundred kilobytes.
 import importlib.util
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -50,6 +51,8 @@ def build(version, interpreter):
         "PYTHONPATH": str(torch_alone()),
         "DYNQUANT_OLD_GLIBC": "on" if platform.machine() == "x86_64" else "off",
     }
+    for stale in (ROOT / "build").glob("lib.*"):
+        shutil.rmtree(stale)
     with tempfile.TemporaryDirectory() as raw:
         subprocess.run(
             [folder / "bin" / "python", "-m", "pip", "wheel", "-q", "--no-deps"]
