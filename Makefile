@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+AARCH64 := aarch64-linux-gnu
 PIP := $(BIN)/pip install -q -c constraints.txt
 NATIVE := $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
 
-.PHONY: demo bench test cuda lint format wheel sanitize clean
+.PHONY: demo bench test cuda lint format wheel wheel-test sdist aarch64 sanitize clean
 demo: $(VENV)/demo
 	$(BIN)/python -m benchmarks.demo
 
@@ -30,8 +31,26 @@ lint: $(VENV)/dev
 format: $(VENV)/dev
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/clang-format -i $(NATIVE)
 
-wheel: $(VENV)/dev
-	$(BIN)/pip wheel -q --no-build-isolation --no-deps -w dist .
+# One for each Python found here, against the torch of constraints.txt; tools/wheels.py says how.
+wheel: $(VENV)/release
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/wheels.py
+
+# The op tests on the wheels of dist/, in clean environments without a compiler.
+wheel-test:
+	$(PYTHON) tools/try_wheel.py
+
+sdist: $(VENV)/release
+	$(BIN)/python -m build -q --sdist --no-isolation
+
+# The portable kernels on 64-bit Arm: cross-compiled, then run by an emulator.
+aarch64: $(VENV)/tools
+	@for tool in $(AARCH64)-g++ qemu-aarch64; do command -v $$tool > /dev/null || \
+	  { echo "aarch64: skipped, $$tool is missing (apt install g++-$(AARCH64) qemu-user)"; exit 0; }; done; \
+	export PATH="$(CURDIR)/$(BIN):$$PATH"; \
+	cmake -G Ninja -S . -B build/aarch64 -DDYNQUANT_TORCH=OFF -DDYNQUANT_CUDA=off \
+	  -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+	  -DCMAKE_CXX_COMPILER=$(AARCH64)-g++ -DCMAKE_EXE_LINKER_FLAGS=-static && \
+	cmake --build build/aarch64 --target kernel_test && qemu-aarch64 build/aarch64/kernel_test
 
 sanitize: $(VENV)/tools
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -G Ninja -S . -B build/sanitize -DDYNQUANT_TORCH=OFF -DDYNQUANT_CUDA=off -DDYNQUANT_SANITIZE=ON

@@ -1,5 +1,6 @@
 """Runs CMake with ninja; pyproject.toml holds everything else."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -19,10 +20,11 @@ TOOLS = {
 
 def check_tools():
     missing = [what for tool, what in TOOLS.items() if shutil.which(tool) is None]
-    for module in ("torch", "pybind11"):
-        probe = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True)
-        if probe.returncode != 0:
-            missing.append(f"{module} (pip install {module})")
+    missing += [
+        f"{module} (pip install {module})"
+        for module in ("torch", "pybind11")
+        if importlib.util.find_spec(module) is None
+    ]
     if missing:
         sys.exit(
             "dynquant is compiled when it is installed from source, and this machine lacks:\n  "
@@ -43,6 +45,7 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DCMAKE_INSTALL_PREFIX={target}",
             f"-DDYNQUANT_CUDA={os.environ.get('DYNQUANT_CUDA', 'auto')}",
+            f"-DDYNQUANT_OLD_GLIBC={os.environ.get('DYNQUANT_OLD_GLIBC', 'off')}",
         ]
         for command in (configure, ["cmake", "--build", build], ["cmake", "--install", build]):
             subprocess.run(command, check=True)

@@ -3,6 +3,8 @@
 model = dynquant.quantize_dynamic(model)
 """
 
+from importlib.metadata import version
+
 from dynquant import (
     nn,
     ops,  # first: loads the compiled library
@@ -32,3 +34,5 @@ __all__ = [
     "quantize_dynamic",
     "set_isa",
 ]
+
+__version__ = version("dynquant")

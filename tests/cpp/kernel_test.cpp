@@ -1,6 +1,7 @@
 // The kernels against loops that say the same in plain C++, without torch or Python: for every
 // instruction set that runs here, and for plain sets of odd widths and tiles that no processor has.
 // Built with the sanitizers by `make sanitize`; every buffer is allocated at its exact size.
+#include <cfenv>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -28,6 +29,22 @@ void expect(bool holds, const char* isa, const char* what, long m, long n, long 
   if (holds) return;
   ++failures;
   if (failures <= 20) std::printf("%s: %s differs at M=%ld N=%ld K=%ld\n", isa, what, m, n, k);
+}
+
+void flush_subnormals() {
+#if defined(__x86_64__)
+  _mm_setcsr(_mm_getcsr() | 0x8040);  // FTZ and DAZ
+#elif defined(__aarch64__)
+  uint64_t fpcr;
+  __asm__ volatile("mrs %0, fpcr" : "=r"(fpcr));
+  __asm__ volatile("msr fpcr, %0" : : "r"(fpcr | 1 << 24));  // FZ
+#endif
+}
+
+bool is_zero(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits << 1 == 0;  // a comparison of floats would flush a subnormal
 }
 
 bool same(float a, float b) { return std::memcmp(&a, &b, sizeof a) == 0 || (a != a && b != b); }
@@ -373,6 +390,23 @@ void test_gates(const Kernels& kernels, int64_t n, std::mt19937& random) {
   }
 }
 
+// The caller's rounding and its flushing of subnormals hold outside a FloatEnv and not within.
+void test_float_env() {
+  volatile float one = 1.0f, ulp = 0x1p-24f, tiny = 0x1p-130f;
+  const FloatEnv outer;
+  flush_subnormals();
+  std::fesetround(FE_UPWARD);
+  expect(one + ulp > 1.0f, "caller", "rounding upward", 0, 0, 0);
+  expect(is_zero(tiny * one), "caller", "flushed subnormal", 0, 0, 0);
+  {
+    const FloatEnv env;
+    expect(one + ulp == 1.0f, "FloatEnv", "rounding", 0, 0, 0);
+    expect(tiny * one == 0x1p-130f, "FloatEnv", "subnormal", 0, 0, 0);
+  }
+  expect(one + ulp > 1.0f, "caller", "rounding given back", 0, 0, 0);
+  expect(is_zero(tiny * one), "caller", "flushing given back", 0, 0, 0);
+}
+
 void test_kernels(const Kernels& kernels) {
   std::mt19937 random(1);
   for (int64_t dim = 0; dim < 140; ++dim) {
@@ -414,6 +448,7 @@ void test_plain(const char* name) {
 }  // namespace
 
 int main() {
+  test_float_env();
   const FloatEnv env;
   int count = 0;
   const IsaEntry* entries = isa_entries(&count);
