@@ -3,6 +3,8 @@
 model = dynquant.quantize_dynamic(model)
 """
 
+import importlib
+
 from dynquant import (
     nn,
     ops,  # first: loads the compiled library
@@ -32,3 +34,16 @@ __all__ = [
     "quantize_dynamic",
     "set_isa",
 ]
+
+# Each imports the library that it is for, and is itself imported at its first use.
+_INTEGRATIONS = ("parallel", "torchao", "transformers")
+
+
+def __getattr__(name):
+    if name in _INTEGRATIONS:
+        return importlib.import_module(f"dynquant.{name}")
+    raise AttributeError(f"module 'dynquant' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted({*globals(), *_INTEGRATIONS})
