@@ -184,10 +184,7 @@ class DynquantQuantizer(HfQuantizer):
         for name, stand_in in self._stand_ins.items():
             found = stand_in.found()
             if found:
-                try:
-                    stand_in.form.load_state_dict(found, assign=True)
-                except RuntimeError as error:
-                    raise ValueError(f"{name}: {error}") from error
+                _load(stand_in.form, found, name)
                 forms[stand_in] = stand_in.form
             elif name in self._floats:
                 forms[stand_in] = _initialized(model, self._floats[name])
@@ -249,12 +246,17 @@ class _QuantizeOnLoad:
 class _StandIn(nn.Module):
     """Hides a quantized module while a model is being loaded.
 
-    The loader overwrites every buffer that no state dict has, which packed weights are.
+    The loader overwrites every buffer that no state dict has, which packed weights are. Some models
+    initialize weights of submodules; one that is marked is left alone.
     """
 
     def __init__(self, form):
         super().__init__()
         self._form = [form]  # in a list, so that it is no submodule
+        self._is_hf_initialized = True
+        for key in ("weight", "bias"):
+            self.__dict__[key] = torch.empty(0)
+            self.__dict__[key]._is_hf_initialized = True
 
     @property
     def form(self):
@@ -267,6 +269,7 @@ class _StateStandIn(_StandIn):
     def __init__(self, form):
         super().__init__(form)
         for key, value in form.state_dict().items():
+            self.__dict__.pop(key, None)
             empty = torch.empty_like(value, device="meta")
             self.register_parameter(key, nn.Parameter(empty, requires_grad=False))
 
@@ -277,6 +280,18 @@ class _StateStandIn(_StandIn):
             for key, value in self._parameters.items()
             if getattr(value, "_is_hf_initialized", False)
         }
+
+
+def _load(form, found, name):
+    """Loads what the checkpoint has of the quantized module `name`: all of it, or a float one."""
+    is_float = all(value.is_floating_point() for value in found.values())
+    missing = form.state_dict().keys() - found.keys()
+    if missing and not is_float:
+        raise ValueError(f"{name}: the checkpoint lacks {', '.join(sorted(missing))}")
+    try:
+        form.load_state_dict(found, assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _replace(model, replacements):
