@@ -14,7 +14,6 @@ from itertools import chain
 
 import torch
 from torch import nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers import __version__ as _version
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
@@ -23,7 +22,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from dynquant import nn as quantized
 from dynquant.nn._packed import PackedModule
 from dynquant.nn._plain import PlainState
-from dynquant.plan import Forms, plan_from_spec
+from dynquant.plan import default_spec, plan_from_spec
 from dynquant.qconfig import QConfig
 from dynquant.quantize import quantize_dynamic
 
@@ -76,13 +75,7 @@ class DynquantConfig(QuantizationConfigMixin):
 
     def spec_for(self, model):
         """The qconfig_spec of quantize_dynamic that says the same of `model`."""
-        forms = Forms(None)
-        qconfig = QConfig(self.weight, self.activation, self.symmetric)
-        spec = {
-            base: qconfig
-            for base in forms.default_types(torch.qint8)
-            if base is not NonDynamicallyQuantizableLinear
-        }
+        spec = default_spec(QConfig(self.weight, self.activation, self.symmetric))
         for name, _ in model.named_modules(remove_duplicate=False):
             if name and not should_convert_module(name, self.modules_to_not_convert):
                 spec[name] = None
