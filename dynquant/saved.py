@@ -180,9 +180,11 @@ def _read_module(file, allow_pickle):
 
 def _quantize_folder(folder, made, qconfig, keep_float, allow_pickle):
     _transformers()
-    from dynquant.transformers import DynquantConfig
+    from dynquant.transformers import DynquantConfig, only
 
-    config = DynquantConfig(qconfig.weight, qconfig.activation, qconfig.symmetric, list(keep_float))
+    config = DynquantConfig(
+        qconfig.weight, qconfig.activation, qconfig.symmetric, [*map(only, keep_float)]
+    )
     model = _read_folder(folder, allow_pickle, quantization_config=config)
     names = dict(model.named_modules())
     for name in keep_float:

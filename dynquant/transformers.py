@@ -9,6 +9,7 @@ model.save_pretrained(folder)
 model = AutoModel.from_pretrained(folder)
 """
 
+import re
 import warnings
 from itertools import chain
 
@@ -82,6 +83,11 @@ class DynquantConfig(QuantizationConfigMixin):
         return spec
 
 
+def only(name):
+    """The entry of modules_to_not_convert for the module `name`: a bare name fits endings, too."""
+    return f"^{re.escape(name)}"
+
+
 @register_quantizer(METHOD)
 class DynquantQuantizer(HfQuantizer):
     """What transformers calls while it loads and saves a model with a DynquantConfig.
@@ -139,7 +145,7 @@ class DynquantQuantizer(HfQuantizer):
     def get_quantize_ops(self):
         return _QuantizeOnLoad(self)
 
-    def quantize_found(self, model, key, weight):
+    def quantize_found(self, key, weight):
         """Takes a float weight from the checkpoint.
 
         Returns:
@@ -151,7 +157,8 @@ class DynquantQuantizer(HfQuantizer):
             return False
         item.module.weight = nn.Parameter(weight, requires_grad=False)
         stand_in = _StandIn(item.form.from_float(item.module, item.qconfig))
-        _replace(model, {item.module: stand_in})
+        for parent, name in item.places:
+            parent._modules[name] = stand_in
         self._stand_ins[item.name] = stand_in
         return True
 
@@ -197,7 +204,8 @@ class DynquantQuantizer(HfQuantizer):
     def _keep_float(self, names):
         """What the checkpoint does not have is to be trained: it stays in float when saved, too."""
         config = self.quantization_config
-        config.modules_to_not_convert = sorted({*config.modules_to_not_convert, *names})
+        kept = {*config.modules_to_not_convert, *map(only, names)}
+        config.modules_to_not_convert = sorted(kept)
 
     def get_state_dict_and_metadata(self, model):
         """The state dict for safetensors, with a tensor of its own for each quantized module."""
@@ -228,7 +236,7 @@ class _QuantizeOnLoad:
             quantizer = self.hf_quantizer
             if not (
                 quantizer.param_needs_quantization(model, target)
-                and quantizer.quantize_found(model, target, tensor)
+                and quantizer.quantize_found(target, tensor)
             ):
                 kept[target] = tensor
             elif missing_keys is not None:

@@ -220,7 +220,7 @@ class TestHeads:
         )
         assert float_names(model) == {"classifier"}
         assert output(model).isfinite().all()
-        assert model.config.quantization_config.modules_to_not_convert == ["classifier"]
+        assert model.config.quantization_config.modules_to_not_convert == ["^classifier"]
 
     def test_on_a_quantized_checkpoint(self, bert, tmp_path):
         AutoModel.from_pretrained(bert, quantization_config=DynquantConfig()).save_pretrained(
@@ -234,6 +234,25 @@ class TestHeads:
         again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "head")
         assert float_names(again) == {"classifier"}
         assert_same(output(again), output(model))
+
+
+def test_a_head_whose_name_ends_others(bert, tmp_path):
+    class Model(transformers.BertPreTrainedModel):
+        def __init__(self, config):
+            super().__init__(config)
+            self.bert = transformers.BertModel(config)
+            self.dense = nn.Linear(config.hidden_size, 3)
+            self.post_init()
+
+        def forward(self, ids):
+            return (self.dense(self.bert(ids)[1]),)
+
+    model = Model.from_pretrained(bert, quantization_config=DynquantConfig())
+    assert float_names(model) == {"dense"}
+    model.save_pretrained(tmp_path / "q")
+    again = Model.from_pretrained(tmp_path / "q")
+    assert float_names(again) == {"dense"}
+    assert_same(output(again), output(model))
 
 
 class TestConfig:
