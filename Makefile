@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install -q -c constraints.txt
-NATIVE := $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h' 2>/dev/null)
+NATIVE := $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
 
-.PHONY: demo bench test lint format wheel sanitize clean
+.PHONY: demo bench test cuda lint format wheel sanitize clean
 demo: $(VENV)/demo
 	$(BIN)/python -m benchmarks.demo
 
@@ -14,9 +14,15 @@ bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks kernels --json bench/kernels.json --plot bench/kernels.png
 	$(BIN)/python -m benchmarks layers --json bench/layers.json --plot bench/layers.png
 
-test: $(VENV)/dev build/kernel_test
+test: $(VENV)/dev build/kernel_test build/cuda_host_test
 	build/kernel_test
+	build/cuda_host_test
 	$(BIN)/python -m pytest tests
+
+# Compiles the CUDA kernels for all architectures, without torch; one that spills registers fails.
+cuda: $(VENV)/tools
+	CUDAFLAGS=-Xptxas=--warning-as-error PATH="$(CURDIR)/$(BIN):$$PATH" cmake -G Ninja -S . -B build/cuda -DDYNQUANT_TORCH=OFF -DDYNQUANT_CUDA=on
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/cuda --target dynquant_cuda_kernels
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/clang-format --dry-run -Werror $(NATIVE)
@@ -28,9 +34,10 @@ wheel: $(VENV)/dev
 	$(BIN)/pip wheel -q --no-build-isolation --no-deps -w dist .
 
 sanitize: $(VENV)/tools
-	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -G Ninja -S . -B build/sanitize -DDYNQUANT_TORCH=OFF -DDYNQUANT_SANITIZE=ON
-	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/sanitize --target kernel_test
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -G Ninja -S . -B build/sanitize -DDYNQUANT_TORCH=OFF -DDYNQUANT_CUDA=off -DDYNQUANT_SANITIZE=ON
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/sanitize --target kernel_test cuda_host_test
 	build/sanitize/kernel_test
+	build/sanitize/cuda_host_test brief
 
 clean:
 	rm -rf build dist $(VENV) dynquant/*.so *.egg-info
@@ -41,7 +48,7 @@ $(VENV)/tools: constraints.txt
 	$(PIP) torch pybind11 ninja cmake setuptools wheel numpy
 	touch $@
 
-$(VENV)/built: $(VENV)/tools CMakeLists.txt setup.py pyproject.toml $(NATIVE)
+$(VENV)/built: $(VENV)/tools CMakeLists.txt cmake/cuda.cmake setup.py pyproject.toml $(NATIVE)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation --no-deps -e .
 	touch $@
 
@@ -57,7 +64,7 @@ $(VENV)/bench: $(VENV)/built
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation -e '.[bench]'
 	touch $@
 
-build/kernel_test: $(VENV)/tools CMakeLists.txt $(NATIVE)
-	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -G Ninja -S . -B build/kernels -DDYNQUANT_TORCH=OFF
-	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/kernels --target kernel_test
-	cp build/kernels/kernel_test $@
+build/kernel_test build/cuda_host_test: $(VENV)/tools CMakeLists.txt $(NATIVE)
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -G Ninja -S . -B build/kernels -DDYNQUANT_TORCH=OFF -DDYNQUANT_CUDA=off
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/kernels --target $(@F)
+	cp build/kernels/$(@F) $@

@@ -1,5 +1,6 @@
 """Runs CMake with ninja; pyproject.toml holds everything else."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -41,6 +42,7 @@ class CMakeBuild(build_ext):
             *("cmake", "-G", "Ninja", "-S", ROOT, "-B", build),
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DCMAKE_INSTALL_PREFIX={target}",
+            f"-DDYNQUANT_CUDA={os.environ.get('DYNQUANT_CUDA', 'auto')}",
         ]
         for command in (configure, ["cmake", "--build", build], ["cmake", "--install", build]):
             subprocess.run(command, check=True)

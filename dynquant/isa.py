@@ -6,7 +6,7 @@ from importlib import metadata
 import numpy
 import torch
 
-from dynquant import _C
+from dynquant import _C, cuda
 
 
 def _unsupported(name):
@@ -41,15 +41,15 @@ def info():
 
     ``isa``: the instruction set in use; ``available``: those that run here, best first;
     ``declined``: the others, each with its reason; ``threads``: torch's number of threads;
-    ``cuda``: why CUDA is off; ``version``, ``torch_version``, ``numpy_version``,
-    ``layout_version``.
+    ``cuda``: the devices that CUDA kernels run on, or why there are none; ``version``,
+    ``torch_version``, ``numpy_version``, ``layout_version``.
     """
     return {
         "isa": _C.current_isa(),
         "available": _C.available(),
         "declined": _C.declined(),
         "threads": torch.get_num_threads(),
-        "cuda": "off: this version has CPU kernels only",
+        "cuda": cuda.describe(),
         "version": metadata.version("dynquant"),
         "torch_version": torch.__version__,
         "numpy_version": numpy.__version__,

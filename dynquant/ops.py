@@ -1,13 +1,13 @@
 """torch.ops.dynquant: loads the compiled ops, registers what tracing and training need.
 
-The schemas and the CPU implementations are in csrc/ops.
+The schemas and the implementations are in csrc/ops.
 """
 
 from pathlib import Path
 
 import torch
 
-from dynquant import _C
+from dynquant import _C, cuda
 from dynquant.isa import check_environment
 
 torch.ops.load_library(Path(__file__).with_name("libdynquant.so"))
@@ -16,6 +16,7 @@ check_environment()
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _ops = torch.ops.dynquant
 _library = torch.library.Library("dynquant", "FRAGMENT")
+cuda.load(_library)
 
 
 def _fake(name):
@@ -126,7 +127,7 @@ def _(weight, per_channel=True):
 
 @_fake("pack_weight")
 def _(qweight):
-    """The weight in the layout that the kernels read, the same on every CPU.
+    """The weight in the layout that the kernels read, the same everywhere.
 
     Args:
         qweight: int8 [N, K] in [-127, 127], K at most 65,536.
@@ -206,7 +207,7 @@ def _(x, scale, zero_point, symmetric=False):
         symmetric: q is int8 in [-127, 127]; otherwise uint8.
 
     Raises:
-        RuntimeError: another dtype, device, shape, or a zero point out of range.
+        RuntimeError: another dtype, device, shape, or, on the CPU, a zero point out of range.
     """
     _check_device(x=x, scale=scale, zero_point=zero_point)
     _check_dtype("x", x, *FLOAT_DTYPES)
@@ -230,7 +231,7 @@ def _(q, zero_point, packed, n):
         int32 [..., n].
 
     Raises:
-        RuntimeError: another dtype, device, shape, or a zero point out of range.
+        RuntimeError: another dtype, device, shape, or, on the CPU, a zero point out of range.
     """
     _check_device(q=q, zero_point=zero_point, packed=packed)
     _check_dtype("q", q, torch.uint8, torch.int8)

@@ -23,6 +23,8 @@ OPS = {
         *("mode", "include_last_offset", "padding_idx"),
     ),
 }
+CPU_ONLY = ("linear_half", "quantize_embedding", "embedding", "embedding_bag")
+CUDA_OPS = tuple(name for name in OPS if name not in CPU_ONLY)
 
 
 def op_named(name):

@@ -3,6 +3,7 @@
 
 #include <math.h>
 
+#include "both.h"
 #include "kernels.h"
 
 namespace dynquant {
@@ -15,7 +16,7 @@ struct QParams {
   bool all_zero;  // every q is 0: nothing to quantize, or nothing that could be
 };
 
-inline QParams choose_qparams(const Range& range, bool symmetric) {
+DYNQUANT_BOTH inline QParams choose_qparams(const Range& range, bool symmetric) {
   const float amax = -range.lo > range.hi ? -range.lo : range.hi;
   const float span = symmetric ? amax : range.hi - range.lo;
   const float levels = symmetric ? 127.0f : 255.0f;
@@ -32,7 +33,7 @@ inline QParams choose_qparams(const Range& range, bool symmetric) {
 
 // How a row's values become bytes under these parameters. An all-zero row is clamped to zero, which
 // holds for NaN as well. `staged` asks for unsigned bytes: signed ones are shifted by 128.
-inline QuantizeArgs quantize_args(const QParams& p, bool symmetric, bool staged) {
+DYNQUANT_BOTH inline QuantizeArgs quantize_args(const QParams& p, bool symmetric, bool staged) {
   QuantizeArgs a = {};
   a.factor = p.inv;
   a.zero_point = p.zero_point;

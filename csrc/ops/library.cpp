@@ -1,6 +1,6 @@
 // The schemas of torch.ops.dynquant and their CPU implementations.
 #include "../cpu/dispatch.h"
-#include "ops.h"
+#include "implement.h"
 
 namespace dynquant {
 
@@ -71,17 +71,7 @@ STABLE_TORCH_LIBRARY(dynquant, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(dynquant, CPU, m) {
-  m.impl("quantize_weight", TORCH_BOX(&dynquant::quantize_weight));
-  m.impl("pack_weight", TORCH_BOX(&dynquant::pack_weight));
-  m.impl("unpack_weight", TORCH_BOX(&dynquant::unpack_weight));
-  m.impl("choose_qparams", TORCH_BOX(&dynquant::choose_qparams));
-  m.impl("quantize_activation", TORCH_BOX(&dynquant::quantize_activation));
-  m.impl("quantize_with", TORCH_BOX(&dynquant::quantize_with));
-  m.impl("int_mm", TORCH_BOX(&dynquant::int_mm));
-  m.impl("rescale", TORCH_BOX(&dynquant::rescale));
-  m.impl("scaled_mm", TORCH_BOX(&dynquant::scaled_mm));
-  m.impl("linear_dynamic", TORCH_BOX(&dynquant::linear_dynamic));
-  m.impl("linear_dynamic.inference", TORCH_BOX(&dynquant::linear_dynamic));
+  dynquant::implement(m);
   m.impl("quantize_embedding", TORCH_BOX(&dynquant::quantize_embedding));
   m.impl("embedding", TORCH_BOX(&dynquant::embedding));
   m.impl("embedding_bag", TORCH_BOX(&dynquant::embedding_bag));

@@ -1,4 +1,5 @@
-// The ops of torch.ops.dynquant on the CPU; library.cpp gives their schemas.
+// The ops of torch.ops.dynquant; library.cpp gives their schemas. libdynquant defines them for the
+// CPU, libdynquant_cuda (the cuda_*.cpp files) once more for CUDA.
 #pragma once
 
 #include <tuple>

@@ -6,6 +6,14 @@
 
 namespace dynquant {
 
+// [N, K] of a size that the layout can hold.
+inline void check_weight_shape(const Tensor& t, const char* name) {
+  check(t.dim() == 2, name, " must have two dimensions [N, K], got ", ShapeOf(t));
+  check(t.size(1) <= kMaxK, name, " has K = ", t.size(1), ", more than ", kMaxK,
+        ", beyond which int32 sums may overflow");
+  check(t.size(0) < kMaxN, name, " has N = ", t.size(0), ", more than ", kMaxN - 1);
+}
+
 struct Packed {
   const int8_t* panels;
   int64_t n;

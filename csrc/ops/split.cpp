@@ -1,6 +1,10 @@
 #include "split.h"
 
 #include <algorithm>
+#include <cctype>
+#include <cstdlib>
+#include <cstring>
+#include <string_view>
 
 #include "../cpu/layout.h"
 
@@ -13,8 +17,24 @@ constexpr double kWeightByte = 2.5;    // one weight byte from the L2 or L3 cach
 constexpr double kQuantizeValue = 30;  // reading, ranging and rounding one activation: 0.13 ns
 constexpr double kPanelRow = 1300;     // the epilogue of one row of one panel: 6 ns
 // A parallel region: 2 microseconds where the pool's threads still spin, and one more, so that no
-// call is slower for it.
-constexpr double kWakeThreads = 0.7e6;
+// call is slower for it; 48 where they were told to sleep between regions.
+constexpr double kSpinningThreads = 0.7e6;
+constexpr double kSleepingThreads = 11.5e6;
+
+bool equals(const char* name, std::string_view wanted) {
+  const char* value = std::getenv(name);
+  if (value == nullptr || std::strlen(value) != wanted.size()) return false;
+  return std::equal(wanted.begin(), wanted.end(), value, [](char a, char b) {
+    return a == std::tolower(static_cast<unsigned char>(b));
+  });
+}
+
+// As the OpenMP run-time libraries read it: once, from the environment.
+double wake_threads() {
+  static const bool sleep = equals("OMP_WAIT_POLICY", "passive") || equals("GOMP_SPINCOUNT", "0") ||
+                            equals("KMP_BLOCKTIME", "0");
+  return sleep ? kSleepingThreads : kSpinningThreads;
+}
 
 double cost(int64_t m, int64_t n, int64_t k, int64_t row_parts, int64_t column_parts) {
   const double rows = static_cast<double>(ceil_div(m, row_parts));
@@ -28,11 +48,12 @@ double cost(int64_t m, int64_t n, int64_t k, int64_t row_parts, int64_t column_p
 
 Split choose_split(int64_t m, int64_t n, int64_t k, int64_t threads) {
   Split best{1, 1};
+  const double wake = wake_threads();
   double least = cost(m, n, k, 1, 1);
   for (int64_t used = 2; used <= threads; ++used) {
     for (int64_t row_parts = 1; row_parts <= std::min(used, m); ++row_parts) {
       if (used % row_parts != 0) continue;
-      const double candidate = cost(m, n, k, row_parts, used / row_parts) + kWakeThreads;
+      const double candidate = cost(m, n, k, row_parts, used / row_parts) + wake;
       if (candidate < least) {
         least = candidate;
         best = {row_parts, used / row_parts};

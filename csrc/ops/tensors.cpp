@@ -1,6 +1,6 @@
 #include "tensors.h"
 
-#include "huge_pages.h"
+#include "place.h"
 
 namespace dynquant {
 
@@ -40,7 +40,7 @@ const char* dtype_text(ScalarType dtype) {
 void check_tensor(const Tensor& t, const char* name, std::initializer_list<ScalarType> dtypes) {
   check(t.defined(), name, " must be a tensor, got None");
   check(t.layout() == torch::headeronly::Layout::Strided, name, " must be a dense tensor");
-  check(t.is_cpu(), name, " must be on the CPU like the other arguments");
+  check_place(t, name);
   const ScalarType given = t.scalar_type();
   for (ScalarType dtype : dtypes) {
     if (given == dtype) return;
@@ -122,12 +122,13 @@ Tensor empty(const std::vector<int64_t>& shape, ScalarType dtype) {
   }
   const int32_t code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   AtenTensorHandle handle = nullptr;
+  const Place place = current_place();
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, shape.data(), strides.data(), code,
-                                                         aoti_torch_device_type_cpu(), 0, &handle));
+                                                         place.type, place.index, &handle));
   Tensor result(handle);
   if (stride >= kManyElements) {  // asking a small tensor for its address would cost a call more
-    advise_huge_pages(result.mutable_data_ptr(),
-                      result.numel() * static_cast<int64_t>(result.element_size()));
+    prepare_large(result.mutable_data_ptr(),
+                  result.numel() * static_cast<int64_t>(result.element_size()));
   }
   return result;
 }

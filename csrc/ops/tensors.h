@@ -39,7 +39,8 @@ inline void check(bool holds, const Parts&... parts) {
   if (__builtin_expect(!holds, 0)) fail(parts...);
 }
 
-// A dense CPU tensor of one of the dtypes; anything else is an error that names the argument.
+// A dense tensor of one of the dtypes on this library's device; anything else is an error that
+// names the argument.
 void check_tensor(const Tensor& t, const char* name, std::initializer_list<ScalarType> dtypes);
 
 // fp32, bf16 or fp16.
@@ -60,6 +61,7 @@ Rows rows_of(const Tensor& t, const char* name);
 // The leading dimensions of `like`, followed by `last` where that is not negative.
 std::vector<int64_t> leading_shape(const Tensor& like, int64_t last);
 
+// On this library's device.
 Tensor empty(const std::vector<int64_t>& shape, ScalarType dtype);
 
 // One fp32 or int32 value for each row, or a single one for all.

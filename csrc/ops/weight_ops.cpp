@@ -33,13 +33,6 @@ void quantize_weight_row(const Kernels& kernels, const char* x, Dtype dtype, int
   kernels.quantize_divide(a);
 }
 
-void check_weight_shape(const Tensor& t, const char* name) {
-  check(t.dim() == 2, name, " must have two dimensions [N, K], got ", ShapeOf(t));
-  check(t.size(1) <= kMaxK, name, " has K = ", t.size(1), ", more than ", kMaxK,
-        ", beyond which int32 sums may overflow");
-  check(t.size(0) < kMaxN, name, " has N = ", t.size(0), ", more than ", kMaxN - 1);
-}
-
 }  // namespace
 
 std::tuple<Tensor, Tensor> quantize_weight(const Tensor& weight, bool per_channel) {

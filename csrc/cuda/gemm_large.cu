@@ -1,0 +1,6 @@
+#include "entry.cuh"
+#include "gemm.inl.h"
+
+namespace dynquant {
+template void Stream::launch<GemmKernel<LargeTile>>(const Grid&, int, const ProductArgs&) const;
+}  // namespace dynquant

@@ -1,0 +1,23 @@
+// The device that this library's ops work on. libdynquant has the CPU's (place.cpp),
+// libdynquant_cuda that of the call under way (cuda_call.cpp).
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+
+namespace dynquant {
+
+struct Place {
+  int32_t type;
+  int32_t index;
+};
+Place current_place();
+
+// What a new tensor of many elements is given there before it is written to.
+void prepare_large(void* data, int64_t bytes);
+
+// An error that names the argument where it lies elsewhere.
+void check_place(const torch::stable::Tensor& t, const char* name);
+
+}  // namespace dynquant
