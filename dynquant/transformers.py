@@ -156,7 +156,10 @@ class DynquantQuantizer(HfQuantizer):
         if item.module.bias is not None and item.module.bias.is_meta:  # comes later, or never
             return False
         item.module.weight = nn.Parameter(weight, requires_grad=False)
-        stand_in = _StandIn(item.form.from_float(item.module, item.qconfig))
+        try:
+            stand_in = _StandIn(item.form.from_float(item.module, item.qconfig))
+        except ValueError:  # which quantize_dynamic raises again, with the weight's whole name
+            return False
         for parent, name in item.places:
             parent._modules[name] = stand_in
         self._stand_ins[item.name] = stand_in
