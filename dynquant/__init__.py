@@ -3,6 +3,7 @@
 model = dynquant.quantize_dynamic(model)
 """
 
+import importlib
 from importlib.metadata import version
 
 from dynquant import (
@@ -36,3 +37,16 @@ __all__ = [
 ]
 
 __version__ = version("dynquant")
+
+# Each imports the library that it is for, and is itself imported at its first use.
+_INTEGRATIONS = ("parallel", "torchao", "transformers")
+
+
+def __getattr__(name):
+    if name in _INTEGRATIONS:
+        return importlib.import_module(f"dynquant.{name}")
+    raise AttributeError(f"module 'dynquant' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted({*globals(), *_INTEGRATIONS})

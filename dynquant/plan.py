@@ -262,6 +262,12 @@ def plan_from_spec(model, qconfig_spec, dtype, mapping, inplace, qconfig):
     return plan
 
 
+def default_spec(qconfig):
+    """The qconfig_spec that quantizes what None does, with a QConfig for all of it."""
+    bases = Forms(None).default_types(qconfig.dtype)
+    return {base: qconfig for base in bases if base is not NonDynamicallyQuantizableLinear}
+
+
 def plan_from_attributes(model, mapping, inplace):
     """The Plan of swapping stubs and the modules that have a `qconfig` of their own.
 

@@ -187,7 +187,7 @@ class Linear(PackedModule):
         return with_plain_linear(state_dict, prefix)
 
     def extra_repr(self):
-        weight = per_channel if self.weight_scale.numel() == self.out_features else per_tensor
+        weight = per_channel if self._is_per_channel("weight") else per_tensor
         activation = per_token if self.per_token else per_tensor
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "

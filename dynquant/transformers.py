@@ -1,0 +1,322 @@
+"""Hugging Face transformers: models that are quantized while they are loaded, saved and loaded.
+
+import dynquant.transformers  # registers the method "dynquant"; also before loading what it saved
+from transformers import AutoModel
+
+config = dynquant.transformers.DynquantConfig()
+model = AutoModel.from_pretrained(path, quantization_config=config)
+model.save_pretrained(folder)
+model = AutoModel.from_pretrained(folder)
+"""
+
+import re
+import warnings
+from itertools import chain
+
+import torch
+from torch import nn
+from transformers import __version__ as _version
+from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.quantizers.quantizers_utils import should_convert_module
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from dynquant import nn as quantized
+from dynquant.nn._packed import PackedModule
+from dynquant.nn._plain import PlainState
+from dynquant.plan import default_spec, plan_from_spec
+from dynquant.qconfig import QConfig
+from dynquant.quantize import quantize_dynamic
+
+if int(_version.partition(".")[0]) < 5:
+    raise ImportError(
+        f"dynquant.transformers needs transformers 5 or newer; {_version} is installed. "
+        "dynquant.quantize_dynamic(model) works with every version"
+    )
+
+METHOD = "dynquant"
+
+
+@register_quantization_config(METHOD)
+class DynquantConfig(QuantizationConfigMixin):
+    """How from_pretrained quantizes: as dynquant.quantize_dynamic does, with int8 weights.
+
+    It is saved in the model's config.json.
+
+    Args:
+        weight, activation, symmetric: as in dynquant.QConfig.
+        modules_to_not_convert: names of modules that stay in float, each of which covers its
+            submodules, or regular expressions, as for other methods of transformers.
+        quant_method: "dynquant", which config.json holds.
+
+    Raises:
+        TypeError, ValueError: for an argument that is none of these.
+    """
+
+    def __init__(
+        self,
+        weight="per_channel",
+        activation="per_token",
+        symmetric=False,
+        modules_to_not_convert=None,
+        quant_method=METHOD,
+    ):
+        QConfig(weight, activation, symmetric)  # checks them
+        if quant_method != METHOD:
+            raise ValueError(f"quant_method is {quant_method!r}; allowed: {METHOD}")
+        names = [] if modules_to_not_convert is None else modules_to_not_convert
+        if not isinstance(names, (list, tuple, set)) or not all(isinstance(n, str) for n in names):
+            raise TypeError(
+                f"modules_to_not_convert is {modules_to_not_convert!r}; expected a list of names"
+            )
+        self.quant_method = METHOD
+        self.weight = weight
+        self.activation = activation
+        self.symmetric = symmetric
+        self.modules_to_not_convert = sorted(names)
+
+    def spec_for(self, model):
+        """The qconfig_spec of quantize_dynamic that says the same of `model`."""
+        spec = default_spec(QConfig(self.weight, self.activation, self.symmetric))
+        for name, _ in model.named_modules(remove_duplicate=False):
+            if name and not should_convert_module(name, self.modules_to_not_convert):
+                spec[name] = None
+        return spec
+
+
+def only(name):
+    """The entry of modules_to_not_convert for the module `name`: a bare name fits endings, too."""
+    return f"^{re.escape(name)}"
+
+
+@register_quantizer(METHOD)
+class DynquantQuantizer(HfQuantizer):
+    """What transformers calls while it loads and saves a model with a DynquantConfig.
+
+    A float checkpoint: a linear layer is quantized as soon as its weight is read, every other
+    module once all are. A quantized one: stand-ins receive the tensors of each quantized module.
+    """
+
+    requires_calibration = False
+
+    @property
+    def is_trainable(self):
+        return True  # adapters: quantized layers have gradients for their inputs
+
+    @property
+    def is_compileable(self):
+        return True
+
+    def is_serializable(self, *args, **kwargs):
+        return True
+
+    def validate_environment(self, *args, device_map=None, **kwargs):
+        if isinstance(device_map, dict) and "disk" in device_map.values():
+            raise ValueError("device_map: quantized modules cannot be offloaded to disk")
+
+    def _process_model_before_weight_loading(self, model, **kwargs):
+        spec = self.quantization_config.spec_for(model)
+        if self.pre_quantized:
+            self._floats = dict(model.named_modules())
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # given when the model was quantized
+                quantize_dynamic(model, spec, inplace=True)
+            self._stand_ins = {
+                name: _StateStandIn(module)
+                for name, module in model.named_modules()
+                if isinstance(module, (PackedModule, PlainState))
+            }
+            _replace(model, {one.form: one for one in self._stand_ins.values()})
+            _forget_ties(model, self._stand_ins)
+            return
+        tied = set(chain.from_iterable(model.all_tied_weights_keys.items()))
+        plan = plan_from_spec(model, spec, torch.qint8, None, True, None)
+        self._awaited = {  # by the name of the weight
+            f"{item.name}.weight": item
+            for item in plan.items
+            if item.name and issubclass(item.form, quantized.Linear)
+            if not any(f"{item.name}.{key}" in tied for key in ("weight", "bias"))
+        }
+        self._found = set()
+        self._stand_ins = {}
+
+    def param_needs_quantization(self, model, param_name, **kwargs):
+        return not self.pre_quantized and param_name in self._awaited
+
+    def get_quantize_ops(self):
+        return _QuantizeOnLoad(self)
+
+    def quantize_found(self, key, weight):
+        """Takes a float weight from the checkpoint.
+
+        Returns:
+            whether its layer is quantized now; otherwise the weight is to be set as it is.
+        """
+        item = self._awaited[key]
+        self._found.add(key)
+        if item.module.bias is not None and item.module.bias.is_meta:  # comes later, or never
+            return False
+        item.module.weight = nn.Parameter(weight, requires_grad=False)
+        try:
+            stand_in = _StandIn(item.form.from_float(item.module, item.qconfig))
+        except ValueError:  # which quantize_dynamic raises again, with the weight's whole name
+            return False
+        for parent, name in item.places:
+            parent._modules[name] = stand_in
+        self._stand_ins[item.name] = stand_in
+        return True
+
+    def get_new_dtype(self, converter, param, dtype):
+        # A float weight for a quantized module is quantized, not cast to int8.
+        if dtype is not None and not dtype.is_floating_point:
+            return None
+        return super().get_new_dtype(converter, param, dtype)
+
+    def _process_model_after_weight_loading(self, model, **kwargs):
+        if self.pre_quantized:
+            self._fill_quantized(model)
+        else:
+            _replace(model, {one: one.form for one in self._stand_ins.values()})
+            missing = [item.name for key, item in self._awaited.items() if key not in self._found]
+            self._keep_float(missing)
+            quantize_dynamic(model, self.quantization_config.spec_for(model), inplace=True)
+        self._stand_ins = self._awaited = self._floats = None
+        return model
+
+    def _fill_quantized(self, model):
+        forms, missing = {}, []
+        for name, stand_in in self._stand_ins.items():
+            found = stand_in.found()
+            if found:
+                _load(stand_in.form, found, name)
+                forms[stand_in] = stand_in.form
+            elif name in self._floats:
+                forms[stand_in] = _initialized(model, self._floats[name])
+                missing.append(name)
+            else:
+                raise ValueError(f"the checkpoint has nothing for {name}")
+        _replace(model, forms)
+        self._keep_float(missing)
+        for name, module in model.named_modules():
+            weight = module._parameters.get("weight")
+            if isinstance(module, nn.Linear) and weight is not None and weight.dtype == torch.int8:
+                raise ValueError(
+                    f"{name} is quantized in the checkpoint, but in float by "
+                    f"modules_to_not_convert={self.quantization_config.modules_to_not_convert}"
+                )
+
+    def _keep_float(self, names):
+        """What the checkpoint does not have is to be trained: it stays in float when saved, too."""
+        config = self.quantization_config
+        kept = {*config.modules_to_not_convert, *map(only, names)}
+        config.modules_to_not_convert = sorted(kept)
+
+    def get_state_dict_and_metadata(self, model):
+        """The state dict for safetensors, with a tensor of its own for each quantized module."""
+        state_dict = model.state_dict()
+        seen = set()
+        for name, module in model.named_modules():
+            if not isinstance(module, PackedModule):
+                continue
+            for key in module.state_dict():
+                tensor = state_dict[f"{name}.{key}"]
+                if tensor.numel() and tensor.data_ptr() in seen:
+                    state_dict[f"{name}.{key}"] = tensor.clone()
+                seen.add(tensor.data_ptr())
+        return state_dict, {}
+
+
+class _QuantizeOnLoad:
+    """The operation that transformers applies to a weight that param_needs_quantization named."""
+
+    def __init__(self, hf_quantizer):
+        self.hf_quantizer = hf_quantizer
+
+    def convert(self, input_dict, model=None, full_layer_name=None, missing_keys=None, **kwargs):
+        kept = {}
+        for key, tensors in input_dict.items():
+            tensor = tensors[0] if isinstance(tensors, list) else tensors
+            target = full_layer_name if len(input_dict) == 1 else key
+            quantizer = self.hf_quantizer
+            if not (
+                quantizer.param_needs_quantization(model, target)
+                and quantizer.quantize_found(target, tensor)
+            ):
+                kept[target] = tensor
+            elif missing_keys is not None:
+                missing_keys.discard(target)
+        return kept
+
+
+class _StandIn(nn.Module):
+    """Hides a quantized module while a model is being loaded.
+
+    The loader overwrites every buffer that no state dict has, which packed weights are. Some models
+    initialize weights of submodules; one that is marked is left alone.
+    """
+
+    def __init__(self, form):
+        super().__init__()
+        self._form = [form]  # in a list, so that it is no submodule
+        self._is_hf_initialized = True
+        for key in ("weight", "bias"):
+            self.__dict__[key] = torch.empty(0)
+            self.__dict__[key]._is_hf_initialized = True
+
+    @property
+    def form(self):
+        return self._form[0]
+
+
+class _StateStandIn(_StandIn):
+    """One with the entries of the module's state dict as parameters, for the loader to set."""
+
+    def __init__(self, form):
+        super().__init__(form)
+        for key, value in form.state_dict().items():
+            self.__dict__.pop(key, None)
+            empty = torch.empty_like(value, device="meta")
+            self.register_parameter(key, nn.Parameter(empty, requires_grad=False))
+
+    def found(self):
+        """What the loader has set; what it has made up for a missing entry is left out."""
+        return {
+            key: value.detach()
+            for key, value in self._parameters.items()
+            if getattr(value, "_is_hf_initialized", False)
+        }
+
+
+def _load(form, found, name):
+    """Loads what the checkpoint has of the quantized module `name`: all of it, or a float one."""
+    is_float = all(value.is_floating_point() for value in found.values())
+    missing = form.state_dict().keys() - found.keys()
+    if missing and not is_float:
+        raise ValueError(f"{name}: the checkpoint lacks {', '.join(sorted(missing))}")
+    try:
+        form.load_state_dict(found, assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _replace(model, replacements):
+    """Swaps submodules. replacements: a dict from each to what takes its place."""
+    for parent in list(model.modules()):
+        for key, child in parent._modules.items():
+            if child in replacements:
+                parent._modules[key] = replacements[child]
+
+
+def _forget_ties(model, names):
+    """A quantized module has a weight of its own, which is saved: nothing is to be tied to it."""
+    ties = model.all_tied_weights_keys
+    for target, source in list(ties.items()):
+        if target.rpartition(".")[0] in names or source.rpartition(".")[0] in names:
+            del ties[target]
+
+
+def _initialized(model, module):
+    """A float module that the checkpoint does not have, initialized as the model does it."""
+    module.to_empty(device="cpu")
+    with torch.no_grad():
+        model._init_weights(module)
+    return module

@@ -1,0 +1,260 @@
+"""python -m dynquant, called as a function and as a program."""
+
+import importlib.util
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from compare import assert_same
+from torch import nn
+
+import dynquant
+from dynquant.__main__ import main
+
+HAS_TRANSFORMERS = importlib.util.find_spec("transformers") is not None
+needs_transformers = pytest.mark.skipif(
+    not HAS_TRANSFORMERS, reason="transformers is not installed"
+)
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def module(tmp_path):
+    """The file of a saved module."""
+    torch.manual_seed(0)
+    torch.save(nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 8)), tmp_path / "m.pt")
+    return tmp_path / "m.pt"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A Hugging Face folder with a tokenizer and weights in two forms."""
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    folder = tmp_path / "bert"
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sits", "."]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        hidden_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=80,
+        vocab_size=len(words),
+    )
+    BertModel(config).save_pretrained(folder)
+    (folder / "pytorch_model.bin").write_bytes(b"another form of the weights")
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text("{}")
+    return folder
+
+
+def loaded(path):
+    return torch.load(path, weights_only=False)
+
+
+class Evil:
+    """Leaves a file behind where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+class TestQuantizeModule:
+    def test_equals_quantize_dynamic(self, module, tmp_path, capsys):
+        out = tmp_path / "q.pt"
+        assert main(["quantize", str(module), str(out), "--allow-pickle"]) == 0
+        assert "2 quantized modules" in capsys.readouterr().out
+        x = torch.randn(3, 32)
+        assert_same(loaded(out)(x), dynquant.quantize_dynamic(loaded(module))(x))
+
+    def test_options(self, module, tmp_path):
+        out = tmp_path / "q.pt"
+        options = ["--activation", "per_tensor", "--symmetric", "--weight", "per_tensor"]
+        given = [str(module), str(out), "--allow-pickle", *options, "--keep-float", "2"]
+        assert main(["quantize", *given]) == 0
+        model = loaded(out)
+        assert type(model[2]) is nn.Linear
+        assert model[0].symmetric and not model[0].per_token
+        assert model[0].weight_scale.numel() == 1
+
+    def test_nothing_is_unpickled_unasked(self, tmp_path, capsys):
+        trace = tmp_path / "trace"
+        for name, write in (("a.pt", torch.save), ("b.pt", dump)):
+            write(Evil(trace), tmp_path / name)
+            for command in (
+                ["quantize", str(tmp_path / name), str(tmp_path / "out")],
+                ["report", str(tmp_path / name)],
+            ):
+                assert main(command) == 2
+                assert "--allow-pickle" in capsys.readouterr().err
+        assert not trace.exists()
+
+    def test_an_output_that_is_there(self, module, tmp_path, capsys):
+        (tmp_path / "out").write_text("precious")
+        assert main(["quantize", str(module), str(tmp_path / "out"), "--allow-pickle"]) == 2
+        assert "exists already" in capsys.readouterr().err
+        assert (tmp_path / "out").read_text() == "precious"
+
+    @pytest.mark.parametrize(
+        "make, message",
+        [
+            (lambda path: None, "does not exist"),
+            (lambda path: torch.save({"weight": torch.ones(2)}, path), "holds a dict"),
+            (lambda path: path.mkdir(), "no config.json"),
+            (lambda path: path.write_text("text"), "cannot be loaded"),
+        ],
+    )
+    def test_wrong_input(self, make, message, tmp_path, capsys):
+        make(tmp_path / "in")
+        out = tmp_path / "out"
+        assert main(["quantize", str(tmp_path / "in"), str(out), "--allow-pickle"]) == 2
+        assert message in capsys.readouterr().err
+        assert not out.exists()
+
+    def test_a_name_that_is_not_there(self, module, tmp_path, capsys):
+        given = [str(module), str(tmp_path / "q"), "--allow-pickle", "--keep-float", "decoder"]
+        assert main(["quantize", *given]) == 2
+        assert "decoder" in capsys.readouterr().err
+        assert [path.name for path in tmp_path.iterdir()] == ["m.pt"]
+
+
+def dump(value, path):
+    path.write_bytes(pickle.dumps(value))
+
+
+@needs_transformers
+class TestQuantizeFolder:
+    def test_round_trip(self, folder, tmp_path):
+        from transformers import AutoModel, AutoTokenizer
+
+        import dynquant.transformers  # noqa: F401
+
+        out = tmp_path / "q"
+        assert main(["quantize", str(folder), str(out), "--keep-float", "pooler"]) == 0
+        names = {path.relative_to(out).as_posix() for path in out.rglob("*")}
+        assert "1_Pooling/config.json" in names and "pytorch_model.bin" not in names
+        tokens = AutoTokenizer.from_pretrained(out)("the cat", return_tensors="pt")
+        model = AutoModel.from_pretrained(out)
+        assert type(model.pooler.dense) is nn.Linear
+        spec = {nn.Linear: dynquant.QConfig(), "pooler": None}
+        expected = dynquant.quantize_dynamic(AutoModel.from_pretrained(folder), spec)
+        with torch.no_grad():
+            assert_same(model(**tokens)[0], expected(**tokens)[0])
+
+    def test_quantized_already(self, folder, tmp_path, capsys):
+        assert main(["quantize", str(folder), str(tmp_path / "q")]) == 0
+        assert main(["quantize", str(tmp_path / "q"), str(tmp_path / "again")]) == 2
+        assert "quantized already, by dynquant" in capsys.readouterr().err
+
+    def test_weights_that_are_pickled(self, folder, tmp_path, capsys):
+        (folder / "model.safetensors").unlink()
+        assert main(["quantize", str(folder), str(tmp_path / "q")]) == 2
+        assert "--allow-pickle" in capsys.readouterr().err
+
+    def test_a_name_that_is_not_there(self, folder, tmp_path, capsys):
+        assert main(["quantize", str(folder), str(tmp_path / "q"), "--keep-float", "no"]) == 2
+        assert "'no'" in capsys.readouterr().err
+        assert not (tmp_path / "q").exists()
+
+
+class TestReport:
+    def test_of_a_module(self, module, tmp_path, capsys):
+        torch.save(torch.randn(4, 32), tmp_path / "x.pt")
+        given = [str(module), "--allow-pickle", "--inputs", str(tmp_path / "x.pt")]
+        assert main(["report", *given, "--json", str(tmp_path / "r.json")]) == 0
+        out = capsys.readouterr().out
+        assert "SNR dB" in out and "total" in out
+        rows = json.loads((tmp_path / "r.json").read_text())["rows"]
+        assert [row["name"] for row in rows] == ["0", "2"]
+        assert min(row["snr_db"] for row in rows) > 30
+        assert main(["report", *given, "--fail-below", "90"]) == 1
+        assert "below 90.0 dB: 0, 2" in capsys.readouterr().err
+
+    def test_plot(self, module, tmp_path):
+        pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+        torch.save({"input": torch.randn(4, 32)}, tmp_path / "x.pt")
+        given = [str(module), "--allow-pickle", "--inputs", str(tmp_path / "x.pt")]
+        assert main(["report", *given, "--plot", str(tmp_path / "r.png")]) == 0
+        assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
+
+    def test_inputs_are_not_unpickled(self, module, tmp_path, capsys):
+        torch.save(Evil(tmp_path / "trace"), tmp_path / "x.pt")
+        given = [str(module), "--allow-pickle", "--inputs", str(tmp_path / "x.pt")]
+        assert main(["report", *given]) == 2
+        assert "holds no tensors" in capsys.readouterr().err
+        assert not (tmp_path / "trace").exists()
+
+    def test_inputs_that_do_not_fit(self, module, tmp_path, capsys):
+        torch.save(torch.randn(4, 31), tmp_path / "x.pt")
+        given = [str(module), "--allow-pickle", "--inputs", str(tmp_path / "x.pt")]
+        assert main(["report", *given]) == 2
+        assert "does not run on these inputs" in capsys.readouterr().err
+
+    @needs_transformers
+    def test_of_a_folder(self, folder, capsys):
+        assert main(["report", str(folder), "--text", "the cat", "the cat sits."]) == 0
+        assert "pooler.dense" in capsys.readouterr().out
+
+    @needs_transformers
+    def test_a_folder_without_a_tokenizer(self, folder, capsys):
+        for path in folder.glob("*token*"):
+            path.unlink()
+        for path in folder.glob("vocab*"):
+            path.unlink()
+        assert main(["report", str(folder)]) == 2
+        assert "tokenizer" in capsys.readouterr().err
+
+
+def run(*arguments, cwd=ROOT):
+    return subprocess.run(
+        [sys.executable, "-m", "dynquant", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_bench(tmp_path, capsys):
+    assert run("bench", "compare", "a", "b").returncode == 2  # from its own arguments
+    done = run("bench", "--help", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "clone of the repository" in done.stderr
+
+
+def test_bench_hands_on_its_arguments(capsys):
+    pytest.importorskip("benchmarks")
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", "layers", "--help"])
+    assert stopped.value.code == 0
+    assert "python -m benchmarks layers" in capsys.readouterr().out
+
+
+def test_info(capsys):
+    assert main(["info", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["isa"] == dynquant.info()["isa"]
+
+
+@pytest.mark.parametrize("command", ["info", "quantize", "report"])
+def test_help(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    assert f"python -m dynquant {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [[], ["fly"], ["quantize", "one"]])
+def test_wrong_arguments(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert "usage: python -m dynquant" in capsys.readouterr().err

