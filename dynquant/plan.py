@@ -1,38 +1,15 @@
 """Which modules of a model are swapped for what: everything is checked before anything changes."""
 
-import sys
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils.parametrize import is_parametrized
 
-from dynquant import nn as quantized
+from dynquant.forms import STUBS, Forms, check_dtype, form_for
 from dynquant.qconfig import DTYPES, QConfig, one_of, parse_qconfig
 from dynquant.spec import Match, Spec, describe
-from dynquant.stubs import DeQuantStub, QuantStub
-
-# The quantized forms of each float type, of which the config's dtype chooses one; None for a type
-# that has none although its base type has.
-_FORMS = {
-    nn.Linear: (quantized.Linear, quantized.HalfLinear),
-    # Whoever makes one computes with its weight; it is quantized where it is asked for itself.
-    NonDynamicallyQuantizableLinear: None,
-    nn.MultiheadAttention: quantized.MultiheadAttention,
-    nn.LSTM: (quantized.LSTM, quantized.HalfLSTM),
-    nn.GRU: (quantized.GRU, quantized.HalfGRU),
-    nn.RNN: (quantized.RNN, quantized.HalfRNN),
-    nn.LSTMCell: (quantized.LSTMCell, quantized.HalfLSTMCell),
-    nn.GRUCell: (quantized.GRUCell, quantized.HalfGRUCell),
-    nn.RNNCell: (quantized.RNNCell, quantized.HalfRNNCell),
-    nn.Embedding: quantized.Embedding,
-    nn.EmbeddingBag: quantized.EmbeddingBag,
-    QuantStub: quantized.Quantize,
-    DeQuantStub: quantized.DeQuantize,
-}
-STUBS = (QuantStub, DeQuantStub)
 
 
 @dataclass
@@ -49,98 +26,6 @@ class Item:
     qconfig: QConfig
     places: list
     tie: tuple
-
-
-# Types of modules that dynquant does not import: where they are defined, and the quantized forms.
-_FOREIGN_FORMS = (
-    ("transformers.pytorch_utils", "Conv1D", (quantized.Conv1D, quantized.HalfConv1D)),
-    ("torch.ao.nn.qat.dynamic.modules.linear", "Linear", _FORMS[nn.Linear]),
-)
-
-
-def _foreign_forms():
-    """Those of _FOREIGN_FORMS that are loaded; what is not loaded is in no model."""
-    return {
-        getattr(sys.modules[module], name): form
-        for module, name, form in _FOREIGN_FORMS
-        if module in sys.modules
-    }
-
-
-class Forms:
-    """The quantized form of every float type, those of the user's `mapping` first.
-
-    Entries of `mapping` that lead to torch.ao's own modules say no more than that the type is to be
-    quantized: they give way to the forms of dynquant.
-
-    Attributes:
-        relatives: types made of linear layers, which an entry for nn.Linear covers as well.
-    """
-
-    def __init__(self, mapping):
-        mapping = {} if mapping is None else mapping
-        if not isinstance(mapping, Mapping):
-            raise TypeError(f"mapping is {mapping!r}; expected a dict from float types to classes")
-        for base, form in mapping.items():
-            if not (isinstance(base, type) and issubclass(base, nn.Module)):
-                raise TypeError(f"mapping has the key {base!r}; expected a type of nn.Module")
-            if not callable(getattr(form, "from_float", None)):
-                raise TypeError(
-                    f"mapping[{describe(base)}] is {form!r}; expected a class with from_float"
-                )
-        foreign = _foreign_forms()
-        self.relatives = (nn.MultiheadAttention, *foreign)
-        mapping = {base: form for base, form in mapping.items() if not _is_of_torch_ao(form)}
-        self._forms = {**_FORMS, **foreign, **mapping}
-        self._quantized = tuple({form for forms in self._forms.values() for form in _each(forms)})
-
-    def allow(self, base):
-        """Quantizes a type of linear layer that is otherwise left in float."""
-        if self._forms.get(base, self) is None:
-            self._forms[base] = self._forms[nn.Linear]
-
-    def of(self, module_type):
-        """The nearest base type that has an entry, and its forms: (None, ()) without one."""
-        base = next((base for base in module_type.__mro__ if base in self._forms), None)
-        return base, _each(self._forms.get(base))
-
-    def is_quantized(self, module_type):
-        return issubclass(module_type, self._quantized)
-
-    def has_any(self, module_type):
-        """Whether the type, or one that derives from it, has a quantized form or is one."""
-        return (
-            bool(self.of(module_type)[1])
-            or self.is_quantized(module_type)
-            or any(issubclass(base, module_type) for base, form in self._forms.items() if form)
-        )
-
-    def default_types(self, dtype):
-        """What is quantized where nothing but a dtype is asked for."""
-        return [base for base in self._forms if self._has_default(base, dtype)]
-
-    def _has_default(self, base, dtype):
-        forms = _each(self._forms[base])
-        served = not forms or _for_dtype(forms, dtype) is not None
-        return base not in STUBS and served
-
-
-def _each(forms):
-    """The entry of a type as a tuple."""
-    if forms is None:
-        return ()
-    return forms if isinstance(forms, tuple) else (forms,)
-
-
-def _for_dtype(forms, dtype):
-    """That of the forms that serves the dtype, or None. One without DTYPES serves them all."""
-    return next((form for form in forms if dtype in getattr(form, "DTYPES", (dtype,))), None)
-
-
-def _check_dtype(forms, dtype, subject):
-    """Raises ValueError where none of the forms serves the dtype."""
-    if forms and _for_dtype(forms, dtype) is None:
-        one_of(f"{subject}: dtype", dtype, [one for form in forms for one in form.DTYPES])
 
 
 class Plan:
@@ -160,31 +45,24 @@ class Plan:
         asked = {}  # by id(module): its first name and config
         outer = None
         for name, module in modules.items():
+            found = match(name)
             if outer is not None and (outer == "" or name.startswith(f"{outer}.")):
-                found = match(name)
                 if found is not None and found.by_name:
                     within.append(_titled(name, module))
                 continue
-            base, candidates = forms.of(type(module))
-            found = match(name) or (Match(QConfig(), False) if base in STUBS else None)
-            if found is None or found.qconfig is None and not candidates:
-                continue
-            if base is NonDynamicallyQuantizableLinear and found.by_name:
-                candidates = candidates or _each(_FORMS[nn.Linear])
+            if found is None and isinstance(module, STUBS):
+                found = Match(QConfig(), False)
+            base, candidates = _candidates(name, module, found, forms)
             if not candidates:
                 continue
             first, qconfig = asked.setdefault(id(module), (name, found.qconfig))
             if qconfig != found.qconfig:
                 raise ValueError(f"{first!r} and {name!r} are one module, asked for differently")
-            if first != name or qconfig is None:
+            form = form_for(candidates, qconfig.dtype) if qconfig is not None else None
+            if form is None or first != name:
                 continue
-            form = _for_dtype(candidates, qconfig.dtype)
-            if form is None:  # a name or type that covers it asks for a dtype of other modules
-                if found.by_name:
-                    _check_dtype(candidates, qconfig.dtype, _titled(name, module))
-                continue
-            obstacle = _obstacle(module, base, [parent for parent, _ in places[id(module)]])
-            if obstacle:
+            parents = [parent for parent, _ in places[id(module)]]
+            if obstacle := _obstacle(module, base, parents):
                 left.append(f"{_titled(name, module)} {obstacle}")
                 continue
             if hasattr(form, "check_float"):
@@ -220,7 +98,7 @@ class Plan:
             return not any(
                 isinstance(module, NonDynamicallyQuantizableLinear)
                 or forms.is_quantized(type(module))
-                or _for_dtype(forms.of(type(module))[1], dtype) is not None
+                or form_for(forms.of(type(module))[1], dtype) is not None
                 for outer in covering
                 for module in outer.modules()
             )
@@ -256,7 +134,7 @@ def plan_from_spec(model, qconfig_spec, dtype, mapping, inplace, qconfig):
     for base, config in spec.types.items():
         if config is None:
             continue
-        _check_dtype(forms.of(base)[1], config.dtype, f"{argument}[{describe(base)}]")
+        check_dtype(forms.of(base)[1], config.dtype, f"{argument}[{describe(base)}]")
     plan = Plan(modules, lambda name: spec.match(name, modules), forms)
     plan.warn_of_requests_without_form(modules, spec, forms)
     return plan
@@ -284,7 +162,7 @@ def plan_from_attributes(model, mapping, inplace):
         config = module.qconfig
         if config is not None and forms.of(type(module))[1]:
             config = parse_qconfig(config, name=f"{name or 'model'}.qconfig")
-            _check_dtype(forms.of(type(module))[1], config.dtype, f"{name or 'model'}.qconfig")
+            check_dtype(forms.of(type(module))[1], config.dtype, f"{name or 'model'}.qconfig")
         return Match(config, False)
 
     plan = Plan(modules, match, forms)
@@ -302,6 +180,23 @@ def _modules(model, inplace):
     return dict(model.named_modules(remove_duplicate=False))
 
 
+def _candidates(name, module, found, forms):
+    """(base type, its quantized forms), without forms where the module is not asked for.
+
+    Raises:
+        ValueError: where the module's own name asks for a dtype that none of its forms serves.
+    """
+    if found is None:
+        return None, ()
+    base, candidates = forms.of(type(module))
+    if base is NonDynamicallyQuantizableLinear and found.by_name:
+        candidates = candidates or forms.of(nn.Linear)[1]
+    # A name or type that covers the module among others may ask for a dtype of those.
+    if found.by_name and found.qconfig is not None:
+        check_dtype(candidates, found.qconfig.dtype, _titled(name, module))
+    return base, candidates
+
+
 def _places(modules):
     """By id(module): each (parent module, key in its _modules)."""
     places = defaultdict(list)
@@ -309,10 +204,6 @@ def _places(modules):
         for key, child in parent._modules.items():
             places[id(child)].append((parent, key))
     return places
-
-
-def _is_of_torch_ao(form):
-    return getattr(form, "__module__", "").startswith("torch.ao.")
 
 
 def _weights_of(module, base):

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 import torch
 
 from dynquant.comparison import losses
-from dynquant.plan import STUBS, plan_from_attributes, plan_from_spec
+from dynquant.forms import STUBS
+from dynquant.plan import plan_from_attributes, plan_from_spec
 from dynquant.stubs import QuantStub
 
 _HOOKS = (
