@@ -3,9 +3,10 @@
 import torch
 
 import dynquant.ops  # noqa: F401 (registers torch.ops.dynquant)
-from dynquant.nn._checks import check_config, check_finite, check_parameters
+from dynquant.nn._checks import FLOAT_DTYPES, check_config, check_finite, check_parameters
 from dynquant.nn._plain import PlainState
-from dynquant.nn._state import Entry
+from dynquant.nn._state import Entry, check_assigned
+from dynquant.nn.weight import QuantizedTable
 from dynquant.qconfig import QConfig, parse_qconfig
 
 EMBEDDING_DTYPES = (torch.quint8, torch.quint4x2)
@@ -24,8 +25,9 @@ class _Table(PlainState):
         super().__init__()
         self.num_embeddings, self.embedding_dim = mod.weight.shape
         self.padding_idx = mod.padding_idx
+        self.max_norm, self.norm_type = mod.max_norm, mod.norm_type
         self.bits = 8 if dtype == torch.quint8 else 4
-        self.register_buffer("weight", rows)
+        self._buffers["weight"] = rows  # the property of that name reads it
         self.register_buffer("weight_qparams", qparams)
         self._set_placeholder(rows, mod.weight.dtype)
         self.eval()
@@ -47,13 +49,8 @@ class _Table(PlainState):
         """
         qconfig = parse_qconfig(qconfig or QConfig(dtype=torch.quint8))
         cls.check_float(mod, qconfig)
-        weight = mod.weight.detach()
-        if mod.max_norm is not None and weight.numel() and not weight.is_meta:
-            weight = weight.clone()
-            every = torch.arange(len(weight), device=weight.device)
-            torch.embedding_renorm_(weight, every, mod.max_norm, mod.norm_type)
         bits = 8 if qconfig.dtype == torch.quint8 else 4
-        rows, qparams = torch.ops.dynquant.quantize_embedding(weight, bits)
+        rows, qparams = _quantized(mod.weight, bits, mod.max_norm, mod.norm_type)
         return cls(mod, rows, qparams, qconfig.dtype)
 
     @classmethod
@@ -68,13 +65,38 @@ class _Table(PlainState):
         check_config(name, f"nn.{cls.__name__}", qconfig, EMBEDDING_DTYPES)
         prefix = f"{name}." if name else ""
         check_parameters({f"{prefix}weight": mod.weight})
-        check_finite(f"{prefix}weight", mod.weight)
-        weight = mod.weight.detach()
-        if weight.numel() and not weight.is_meta:
-            span = weight.amax(1).float() - weight.amin(1).float()
-            if not span.isfinite().all():
-                row = int(span.isinf().nonzero()[0])
-                raise ValueError(f"{prefix}weight: row {row} spans more than fp32 can hold")
+        _check_weight(f"{prefix}weight", mod.weight)
+
+    def __setattr__(self, name, value):
+        if name == "weight":
+            self._assign_weight(value)
+        else:
+            super().__setattr__(name, value)
+
+    def _assign_weight(self, value):
+        """Takes a table, or quantizes a float weight, as where transformers ties tables again."""
+        if isinstance(value, QuantizedTable):
+            if (value.bits, value.dim, len(value)) == (self.bits, *self._shape()[::-1]):
+                self._buffers["weight"] = value.as_subclass(torch.Tensor)
+                self._buffers["weight_qparams"] = value.qparams
+                return
+            value = value.values()
+        check_assigned("weight", value, self._float_entries()["weight"])
+        with torch.inference_mode(False), torch.no_grad():
+            found = {"weight": value.detach()}
+            self._convert(found, "weight", "")
+            self._buffers.update(found)
+
+    def _shape(self):
+        return self.num_embeddings, self.embedding_dim
+
+    @property
+    def weight(self):
+        """The rows as they are held, a QuantizedTable. Assigning a float weight quantizes it."""
+        buffers = self._buffers
+        return QuantizedTable.of(
+            buffers["weight"], buffers["weight_qparams"], self.bits, self.embedding_dim
+        )
 
     @property
     def weight_scale(self):
@@ -88,9 +110,21 @@ class _Table(PlainState):
 
     def _entries(self):
         return {
-            "weight": Entry((torch.uint8,), (tuple(self.weight.shape),)),
+            "weight": Entry((torch.uint8,), (tuple(self._buffers["weight"].shape),)),
             "weight_qparams": Entry((torch.float32,), ((self.num_embeddings, 2),)),
         }
+
+    def _weight_names(self):
+        return ["weight"]
+
+    def _float_entries(self):
+        return {"weight": Entry(FLOAT_DTYPES, (self._shape(),))}
+
+    def _convert(self, found, name, prefix):
+        _check_weight(prefix + name, found[name])
+        found[name], found["weight_qparams"] = _quantized(
+            found[name], self.bits, self.max_norm, self.norm_type
+        )
 
     def _table(self):
         """The op's arguments about the table and the output's dtype."""
@@ -114,10 +148,11 @@ class Embedding(_Table):
 
     The state dict has weight (uint8 [V, D]; in 4 bits [V, (D + 1) // 2], two values to a byte, the
     first in the lower four bits), weight_qparams (fp32 [V, 2]: scale, offset) and version (int64).
+    load_state_dict also takes what the float module has, whose weight is then quantized.
 
     Attributes:
         num_embeddings, embedding_dim: V and D.
-        padding_idx: as in nn.Embedding.
+        padding_idx, max_norm, norm_type: as in nn.Embedding.
         bits: 8 or 4.
         weight, weight_qparams: the table, as in the state dict; weight_scale and weight_offset are
             views of weight_qparams.
@@ -171,3 +206,24 @@ class EmbeddingBag(_Table):
 
     def extra_repr(self):
         return f"{super().extra_repr()}, mode={self.mode}"
+
+
+def _check_weight(key, weight):
+    """Raises ValueError for a float table [V, D] that cannot be quantized."""
+    check_finite(key, weight)
+    weight = weight.detach()
+    if weight.numel() and not weight.is_meta:
+        span = weight.amax(1).float() - weight.amin(1).float()
+        if not span.isfinite().all():
+            row = int(span.isinf().nonzero()[0])
+            raise ValueError(f"{key}: row {row} spans more than fp32 can hold")
+
+
+def _quantized(weight, bits, max_norm, norm_type):
+    """The rows and qparams of a float table [V, D], which is not changed."""
+    weight = weight.detach()
+    if max_norm is not None and weight.numel() and not weight.is_meta:
+        weight = weight.clone()
+        every = torch.arange(len(weight), device=weight.device)
+        torch.embedding_renorm_(weight, every, max_norm, norm_type)
+    return torch.ops.dynquant.quantize_embedding(weight, bits)

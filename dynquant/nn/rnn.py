@@ -117,6 +117,9 @@ class RecurrentLayers(Recurrent):
     def _as_hx(self, states):
         return states[0]
 
+    def _translated(self, state_dict, prefix):
+        return _with_plain_cells(state_dict, prefix, self._suffixes)
+
     def extra_repr(self):
         return nn.RNNBase.extra_repr(self) + self._scheme_repr()
 
@@ -172,9 +175,6 @@ class _Int8Layers(Int8Weights):
         gradient, or None.
         per_token, symmetric: how the input and the states are quantized.
     """
-
-    def _translated(self, state_dict, prefix):
-        return _with_plain_cells(state_dict, prefix, self._suffixes)
 
 
 class LSTM(LSTMLayers, _Int8Layers):

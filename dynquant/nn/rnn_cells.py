@@ -65,6 +65,9 @@ class RecurrentCell(Recurrent):
     def _as_hx(self, states):
         return states[0]
 
+    def _translated(self, state_dict, prefix):
+        return _with_plain_weights(state_dict, prefix)
+
     def extra_repr(self):
         return nn.RNNCellBase.extra_repr(self) + self._scheme_repr()
 
@@ -109,9 +112,6 @@ class _Int8Cell(Int8Weights):
         gradient, or None.
         per_token, symmetric: how the input and the states are quantized.
     """
-
-    def _translated(self, state_dict, prefix):
-        return _with_plain_weights(state_dict, prefix)
 
 
 class LSTMCell(LSTMStep, _Int8Cell):

@@ -12,7 +12,9 @@ _ABOUT = """Made by from_float, which quantize_dynamic calls for dtype torch.flo
     the results have the same bits on every CPU and in every batch.
 
     The state dict has the names of the float module, with weights in 16 bits [N, K], and version
-    (int64). A weight in the other 16-bit dtype is loaded as it is.
+    (int64). A weight in the other 16-bit dtype is loaded as it is. load_state_dict also takes what
+    the float module has (its weights are then rounded to the dtype of these) and what torch.ao's
+    dynamic quantization saves in float16.
 
     Attributes:
         those of the float module; its weights are buffers in 16 bits, which stay in a model that is
