@@ -13,6 +13,7 @@ from dynquant.comparison import losses
 from dynquant.forms import STUBS
 from dynquant.plan import plan_from_attributes, plan_from_spec
 from dynquant.stubs import QuantStub
+from dynquant.ties import part_from_tables
 
 _HOOKS = (
     "_forward_hooks",
@@ -140,6 +141,7 @@ def _carry_out(plan, model, inplace, made=None):
     result = copy.deepcopy(model, memo).eval()
     for item in plan.items:
         _keep_hooks(item.module, memo[id(item.module)], lambda hooks: copy.deepcopy(hooks, memo))
+    part_from_tables(result)
     return result
 
 
@@ -182,6 +184,7 @@ def _swap(made, model):
             parent._modules[key] = form
         if item.module is model:
             model = form
+    part_from_tables(model)
     return model
 
 

@@ -49,7 +49,7 @@ class HalfState(PlainState):
         if isinstance(value, QuantizedTable):
             if value.is_alike(held):
                 return
-            value = value.values()
+            value = value.dequantized()
         check_assigned(name, value, self._float_entries()[name])
         with torch.inference_mode(False), torch.no_grad():
             found = {name: value.detach()}

@@ -93,7 +93,7 @@ class PackedModule(nn.Module):
         if isinstance(value, QuantizedTable):
             if value.is_alike(self._plain_weight(name), self._scale(name)):
                 return
-            value = value.values()
+            value = value.dequantized()
         check_assigned(name, value, self._entries([name])[name])
         weight = self._rows(value.detach())
         check_weight(name, weight)

@@ -33,7 +33,7 @@ class _Table(PlainState):
         self.eval()
 
     @classmethod
-    def from_float(cls, mod, qconfig=None):
+    def from_float(cls, mod, qconfig=None, tied_to=None):
         """The quantized form of `mod`, which is not changed and shares no memory with it.
 
         Rows that max_norm would shorten at each lookup are shortened once. scale_grad_by_freq and
@@ -43,6 +43,8 @@ class _Table(PlainState):
             mod: the float module, with a weight in fp32, bf16 or fp16.
             qconfig: any form of a config of dtype torch.quint8 (also where it is None) or
                 torch.quint4x2.
+            tied_to: what from_float gave for a module with the same weight and dtype, to share
+                its table.
 
         Raises:
             ValueError: as check_float.
@@ -50,7 +52,11 @@ class _Table(PlainState):
         qconfig = parse_qconfig(qconfig or QConfig(dtype=torch.quint8))
         cls.check_float(mod, qconfig)
         bits = 8 if qconfig.dtype == torch.quint8 else 4
-        rows, qparams = _quantized(mod.weight, bits, mod.max_norm, mod.norm_type)
+        norm = (mod.max_norm, mod.norm_type)
+        if tied_to is None or (tied_to.max_norm, tied_to.norm_type) != norm:
+            rows, qparams = _quantized(mod.weight, bits, *norm)
+        else:
+            rows, qparams = tied_to._buffers["weight"], tied_to._buffers["weight_qparams"]
         return cls(mod, rows, qparams, qconfig.dtype)
 
     @classmethod
@@ -76,11 +82,11 @@ class _Table(PlainState):
     def _assign_weight(self, value):
         """Takes a table, or quantizes a float weight, as where transformers ties tables again."""
         if isinstance(value, QuantizedTable):
-            if (value.bits, value.dim, len(value)) == (self.bits, *self._shape()[::-1]):
+            if (value.bits, value.width, len(value)) == (self.bits, *self._shape()[::-1]):
                 self._buffers["weight"] = value.as_subclass(torch.Tensor)
                 self._buffers["weight_qparams"] = value.qparams
                 return
-            value = value.values()
+            value = value.dequantized()
         check_assigned("weight", value, self._float_entries()["weight"])
         with torch.inference_mode(False), torch.no_grad():
             found = {"weight": value.detach()}

@@ -84,7 +84,7 @@ class QuantizedTable(torch.Tensor):
     Attributes:
         qparams: fp32 [V, 2], scale and offset.
         bits: 8 or 4.
-        dim: D.
+        width: D.
     """
 
     __torch_function__ = Int8Weight.__torch_function__
@@ -92,18 +92,18 @@ class QuantizedTable(torch.Tensor):
     _CHUNK = 4096  # rows that are compared at once
 
     @staticmethod
-    def of(rows, qparams, bits, dim):
+    def of(rows, qparams, bits, width):
         table = rows.as_subclass(QuantizedTable)
-        table.qparams, table.bits, table.dim = qparams, bits, dim
+        table.qparams, table.bits, table.width = qparams, bits, width
         return table
 
-    def values(self, first=0, last=None):
+    def dequantized(self, first=0, last=None):
         """The rows from `first` to before `last` in fp32, [last - first, D]."""
         last = len(self) if last is None else min(last, len(self))
         indices = torch.arange(first, last, device=self.device)
         rows = self.as_subclass(torch.Tensor)
         return torch.ops.dynquant.embedding(
-            indices, rows, self.qparams, self.bits, self.dim, torch.float32
+            indices, rows, self.qparams, self.bits, self.width, torch.float32
         )
 
     def is_alike(self, weight, scale=None):
@@ -112,11 +112,11 @@ class QuantizedTable(torch.Tensor):
         Args:
             weight: int8 with `scale` (fp32 [V] or [1]), or in 16 bits without.
         """
-        if tuple(weight.shape) != (len(self), self.dim) or self.is_meta or weight.is_meta:
+        if tuple(weight.shape) != (len(self), self.width) or self.is_meta or weight.is_meta:
             return False
         eps = torch.finfo(torch.float32 if scale is not None else weight.dtype).eps
         for first in range(0, len(self), self._CHUNK):
-            values = self.values(first, first + self._CHUNK)
+            values = self.dequantized(first, first + self._CHUNK)
             held = weight[first : first + self._CHUNK].float()
             step = self.qparams[first : first + self._CHUNK, :1]
             if scale is not None:
