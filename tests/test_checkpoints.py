@@ -1,6 +1,8 @@
 """Loading what others saved: float checkpoints, and those of torch.ao's dynamic quantization."""
 
+import copy
 import io
+import pickle
 import warnings
 
 import numpy as np
@@ -394,6 +396,37 @@ class TestTorchAo:
         model = dynquant.quantize_dynamic(nn.Sequential(nn.GRU(6, 5, 2)), dtype=torch.float16)
         model.load_state_dict(saved)
         assert_same_states(model, dynquant.quantize_dynamic(trained, dtype=torch.float16))
+
+    @pytest.mark.parametrize("bias", [False, True])
+    @pytest.mark.parametrize("inplace", [False, True])
+    @pytest.mark.parametrize("dtype", [torch.qint8, torch.float16], ids=str)
+    def test_fused_linear_and_relu(self, dtype, inplace, bias):
+        fused = pytest.importorskip("torch.ao.nn.intrinsic")
+
+        def net():
+            return nn.Sequential(fused.LinearReLU(nn.Linear(6, 5, bias=bias), nn.ReLU())).eval()
+
+        trained = net()
+        saved = of_torch(trained, {fused.LinearReLU}, dtype)
+        assert "0._packed_params._packed_params" in saved.state_dict()
+        model = dynquant.quantize_dynamic(net(), dtype=dtype, inplace=inplace)
+        model = dynquant.quantize_dynamic(model, dtype=dtype)  # which changes nothing
+        for loading in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            keys = loading.load_state_dict(saved.state_dict())
+            assert not keys.missing_keys and not keys.unexpected_keys
+            linear = dynquant.quantize_dynamic(nn.Linear(6, 5, bias=bias), dtype=dtype)
+            entries = saved.state_dict().items()
+            linear.load_state_dict({key.removeprefix("0."): value for key, value in entries})
+            assert_same_states(loading[0][0], linear)
+            x = torch.randn(64, 6)
+            assert torch.cosine_similarity(loading(x), saved(x), 0).min() > 0.99
+            assert (loading(x) >= 0).all()
+            loading.load_state_dict(model.state_dict())
+            loading.load_state_dict(trained.state_dict())
+        state = saved.state_dict()
+        state["0.other"] = torch.zeros(1)
+        with pytest.raises(RuntimeError, match='Unexpected key.*"0.other"'):
+            model.load_state_dict(state)
 
     def test_int8_into_16_bits_is_an_error(self):
         saved = of_torch(net(), {nn.Linear})
