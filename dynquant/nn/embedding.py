@@ -20,6 +20,7 @@ class _Table(PlainState):
     """What Embedding and EmbeddingBag share: the table, and how it is made."""
 
     DTYPES = EMBEDDING_DTYPES
+    __jit_unused_properties__ = ("weight",)  # TorchScript reads the buffer of that name
 
     def __init__(self, mod, rows, qparams, dtype):
         super().__init__()
@@ -165,6 +166,15 @@ class Embedding(_Table):
     """
 
     def forward(self, input):
+        if torch.jit.is_scripting():
+            return torch.ops.dynquant.embedding(
+                input,
+                self.weight,
+                self.weight_qparams,
+                self.bits,
+                self.embedding_dim,
+                self.placeholder.dtype,
+            )
         return _embedding(input, *self._table())
 
 
@@ -185,29 +195,51 @@ class EmbeddingBag(_Table):
     def __init__(self, mod, rows, qparams, dtype):
         super().__init__(mod, rows, qparams, dtype)
         self.mode = mod.mode
+        self._mode = _MODES.index(mod.mode)
         self.include_last_offset = mod.include_last_offset
 
-    def forward(self, input, offsets=None, per_sample_weights=None):
+    def forward(
+        self,
+        input,
+        offsets: torch.Tensor | None = None,
+        per_sample_weights: torch.Tensor | None = None,
+    ):
+        if per_sample_weights is not None:
+            if per_sample_weights.requires_grad and torch.is_grad_enabled():
+                raise RuntimeError(
+                    "per_sample_weights ask for a gradient, which a quantized EmbeddingBag does "
+                    "not give; detach them"
+                )
+        padding_idx = self.padding_idx
+        left_out = -1 if padding_idx is None else padding_idx
+        if torch.jit.is_scripting():
+            return torch.ops.dynquant.embedding_bag(
+                input,
+                self.weight,
+                self.weight_qparams,
+                self.bits,
+                self.embedding_dim,
+                self.placeholder.dtype,
+                offsets,
+                per_sample_weights,
+                self._mode,
+                self.include_last_offset,
+                left_out,
+            )
         include_last_offset = self.include_last_offset
         if input.is_nested:
             offsets, include_last_offset = input.offsets(), True
             input = input.values()
             if per_sample_weights is not None:
                 per_sample_weights = per_sample_weights.values()
-        asks = per_sample_weights is not None and per_sample_weights.requires_grad
-        if asks and torch.is_grad_enabled():
-            raise RuntimeError(
-                "per_sample_weights ask for a gradient, which a quantized EmbeddingBag does not "
-                "give; detach them"
-            )
         return _embedding_bag(
             input,
             *self._table(),
             offsets,
             per_sample_weights,
-            _MODES.index(self.mode),
+            self._mode,
             include_last_offset,
-            -1 if self.padding_idx is None else self.padding_idx,
+            left_out,
         )
 
     def extra_repr(self):

@@ -33,6 +33,7 @@ class HalfLinear(HalfState):
     """
 
     FLOAT = "nn.Linear"
+    __jit_unused_properties__ = ("weight",)  # TorchScript reads the buffer of that name
 
     def __init__(self, weight, bias, dtype):
         super().__init__()
@@ -92,6 +93,8 @@ class HalfLinear(HalfState):
         cls.check_weight(f"{prefix}weight", mod.weight)
 
     def forward(self, x):
+        if torch.jit.is_scripting():
+            return torch.ops.dynquant.linear_half(x, self.weight, self.bias)
         # nn.Module.__getattr__ would cost 0.4 microseconds for each of these.
         weight, bias = self._buffers["weight"], self._parameters["bias"]
         if x.is_nested:
