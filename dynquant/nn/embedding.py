@@ -10,7 +10,6 @@ from dynquant.nn.weight import QuantizedTable
 from dynquant.qconfig import QConfig, parse_qconfig
 
 EMBEDDING_DTYPES = (torch.quint8, torch.quint4x2)
-_MODES = ("sum", "mean", "max")
 
 _embedding = torch.ops.dynquant.embedding.default
 _embedding_bag = torch.ops.dynquant.embedding_bag.default
@@ -195,7 +194,6 @@ class EmbeddingBag(_Table):
     def __init__(self, mod, rows, qparams, dtype):
         super().__init__(mod, rows, qparams, dtype)
         self.mode = mod.mode
-        self._mode = _MODES.index(mod.mode)
         self.include_last_offset = mod.include_last_offset
 
     def forward(
@@ -210,6 +208,7 @@ class EmbeddingBag(_Table):
                     "per_sample_weights ask for a gradient, which a quantized EmbeddingBag does "
                     "not give; detach them"
                 )
+        mode = ["sum", "mean", "max"].index(self.mode)
         padding_idx = self.padding_idx
         left_out = -1 if padding_idx is None else padding_idx
         if torch.jit.is_scripting():
@@ -222,7 +221,7 @@ class EmbeddingBag(_Table):
                 self.placeholder.dtype,
                 offsets,
                 per_sample_weights,
-                self._mode,
+                mode,
                 self.include_last_offset,
                 left_out,
             )
@@ -237,7 +236,7 @@ class EmbeddingBag(_Table):
             *self._table(),
             offsets,
             per_sample_weights,
-            self._mode,
+            mode,
             include_last_offset,
             left_out,
         )
