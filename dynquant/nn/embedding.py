@@ -202,12 +202,12 @@ class EmbeddingBag(_Table):
         offsets: torch.Tensor | None = None,
         per_sample_weights: torch.Tensor | None = None,
     ):
-        if per_sample_weights is not None:
-            if per_sample_weights.requires_grad and torch.is_grad_enabled():
-                raise RuntimeError(
-                    "per_sample_weights ask for a gradient, which a quantized EmbeddingBag does "
-                    "not give; detach them"
-                )
+        asks = per_sample_weights is not None and per_sample_weights.requires_grad
+        if asks and torch.is_grad_enabled():
+            raise RuntimeError(
+                "per_sample_weights ask for a gradient, which a quantized EmbeddingBag does not "
+                "give; detach them"
+            )
         mode = ["sum", "mean", "max"].index(self.mode)
         padding_idx = self.padding_idx
         left_out = -1 if padding_idx is None else padding_idx

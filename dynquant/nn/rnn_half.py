@@ -45,14 +45,49 @@ class HalfLSTMCell(LSTMStep, HalfWeights):
 
     OP = torch.ops.dynquant.lstm_half
 
+    def _scripted_step(self, x, states: list[torch.Tensor]) -> list[torch.Tensor]:
+        _, h, c = torch.ops.dynquant.lstm_half(
+            x,
+            states[0],
+            states[1],
+            self.weight_ih,
+            self.bias_ih,
+            self.weight_hh,
+            self.bias_hh,
+        )
+        return [h, c]
+
 
 class HalfGRUCell(GRUStep, HalfWeights):
     __doc__ = f"nn.GRUCell.\n\n    {_ABOUT}"
 
     OP = torch.ops.dynquant.gru_half
 
+    def _scripted_step(self, x, states: list[torch.Tensor]) -> list[torch.Tensor]:
+        _, h = torch.ops.dynquant.gru_half(
+            x,
+            states[0],
+            self.weight_ih,
+            self.bias_ih,
+            self.weight_hh,
+            self.bias_hh,
+        )
+        return [h]
+
 
 class HalfRNNCell(RNNStep, HalfWeights):
     __doc__ = f"nn.RNNCell, with tanh or relu.\n\n    {_ABOUT}"
 
     OP = torch.ops.dynquant.rnn_half
+
+    def _scripted_step(self, x, states: list[torch.Tensor]) -> list[torch.Tensor]:
+        _, h = torch.ops.dynquant.rnn_half(
+            x,
+            states[0],
+            self.weight_ih,
+            self.bias_ih,
+            self.weight_hh,
+            self.bias_hh,
+            relu=self.nonlinearity == "relu",
+        )
+        return [h]
