@@ -4,16 +4,16 @@ The oracle is torch's own function with identity projections, between the quanti
 """
 
 import copy
-import io
 import pickle
 import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
-from compare import assert_same
+from compare import assert_same, assert_same_state
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from round_trips import COPIES
 from torch import nn
 
 import dynquant
@@ -363,19 +363,10 @@ class TestState:
         with pytest.raises(RuntimeError, match="Missing key.*q_proj.bias"):
             other.load_state_dict(state)
 
-    @pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
-    def test_copies(self, how):
+    @pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
+    def test_copies(self, copied):
         one, _ = self.pair(add_bias_kv=True)
-        if how == "deepcopy":
-            other = copy.deepcopy(one)
-        elif how == "pickle":
-            other = pickle.loads(pickle.dumps(one))
-        else:
-            file = io.BytesIO()
-            torch.save(one, file)
-            file.seek(0)
-            other = torch.load(file, weights_only=False)
-        self.assert_equal(other, one)
+        self.assert_equal(copied(one), one)
 
     def test_casts(self):
         one, _ = self.pair(add_bias_kv=True)
@@ -394,8 +385,7 @@ class TestState:
         assert next(self.pair(bias=False)).in_proj_bias is None
 
     def assert_equal(self, one, other):
-        for key, value in other.state_dict().items():
-            assert_same(one.state_dict()[key], value, key)
+        assert_same_state(one, other)
         query, key = torch.randn(3, WIDTH), torch.randn(4, one.kdim)
         value = torch.randn(4, one.vdim)
         assert_same(one(query, key, value)[0], other(query, key, value)[0])
