@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -147,9 +148,12 @@ def _parser():
 
 
 def _decibels(text):
-    value = float(text)
-    if value != value:
-        raise ValueError("NaN is no limit")
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if math.isnan(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of dB")
     return value
 
 

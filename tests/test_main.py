@@ -321,7 +321,9 @@ def test_help(command, capsys):
     assert f"python -m dynquant {command}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [[], ["fly"], ["quantize", "one"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["fly"], ["quantize", "one"], ["report", "one", "--fail-below", "nan"]]
+)
 def test_wrong_arguments(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)

@@ -171,6 +171,7 @@ def test_is_causal_is_a_hint(extra, padded, need_weights):
         (lambda a, x: a(x, x, x[..., :5]), ValueError, "value must have 8 features"),
         (lambda a, x: a(x, x, x[:, :2]), ValueError, "key and value differ"),
         (lambda a, x: a(x[:1], x, x), ValueError, "query and key differ in batch"),
+        (lambda a, x: a(x, x, x.half()), ValueError, "same dtype, got .*float32, torch.float16"),
         (lambda a, x: a(x, x, x, torch.zeros(3, 2)), ValueError, r"mask must have the shape \[2, "),
         (
             lambda a, x: a(x, x, x, attn_mask=torch.zeros(2, 2)),
@@ -412,6 +413,14 @@ class TestTracing:
         torch.testing.assert_close(traced(x, x, x), layer(x, x, x))
 
 
+def test_autocast_takes_several_dtypes():
+    layer = MultiheadAttention.from_float(floats(batch_first=True))
+    x = torch.randn(2, 3, WIDTH)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = layer(x, x.bfloat16(), x.bfloat16())[0]
+        assert_same(result, layer(*[x.bfloat16()] * 3)[0])
+
+
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 class TestNested:
     def test_parts_are_separate(self):
@@ -424,6 +433,9 @@ class TestNested:
             assert_same(output, layer(part, part, part, need_weights=False)[0])
         with pytest.raises(ValueError, match="need_weights must be False"):
             layer(x, x, x)
+        two = torch.nested.nested_tensor(parts[:2])
+        with pytest.raises(ValueError, match=r"differ in batch: \[3, 2, 2\]"):
+            layer(x, two, two, need_weights=False)
 
 
 class TestTransformers:

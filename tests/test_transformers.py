@@ -257,6 +257,7 @@ class TestConfig:
             ({"activation": "per_channel"}, ValueError),
             ({"symmetric": 1}, TypeError),
             ({"modules_to_not_convert": "pooler"}, TypeError),
+            ({"modules_to_not_convert": ["pooler", "("]}, ValueError),
             ({"quant_method": "gptq"}, ValueError),
         ],
     )
