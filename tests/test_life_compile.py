@@ -172,7 +172,7 @@ class TestJit:
         with torch.no_grad():
             scripted = torch.jit.script(module)
             for one in (scripted, torch.jit.freeze(scripted)):
-                loaded = self.saved_and_loaded(one)
+                loaded = jit_saved(one)
                 results = tree_leaves(loaded(*arguments, **named))
                 expected = tree_leaves(module(*arguments, **named))
                 for result, exact in zip(results, expected, strict=True):
@@ -183,7 +183,7 @@ class TestJit:
     def test_script_with_weights_in_16_bits(self, bias, half):
         model = dynquant.quantize_dynamic(Block(bias), dtype=half)
         kinds = [type(module) for module in model.modules()]
-        loaded, x = self.saved_and_loaded(torch.jit.script(model)), torch.randn(3, 16)
+        loaded, x = jit_saved(torch.jit.script(model)), torch.randn(3, 16)
         with torch.no_grad():
             torch.testing.assert_close(loaded(x), model(x))
         assert [type(module) for module in model.modules()] == kinds
@@ -242,7 +242,7 @@ class TestJit:
         x = torch.randn(3, 6)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            traced = self.saved_and_loaded(torch.jit.trace(model, x))
+            traced = jit_saved(torch.jit.trace(model, x))
         for one, other in zip(tree_leaves(traced(x)), tree_leaves(model(x)), strict=True):
             assert_same(one, other)
 
