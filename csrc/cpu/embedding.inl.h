@@ -53,7 +53,7 @@ inline void quantize_above(const T* x, int64_t count, float lo, float scale, int
   }
   if (i < count) {
     uint8_t tail[Isa::kLanes];
-    Isa::store_bytes(tail, bytes(load_tail<Isa>(x + i, count - i)));
+    Isa::store_bytes(tail, bytes(load_part<Isa>(x + i, count - i)));
     memcpy(q + i, tail, static_cast<size_t>(count - i));
   }
 }

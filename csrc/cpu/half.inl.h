@@ -141,8 +141,8 @@ inline void finish_half(const float* sums, const float* bias, int64_t columns, T
   }
   if (c == columns) return;
   T tail[Isa::kLanes];
-  const typename Isa::Float added = bias == nullptr ? none : load_tail<Isa>(bias + c, columns - c);
-  Isa::store(tail, Isa::add_float(load_tail<Isa>(sums + c, columns - c), added));
+  const typename Isa::Float added = bias == nullptr ? none : load_part<Isa>(bias + c, columns - c);
+  Isa::store(tail, Isa::add_float(load_part<Isa>(sums + c, columns - c), added));
   memcpy(out + c, tail, static_cast<size_t>(columns - c) * sizeof(T));
 }
 

@@ -4,6 +4,7 @@
 #include "convert.h"
 #include "kernels.h"
 #include "layout.h"
+#include "registers.inl.h"
 
 namespace dynquant {
 namespace {
@@ -34,13 +35,12 @@ inline void with_output(void* out, Dtype dtype, int64_t i, F f) {
   }
 }
 
-// The last values of a row, filled up with zeros to a whole register: zero lies in every range and
-// is never stored.
+// The last register of a row of k values. It takes values again that are done already where the row
+// has enough: that changes nothing and needs no copy.
 template <class Isa, class T>
-inline typename Isa::Float load_tail(const T* x, int64_t count) {
-  T padded[Isa::kLanes] = {};
-  memcpy(padded, x, static_cast<size_t>(count) * sizeof(T));
-  return Isa::load(padded);
+inline typename Isa::Float load_last(const T* x, int64_t k) {
+  if (k >= Isa::kLanes) return Isa::load(x + k - Isa::kLanes);
+  return load_part<Isa>(x, k);  // zero lies in every range
 }
 
 template <class Isa>
@@ -71,7 +71,7 @@ inline Range range_of(const T* x, int64_t k) {
     nan = Isa::either(nan, Isa::unordered(a, b));
   }
   for (; i < k; i += kStep) {
-    const typename Isa::Float a = i + kStep <= k ? Isa::load(x + i) : load_tail<Isa>(x + i, k - i);
+    const typename Isa::Float a = i + kStep <= k ? Isa::load(x + i) : load_last<Isa>(x, k);
     even.add(a);
     nan = Isa::either(nan, Isa::is_nan(a));
   }
@@ -129,11 +129,12 @@ inline void quantize_run(const ToBytes<Isa, Scaling>& to_bytes, const T* x, int6
   for (; i + Isa::kLanes <= k; i += Isa::kLanes) {
     Isa::store_bytes(q + i, to_bytes(Isa::load(x + i)));
   }
-  if (i < k) {
-    uint8_t tail[Isa::kLanes];
-    Isa::store_bytes(tail, to_bytes(load_tail<Isa>(x + i, k - i)));
-    memcpy(q + i, tail, static_cast<size_t>(k - i));
-  }
+  if (i == k) return;
+  const typename Isa::Int last = to_bytes(load_last<Isa>(x, k));
+  if (k >= Isa::kLanes) return Isa::store_bytes(q + k - Isa::kLanes, last);
+  uint8_t bytes[Isa::kLanes];
+  Isa::store_bytes(bytes, last);
+  memcpy(q, bytes, static_cast<size_t>(k));
 }
 
 template <class Isa, class Scaling>

@@ -7,6 +7,14 @@
 namespace dynquant {
 namespace {
 
+// `count` values, fewer than a register holds, filled up with zeros.
+template <class Isa, class T>
+inline typename Isa::Float load_part(const T* p, int64_t count) {
+  T padded[Isa::kLanes] = {};
+  memcpy(padded, p, static_cast<size_t>(count) * sizeof(T));
+  return Isa::load(padded);
+}
+
 template <class Isa>
 struct WholeRegister {
   static inline typename Isa::Float load(const float* p) { return Isa::load(p); }
@@ -17,11 +25,7 @@ struct WholeRegister {
 template <class Isa>
 struct PartOfRegister {
   int64_t count;
-  inline typename Isa::Float load(const float* p) const {
-    float padded[Isa::kLanes] = {};
-    memcpy(padded, p, static_cast<size_t>(count) * sizeof(float));
-    return Isa::load(padded);
-  }
+  inline typename Isa::Float load(const float* p) const { return load_part<Isa>(p, count); }
   inline void store(float* p, typename Isa::Float x) const {
     float padded[Isa::kLanes];
     Isa::store(padded, x);
