@@ -39,7 +39,8 @@ class CMakeBuild(build_ext):
     def run(self):
         check_tools()
         target = ROOT / "dynquant" if self.inplace else Path(self.build_lib).resolve() / "dynquant"
-        build = ROOT / "build" / sys.implementation.cache_tag
+        default = ROOT / "build" / sys.implementation.cache_tag
+        build = Path(os.environ.get("DYNQUANT_BUILD_FOLDER", default))
         configure = [
             *("cmake", "-G", "Ninja", "-S", ROOT, "-B", build),
             f"-DPython_EXECUTABLE={sys.executable}",

