@@ -1,5 +1,6 @@
 """Pictures of results, by Matplotlib."""
 
+from itertools import cycle
 from pathlib import Path
 
 from benchmarks import contest, layers, machine
@@ -39,10 +40,16 @@ def _roofline(result):
     columns = min(2, len(roofs))
     lines = -(-len(roofs) // columns)
     figure, axes = _pyplot().subplots(
-        lines, columns, figsize=(6.5 * columns, 4.6 * lines), squeeze=False
+        lines,
+        columns,
+        figsize=(5.5 * columns + 1.5, 4.2 * lines),
+        squeeze=False,
+        layout="constrained",
     )
     for axis in axes.flat[len(roofs) :]:
         axis.set_axis_off()
+    cases = list(dict.fromkeys(row["case"] for row in result["rows"]))
+    colors = dict(zip(cases, cycle(_pyplot().get_cmap("tab20").colors), strict=False))
     for axis, (name, roof) in zip(axes.flat, roofs.items(), strict=False):
         rows = [row for row in result["rows"] if row["peer"] == name and "median" in row]
         intensity = [row["operations"] / row["bytes"] for row in rows] or [2]
@@ -67,14 +74,13 @@ def _roofline(result):
         )
         for row, x in zip(rows, intensity, strict=False):
             y = row["operations"] / row["median"] / 1e9
-            axis.plot(x, y, "o", color="#2a78d6", ms=4)
-            axis.annotate(
-                row["case"], (x, y), fontsize=6, xytext=(3, -7), textcoords="offset points"
-            )
+            axis.plot(x, y, "o", color=colors[row["case"]], ms=5)
         axis.set(xscale="log", yscale="log", title=name)
         axis.set_xlabel("operations for each byte of packed weight")
         axis.set_ylabel("GOP/s")
         axis.legend(fontsize=7, loc="lower right")
+    points = [figure.axes[0].plot([], [], "o", color=color)[0] for color in colors.values()]
+    figure.legend(points, cases, title="MxNxK", fontsize=7, loc="outside right center")
     return _finish(figure, result, "one thread, quantization and epilogue included")
 
 
@@ -100,10 +106,14 @@ def _models(result):
 
 def _bars(result, value, label):
     """A group of bars for each case, a bar with its quartiles for each peer that is right."""
-    cases, names = contest.by_case(result), list(result["peers"])
-    figure, axis = _pyplot().subplots(figsize=(max(7, 1.3 * len(cases) + 2), 4.6))
+    cases = contest.by_case(result)
+    names = [
+        name for name in result["peers"] if any("median" in rows[name] for rows in cases.values())
+    ]
+    inches = max(7, 1.3 * len(cases) + 2)
+    figure, axis = _pyplot().subplots(figsize=(inches, 4.6), layout="constrained")
     colors = _pyplot().get_cmap("tab20").colors
-    width = 0.85 / len(names)
+    width = 0.85 / max(1, len(names))
     for i, name in enumerate(names):
         places, heights, low, high = [], [], [], []
         for place, (case, rows) in enumerate(cases.items()):
@@ -121,12 +131,11 @@ def _bars(result, value, label):
         )
     axis.set_xticks(range(len(cases)), list(cases), rotation=30, ha="right", fontsize=8)
     axis.set_ylabel(label)
-    axis.legend(fontsize=7, ncols=2)
+    figure.legend(fontsize=7, loc="outside right center")
     axis.spines[["top", "right"]].set_visible(False)
     return figure
 
 
 def _finish(figure, result, how):
     figure.suptitle(f"{how}\n{machine.summary(result['machine'])}", fontsize=8)
-    figure.tight_layout()
     return figure

@@ -46,6 +46,8 @@ void check_cuda(cudaError_t error) {
 
 Place current_place() { return {aoti_torch_device_type_cuda(), device_of_call}; }
 
+void prepare_allocator() {}
+
 void prepare_large(void*, int64_t) {}
 
 void check_place(const Tensor& t, const char* name) {

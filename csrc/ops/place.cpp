@@ -1,11 +1,14 @@
 #include "place.h"
 
 #include "huge_pages.h"
+#include "kept_memory.h"
 #include "tensors.h"
 
 namespace dynquant {
 
 Place current_place() { return {aoti_torch_device_type_cpu(), 0}; }
+
+void prepare_allocator() { keep_freed_memory(); }
 
 void prepare_large(void* data, int64_t bytes) { advise_huge_pages(data, bytes); }
 

@@ -14,6 +14,9 @@ struct Place {
 };
 Place current_place();
 
+// What the allocator is told there before it makes the first tensor of some size.
+void prepare_allocator();
+
 // What a new tensor of many elements is given there before it is written to.
 void prepare_large(void* data, int64_t bytes);
 

@@ -112,6 +112,7 @@ std::vector<int64_t> leading_shape(const Tensor& like, int64_t last) {
 }
 
 Tensor empty(const std::vector<int64_t>& shape, ScalarType dtype) {
+  constexpr int64_t kSomeElements = 1 << 14;
   constexpr int64_t kManyElements = 1 << 20;
   const int64_t dims = static_cast<int64_t>(shape.size());
   std::vector<int64_t> strides(shape.size());
@@ -120,6 +121,7 @@ Tensor empty(const std::vector<int64_t>& shape, ScalarType dtype) {
     strides[static_cast<size_t>(d)] = stride;
     stride *= std::max<int64_t>(shape[static_cast<size_t>(d)], 1);
   }
+  if (stride >= kSomeElements) prepare_allocator();
   const int32_t code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   AtenTensorHandle handle = nullptr;
   const Place place = current_place();

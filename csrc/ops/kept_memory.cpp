@@ -1,0 +1,26 @@
+#include "kept_memory.h"
+
+#include <stdlib.h>
+
+namespace dynquant {
+
+#if defined(__GLIBC__)
+namespace {
+
+// glibc learns from no block above 32 MiB, its own header and rounding to pages included.
+constexpr size_t kLargestLesson = (size_t{32} << 20) - (size_t{8} << 10);
+
+bool teach() {
+  void* volatile block = malloc(kLargestLesson);  // volatile: the pair would be optimized away
+  free(block);
+  return true;
+}
+
+}  // namespace
+
+void keep_freed_memory() { [[maybe_unused]] static const bool taught = teach(); }
+#else
+void keep_freed_memory() {}
+#endif
+
+}  // namespace dynquant
