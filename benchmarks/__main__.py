@@ -4,7 +4,19 @@ import argparse
 import os
 import sys
 
-from benchmarks import contest, kernels, layers, models, plots, race, results, rnn, shapes, tables
+from benchmarks import (
+    callers,
+    contest,
+    kernels,
+    layers,
+    machine,
+    models,
+    plots,
+    race,
+    results,
+    shapes,
+    tables,
+)
 from benchmarks.peers import PEERS, PeerError, check_name
 
 COMPARE = """What became slower from one result to a later one; exit code 1 if anything did.
@@ -21,6 +33,7 @@ def main(arguments=None):
         return options.run(options)
     except (
         OSError,
+        callers.WrongResult,
         PeerError,
         kernels.KernelsMissing,
         plots.MatplotlibMissing,
@@ -52,8 +65,10 @@ def _models(options):
     return _hand_out(models.run(options.cases, options), models.table, options)
 
 
-def _rnn(options):
-    rnn.report(rnn.run(options.threads, options.rounds))
+def _callers(options):
+    chosen = shapes.select(options.shapes, options.set, options.m)
+    print(machine.summary(machine.facts()) + "\n")
+    print(callers.table(callers.run(chosen, options.rounds), options.markdown))
     return 0
 
 
@@ -150,9 +165,9 @@ def _parser():
     command.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(models.CASES))
     command.set_defaults(cases=list(models.CASES))
 
-    command = add("rnn", _rnn, rnn.__doc__)
-    command.add_argument("--threads", type=_count, default=1)
-    command.add_argument("--rounds", type=_count, default=15)
+    command = add("callers", _callers, callers.__doc__, parents=[shaped])
+    command.add_argument("--rounds", type=_count, default=9)
+    command.add_argument("--markdown", action="store_true", help="a table for a document")
 
     command = add("show", _show, "A saved result as a table or a picture.", parents=[output])
     command.add_argument("file", help="a result as --json writes it")

@@ -15,14 +15,15 @@ def linear(m, n, k):
     return {"kind": "linear", "m": m, "n": n, "k": k}
 
 
-def lstm(batch, length, features, hidden, layers):
+def recurrent(layer, size, layers, batch, length):
+    """layer: LSTM or GRU, with as many inputs as hidden units."""
     return {
-        "kind": "lstm",
+        "kind": "recurrent",
+        "layer": layer,
+        "size": size,
+        "layers": layers,
         "batch": batch,
         "length": length,
-        "features": features,
-        "hidden": hidden,
-        "layers": layers,
     }
 
 
@@ -67,13 +68,10 @@ class FirstOutput(nn.Module):
         return self.recurrent(x)[0]
 
 
-def _lstm(batch, length, features, hidden, layers):
+def _recurrent(layer, size, layers, batch, length):
     generator = np.random.default_rng(0)
-    recurrent = nn.LSTM(features, hidden, layers, batch_first=True)
-    return (
-        FirstOutput(_fill(recurrent, generator)).eval(),
-        (_normal(generator, batch, length, features),),
-    )
+    module = getattr(nn, layer)(size, size, layers, batch_first=True)
+    return FirstOutput(_fill(module, generator)).eval(), (_normal(generator, batch, length, size),)
 
 
 class Encoder(nn.Module):
@@ -99,4 +97,4 @@ def _minilm(batch, length):
     return Encoder(model.eval()), (ids, torch.ones_like(ids))
 
 
-_BUILDERS = {"linear": _linear, "lstm": _lstm, "minilm": _minilm}
+_BUILDERS = {"linear": _linear, "recurrent": _recurrent, "minilm": _minilm}

@@ -1,17 +1,31 @@
-"""Whole models: all-MiniLM-L6-v2 (batch x length) and LSTMs, in milliseconds a call."""
+"""Whole models: all-MiniLM-L6-v2 (batch x length) and recurrent layers, in milliseconds a call.
+
+The name of a recurrent layer tells its size, the number of layers, and batch x length.
+"""
 
 from benchmarks import cases, contest, tables
 
-CASES = {
-    "minilm-1x16": cases.minilm(1, 16),
-    "minilm-1x128": cases.minilm(1, 128),
-    "minilm-8x32": cases.minilm(8, 32),
-    "minilm-32x64": cases.minilm(32, 64),
-    "minilm-32x128": cases.minilm(32, 128),
-    "lstm-512-512-2-1x100": cases.lstm(1, 100, 512, 512, 2),
-    "lstm-512-512-2-8x100": cases.lstm(8, 100, 512, 512, 2),
-    "lstm-1024-1024-1-1x50": cases.lstm(1, 50, 1024, 1024, 1),
-}
+
+def _recurrent():
+    shapes = (
+        ("LSTM", 256, 1, 1, 100),
+        ("LSTM", 512, 2, 1, 100),
+        ("LSTM", 1024, 1, 1, 50),
+        ("LSTM", 512, 1, 16, 50),
+        ("GRU", 512, 1, 1, 100),
+        ("GRU", 512, 1, 16, 50),
+    )
+    for layer, size, layers, batch, length in shapes:
+        name = f"{layer.lower()}-{size}-{layers}-{batch}x{length}"
+        yield name, cases.recurrent(layer, size, layers, batch, length)
+
+
+def _minilm():
+    for batch, length in ((1, 16), (1, 128), (8, 32), (32, 64), (32, 128)):
+        yield f"minilm-{batch}x{length}", cases.minilm(batch, length)
+
+
+CASES = {**dict(_minilm()), **dict(_recurrent())}
 # What int8 costs grows over layers and steps, and the inputs are random: engines with one scale for
 # a whole weight keep 8 dB of all-MiniLM-L6-v2. That is little, but no wrong result.
 LIMITS = (5, 0.5)

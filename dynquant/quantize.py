@@ -11,8 +11,10 @@ import torch
 
 from dynquant.comparison import losses
 from dynquant.forms import STUBS
+from dynquant.fused import load_fused
 from dynquant.plan import plan_from_attributes, plan_from_spec
 from dynquant.stubs import QuantStub
+from dynquant.ties import part_from_tables
 
 _HOOKS = (
     "_forward_hooks",
@@ -140,6 +142,7 @@ def _carry_out(plan, model, inplace, made=None):
     result = copy.deepcopy(model, memo).eval()
     for item in plan.items:
         _keep_hooks(item.module, memo[id(item.module)], lambda hooks: copy.deepcopy(hooks, memo))
+    _prepare_for_others(result)
     return result
 
 
@@ -182,7 +185,13 @@ def _swap(made, model):
             parent._modules[key] = form
         if item.module is model:
             model = form
+    _prepare_for_others(model)
     return model
+
+
+def _prepare_for_others(model):
+    load_fused(model)
+    part_from_tables(model)
 
 
 def _made(items):

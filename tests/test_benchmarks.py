@@ -6,6 +6,7 @@ import re
 import sys
 
 import pytest
+import torch
 
 import dynquant
 from benchmarks import machine, results, shapes, tables
@@ -174,7 +175,7 @@ def test_cold_inputs_exceed_the_last_cache(tmp_path, monkeypatch):
 def test_models_runs_a_recurrent_one(tmp_path, monkeypatch):
     from benchmarks import cases, models
 
-    monkeypatch.setitem(models.CASES, "lstm-tiny", cases.lstm(1, 5, 16, 16, 1))
+    monkeypatch.setitem(models.CASES, "lstm-tiny", cases.recurrent("LSTM", 16, 1, 1, 5))
     path = tmp_path / "models.json"
     peers = ("fp32", "dynquant")
     arguments = ("lstm-tiny", "--peers", *peers, "--rounds", 2, "--json", path, "--quiet")
@@ -262,3 +263,12 @@ def test_tables():
     header, rows = ["a", "b"], [["long", "1"], ["x", "22"]]
     assert tables.text(header, rows) == "a      b\nlong   1\nx     22"
     assert tables.markdown(header, rows) == "| a | b |\n| --- | ---: |\n| long | 1 |\n| x | 22 |"
+
+
+def test_callers(capsys):
+    threads = torch.get_num_threads()
+    try:
+        assert command("callers", "3x40x20", "--rounds", 1) == 0
+    finally:
+        torch.set_num_threads(threads)
+    assert "3x40x20" in capsys.readouterr().out

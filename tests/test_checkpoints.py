@@ -1,6 +1,8 @@
 """Loading what others saved: float checkpoints, and those of torch.ao's dynamic quantization."""
 
+import copy
 import io
+import pickle
 import warnings
 
 import numpy as np
@@ -22,10 +24,15 @@ def net(bias=True, dtype=torch.float32):
 
 
 def assert_same_models(one, other):
-    for key, value in other.state_dict().items():
-        assert_same(one.state_dict()[key], value, key)
+    assert_same_states(one, other)
     x = torch.randn(4, 6)
     assert_same(one(x), other(x))
+
+
+def assert_same_states(one, other):
+    assert one.state_dict().keys() == other.state_dict().keys()
+    for key, value in other.state_dict().items():
+        assert_same(one.state_dict()[key], value, key)
 
 
 class TestFloat:
@@ -95,6 +102,133 @@ class TestFloat:
             assert_same(model[0].weight + 0, before)
 
 
+HALVES = (torch.float16, torch.bfloat16)
+
+
+def every_float_module():
+    """A new one of each type that has a form with 16-bit weights, with random parameters."""
+    return {
+        "Linear": nn.Linear(6, 5),
+        "Linear without bias": nn.Linear(6, 5, bias=False),
+        "LSTM": nn.LSTM(6, 5, 2, bidirectional=True),
+        "LSTM with projections": nn.LSTM(6, 5, proj_size=3),
+        "GRU": nn.GRU(6, 5, bias=False),
+        "RNN": nn.RNN(6, 5),
+        "LSTMCell": nn.LSTMCell(6, 5),
+        "GRUCell": nn.GRUCell(6, 5),
+        "RNNCell": nn.RNNCell(6, 5),
+        "MultiheadAttention": nn.MultiheadAttention(6, 2),
+        "MultiheadAttention of other widths": nn.MultiheadAttention(6, 2, kdim=5, vdim=4),
+    }
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported")
+class TestFloatInto16Bits:
+    @pytest.fixture(params=every_float_module())
+    def kind(self, request):
+        return request.param
+
+    @pytest.mark.parametrize("assign", [False, True])
+    @pytest.mark.parametrize("half", HALVES, ids=str)
+    def test_is_rounded_on_the_way(self, kind, half, assign):
+        trained = every_float_module()[kind]
+        model = dynquant.quantize_dynamic(nn.Sequential(every_float_module()[kind]), dtype=half)
+        keys = model.load_state_dict(nn.Sequential(trained).state_dict(), assign=assign)
+        assert not keys.missing_keys and not keys.unexpected_keys
+        assert_same_states(model[0], dynquant.quantize_dynamic(trained, dtype=half))
+        assert not any(p.requires_grad for p in model.parameters())
+        held = {value.data_ptr() for value in model[0].buffers()}
+        assert not held & {value.data_ptr() for value in trained.parameters()}
+
+    @pytest.mark.parametrize("dtype", HALVES, ids=str)
+    def test_of_a_model_in_16_bits(self, kind, dtype):
+        """Weights become what they are here; the other 16-bit dtype is rounded."""
+        trained = every_float_module()[kind].to(dtype)
+        model = dynquant.quantize_dynamic(every_float_module()[kind], dtype=torch.float16)
+        model.load_state_dict(trained.state_dict())
+        expected = dynquant.quantize_dynamic(trained, dtype=torch.float16)
+        for one, other in zip(model.buffers(), expected.buffers(), strict=True):
+            assert_same(one, other)
+
+    def test_into_a_meta_model(self, kind):
+        trained = every_float_module()[kind]
+        model = dynquant.quantize_dynamic(every_float_module()[kind], dtype=torch.float16)
+        model = model.to("meta")
+        model.load_state_dict(trained.state_dict(), assign=True)
+        assert_same_states(model, dynquant.quantize_dynamic(trained, dtype=torch.float16))
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda s: s.pop("0.bias"), 'Missing key.*"0.bias"'),
+            (lambda s: s.update({"0.extra": torch.zeros(1)}), 'Unexpected key.*"0.extra"'),
+            (lambda s: s["0.weight"].fill_(torch.nan), "0.weight holds NaN or Inf"),
+            (
+                lambda s: s.update({"0.weight": torch.zeros(6, 5)}),
+                r"0.weight: expected the shape \[5, 6\], found \[6, 5\]",
+            ),
+            (
+                lambda s: s.update({"0.weight": torch.zeros(5, 6, dtype=torch.float64)}),
+                "0.weight: expected torch.float32 or .* found torch.float64",
+            ),
+            (
+                lambda s: s.update({"0.version": torch.tensor(1)}),
+                "0.weight: expected torch.float16 or torch.bfloat16, found torch.float32",
+            ),
+        ],
+    )
+    def test_errors_name_the_key_and_change_nothing(self, change, message):
+        model = dynquant.quantize_dynamic(net(), dtype=torch.float16)
+        state, before = net().state_dict(), model[0].weight + 0
+        change(state)
+        with pytest.raises(RuntimeError, match=message):
+            model.load_state_dict(state)
+        if "key" not in message:
+            assert_same(model[0].weight + 0, before)
+
+    def test_errors_name_the_weights_of_recurrent_layers(self):
+        model = dynquant.quantize_dynamic(nn.Sequential(nn.LSTM(6, 5)), dtype=torch.float16)
+        state = nn.Sequential(nn.LSTM(6, 5)).state_dict()
+        state["0.weight_hh_l0"][1, 2] = torch.inf
+        before = model[0].weight_ih_l0 + 0
+        with pytest.raises(RuntimeError, match="0.weight_hh_l0 holds NaN or Inf"):
+            model.load_state_dict(state)
+        assert_same(model[0].weight_ih_l0, before)
+
+    def test_weights_beyond_float16(self):
+        model = dynquant.quantize_dynamic(net(), dtype=torch.float16)
+        state = net().state_dict()
+        state["0.weight"][0, 0] = -1e6
+        with pytest.warns(UserWarning, match=r"^0.weight reaches 1e\+06; torch.float16 ends at"):
+            model.load_state_dict(state)
+        assert model[0].weight[0, 0] == -65504
+
+
+class TestFloatEmbeddings:
+    @pytest.mark.parametrize("assign", [False, True])
+    @pytest.mark.parametrize("dtype", [torch.quint8, torch.quint4x2], ids=str)
+    @pytest.mark.parametrize("options", [{}, {"max_norm": 0.5}], ids=str)
+    @pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+    def test_is_quantized_on_the_way(self, kind, options, dtype, assign):
+        trained = kind(7, 5, **options)
+        model = dynquant.quantize_dynamic(nn.Sequential(kind(7, 5, **options)), dtype=dtype)
+        model.load_state_dict(nn.Sequential(trained).state_dict(), assign=assign)
+        assert_same_states(model[0], dynquant.quantize_dynamic(trained, dtype=dtype))
+
+    @pytest.mark.parametrize(
+        ("weight", "message"),
+        [
+            (torch.zeros(5, 7), r"0.weight: expected the shape \[7, 5\], found \[5, 7\]"),
+            (torch.full((7, 5), torch.nan), "0.weight holds NaN or Inf"),
+            (torch.tensor([[-3e38, 3e38, 0, 0, 0]] * 7), "0.weight: row 0 spans more than fp32"),
+        ],
+    )
+    def test_errors(self, weight, message):
+        model = dynquant.quantize_dynamic(nn.Sequential(nn.Embedding(7, 5)), dtype=torch.quint8)
+        with pytest.raises(RuntimeError, match=message):
+            model.load_state_dict({"0.weight": weight})
+
+
 torch_ao = pytest.importorskip("torch.ao.quantization", reason="this torch has no torch.ao")
 
 
@@ -119,6 +253,7 @@ class TestTorchAo:
     @pytest.mark.parametrize("assign", [False, True])
     @pytest.mark.parametrize("config", SCHEMES)
     def test_linear(self, scheme, bias, assign, config):
+        torch.manual_seed(0)
         saved = of_torch(net(bias), torch_specs()[scheme])
         model = dynquant.quantize_dynamic(net(bias), {nn.Linear: config})
         keys = model.load_state_dict(saved.state_dict(), assign=assign)
@@ -235,6 +370,69 @@ class TestTorchAo:
                     - weight
                 ).abs()
                 assert (error <= scale * 1.01).all()
+
+    @pytest.mark.parametrize("assign", [False, True])
+    @pytest.mark.parametrize("half", HALVES, ids=str)
+    @pytest.mark.parametrize(
+        "kind", ["Linear", "Linear without bias", "LSTM", "LSTMCell", "GRUCell", "RNNCell"]
+    )
+    def test_float16_into_16_bits(self, kind, half, assign):
+        trained = nn.Sequential(every_float_module()[kind])
+        saved = of_torch(trained, {type(trained[0])}, torch.float16)
+        model = dynquant.quantize_dynamic(nn.Sequential(every_float_module()[kind]), dtype=half)
+        keys = model.load_state_dict(saved.state_dict(), assign=assign)
+        assert not keys.missing_keys and not keys.unexpected_keys
+        rounded = dynquant.quantize_dynamic(trained, dtype=torch.float16)
+        floats = {key: value for key, value in rounded.state_dict().items() if "version" not in key}
+        expected = dynquant.quantize_dynamic(trained, dtype=half)
+        expected.load_state_dict(floats)
+        assert_same_states(model, expected)
+
+    def test_float16_gru_into_16_bits(self):
+        trained = nn.Sequential(nn.GRU(6, 5, 2))
+        saved = of_torch(trained, {nn.GRU}, torch.float16).state_dict()
+        if not any(key.endswith("param") for key in saved):
+            pytest.skip("torch does not quantize GRU to float16")
+        model = dynquant.quantize_dynamic(nn.Sequential(nn.GRU(6, 5, 2)), dtype=torch.float16)
+        model.load_state_dict(saved)
+        assert_same_states(model, dynquant.quantize_dynamic(trained, dtype=torch.float16))
+
+    @pytest.mark.parametrize("bias", [False, True])
+    @pytest.mark.parametrize("inplace", [False, True])
+    @pytest.mark.parametrize("dtype", [torch.qint8, torch.float16], ids=str)
+    def test_fused_linear_and_relu(self, dtype, inplace, bias):
+        fused = pytest.importorskip("torch.ao.nn.intrinsic")
+
+        def net():
+            return nn.Sequential(fused.LinearReLU(nn.Linear(6, 5, bias=bias), nn.ReLU())).eval()
+
+        trained = net()
+        saved = of_torch(trained, {fused.LinearReLU}, dtype)
+        assert "0._packed_params._packed_params" in saved.state_dict()
+        model = dynquant.quantize_dynamic(net(), dtype=dtype, inplace=inplace)
+        model = dynquant.quantize_dynamic(model, dtype=dtype)  # which changes nothing
+        for loading in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            keys = loading.load_state_dict(saved.state_dict())
+            assert not keys.missing_keys and not keys.unexpected_keys
+            linear = dynquant.quantize_dynamic(nn.Linear(6, 5, bias=bias), dtype=dtype)
+            entries = saved.state_dict().items()
+            linear.load_state_dict({key.removeprefix("0."): value for key, value in entries})
+            assert_same_states(loading[0][0], linear)
+            x = torch.randn(64, 6)
+            assert torch.cosine_similarity(loading(x), saved(x), 0).min() > 0.99
+            assert (loading(x) >= 0).all()
+            loading.load_state_dict(model.state_dict())
+            loading.load_state_dict(trained.state_dict())
+        state = saved.state_dict()
+        state["0.other"] = torch.zeros(1)
+        with pytest.raises(RuntimeError, match='Unexpected key.*"0.other"'):
+            model.load_state_dict(state)
+
+    def test_int8_into_16_bits_is_an_error(self):
+        saved = of_torch(net(), {nn.Linear})
+        model = dynquant.quantize_dynamic(net(), dtype=torch.float16)
+        with pytest.raises(RuntimeError, match="0.weight: expected torch.float16 .* torch.int8"):
+            model.load_state_dict(saved.state_dict())
 
     def test_what_is_no_cell(self):
         with pytest.raises(ValueError, match="expected torch.ao's parameters of a cell, found int"):

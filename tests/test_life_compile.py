@@ -8,6 +8,7 @@ import torch
 from compare import assert_same
 from torch import nn
 from torch._inductor.utils import run_and_get_code
+from torch.utils._pytree import tree_leaves
 
 import dynquant
 
@@ -172,6 +173,91 @@ class TestJit:
                 loaded(x, x, x, attn_mask=mask), attention(x, x, x, attn_mask=mask), strict=True
             ):
                 torch.testing.assert_close(one, other)
+
+    def assert_scripts(self, module, *arguments, **named):
+        with torch.no_grad():
+            scripted = torch.jit.script(module)
+            for one in (scripted, torch.jit.freeze(scripted)):
+                loaded = self.saved_and_loaded(one)
+                results = tree_leaves(loaded(*arguments, **named))
+                expected = tree_leaves(module(*arguments, **named))
+                for result, exact in zip(results, expected, strict=True):
+                    assert_same(result, exact)
+
+    @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize("bias", [False, True])
+    def test_script_with_weights_in_16_bits(self, bias, half):
+        model = dynquant.quantize_dynamic(Block(bias), dtype=half)
+        kinds = [type(module) for module in model.modules()]
+        loaded, x = self.saved_and_loaded(torch.jit.script(model)), torch.randn(3, 16)
+        with torch.no_grad():
+            torch.testing.assert_close(loaded(x), model(x))
+        assert [type(module) for module in model.modules()] == kinds
+        self.assert_scripts(model.first, torch.randn(2, 3, 16))
+        attention = dynquant.quantize_dynamic(nn.MultiheadAttention(16, 2, bias=bias), dtype=half)
+        self.assert_scripts(attention, x, x, x)
+        layer = nn.TransformerEncoderLayer(16, 2, 32)  # torch cannot script one without bias
+        layer = dynquant.quantize_dynamic(layer, dtype=half)
+        with torch.no_grad():
+            torch.testing.assert_close(torch.jit.script(layer)(x), layer(x))
+
+    @pytest.mark.parametrize("dtype", [torch.qint8, torch.float16], ids=str)
+    @pytest.mark.parametrize("bias", [False, True])
+    @pytest.mark.parametrize("batch", [(), (4,)], ids=str)
+    @pytest.mark.parametrize("cell", [nn.LSTMCell, nn.GRUCell, nn.RNNCell])
+    def test_script_of_cells(self, cell, batch, bias, dtype):
+        form = dynquant.quantize_dynamic(cell(6, 5, bias=bias), dtype=dtype)
+        x, state = torch.randn(*batch, 6), torch.randn(*batch, 5)
+        self.assert_scripts(form, x)
+        self.assert_scripts(form, x, (state, 2 * state) if cell is nn.LSTMCell else state)
+        scripted = torch.jit.script(form)
+        with pytest.raises(torch.jit.Error, match="input has inconsistent input_size: got 7"):
+            scripted(torch.randn(3, 7))
+
+    def test_script_of_a_relu_cell(self):
+        mod = nn.RNNCell(6, 5, nonlinearity="relu")
+        for dtype in (torch.qint8, torch.float16):
+            self.assert_scripts(dynquant.quantize_dynamic(mod, dtype=dtype), torch.randn(4, 6))
+
+    @pytest.mark.parametrize("dtype", [torch.quint8, torch.quint4x2], ids=str)
+    def test_script_of_embeddings(self, dtype):
+        table = dynquant.quantize_dynamic(nn.Embedding(11, 5, padding_idx=2), dtype=dtype)
+        ids = torch.tensor([3, 2, 0, 10, 2, 2])
+        self.assert_scripts(table, ids.view(2, 3))
+        self.assert_scripts(table.half(), ids)
+        for mode in ("sum", "mean", "max"):
+            for options in ({}, {"padding_idx": 2}, {"include_last_offset": True}):
+                bag = nn.EmbeddingBag(11, 5, mode=mode, **options)
+                bag = dynquant.quantize_dynamic(bag, dtype=dtype)
+                self.assert_scripts(bag, ids.view(2, 3))
+                self.assert_scripts(bag, ids, torch.tensor([0, 2, 6]))
+                if mode == "sum":
+                    self.assert_scripts(bag, ids.view(2, 3), per_sample_weights=torch.rand(2, 3))
+
+    @pytest.mark.parametrize("dtype", [torch.qint8, torch.float16], ids=str)
+    @pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU, nn.RNN])
+    def test_script_of_recurrent_layers_is_an_error(self, layer, dtype):
+        model = nn.Sequential(nn.Linear(6, 6), layer(6, 5))
+        model = dynquant.quantize_dynamic(model, dtype=dtype)
+        kinds = [type(module) for module in model.modules()]
+        name = type(model[1]).__name__
+        message = f"cannot compile dynquant.nn.{name}, .*torch.jit.trace, or torch.export.export"
+        with pytest.raises(RuntimeError, match=message):
+            torch.jit.script(model)
+        assert [type(module) for module in model.modules()] == kinds
+        x = torch.randn(3, 6)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            traced = self.saved_and_loaded(torch.jit.trace(model, x))
+        for one, other in zip(tree_leaves(traced(x)), tree_leaves(model(x)), strict=True):
+            assert_same(one, other)
+
+    @pytest.mark.parametrize("stub", [dynquant.QuantStub, dynquant.DeQuantStub])
+    def test_script_of_stubs_is_an_error(self, stub):
+        model = dynquant.quantize_dynamic(nn.Sequential(stub(), nn.Linear(6, 6)))
+        message = f"cannot compile dynquant.nn.{type(model[0]).__name__}, .*torch.jit.trace"
+        with pytest.raises(RuntimeError, match=message):
+            torch.jit.script(model)
 
     def test_trace_of_a_model(self, block):
         with warnings.catch_warnings():

@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 import dynquant
+from dynquant import QConfig
 
 TIMEOUT = 60
 
@@ -253,3 +254,53 @@ class TestTied:
         model.embedding.weight.data.mul_(3)
         model.tie_weights()
         assert not torch.allclose(model(ids), expected)
+
+    @pytest.mark.parametrize("head", [torch.qint8, torch.float16, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize("table", [torch.quint8, torch.quint4x2], ids=str)
+    def test_tying_again_to_a_quantized_embedding(self, table, head):
+        spec = {nn.Embedding: QConfig(dtype=table), nn.Linear: QConfig(dtype=head)}
+        model = dynquant.quantize_dynamic(Tied(), spec)
+        held = {key: value.clone() for key, value in model.state_dict().items()}
+        model.tie_weights()
+        for key, value in model.state_dict().items():
+            assert_same(value, held[key], key)
+        model.embedding.weight = torch.randn(11, 8)  # quantized on the way
+        assert model.embedding.weight.dtype == torch.uint8
+        model.tie_weights()
+        linear = nn.Linear(8, 11, bias=False)
+        linear.weight.data = model.embedding.weight.dequantized()
+        expected = dynquant.quantize_dynamic(linear, dtype=head)
+        for key, value in model.head.state_dict().items():
+            assert_same(value, expected.state_dict()[key], key)
+
+    @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
+    def test_tying_again_in_16_bits(self, half):
+        model = dynquant.quantize_dynamic(Tied(), dtype=half)
+        ids = torch.arange(5)
+        expected = model(ids)
+        model.tie_weights()
+        assert_same(model(ids), expected)
+        model.embedding.weight.data.mul_(3)
+        model.tie_weights()
+        assert_same(model.head.weight + 0, model.embedding.weight.detach().to(half))
+        with pytest.raises(ValueError, match=r"weight is torch.float32 \[2, 2\]; allowed: .*11, 8"):
+            model.head.weight = torch.zeros(2, 2)
+        with pytest.raises(TypeError, match="a float tensor can be assigned to weight"):
+            model.head.weight = torch.zeros(11, 8, dtype=torch.int8)
+
+    def test_two_embeddings_share_one_table(self):
+        model = nn.ModuleList([nn.Embedding(11, 8), nn.Embedding(11, 8), nn.Embedding(11, 8)])
+        model[1].weight = model[2].weight = model[0].weight
+        model[2].max_norm = 0.5
+        quantized = dynquant.quantize_dynamic(model, dtype=torch.quint8)
+        tables = [one.weight.data_ptr() for one in quantized]
+        assert tables[0] == tables[1] != tables[2]
+        other = dynquant.quantize_dynamic(nn.Embedding(11, 8), dtype=torch.quint8)
+        other.weight = quantized[0].weight
+        ids = torch.arange(11)
+        assert_same(other(ids), quantized[0](ids))
+        four = dynquant.quantize_dynamic(nn.Embedding(11, 8), dtype=torch.quint4x2)
+        four.weight = quantized[0].weight
+        assert torch.allclose(four(ids), other(ids), atol=0.3)
+        with pytest.raises(TypeError, match="a float tensor can be assigned to weight"):
+            other.weight = torch.zeros(11, 8, dtype=torch.uint8)

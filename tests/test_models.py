@@ -14,6 +14,7 @@ from compare import assert_same
 from torch import nn
 
 import dynquant
+from dynquant import QConfig
 
 # What must be quantized in each: how many modules of which type.
 LINEARS = {"bert": 13, "gpt2": 1, "whisper": 33, "minilm": 37, "transformer": 8, "speech_lm": 2}
@@ -147,6 +148,33 @@ class TestTiedHead:
         quantized.tie_weights()
         assert isinstance(quantized.lm_head, dynquant.nn.Linear)
         assert_same(quantized.transformer.wte.weight, embedding)
+        assert_same(models.output_of(quantized, arguments), expected)
+
+    @pytest.mark.parametrize("head", [torch.qint8, torch.float16, None], ids=str)
+    @pytest.mark.parametrize("table", [torch.quint8, torch.quint4x2], ids=str)
+    def test_tie_weights_with_a_quantized_embedding(self, gpt2, table, head):
+        """The head keeps its weight, int8 or 16 bits or float; the embedding its table."""
+        model, arguments = gpt2
+        spec = {nn.Embedding: QConfig(dtype=table)}
+        if head is not None:
+            spec[nn.Linear] = QConfig(dtype=head)
+        quantized = dynquant.quantize_dynamic(model, spec)
+        held = quantized.state_dict()
+        expected = models.output_of(quantized, arguments)
+        quantized.tie_weights()
+        quantized.tie_weights(recompute_mapping=False)
+        for key, value in quantized.state_dict().items():
+            assert_same(value, held[key], key)
+        assert_same(models.output_of(quantized, arguments), expected)
+        assert type(quantized.transformer.wte) is dynquant.nn.Embedding
+        assert model._tied_weights_keys == type(model)._tied_weights_keys
+
+    def test_resizing_is_an_error_that_changes_nothing(self, gpt2):
+        model, arguments = gpt2
+        quantized = dynquant.quantize_dynamic(model, {nn.Embedding: QConfig(dtype=torch.quint8)})
+        expected = models.output_of(quantized, arguments)
+        with pytest.raises(TypeError, match="dynquant.nn.embedding.Embedding.* is not an instance"):
+            quantized.resize_token_embeddings(model.config.vocab_size + 3)
         assert_same(models.output_of(quantized, arguments), expected)
 
     def test_generates(self, gpt2):

@@ -77,13 +77,14 @@ def test_is_kept_in_float():
 
 @pytest.mark.parametrize("assign", [False, True])
 @pytest.mark.parametrize("shape", [(6, 4), (5, 5)])
-def test_checkpoints(shape, assign):
+@pytest.mark.parametrize("dtype", [torch.qint8, torch.float16, torch.bfloat16], ids=str)
+def test_checkpoints(shape, dtype, assign):
     one, other = FloatConv1D(*shape), FloatConv1D(*shape)
-    expected, quantized = (dynquant.quantize_dynamic(conv) for conv in (one, other))
+    expected, quantized = (dynquant.quantize_dynamic(conv, dtype=dtype) for conv in (one, other))
     x = torch.randn(2, shape[1])
     quantized.load_state_dict(one.state_dict(), assign=assign)
     assert_same(quantized(x), expected(x))
-    quantized = dynquant.quantize_dynamic(other)
+    quantized = dynquant.quantize_dynamic(other, dtype=dtype)
     quantized.load_state_dict(expected.state_dict(), assign=assign)
     assert_same(quantized(x), expected(x))
 

@@ -243,8 +243,9 @@ class TestStateDict:
         for key in model.state_dict():
             state = model.state_dict()
             del state[key]
-            with pytest.raises(RuntimeError, match=f'Missing key.*"{key}"'):
-                model.load_state_dict(state)
+            if key != "a.version":  # what lacks it is of a float module
+                with pytest.raises(RuntimeError, match=f'Missing key.*"{key}"'):
+                    model.load_state_dict(state)
             wrong = {**model.state_dict(), key: torch.zeros(3, 3, dtype=torch.complex64)}
             with pytest.raises(RuntimeError, match=f"{key}: expected"):
                 model.load_state_dict(wrong)

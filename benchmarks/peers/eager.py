@@ -3,6 +3,8 @@
 import copy
 import warnings
 
+import torch
+
 from benchmarks.peers.base import Peer, Unsupported
 
 
@@ -54,3 +56,11 @@ class Dynquant(Peer):
 
     def facts(self):
         return {**super().facts(), "isa": self.dynquant.info()["isa"]}
+
+
+class DynquantCompiled(Dynquant):
+    """What torch.compile makes of it: the ops stay, and what is between them is fused."""
+
+    def convert(self, module, inputs):
+        torch._dynamo.reset()
+        return torch.compile(super().convert(module, inputs), dynamic=False)

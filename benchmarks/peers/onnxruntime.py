@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.peers.base import Peer
+from benchmarks.peers.base import Peer, Unsupported
 
 TRIAL_SECONDS = 0.1
 FAIR_DB = 3
@@ -27,10 +27,11 @@ class OnnxRuntime(Peer):
 
     def __init__(self, threads, spin=False):
         super().__init__(threads, spin)
+        import onnx
         import onnxruntime
         from onnxruntime import quantization
 
-        self.onnxruntime, self.quantization = onnxruntime, quantization
+        self.onnx, self.onnxruntime, self.quantization = onnx, onnxruntime, quantization
 
     def convert(self, module, inputs):
         model = _linear_model(module) if isinstance(module, nn.Linear) else _export(module, inputs)
@@ -52,6 +53,9 @@ class OnnxRuntime(Peer):
             self.quantization.quantize_dynamic(
                 model, path, per_channel=per_channel, weight_type=self.quantization.QuantType.QInt8
             )
+            nodes = self.onnx.load(path).graph.node
+            if not any(node.op_type.startswith("DynamicQuantize") for node in nodes):
+                raise Unsupported("ONNX Runtime quantizes nothing of this model")
             return path.read_bytes()
 
     def _session(self, data):

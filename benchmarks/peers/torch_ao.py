@@ -23,7 +23,7 @@ class TorchEngine(Peer):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch.ao announces its own removal
             parent = nn.ModuleList([copy.deepcopy(module)])  # it swaps children, not the root
-            return torch.ao.quantization.quantize_dynamic(parent, {nn.Linear, nn.LSTM})[0]
+            return torch.ao.quantization.quantize_dynamic(parent, {nn.Linear, nn.LSTM, nn.GRU})[0]
 
 
 class Fbgemm(TorchEngine):

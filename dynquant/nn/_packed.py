@@ -10,7 +10,8 @@ import dynquant.ops  # noqa: F401 (registers torch.ops.dynquant)
 from dynquant.nn._checks import FLOAT_DTYPES, check_finite
 from dynquant.nn._move import moved
 from dynquant.nn._processes import share_between_processes
-from dynquant.nn._state import INTEGERS, Entry, read_entries
+from dynquant.nn._state import INTEGERS, Entry, check_assigned, is_float, read_entries
+from dynquant.nn.weight import QuantizedTable
 from dynquant.qconfig import per_channel
 
 MAX_IN_FEATURES = 65536  # beyond it a sum could leave int32
@@ -85,15 +86,15 @@ class PackedModule(nn.Module):
             super().__setattr__(name, value)
 
     def _quantize_weight(self, name, value):
-        """Assigning a float weight quantizes it, as where transformers ties an lm_head again."""
-        entry = self._entries([name])[name]
-        if not _is_float(value):
-            raise TypeError(f"a float tensor can be assigned to {name}: it is quantized then")
-        if value.dtype not in entry.dtypes or tuple(value.shape) not in entry.shapes:
-            raise ValueError(
-                f"{name} is {value.dtype} {list(value.shape)}; allowed: "
-                f"{', '.join(map(str, entry.dtypes))} {list(entry.shapes[0])}"
-            )
+        """Assigning a float weight quantizes it, as where transformers ties an lm_head again.
+
+        A quantized embedding's counts as its values, but for a weight that agrees with those.
+        """
+        if isinstance(value, QuantizedTable):
+            if value.is_alike(self._plain_weight(name), self._scale(name)):
+                return
+            value = value.dequantized()
+        check_assigned(name, value, self._entries([name])[name])
         weight = self._rows(value.detach())
         check_weight(name, weight)
         with torch.inference_mode(False), torch.no_grad():
@@ -198,7 +199,7 @@ class PackedModule(nn.Module):
         for hook in self._load_state_dict_pre_hooks.values():
             hook(state_dict, prefix, local_metadata, *lists, error_msgs)
         state_dict, errors = self._translated(state_dict, prefix)
-        floats = [name for name in self._shapes if _is_float(state_dict.get(prefix + name))]
+        floats = [name for name in self._shapes if is_float(state_dict.get(prefix + name))]
         found, wrong = read_entries(self, self._entries(floats), state_dict, prefix, *lists)
         errors += wrong
         for name in floats:
@@ -287,7 +288,3 @@ class PackedModule(nn.Module):
             )
         buffers[packed_name(name)] = torch.ops.dynquant.pack_weight(weight)
         return buffers
-
-
-def _is_float(value):
-    return isinstance(value, torch.Tensor) and value.is_floating_point()

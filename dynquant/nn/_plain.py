@@ -6,13 +6,14 @@ import torch
 from torch import nn
 
 from dynquant.nn._move import moved
-from dynquant.nn._state import INTEGERS, Entry, read_entries
+from dynquant.nn._state import INTEGERS, Entry, is_float, read_entries
 
 
 class PlainState(nn.Module):
     """A module in eval mode whose buffers keep their dtypes and make up its state dict.
 
-    With them the state dict holds the parameters, which are biases, and version (int64).
+    With them the state dict holds the parameters, which are biases, and version (int64). One
+    without version, whose weights are float, is of a float module and is converted on load.
     A parameter without elements, `placeholder`, carries the float dtype and the device, so that
     a model without any other parameter can tell them.
     """
@@ -22,6 +23,45 @@ class PlainState(nn.Module):
     def _entries(self):
         """The Entry of each key but version."""
         raise NotImplementedError
+
+    def _weight_names(self):
+        """The keys under which a float module has what is converted."""
+        raise NotImplementedError
+
+    def _float_entries(self):
+        """The Entry of each key of the float module."""
+        raise NotImplementedError
+
+    def _convert(self, found, name, prefix):
+        """Puts what is held for the float weight `name` in `found`, where it is.
+
+        Raises:
+            ValueError: for a weight that cannot be converted.
+        """
+        raise NotImplementedError
+
+    def _translated(self, state_dict, prefix):
+        """A state dict in the names of this module, and a list of errors."""
+        return state_dict, []
+
+    def _read(self, state_dict, prefix, *lists):
+        """What `state_dict` holds of this module, and a list of errors.
+
+        Args:
+            lists: strict, missing_keys and unexpected_keys, as for read_entries.
+        """
+        floats = [key for key in self._weight_names() if is_float(state_dict.get(prefix + key))]
+        if f"{prefix}version" in state_dict or not floats:
+            entries = {**self._entries(), "version": Entry(INTEGERS, ((),))}
+            return read_entries(self, entries, state_dict, prefix, *lists)
+        found, errors = read_entries(self, self._float_entries(), state_dict, prefix, *lists)
+        for name in floats:
+            if not errors and name in found:
+                try:
+                    self._convert(found, name, prefix)
+                except ValueError as error:
+                    errors.append(str(error))
+        return found, errors
 
     def _set_placeholder(self, like, dtype):
         empty = torch.empty(0, dtype=dtype, device=like.device)
@@ -58,8 +98,9 @@ class PlainState(nn.Module):
         lists = (strict, missing_keys, unexpected_keys)
         for hook in self._load_state_dict_pre_hooks.values():
             hook(state_dict, prefix, local_metadata, *lists, error_msgs)
-        entries = {**self._entries(), "version": Entry(INTEGERS, ((),))}
-        found, errors = read_entries(self, entries, state_dict, prefix, *lists)
+        state_dict, errors = self._translated(state_dict, prefix)
+        found, wrong = self._read(state_dict, prefix, *lists)
+        errors += wrong
         version = found.pop("version", None)
         if not (errors or version is None or version.is_meta or 1 <= version <= self.VERSION):
             errors.append(

@@ -4,13 +4,10 @@ import torch
 from torch import nn
 
 import dynquant.rnn_ops  # noqa: F401 (registers the recurrent ops)
-from dynquant.nn._checks import FLOAT_DTYPES, check_config, check_finite, check_parameters
-from dynquant.nn._half import in_16_bits
+from dynquant.nn._checks import check_config, check_parameters
+from dynquant.nn._half import HalfState, in_16_bits
 from dynquant.nn._packed import PackedModule, check_weight, packed_from_float, packed_name
-from dynquant.nn._plain import PlainState
-from dynquant.nn._state import Entry
 from dynquant.nn.weight import int8_weight
-from dynquant.ops import HALF_DTYPES
 from dynquant.qconfig import QConfig, parse_qconfig, per_channel, per_tensor, per_token
 
 
@@ -152,12 +149,8 @@ class Int8Weights(PackedModule):
         )
 
 
-class HalfWeights(PlainState):
+class HalfWeights(HalfState):
     """The 16-bit weights of a Recurrent."""
-
-    DTYPES = HALF_DTYPES
-
-    check_weight = staticmethod(check_finite)
 
     def _hold_float(self, weights, biases, qconfig):
         for name, weight in weights.items():
@@ -176,14 +169,6 @@ class HalfWeights(PlainState):
 
     def _scheme_repr(self):
         return f", dtype={next(iter(self._buffers.values())).dtype}"
-
-    def _entries(self):
-        weights = {key: (HALF_DTYPES, held) for key, held in self._buffers.items()}
-        biases = {key: (FLOAT_DTYPES, held) for key, held in self._held_biases().items()}
-        return {
-            key: Entry(dtypes, (tuple(held.shape),))
-            for key, (dtypes, held) in {**weights, **biases}.items()
-        }
 
 
 def _parameter_names(mod, suffixes):

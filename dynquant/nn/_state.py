@@ -37,6 +37,26 @@ def read_entries(module, expected, state_dict, prefix, strict, missing_keys, une
     return found, errors
 
 
+def is_float(value):
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+def check_assigned(name, value, entry):
+    """Raises what stands against `value` as the float form of the weight `name`.
+
+    Raises:
+        TypeError: for anything but a float tensor.
+        ValueError: for one that is not as `entry` says.
+    """
+    if not is_float(value):
+        raise TypeError(f"a float tensor can be assigned to {name}: it is quantized then")
+    if value.dtype not in entry.dtypes or tuple(value.shape) not in entry.shapes:
+        raise ValueError(
+            f"{name} is {value.dtype} {list(value.shape)}; allowed: "
+            f"{', '.join(map(str, entry.dtypes))} {list(entry.shapes[0])}"
+        )
+
+
 def _complaints(key, value, entry):
     if not isinstance(value, torch.Tensor):
         yield f"{key}: expected a tensor, found {type(value).__name__}"

@@ -2,6 +2,15 @@
 
 import torch
 
+_OF_LINEAR = ("scale", "zero_point", "_packed_params.dtype", "_packed_params._packed_params")
+
+
+def under_first_child(module, state_dict, prefix, *args):
+    """A hook before loading: what torch.ao saved of a fused module is its first child's."""
+    for key in _OF_LINEAR:
+        if prefix + key in state_dict:
+            state_dict[f"{prefix}0.{key}"] = state_dict.pop(prefix + key)
+
 
 def with_plain_linear(state_dict, prefix):
     """`state_dict` with plain entries in place of those of a torch.ao Linear below `prefix`.
@@ -16,11 +25,10 @@ def with_plain_linear(state_dict, prefix):
     packed_key = f"{prefix}_packed_params._packed_params"
     if packed_key not in state_dict:
         return state_dict, []
-    own = ("scale", "zero_point", "_packed_params.dtype", "_packed_params._packed_params")
     result = {
         key: value
         for key, value in state_dict.items()
-        if not (key.startswith(prefix) and key.removeprefix(prefix) in own)
+        if not (key.startswith(prefix) and key.removeprefix(prefix) in _OF_LINEAR)
     }
     try:
         entries = plain_linear(state_dict[packed_key])

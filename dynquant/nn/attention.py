@@ -230,7 +230,7 @@ class MultiheadAttention(nn.Module):
     @property
     def in_proj_bias(self) -> torch.Tensor:
         if torch.jit.is_scripting():
-            return self.q_proj.weight_scale
+            return self.q_proj.weight
         if self.q_proj.bias is None:
             return None
         return torch.cat([self.q_proj.bias, self.k_proj.bias, self.v_proj.bias])

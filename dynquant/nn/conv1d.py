@@ -41,6 +41,7 @@ class HalfConv1D(_Conv1D, HalfLinear):
     """transformers' Conv1D with a weight in 16 bits, computed in fp32.
 
     What it holds, and its state dict, are those of dynquant.nn.HalfLinear: weight is [out, in].
+    load_state_dict takes the float module's weight [in, out].
 
     Attributes:
         nx, nf: in_features and out_features, by the names that Conv1D has for them.

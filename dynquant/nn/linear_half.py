@@ -3,18 +3,17 @@
 import torch
 from torch import nn
 
-from dynquant.nn._checks import FLOAT_DTYPES, check_config, check_finite, check_parameters
-from dynquant.nn._half import HalfWeight, in_16_bits
-from dynquant.nn._plain import PlainState
-from dynquant.nn._state import Entry
-from dynquant.ops import HALF_DTYPES
+import dynquant.ops  # noqa: F401 (registers torch.ops.dynquant)
+from dynquant.nn._checks import check_config, check_parameters
+from dynquant.nn._half import HalfState, HalfWeight, in_16_bits
+from dynquant.nn._torch_ao import with_plain_linear
 from dynquant.qconfig import QConfig, parse_qconfig
 
 _linear_half = torch.ops.dynquant.linear_half.default
 _linear_without_gradient = torch.ops.dynquant.linear_half.inference
 
 
-class HalfLinear(PlainState):
+class HalfLinear(HalfState):
     """y = x @ weight.T + bias with a weight in 16 bits and arithmetic in fp32.
 
     Made by from_float, which quantize_dynamic calls for dtype torch.float16 or torch.bfloat16. x
@@ -23,7 +22,9 @@ class HalfLinear(PlainState):
     the same bits on every machine and in every batch.
 
     The state dict has weight (16 bits [N, K]), bias where there is one, and version (int64). A
-    weight in the other 16-bit dtype is loaded as it is.
+    weight in the other 16-bit dtype is loaded as it is. load_state_dict also takes what the float
+    module has (its weight is then rounded to the dtype of this one) and what torch.ao's dynamic
+    quantization saves in float16.
 
     Attributes:
         in_features, out_features: K and N.
@@ -32,9 +33,7 @@ class HalfLinear(PlainState):
     """
 
     FLOAT = "nn.Linear"
-    DTYPES = HALF_DTYPES
-
-    check_weight = staticmethod(check_finite)
+    __jit_unused_properties__ = ("weight",)  # TorchScript reads the buffer of that name
 
     def __init__(self, weight, bias, dtype):
         super().__init__()
@@ -94,6 +93,8 @@ class HalfLinear(PlainState):
         cls.check_weight(f"{prefix}weight", mod.weight)
 
     def forward(self, x):
+        if torch.jit.is_scripting():
+            return torch.ops.dynquant.linear_half(x, self.weight, self.bias)
         # nn.Module.__getattr__ would cost 0.4 microseconds for each of these.
         weight, bias = self._buffers["weight"], self._parameters["bias"]
         if x.is_nested:
@@ -106,17 +107,8 @@ class HalfLinear(PlainState):
     def weight(self):
         return self._buffers["weight"].as_subclass(HalfWeight)
 
-    @staticmethod
-    def _rows(weight):
-        """A weight of the float module with one row for each output."""
-        return weight
-
-    def _entries(self):
-        n, k = self.out_features, self.in_features
-        entries = {"weight": Entry(HALF_DTYPES, ((n, k),))}
-        if self.bias is not None:
-            entries["bias"] = Entry(FLOAT_DTYPES, ((n,),))
-        return entries
+    def _translated(self, state_dict, prefix):
+        return with_plain_linear(state_dict, prefix)
 
     def extra_repr(self):
         return (

@@ -9,7 +9,10 @@ from torch import nn
 
 import dynquant.ops  # noqa: F401 (registers torch.ops.dynquant)
 from dynquant.nn._move import moved
+from dynquant.nn._script import no_script
 from dynquant.qconfig import EIGHT_BITS, QConfig, one_of, parse_qconfig, per_token
+
+_REMEMBERS = "makes tensors remember their quantized form"
 
 
 class QuantizedForm:
@@ -116,6 +119,9 @@ class Quantize(nn.Module):
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
 
+    def __prepare_scriptable__(self):
+        raise no_script(self, _REMEMBERS)
+
     def forward(self, x):
         """x: fp32, bf16 or fp16 [..., K] -> the same shape and dtype."""
         if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
@@ -178,6 +184,9 @@ class DeQuantize(nn.Module):
     def from_float(cls, mod):
         """What a dynquant.DeQuantStub becomes."""
         return cls()
+
+    def __prepare_scriptable__(self):
+        raise no_script(self, _REMEMBERS)
 
     def forward(self, x):
         return x if remembered(x) is None else x.view_as(x)

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 from dynquant.nn._recurrent import Int8Weights, Recurrent
+from dynquant.nn._script import no_script
 from dynquant.nn._torch_ao import plain_cell
 
 
@@ -34,6 +35,9 @@ class RecurrentLayers(Recurrent):
                 "input.size(-1) must be equal to input_size. "
                 f"Expected {self.input_size}, got {input.size(-1)}"
             )
+
+    def __prepare_scriptable__(self):
+        raise no_script(self, "takes packed sequences and names its weights by layer")
 
     def flatten_parameters(self):
         """Does nothing: the weights lie as the kernels read them."""
@@ -117,6 +121,9 @@ class RecurrentLayers(Recurrent):
     def _as_hx(self, states):
         return states[0]
 
+    def _translated(self, state_dict, prefix):
+        return _with_plain_cells(state_dict, prefix, self._suffixes)
+
     def extra_repr(self):
         return nn.RNNBase.extra_repr(self) + self._scheme_repr()
 
@@ -172,9 +179,6 @@ class _Int8Layers(Int8Weights):
         gradient, or None.
         per_token, symmetric: how the input and the states are quantized.
     """
-
-    def _translated(self, state_dict, prefix):
-        return _with_plain_cells(state_dict, prefix, self._suffixes)
 
 
 class LSTM(LSTMLayers, _Int8Layers):

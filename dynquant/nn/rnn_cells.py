@@ -8,48 +8,63 @@ from dynquant.nn._torch_ao import plain_linear
 
 
 class RecurrentCell(Recurrent):
-    """One step of a recurrence: the layers' op over a sequence of length 1."""
+    """One step of a recurrence: the layers' op over a sequence of length 1.
+
+    TorchScript takes no arguments by `*`: for it each form writes out the call of its op, as
+    _scripted_step(x [1, B, K], states) -> states.
+    """
 
     COPIED = ("input_size", "hidden_size", "bias")
     STATES = 1
+    __constants__ = (*COPIED, "STATES")
+    __jit_ignored_attributes__ = ("FLOAT", "OP", "DTYPES", "COPIED")
 
     @staticmethod
     def _suffixes_of(mod):
         return [""]
 
-    def forward(self, input, hx=None):
+    def forward(self, input, hx: torch.Tensor | None = None):
+        states: list[torch.Tensor] | None = None
+        if hx is not None:
+            states = [hx]
+        return self._step(input, states)[0]
+
+    def _step(self, input, states: list[torch.Tensor] | None) -> list[torch.Tensor]:
+        if not torch.jit.is_scripting():
+            self._check_dimensions(input, states)
+        is_batched = input.dim() == 2
+        x = input if is_batched else input.unsqueeze(0)
+        if states is None:
+            states = [x.new_zeros(x.shape[0], self.hidden_size)] * self.STATES
+        elif not is_batched:
+            states = [state.unsqueeze(0) for state in states]
+        self._check_sizes(x, states)
+        if torch.jit.is_scripting():
+            states = self._scripted_step(x.unsqueeze(0), states)
+        else:
+            _, states = self._direction(x.unsqueeze(0), states, 0)
+        return states if is_batched else [state.squeeze(0) for state in states]
+
+    def _check_dimensions(self, input, states):
         name = self._get_name()
         if input.dim() not in (1, 2):
             raise ValueError(f"{name}: Expected input to be 1D or 2D, got {input.dim()}D instead")
-        is_batched = input.dim() == 2
-        x = input if is_batched else input.unsqueeze(0)
-        if hx is None:
-            states = [x.new_zeros(x.shape[0], self.hidden_size)] * self.STATES
-        else:
-            states = self._as_states(hx)
-            self._check_dimensions(states)
-            states = states if is_batched else [state.unsqueeze(0) for state in states]
-        self._check_sizes(x, states)
-        _, states = self._direction(x.unsqueeze(0), states, 0)
-        return self._as_hx(states if is_batched else [state.squeeze(0) for state in states])
-
-    def _check_dimensions(self, states):
-        for place, state in enumerate(states):
+        for place, state in enumerate(states or ()):
             if state.dim() not in (1, 2):
                 what = f"hx[{place}]" if self.STATES > 1 else "hidden"
                 raise ValueError(
-                    f"{self._get_name()}: Expected {what} to be 1D or 2D, "
-                    f"got {state.dim()}D instead"
+                    f"{name}: Expected {what} to be 1D or 2D, got {state.dim()}D instead"
                 )
 
-    def _check_sizes(self, x, states):
+    def _check_sizes(self, x, states: list[torch.Tensor]):
         if x.shape[1] != self.input_size:
             raise RuntimeError(
                 f"input has inconsistent input_size: got {x.shape[1]} expected {self.input_size}"
             )
         for place, state in enumerate(states):
             if state.dim() != 2 or state.shape[0] != x.shape[0]:
-                rows = state.shape[0] if state.dim() == 2 else f"of the shape {list(state.shape)}"
+                shape = f"of the shape {list(state.shape)}"
+                rows = f"{state.shape[0]}" if state.dim() == 2 else shape
                 raise RuntimeError(
                     f"Input batch size {x.shape[0]} doesn't match hidden{place} batch size {rows}"
                 )
@@ -59,11 +74,8 @@ class RecurrentCell(Recurrent):
                     f"expected {self.hidden_size}"
                 )
 
-    def _as_states(self, hx):
-        return [hx]
-
-    def _as_hx(self, states):
-        return states[0]
+    def _translated(self, state_dict, prefix):
+        return _with_plain_weights(state_dict, prefix)
 
     def extra_repr(self):
         return nn.RNNCellBase.extra_repr(self) + self._scheme_repr()
@@ -73,11 +85,12 @@ class LSTMStep(RecurrentCell):
     FLOAT = nn.LSTMCell
     STATES = 2
 
-    def _as_states(self, hx):
-        return list(hx)
-
-    def _as_hx(self, states):
-        return tuple(states)
+    def forward(self, input, hx: tuple[torch.Tensor, torch.Tensor] | None = None):
+        states: list[torch.Tensor] | None = None
+        if hx is not None:
+            states = [hx[0], hx[1]]
+        states = self._step(input, states)
+        return states[0], states[1]
 
     def _more_arguments(self, suffix):
         return self._held_form("weight_hr")
@@ -90,6 +103,7 @@ class GRUStep(RecurrentCell):
 class RNNStep(RecurrentCell):
     FLOAT = nn.RNNCell
     COPIED = (*RecurrentCell.COPIED, "nonlinearity")
+    __constants__ = (*RecurrentCell.__constants__, "nonlinearity")
 
     def _more_arguments(self, suffix):
         return (self.nonlinearity == "relu",)
@@ -110,14 +124,27 @@ class _Int8Cell(Int8Weights):
         per_token, symmetric: how the input and the states are quantized.
     """
 
-    def _translated(self, state_dict, prefix):
-        return _with_plain_weights(state_dict, prefix)
-
 
 class LSTMCell(LSTMStep, _Int8Cell):
     __doc__ = f"nn.LSTMCell.\n\n{_Int8Cell.__doc__}"
 
     OP = torch.ops.dynquant.lstm_dynamic
+
+    def _scripted_step(self, x, states: list[torch.Tensor]) -> list[torch.Tensor]:
+        _, h, c = torch.ops.dynquant.lstm_dynamic(
+            x,
+            states[0],
+            states[1],
+            self.packed_ih,
+            self.weight_ih_scale,
+            self.bias_ih,
+            self.packed_hh,
+            self.weight_hh_scale,
+            self.bias_hh,
+            per_token=self.per_token,
+            symmetric=self.symmetric,
+        )
+        return [h, c]
 
 
 class GRUCell(GRUStep, _Int8Cell):
@@ -125,11 +152,42 @@ class GRUCell(GRUStep, _Int8Cell):
 
     OP = torch.ops.dynquant.gru_dynamic
 
+    def _scripted_step(self, x, states: list[torch.Tensor]) -> list[torch.Tensor]:
+        _, h = torch.ops.dynquant.gru_dynamic(
+            x,
+            states[0],
+            self.packed_ih,
+            self.weight_ih_scale,
+            self.bias_ih,
+            self.packed_hh,
+            self.weight_hh_scale,
+            self.bias_hh,
+            per_token=self.per_token,
+            symmetric=self.symmetric,
+        )
+        return [h]
+
 
 class RNNCell(RNNStep, _Int8Cell):
     __doc__ = f"nn.RNNCell, with tanh or relu.\n\n{_Int8Cell.__doc__}"
 
     OP = torch.ops.dynquant.rnn_dynamic
+
+    def _scripted_step(self, x, states: list[torch.Tensor]) -> list[torch.Tensor]:
+        _, h = torch.ops.dynquant.rnn_dynamic(
+            x,
+            states[0],
+            self.packed_ih,
+            self.weight_ih_scale,
+            self.bias_ih,
+            self.packed_hh,
+            self.weight_hh_scale,
+            self.bias_hh,
+            relu=self.nonlinearity == "relu",
+            per_token=self.per_token,
+            symmetric=self.symmetric,
+        )
+        return [h]
 
 
 def _with_plain_weights(state_dict, prefix):

@@ -12,7 +12,9 @@ _ABOUT = """Made by from_float, which quantize_dynamic calls for dtype torch.flo
     the results have the same bits on every CPU and in every batch.
 
     The state dict has the names of the float module, with weights in 16 bits [N, K], and version
-    (int64). A weight in the other 16-bit dtype is loaded as it is.
+    (int64). A weight in the other 16-bit dtype is loaded as it is. load_state_dict also takes what
+    the float module has (its weights are then rounded to the dtype of these) and what torch.ao's
+    dynamic quantization saves in float16.
 
     Attributes:
         those of the float module; its weights are buffers in 16 bits, which stay in a model that is
@@ -43,14 +45,49 @@ class HalfLSTMCell(LSTMStep, HalfWeights):
 
     OP = torch.ops.dynquant.lstm_half
 
+    def _scripted_step(self, x, states: list[torch.Tensor]) -> list[torch.Tensor]:
+        _, h, c = torch.ops.dynquant.lstm_half(
+            x,
+            states[0],
+            states[1],
+            self.weight_ih,
+            self.bias_ih,
+            self.weight_hh,
+            self.bias_hh,
+        )
+        return [h, c]
+
 
 class HalfGRUCell(GRUStep, HalfWeights):
     __doc__ = f"nn.GRUCell.\n\n    {_ABOUT}"
 
     OP = torch.ops.dynquant.gru_half
 
+    def _scripted_step(self, x, states: list[torch.Tensor]) -> list[torch.Tensor]:
+        _, h = torch.ops.dynquant.gru_half(
+            x,
+            states[0],
+            self.weight_ih,
+            self.bias_ih,
+            self.weight_hh,
+            self.bias_hh,
+        )
+        return [h]
+
 
 class HalfRNNCell(RNNStep, HalfWeights):
     __doc__ = f"nn.RNNCell, with tanh or relu.\n\n    {_ABOUT}"
 
     OP = torch.ops.dynquant.rnn_half
+
+    def _scripted_step(self, x, states: list[torch.Tensor]) -> list[torch.Tensor]:
+        _, h = torch.ops.dynquant.rnn_half(
+            x,
+            states[0],
+            self.weight_ih,
+            self.bias_ih,
+            self.weight_hh,
+            self.bias_hh,
+            relu=self.nonlinearity == "relu",
+        )
+        return [h]

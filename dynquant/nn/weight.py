@@ -1,4 +1,4 @@
-"""Int8Weight: what `.weight` of a quantized module is."""
+"""Int8Weight and QuantizedTable: what `.weight` of a quantized module is."""
 
 import torch
 from torch.utils._pytree import tree_map_only
@@ -74,3 +74,56 @@ def int8_weight(parts, k):
     if torch.compiler.is_dynamo_compiling():  # which cannot trace a tensor without storage
         return _unpacked(parts, k).as_subclass(Int8Weight)
     return _PackedWeight(parts, k)
+
+
+class QuantizedTable(torch.Tensor):
+    """The rows of a quantized embedding (uint8 [V, D], or [V, (D + 1) // 2] in 4 bits).
+
+    It knows its scales, so that transformers can tie the weight of another module to it.
+
+    Attributes:
+        qparams: fp32 [V, 2], scale and offset.
+        bits: 8 or 4.
+        width: D.
+    """
+
+    __torch_function__ = Int8Weight.__torch_function__
+
+    _CHUNK = 4096  # rows that are compared at once
+
+    @staticmethod
+    def of(rows, qparams, bits, width):
+        table = rows.as_subclass(QuantizedTable)
+        table.qparams, table.bits, table.width = qparams, bits, width
+        return table
+
+    def dequantized(self, first=0, last=None):
+        """The rows from `first` to before `last` in fp32, [last - first, D]."""
+        last = len(self) if last is None else min(last, len(self))
+        indices = torch.arange(first, last, device=self.device)
+        rows = self.as_subclass(torch.Tensor)
+        return torch.ops.dynquant.embedding(
+            indices, rows, self.qparams, self.bits, self.width, torch.float32
+        )
+
+    def is_alike(self, weight, scale=None):
+        """Whether both can be forms of one float weight [V, D], each within its rounding.
+
+        Args:
+            weight: int8 with `scale` (fp32 [V] or [1]), or in 16 bits without.
+        """
+        if tuple(weight.shape) != (len(self), self.width) or self.is_meta or weight.is_meta:
+            return False
+        eps = torch.finfo(torch.float32 if scale is not None else weight.dtype).eps
+        for first in range(0, len(self), self._CHUNK):
+            values = self.dequantized(first, first + self._CHUNK)
+            held = weight[first : first + self._CHUNK].float()
+            step = self.qparams[first : first + self._CHUNK, :1]
+            if scale is not None:
+                own = scale if scale.numel() == 1 else scale[first : first + self._CHUNK]
+                held, step = held * own[:, None], step + own[:, None]
+            # Half a step each, and what fp32 or 16 bits round off.
+            bound = 0.501 * step + 2 * eps * held.abs()
+            if not ((values - held).abs() <= bound).all():
+                return False
+        return True
