@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -29,6 +30,9 @@ TEXTS = (
     "The cat sits on the mat.",
     "Dynamic quantization maps the activations of a network to eight bits while it runs.",
 )
+
+# What a model raises for inputs that are not its own.
+_ERRORS_OF_A_CALL = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError)
 
 
 def main(arguments=None):
@@ -65,6 +69,8 @@ def _quantize(options):
 
 
 def _report(options):
+    for path in filter(None, (options.json, options.plot)):
+        saved.check_folder_of(path)
     model = saved.read(options.source, options.allow_pickle)
     if options.inputs:
         inputs, named = saved.read_inputs(options.inputs)
@@ -73,7 +79,7 @@ def _report(options):
     quantized = saved.quantize_as(model, _qconfig(options), options.keep_float)
     try:
         comparison = dynquant.compare(model, quantized, *inputs, **named)
-    except (RuntimeError, TypeError, IndexError) as error:
+    except _ERRORS_OF_A_CALL as error:
         raise saved.SavedModelError(f"the model does not run on these inputs: {error}") from error
     print(comparison)
     if options.json:
@@ -81,10 +87,16 @@ def _report(options):
             json.dump({"rows": comparison.rows, "total": comparison.total}, file, indent=2)
     if options.plot:
         comparison.plot(options.plot)
-    below = [row["name"] for row in comparison.rows if row["snr_db"] < options.fail_below]
+    below = [row["name"] for row in comparison.rows if _is_below(row, options.fail_below)]
     if below:
         print(f"\nbelow {options.fail_below} dB: {', '.join(below)}", file=sys.stderr)
     return 1 if below else 0
+
+
+def _is_below(row, limit):
+    # A layer that the inputs do not reach has no ratio; one whose output is NaN is lost.
+    reached = row["float_seconds"] > 0
+    return limit is not None and reached and not row["snr_db"] >= limit
 
 
 def _bench(arguments):
@@ -127,13 +139,22 @@ def _parser():
     command.add_argument("--json", metavar="FILE", help="save the rows")
     command.add_argument(
         "--fail-below",
-        type=float,
-        default=float("-inf"),
+        type=_decibels,
         metavar="DB",
         help="exit code 1 where a layer's signal-to-noise ratio is lower",
     )
     _add(commands, "bench", _bench, BENCH)
     return parser
+
+
+def _decibels(text):
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if math.isnan(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of dB")
+    return value
 
 
 def _add(commands, name, run, text, parents=()):

@@ -203,7 +203,9 @@ class _Ratio:
             return math.nan
         if self.noise == 0:
             return math.inf
-        return 10 * math.log10(self.signal / self.noise) if self.signal else -math.inf
+        if self.signal == 0 or self.noise == math.inf:
+            return -math.inf
+        return 10 * math.log10(self.signal / self.noise)
 
 
 def _floats(output):

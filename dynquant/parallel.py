@@ -11,21 +11,60 @@ The result has the bits that one process gives: a row that is spread over proces
 with the range of all of it, and the int32 sums are added before they are rounded.
 """
 
-import torch
-from torch import nn
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import Placement, Replicate, Shard
 from torch.distributed.tensor.parallel import ParallelStyle
 
 from dynquant.nn.conv1d import Conv1D
 from dynquant.nn.linear import Linear
-
-_ops = torch.ops.dynquant
-
-# The range of the whole row reaches the kernels as this many further columns of each shard.
-_RANGE_COLUMNS = 2
+from dynquant.nn.linear_sharded import ColwiseLinear, RowwiseLinear
 
 
-class ColwiseParallel(ParallelStyle):
+class _LinearStyle(ParallelStyle):
+    """Shards a dynquant.nn.Linear.
+
+    Attributes:
+        FORM: what it becomes.
+        LAYOUTS: the default placements of input and output.
+    """
+
+    FORM = None
+    LAYOUTS = ()
+
+    def __init__(self, *, input_layouts=None, output_layouts=None, use_local_output=True):
+        super().__init__()
+        given = {"input_layouts": input_layouts, "output_layouts": output_layouts}
+        for name, layout in given.items():
+            if layout is not None and not isinstance(layout, Placement):
+                raise TypeError(
+                    f"{name} is {layout!r}; expected a placement: Replicate() or Shard(dim)"
+                )
+        if not isinstance(use_local_output, bool):
+            raise TypeError(f"use_local_output is {use_local_output!r}; expected a bool")
+        self._layouts = tuple(
+            default if layout is None else layout
+            for layout, default in zip(given.values(), self.LAYOUTS, strict=True)
+        )
+        self._use_local_output = use_local_output
+
+    def _apply(self, module, device_mesh):
+        name = type(self).__name__
+        if type(module) not in (Linear, Conv1D):
+            raise TypeError(
+                f"{name} is for dynquant.nn.Linear, not {type(module).__name__}; quantize the "
+                "model first"
+            )
+        if device_mesh.ndim != 1:
+            raise ValueError(
+                f"{name} needs a mesh of one dimension, got {device_mesh.ndim}: pass mesh[name]"
+            )
+        if module.packed.is_meta:
+            raise ValueError(f"{name} needs a layer with its weight, not one on the meta device")
+        module.__class__ = self.FORM
+        module._become(device_mesh, self)
+        return module
+
+
+class ColwiseParallel(_LinearStyle):
     """Shards a dynquant.nn.Linear by its outputs: each process has some rows of the weight.
 
     Args:
@@ -33,18 +72,18 @@ class ColwiseParallel(ParallelStyle):
             itself); Replicate() by default.
         output_layouts: the placement of the output; Shard(-1) by default.
         use_local_output: give the local part as a plain tensor; otherwise a DTensor.
+
+    Raises:
+        TypeError: for another argument; where it is applied, for another module.
+        ValueError: where it is applied, for a mesh of more than one dimension, or a layer on the
+            meta device.
     """
 
-    def __init__(self, *, input_layouts=None, output_layouts=None, use_local_output=True):
-        super().__init__()
-        self._layouts = (input_layouts or Replicate(), output_layouts or Shard(-1))
-        self._use_local_output = use_local_output
-
-    def _apply(self, module, device_mesh):
-        return _shard(ColwiseLinear, module, device_mesh, self)
+    FORM = ColwiseLinear
+    LAYOUTS = (Replicate(), Shard(-1))
 
 
-class RowwiseParallel(ParallelStyle):
+class RowwiseParallel(_LinearStyle):
     """Shards a dynquant.nn.Linear by its inputs: each process has some columns of the weight.
 
     Args:
@@ -52,231 +91,10 @@ class RowwiseParallel(ParallelStyle):
             itself); Shard(-1) by default.
         output_layouts: the placement of the output; Replicate() by default.
         use_local_output: give the local part as a plain tensor; otherwise a DTensor.
+
+    Raises:
+        TypeError, ValueError: as ColwiseParallel.
     """
 
-    def __init__(self, *, input_layouts=None, output_layouts=None, use_local_output=True):
-        super().__init__()
-        self._layouts = (input_layouts or Shard(-1), output_layouts or Replicate())
-        self._use_local_output = use_local_output
-
-    def _apply(self, module, device_mesh):
-        return _shard(RowwiseLinear, module, device_mesh, self)
-
-
-class ShardedLinear(Linear):
-    """What ColwiseParallel and RowwiseParallel make of a dynquant.nn.Linear, in place.
-
-    The state dict holds DTensors. load_state_dict takes DTensors and whole tensors, also those of a
-    float layer.
-
-    Attributes:
-        in_features, out_features: of the whole layer.
-        weight: int8 [out_features, in_features], a DTensor.
-    """
-
-    PLACEMENTS = {}  # of the entries of the state dict
-
-    def _become(self, mesh, style):
-        whole = {key: value for key, value in self._state().items() if key != "version"}
-        self._mesh = mesh
-        self._input_layout, self._output_layout = style._layouts
-        self._use_local_output = style._use_local_output
-        local = {
-            key: distribute_tensor(
-                value.detach(), mesh, [self._placement(key, value)], src_data_rank=_source(style)
-            ).to_local()
-            for key, value in whole.items()
-        }
-        self._buffers["packed"] = _ops.pack_weight(self._held_form(local["weight"]))
-        self._buffers["weight_scale"] = local["weight_scale"]
-        if self.bias is not None:
-            self._parameters["bias"] = nn.Parameter(local["bias"], requires_grad=False)
-        self._shapes = {"weight": tuple(self._held_form(local["weight"]).shape)}
-
-    def _placement(self, key, value):
-        if key == "weight_scale" and value.numel() != self.out_features:
-            return Replicate()
-        return self.PLACEMENTS[key]
-
-    @staticmethod
-    def _held_form(weight):
-        """The local part of the weight as it is packed."""
-        return weight
-
-    @staticmethod
-    def _local_part(held):
-        """The inverse of _held_form."""
-        return held
-
-    @property
-    def weight(self):
-        weight = self._local_part(self._plain_weight())
-        return self._distributed("weight", weight, (self.out_features, self.in_features))
-
-    def _distributed(self, key, local, shape):
-        like = torch.empty(shape, device="meta")
-        placement = self._placement(key, like)
-        return DTensor.from_local(
-            local, self._mesh, [placement], run_check=False, shape=like.shape, stride=like.stride()
-        )
-
-    def _state(self):
-        if "_mesh" not in self.__dict__:
-            return super()._state()
-        state = super()._state()
-        state["weight"] = self.weight
-        scales = self.out_features if self._is_per_channel("weight") else 1
-        state["weight_scale"] = self._distributed("weight_scale", self.weight_scale, (scales,))
-        if self.bias is not None:
-            state["bias"] = self._distributed("bias", self.bias.detach(), (self.out_features,))
-        return state
-
-    def _translated(self, state_dict, prefix):
-        """The local parts of what a state dict has for the whole layer."""
-        state_dict, errors = super()._translated(state_dict, prefix)
-        state_dict = dict(state_dict)
-        shape = (self.out_features, self.in_features)
-        weight = state_dict.get(prefix + "weight")
-        if isinstance(weight, torch.Tensor) and tuple(weight.shape) != shape:
-            found = list(weight.shape)
-            return state_dict, [f"{prefix}weight: expected the shape {list(shape)}, found {found}"]
-        if isinstance(weight, torch.Tensor) and weight.is_floating_point():
-            if prefix + "weight_scale" in state_dict:
-                return state_dict, [f"{prefix}weight is {weight.dtype}, but has a weight_scale"]
-            weight = weight.full_tensor() if isinstance(weight, DTensor) else weight.detach()
-            weight, scale = _ops.quantize_weight(weight, self._is_per_channel("weight"))
-            version = torch.tensor(self.VERSION)
-            entries = {"weight": weight, "weight_scale": scale, "version": version}
-            state_dict |= {prefix + key: value for key, value in entries.items()}
-        for key in self.PLACEMENTS:
-            value = state_dict.get(prefix + key)
-            if isinstance(value, torch.Tensor):
-                local = self._localized(key, value)
-                state_dict[prefix + key] = self._held_form(local) if key == "weight" else local
-        return state_dict, errors
-
-    def _localized(self, key, value):
-        placement = self._placement(key, value)
-        if isinstance(value, DTensor):
-            return value.redistribute(self._mesh, [placement]).to_local()
-        return distribute_tensor(
-            value.detach(), self._mesh, [placement], src_data_rank=None
-        ).to_local()
-
-    def _quantize_weight(self, name, value):
-        raise TypeError(f"{name} of a sharded layer cannot be assigned; use load_state_dict")
-
-    def _input(self, x, placement, gradient):
-        """The local part of x at `placement`; gradient: that of its gradient's local part."""
-        if not isinstance(x, DTensor):
-            if self._input_layout == placement and gradient == placement:
-                return x
-            x = DTensor.from_local(x, self._mesh, [self._input_layout], run_check=False)
-        x = x.redistribute(self._mesh, [placement])
-        return x.to_local(grad_placements=[gradient])
-
-    def _output(self, y, placement):
-        """y, the local part at `placement`, as the style asks for it."""
-        if self._use_local_output and self._output_layout == placement:
-            return y
-        shape = (*y.shape[:-1], self.out_features)
-        like = torch.empty(shape, device="meta")
-        y = DTensor.from_local(
-            y, self._mesh, [placement], run_check=False, shape=like.shape, stride=like.stride()
-        ).redistribute(self._mesh, [self._output_layout])
-        return y.to_local() if self._use_local_output else y
-
-
-class ColwiseLinear(ShardedLinear):
-    """A Linear of which each process computes some outputs."""
-
-    PLACEMENTS = {"weight": Shard(0), "weight_scale": Shard(0), "bias": Shard(0)}
-
-    def forward(self, x):
-        wants_gradient = x.requires_grad and torch.is_grad_enabled()
-        # Each process adds to the gradient of x what comes through its outputs.
-        gradient = Partial() if wants_gradient else Replicate()
-        y = super().forward(self._input(x, Replicate(), gradient))
-        return self._output(y, Shard(-1))
-
-
-class RowwiseLinear(ShardedLinear):
-    """A Linear of which each process multiplies some inputs."""
-
-    PLACEMENTS = {"weight": Shard(1), "weight_scale": Replicate(), "bias": Replicate()}
-
-    @staticmethod
-    def _held_form(weight):
-        return nn.functional.pad(weight, (0, _RANGE_COLUMNS))
-
-    @staticmethod
-    def _local_part(held):
-        return held[:, :-_RANGE_COLUMNS]
-
-    def forward(self, x):
-        x = self._input(x, Shard(-1), Shard(-1))
-        if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))
-        return self._output(_RowwiseProduct.apply(x, self), Replicate())
-
-
-class _RowwiseProduct(torch.autograd.Function):
-    """linear_dynamic of an x whose columns are spread over processes, and its gradient."""
-
-    @staticmethod
-    def forward(ctx, x, linear):
-        ctx.linear, ctx.dtype = linear, x.dtype
-        ends = _whole_range(x, linear)
-        # With the ends of the whole range in it, a part of a row is quantized as the row is; the
-        # weight is zero in these columns.
-        q, scale, zero_point = _ops.quantize_activation(
-            torch.cat([x, ends.to(x.dtype)], -1), linear.per_token, linear.symmetric
-        )
-        acc = _ops.int_mm(q, zero_point, linear.packed, linear.out_features)
-        acc = _reduced(acc, "sum", linear._mesh)
-        return _ops.rescale(acc, scale, linear.weight_scale, linear.bias, x.dtype)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        linear = ctx.linear
-        weight = linear._local_part(linear._plain_weight()) * linear.weight_scale[:, None]
-        return (gradient.to(torch.float32) @ weight).to(ctx.dtype), None
-
-
-def _whole_range(x, linear):
-    """The least and greatest value (or 0) of each whole row, or of the whole tensor: [..., 2]."""
-    x = x.to(torch.float32)
-    zero = x.new_zeros((*x.shape[:-1], 1))
-    x = torch.cat([x, zero], -1)  # a shard may have no columns
-    ends = torch.stack([-x.amin(-1), x.amax(-1)], -1)
-    # Not every backend hands NaN on; infinity means the same for the row.
-    ends = ends.masked_fill(ends.isnan(), torch.inf)
-    ends = _reduced(ends, "max", linear._mesh)
-    return torch.stack([-ends[..., 0], ends[..., 1]], -1)
-
-
-def _reduced(local, operation, mesh):
-    """The sum or maximum of the processes' tensors of one shape."""
-    partial = DTensor.from_local(local, mesh, [Partial(operation)], run_check=False)
-    reduced = partial.redistribute(mesh, [Replicate()]).to_local()
-    return reduced.wait() if hasattr(reduced, "wait") else reduced
-
-
-def _source(style):
-    return getattr(style, "src_data_rank", 0)
-
-
-def _shard(form, module, mesh, style):
-    name = type(style).__name__
-    if type(module) not in (Linear, Conv1D):
-        raise TypeError(
-            f"{name} is for dynquant.nn.Linear, not {type(module).__name__}; quantize the model "
-            "first"
-        )
-    if mesh.ndim != 1:
-        raise ValueError(f"{name} needs a mesh of one dimension, got {mesh.ndim}: pass mesh[name]")
-    if module.packed.is_meta:
-        raise ValueError(f"{name} needs a layer with its weight, not one on the meta device")
-    module.__class__ = form
-    module._become(mesh, style)
-    return module
+    FORM = RowwiseLinear
+    LAYOUTS = (Shard(-1), Replicate())

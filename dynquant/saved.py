@@ -101,8 +101,9 @@ def quantize(source, target, qconfig=None, keep_float=(), allow_pickle=False):
     qconfig = qconfig or QConfig()
     if target.exists():
         raise SavedModelError(f"{target} exists already")
-    if not target.absolute().parent.is_dir():
-        raise SavedModelError(f"{target.absolute().parent} is not a folder")
+    check_folder_of(target)
+    if source.is_dir() and source.resolve() in target.resolve().parents:
+        raise SavedModelError(f"{target} is within {source}, which is copied")
     with tempfile.TemporaryDirectory(dir=target.absolute().parent) as unfinished:
         made = Path(unfinished) / target.name
         if source.is_dir():
@@ -119,6 +120,13 @@ def quantize_as(model, qconfig, keep_float):
     return quantize_dynamic(model, {**default_spec(qconfig), **dict.fromkeys(keep_float)})
 
 
+def check_folder_of(path):
+    """Raises SavedModelError unless the folder that `path` shall be in is there."""
+    folder = Path(path).absolute().parent
+    if not folder.is_dir():
+        raise SavedModelError(f"{folder} is not a folder")
+
+
 def _transformers():
     try:
         import transformers
@@ -131,19 +139,15 @@ def _transformers():
 
 def _read_folder(folder, allow_pickle, **arguments):
     transformers = _transformers()
-    if not (folder / "config.json").is_file():
-        raise SavedModelError(f"{folder} has no config.json: it is no Hugging Face folder")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if "quantization_config" in config:
-        method = config["quantization_config"].get("quant_method")
-        raise SavedModelError(f"{folder} is quantized already, by {method}")
+    config = _configuration(folder)
     if not allow_pickle and not list(folder.glob("*.safetensors")):
         raise SavedModelError(
             f"{folder} has no weights in safetensors; others are unpickled with --allow-pickle only"
         )
-    name = (config.get("architectures") or ["AutoModel"])[0]
+    names = config.get("architectures") or ["AutoModel"]
+    name = str(names[0] if isinstance(names, list) else names)
     architecture = getattr(transformers, name, None)
-    if architecture is None:
+    if not hasattr(architecture, "from_pretrained"):
         raise SavedModelError(f"{folder} is a {name}, which this transformers does not have")
     try:
         return architecture.from_pretrained(
@@ -152,8 +156,25 @@ def _read_folder(folder, allow_pickle, **arguments):
             use_safetensors=None if allow_pickle else True,
             **arguments,
         ).eval()
-    except (OSError, ValueError, RuntimeError) as error:
-        raise SavedModelError(f"{folder}: {error}") from error
+    except Exception as error:  # of reading JSON, safetensors and pickles, and of the model's code
+        raise SavedModelError(f"{folder} cannot be loaded: {error}") from error
+
+
+def _configuration(folder):
+    """What config.json says; SavedModelError unless that is of a float model."""
+    file = folder / "config.json"
+    if not file.is_file():
+        raise SavedModelError(f"{folder} has no config.json: it is no Hugging Face folder")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SavedModelError(f"{file} is no JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise SavedModelError(f"{file} holds a {type(config).__name__}, not the keys of a model")
+    if held := config.get("quantization_config"):
+        method = held.get("quant_method") if isinstance(held, dict) else held
+        raise SavedModelError(f"{folder} is quantized already, by {method}")
+    return config
 
 
 def _read_module(file, allow_pickle):

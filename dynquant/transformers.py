@@ -68,6 +68,13 @@ class DynquantConfig(QuantizationConfigMixin):
             raise TypeError(
                 f"modules_to_not_convert is {modules_to_not_convert!r}; expected a list of names"
             )
+        for name in names:
+            try:
+                re.compile(name)
+            except re.error as error:
+                raise ValueError(
+                    f"modules_to_not_convert has {name!r}, which is no regular expression: {error}"
+                ) from error
         self.quant_method = METHOD
         self.weight = weight
         self.activation = activation

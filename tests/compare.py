@@ -34,6 +34,14 @@ def assert_same(actual, expected, note=""):
         )
 
 
+def assert_same_state(one, other):
+    """The state dicts of two modules, or two state dicts, are the same."""
+    one, other = (each if isinstance(each, dict) else each.state_dict() for each in (one, other))
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+        assert_same(value, other[key], key)
+
+
 def assert_all_same(actual, expected, note=""):
     assert len(actual) == len(expected)
     for position, (one, other) in enumerate(zip(actual, expected, strict=True)):

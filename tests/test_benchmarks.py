@@ -5,11 +5,12 @@ import json
 import re
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 import dynquant
-from benchmarks import machine, results, shapes, tables
+from benchmarks import machine, quality, results, shapes, tables
 from benchmarks.__main__ import main
 from benchmarks.layers import gops
 
@@ -263,6 +264,16 @@ def test_tables():
     header, rows = ["a", "b"], [["long", "1"], ["x", "22"]]
     assert tables.text(header, rows) == "a      b\nlong   1\nx     22"
     assert tables.markdown(header, rows) == "| a | b |\n| --- | ---: |\n| long | 1 |\n| x | 22 |"
+
+
+def test_few_columns_are_judged_together(tmp_path):
+    exact = np.random.default_rng(0).standard_normal((500, 1))
+    np.save(tmp_path / "exact.npy", exact)
+    noise = 0.02 * np.random.default_rng(1).standard_normal((500, 1))
+    assert quality.measure(exact + noise, tmp_path / "exact.npy")["cosine"] > 0.99
+    other = exact + noise
+    other[100:164] *= -1
+    assert quality.measure(other, tmp_path / "exact.npy")["cosine"] < 0.5
 
 
 def test_callers(capsys):

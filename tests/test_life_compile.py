@@ -1,11 +1,11 @@
 """torch.compile by its default backend, torch.export, torch.jit: the ops in the graph, the bits."""
 
-import io
 import warnings
 
 import pytest
 import torch
 from compare import assert_same
+from round_trips import jit_saved
 from torch import nn
 from torch._inductor.utils import run_and_get_code
 from torch.utils._pytree import tree_leaves
@@ -137,12 +137,6 @@ class TestExport:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:.*deprecated")
 class TestJit:
-    def saved_and_loaded(self, module):
-        file = io.BytesIO()
-        torch.jit.save(module, file)
-        file.seek(0)
-        return torch.jit.load(file)
-
     @pytest.mark.parametrize("bias", [False, True])
     @pytest.mark.parametrize("freeze", [False, True])
     def test_script(self, bias, freeze):
@@ -150,7 +144,7 @@ class TestJit:
         kinds = [type(module) for module in model.modules()]
         scripted = torch.jit.script(model)
         scripted = torch.jit.freeze(scripted) if freeze else scripted
-        loaded = self.saved_and_loaded(scripted)
+        loaded = jit_saved(scripted)
         x = torch.randn(3, 16)
         with torch.no_grad():
             torch.testing.assert_close(loaded(x), model(x))
@@ -164,10 +158,10 @@ class TestJit:
         model = dynquant.quantize_dynamic(model)
         x = torch.randn(2, 3, 16)
         with torch.no_grad():
-            loaded = self.saved_and_loaded(torch.jit.script(model))
+            loaded = jit_saved(torch.jit.script(model))
             torch.testing.assert_close(loaded(x, x), model(x, x))
             attention = model.encoder.layers[0].self_attn
-            loaded = self.saved_and_loaded(torch.jit.script(attention))
+            loaded = jit_saved(torch.jit.script(attention))
             mask = torch.ones(3, 3).triu(1).bool()
             for one, other in zip(
                 loaded(x, x, x, attn_mask=mask), attention(x, x, x, attn_mask=mask), strict=True
@@ -178,7 +172,7 @@ class TestJit:
         with torch.no_grad():
             scripted = torch.jit.script(module)
             for one in (scripted, torch.jit.freeze(scripted)):
-                loaded = self.saved_and_loaded(one)
+                loaded = jit_saved(one)
                 results = tree_leaves(loaded(*arguments, **named))
                 expected = tree_leaves(module(*arguments, **named))
                 for result, exact in zip(results, expected, strict=True):
@@ -189,7 +183,7 @@ class TestJit:
     def test_script_with_weights_in_16_bits(self, bias, half):
         model = dynquant.quantize_dynamic(Block(bias), dtype=half)
         kinds = [type(module) for module in model.modules()]
-        loaded, x = self.saved_and_loaded(torch.jit.script(model)), torch.randn(3, 16)
+        loaded, x = jit_saved(torch.jit.script(model)), torch.randn(3, 16)
         with torch.no_grad():
             torch.testing.assert_close(loaded(x), model(x))
         assert [type(module) for module in model.modules()] == kinds
@@ -248,7 +242,7 @@ class TestJit:
         x = torch.randn(3, 6)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            traced = self.saved_and_loaded(torch.jit.trace(model, x))
+            traced = jit_saved(torch.jit.trace(model, x))
         for one, other in zip(tree_leaves(traced(x)), tree_leaves(model(x)), strict=True):
             assert_same(one, other)
 
@@ -263,6 +257,6 @@ class TestJit:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             traced = torch.jit.trace(block, torch.randn(3, 16))
-        loaded, x = self.saved_and_loaded(traced), torch.randn(5, 16)
+        loaded, x = jit_saved(traced), torch.randn(5, 16)
         with torch.no_grad():
             torch.testing.assert_close(loaded(x), block(x))

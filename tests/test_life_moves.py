@@ -1,23 +1,20 @@
 """Quantized models in other processes, other dtypes, on other devices; trained around; tied."""
 
 import copy
-import multiprocessing
 import pickle
 import subprocess
 import sys
-import traceback
 from multiprocessing.reduction import ForkingPickler
 
 import pytest
 import torch
+from children import TIMEOUT, result_of
 from compare import assert_same
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
 import dynquant
 from dynquant import QConfig
-
-TIMEOUT = 60
 
 
 def net():
@@ -44,12 +41,9 @@ def run(model):
         return model(given())
 
 
-def in_child(queue, model):
-    try:
-        torch.set_num_threads(1)
-        queue.put(run(model).numpy())
-    except Exception:
-        queue.put(traceback.format_exc())
+def run_on_one_thread(model):
+    torch.set_num_threads(1)
+    return run(model)
 
 
 class TestProcesses:
@@ -71,16 +65,7 @@ class TestProcesses:
         if shared:
             model.share_memory()
             assert all(tensor.is_shared() for tensor in model.buffers() if tensor.numel())
-        context = multiprocessing.get_context(method)
-        queue = context.Queue()
-        process = context.Process(target=in_child, args=(queue, model), daemon=True)
-        process.start()
-        try:
-            result = queue.get(timeout=TIMEOUT)
-        finally:
-            process.join(5)
-            process.kill()
-        assert not isinstance(result, str), result
+        result = result_of(method, run_on_one_thread, model)
         assert_same(torch.from_numpy(result), expected)
 
     def test_saved_here_loaded_in_a_new_process(self, model, tmp_path):

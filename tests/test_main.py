@@ -166,7 +166,73 @@ class TestQuantizeFolder:
         assert not (tmp_path / "q").exists()
 
 
+CONFIGS = {
+    "no JSON": ("{nope", "config.json is no JSON"),
+    "a list": ("[1]", "config.json holds a list"),
+    "an unknown architecture": ('{"architectures": ["No"]}', "is a No, which this transformers"),
+    "no architecture": ('{"architectures": "pipeline"}', "is a pipeline, which this transformers"),
+    "no model type": ("{}", "cannot be loaded: Unrecognized model"),
+    "another quantization": ('{"quantization_config": "x"}', "is quantized already, by x"),
+    "no weights": (
+        '{"architectures": ["BertModel"], "model_type": "bert", "quantization_config": null}',
+        "cannot be loaded",
+    ),
+}
+
+
+@needs_transformers
+class TestFoldersThatAreNoModels:
+    @pytest.mark.parametrize("config, message", CONFIGS.values(), ids=CONFIGS)
+    def test_config(self, config, message, tmp_path, capsys):
+        folder = tmp_path / "in"
+        folder.mkdir()
+        (folder / "config.json").write_text(config)
+        (folder / "model.safetensors").write_bytes(bytes(100))
+        assert main(["quantize", str(folder), str(tmp_path / "out")]) == 2
+        assert message in capsys.readouterr().err
+        assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+    def test_an_output_within_the_input(self, folder, capsys):
+        before = sorted(folder.rglob("*"))
+        for out in (folder / "q", folder / "1_Pooling" / "q"):
+            assert main(["quantize", str(folder), str(out)]) == 2
+            assert "which is copied" in capsys.readouterr().err
+        assert sorted(folder.rglob("*")) == before
+
+
+class Broken(nn.Module):
+    """A model whose second layer gives NaN or infinity once it is quantized."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.unreached = nn.Linear(4, 4)
+        with torch.no_grad():
+            self.second.weight[:] = value
+
+    def forward(self, x):
+        return self.second(self.first(x))
+
+
 class TestReport:
+    @pytest.mark.parametrize("value", [3e38, 1e30])
+    def test_layers_that_are_lost(self, value, tmp_path, capsys):
+        torch.save(Broken(value), tmp_path / "m.pt")
+        torch.save(torch.full((3, 4), 1e9), tmp_path / "x.pt")
+        given = [str(tmp_path / "m.pt"), "--allow-pickle", "--inputs", str(tmp_path / "x.pt")]
+        assert main(["report", *given]) == 0
+        assert main(["report", *given, "--fail-below", "20"]) == 1
+        error = capsys.readouterr().err
+        assert "second" in error and "unreached" not in error
+
+    @pytest.mark.parametrize("option", ["--json", "--plot"])
+    def test_a_folder_that_is_not_there(self, option, module, tmp_path, capsys):
+        torch.save(torch.randn(4, 32), tmp_path / "x.pt")
+        given = [str(module), "--allow-pickle", "--inputs", str(tmp_path / "x.pt")]
+        assert main(["report", *given, option, str(tmp_path / "no" / "r")]) == 2
+        shown = capsys.readouterr()
+        assert "no is not a folder" in shown.err and not shown.out  # before the model runs
+
     def test_of_a_module(self, module, tmp_path, capsys):
         torch.save(torch.randn(4, 32), tmp_path / "x.pt")
         given = [str(module), "--allow-pickle", "--inputs", str(tmp_path / "x.pt")]
@@ -196,6 +262,9 @@ class TestReport:
     def test_inputs_that_do_not_fit(self, module, tmp_path, capsys):
         torch.save(torch.randn(4, 31), tmp_path / "x.pt")
         given = [str(module), "--allow-pickle", "--inputs", str(tmp_path / "x.pt")]
+        assert main(["report", *given]) == 2
+        assert "does not run on these inputs" in capsys.readouterr().err
+        torch.save(None, tmp_path / "x.pt")
         assert main(["report", *given]) == 2
         assert "does not run on these inputs" in capsys.readouterr().err
 
@@ -252,7 +321,9 @@ def test_help(command, capsys):
     assert f"python -m dynquant {command}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [[], ["fly"], ["quantize", "one"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["fly"], ["quantize", "one"], ["report", "one", "--fail-below", "nan"]]
+)
 def test_wrong_arguments(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)

@@ -4,16 +4,16 @@ The oracle is torch's own function with identity projections, between the quanti
 """
 
 import copy
-import io
 import pickle
 import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
-from compare import assert_same
+from compare import assert_same, assert_same_state
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from round_trips import COPIES
 from torch import nn
 
 import dynquant
@@ -171,6 +171,7 @@ def test_is_causal_is_a_hint(extra, padded, need_weights):
         (lambda a, x: a(x, x, x[..., :5]), ValueError, "value must have 8 features"),
         (lambda a, x: a(x, x, x[:, :2]), ValueError, "key and value differ"),
         (lambda a, x: a(x[:1], x, x), ValueError, "query and key differ in batch"),
+        (lambda a, x: a(x, x, x.half()), ValueError, "same dtype, got .*float32, torch.float16"),
         (lambda a, x: a(x, x, x, torch.zeros(3, 2)), ValueError, r"mask must have the shape \[2, "),
         (
             lambda a, x: a(x, x, x, attn_mask=torch.zeros(2, 2)),
@@ -363,19 +364,10 @@ class TestState:
         with pytest.raises(RuntimeError, match="Missing key.*q_proj.bias"):
             other.load_state_dict(state)
 
-    @pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
-    def test_copies(self, how):
+    @pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
+    def test_copies(self, copied):
         one, _ = self.pair(add_bias_kv=True)
-        if how == "deepcopy":
-            other = copy.deepcopy(one)
-        elif how == "pickle":
-            other = pickle.loads(pickle.dumps(one))
-        else:
-            file = io.BytesIO()
-            torch.save(one, file)
-            file.seek(0)
-            other = torch.load(file, weights_only=False)
-        self.assert_equal(other, one)
+        self.assert_equal(copied(one), one)
 
     def test_casts(self):
         one, _ = self.pair(add_bias_kv=True)
@@ -394,8 +386,7 @@ class TestState:
         assert next(self.pair(bias=False)).in_proj_bias is None
 
     def assert_equal(self, one, other):
-        for key, value in other.state_dict().items():
-            assert_same(one.state_dict()[key], value, key)
+        assert_same_state(one, other)
         query, key = torch.randn(3, WIDTH), torch.randn(4, one.kdim)
         value = torch.randn(4, one.vdim)
         assert_same(one(query, key, value)[0], other(query, key, value)[0])
@@ -422,6 +413,14 @@ class TestTracing:
         torch.testing.assert_close(traced(x, x, x), layer(x, x, x))
 
 
+def test_autocast_takes_several_dtypes():
+    layer = MultiheadAttention.from_float(floats(batch_first=True))
+    x = torch.randn(2, 3, WIDTH)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = layer(x, x.bfloat16(), x.bfloat16())[0]
+        assert_same(result, layer(*[x.bfloat16()] * 3)[0])
+
+
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 class TestNested:
     def test_parts_are_separate(self):
@@ -434,6 +433,9 @@ class TestNested:
             assert_same(output, layer(part, part, part, need_weights=False)[0])
         with pytest.raises(ValueError, match="need_weights must be False"):
             layer(x, x, x)
+        two = torch.nested.nested_tensor(parts[:2])
+        with pytest.raises(ValueError, match=r"differ in batch: \[3, 2, 2\]"):
+            layer(x, two, two, need_weights=False)
 
 
 class TestTransformers:

@@ -1,17 +1,16 @@
 """dynquant.nn.Embedding and EmbeddingBag: their arithmetic, state, copies and moves."""
 
 import copy
-import io
 import pickle
 
 import numpy as np
 import pytest
 import reference as ref
-import safetensors.torch
 import torch
-from compare import assert_same, widened
+from compare import assert_same, assert_same_state, widened
 from hypothesis import given
 from hypothesis import strategies as st
+from round_trips import FORMATS
 from torch import nn
 
 import dynquant
@@ -34,9 +33,7 @@ def bag(bits=8, dtype=torch.float32, dim=6, **arguments):
 
 
 def assert_equal_modules(one, other):
-    assert one.state_dict().keys() == other.state_dict().keys()
-    for key, value in one.state_dict().items():
-        assert_same(value, other.state_dict()[key], key)
+    assert_same_state(one, other)
     assert_same(one(INDICES), other(INDICES))
 
 
@@ -211,14 +208,10 @@ class TestState:
         assert not result.missing_keys and not result.unexpected_keys
         assert_equal_modules(module, other)
 
-    def test_formats(self, make, bits):
+    @pytest.mark.parametrize("saved", FORMATS.values(), ids=FORMATS)
+    def test_formats(self, make, bits, saved):
         module, other = make(bits), make(bits)
-        other.load_state_dict(safetensors.torch.load(safetensors.torch.save(module.state_dict())))
-        assert_equal_modules(module, other)
-        file = io.BytesIO()
-        torch.save(module.state_dict(), file)
-        file.seek(0)
-        other.load_state_dict(torch.load(file, weights_only=True))
+        other.load_state_dict(saved(module.state_dict()))
         assert_equal_modules(module, other)
 
     def test_errors_name_the_key(self, make, bits):

@@ -1,18 +1,17 @@
 """dynquant.nn.Linear: its arithmetic, state, copies, moves, and what others read from it."""
 
 import copy
-import io
 import pickle
-import warnings
 
 import numpy as np
 import pytest
 import reference as ref
 import safetensors.torch
 import torch
-from compare import assert_same
+from compare import assert_same, assert_same_state
 from hypothesis import given
 from hypothesis import strategies as st
+from round_trips import COPIES, torch_saved, traced_and_saved
 from torch import nn
 
 import dynquant
@@ -33,9 +32,7 @@ def quantized(k=12, n=7, bias=True, dtype=torch.float32, qconfig=None):
 
 
 def assert_equal_layers(one, other):
-    assert one.state_dict().keys() == other.state_dict().keys()
-    for key, value in one.state_dict().items():
-        assert_same(value, other.state_dict()[key], key)
+    assert_same_state(one, other)
     x = torch.randn(3, one.in_features)
     assert_same(one(x), other(x))
 
@@ -155,10 +152,8 @@ class TestStateDict:
         assert other.bias.dtype == torch.bfloat16 and not other.bias.requires_grad
 
     def test_torch_save_with_weights_only(self):
-        layer, other, file = quantized(), quantized(), io.BytesIO()
-        torch.save(layer.state_dict(), file)
-        file.seek(0)
-        other.load_state_dict(torch.load(file, weights_only=True))
+        layer, other = quantized(), quantized()
+        other.load_state_dict(torch_saved(layer.state_dict(), weights_only=True))
         assert_equal_layers(other, layer)
 
     def test_safetensors(self, tmp_path):
@@ -262,11 +257,11 @@ class TestStateDict:
 
 class TestCopies:
     @pytest.mark.parametrize("bias", [False, True])
-    @pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
-    def test_equal(self, how, bias):
+    @pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
+    def test_equal(self, copied, bias):
         layer = quantized(bias=bias)
-        assert_equal_layers(copied(layer, how), layer)
-        other = copied(layer, how)
+        assert_equal_layers(copied(layer), layer)
+        other = copied(layer)
         assert other.packed.data_ptr() != layer.packed.data_ptr()
         assert next(other.parameters()).dtype == torch.float32
 
@@ -285,18 +280,7 @@ class TestCopies:
     def test_attributes_survive(self):
         layer = quantized()
         layer.tag = "x"
-        assert copied(layer, "pickle").tag == copied(layer, "deepcopy").tag == "x"
-
-
-def copied(layer, how):
-    if how == "deepcopy":
-        return copy.deepcopy(layer)
-    if how == "pickle":
-        return pickle.loads(pickle.dumps(layer))
-    file = io.BytesIO()
-    torch.save(layer, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
+        assert {copied(layer).tag for copied in COPIES.values()} == {"x"}
 
 
 class TestMoves:
@@ -514,9 +498,4 @@ class TestTracing:
 
     def test_trace(self):
         layer, x = quantized(), torch.randn(3, 12)
-        file = io.BytesIO()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            torch.jit.save(torch.jit.trace(layer, x), file)
-            file.seek(0)
-            assert_same(torch.jit.load(file)(x), layer(x))
+        assert_same(traced_and_saved(layer, x)(x), layer(x))

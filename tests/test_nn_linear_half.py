@@ -1,17 +1,15 @@
 """dynquant.nn.HalfLinear: its arithmetic, state, copies, moves, and what others read from it."""
 
 import copy
-import io
-import pickle
 import warnings
 
 import pytest
 import reference as ref
-import safetensors.torch
 import torch
-from compare import assert_same, widened
+from compare import assert_same, assert_same_state, widened
 from hypothesis import given
 from hypothesis import strategies as st
+from round_trips import COPIES, FORMATS
 from torch import nn
 
 import dynquant
@@ -27,9 +25,7 @@ def halved(k=12, n=7, bias=True, dtype=torch.float32, half=torch.float16):
 
 
 def assert_equal_layers(one, other):
-    assert one.state_dict().keys() == other.state_dict().keys()
-    for key, value in one.state_dict().items():
-        assert_same(value, other.state_dict()[key], key)
+    assert_same_state(one, other)
     x = torch.randn(3, one.in_features)
     assert_same(one(x), other(x))
 
@@ -173,16 +169,10 @@ class TestStateDict:
         assert not result.missing_keys and not result.unexpected_keys
         assert_equal_layers(layer, other)
 
-    def test_formats(self):
-        layer = halved()
-        state = safetensors.torch.load(safetensors.torch.save(layer.state_dict()))
-        other = halved()
-        other.load_state_dict(state)
-        assert_equal_layers(layer, other)
-        file = io.BytesIO()
-        torch.save(layer.state_dict(), file)
-        file.seek(0)
-        other.load_state_dict(torch.load(file, weights_only=True))
+    @pytest.mark.parametrize("saved", FORMATS.values(), ids=FORMATS)
+    def test_formats(self, saved):
+        layer, other = halved(), halved()
+        other.load_state_dict(saved(layer.state_dict()))
         assert_equal_layers(layer, other)
 
     @pytest.mark.parametrize(
@@ -221,11 +211,12 @@ class TestStateDict:
 
 
 class TestCopiesAndMoves:
-    def test_copies(self):
+    @pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
+    def test_copies(self, copied):
         layer = halved()
-        for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
-            assert_equal_layers(layer, other)
-            assert other.weight.data_ptr() != layer.weight.data_ptr()
+        other = copied(layer)
+        assert_equal_layers(layer, other)
+        assert other.weight.data_ptr() != layer.weight.data_ptr()
 
     @pytest.mark.parametrize("half", HALVES)
     @pytest.mark.parametrize("bias", [False, True])

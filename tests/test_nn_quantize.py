@@ -1,7 +1,6 @@
 """Quantize and DeQuantize: the values given, the form remembered, and when it is forgotten."""
 
 import copy
-import io
 import pickle
 import warnings
 
@@ -12,6 +11,7 @@ import torch
 from compare import assert_same
 from hypothesis import given
 from hypothesis import strategies as st
+from round_trips import torch_saved
 from torch import nn
 
 import dynquant
@@ -202,10 +202,7 @@ class TestMemory:
     def test_saves_as_a_plain_tensor(self, mode):
         with mode():
             result = Quantize()(torch.randn(5, 8))
-        file = io.BytesIO()
-        torch.save({"result": result}, file)
-        file.seek(0)
-        loaded = torch.load(file, weights_only=True)["result"]
+        loaded = torch_saved({"result": result})["result"]
         assert_same(loaded, result)
         assert remembered(loaded) is None
         assert layers()[0](loaded).shape == (5, 4)

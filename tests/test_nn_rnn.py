@@ -1,63 +1,38 @@
-"""Quantized LSTM, GRU, RNN and their cells: torch's semantics, state, copies, moves, tracing."""
+"""LSTM, GRU, RNN and their cells with int8 weights: their arithmetic, torch's semantics."""
 
 import copy
-import io
-import pickle
 import warnings
 
 import numpy as np
 import pytest
 import reference as ref
 import reference_rnn
-import safetensors.torch
 import torch
 from compare import assert_all_same, assert_same
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recurrent import (
+    CELLS,
+    LAYERS,
+    MODULES,
+    another,
+    assert_equal_modules,
+    decibels,
+    drawn_layer,
+    every_module,
+    of_layers,
+    options,
+    quantized,
+    tensors,
+)
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
-from torch.utils import _pytree as pytree
 
 import dynquant
 from dynquant import QConfig
 
-LAYERS = {
-    "lstm": nn.LSTM,
-    "gru": nn.GRU,
-    "rnn_tanh": nn.RNN,
-    "rnn_relu": lambda *sizes, **more: nn.RNN(*sizes, nonlinearity="relu", **more),
-}
-CELLS = {
-    "lstm": nn.LSTMCell,
-    "gru": nn.GRUCell,
-    "rnn_tanh": nn.RNNCell,
-    "rnn_relu": lambda *sizes, **more: nn.RNNCell(*sizes, nonlinearity="relu", **more),
-}
 EXCEPTIONS = (RuntimeError, ValueError)
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported")
-
-
-def decibels(result, exact):
-    result, exact = result.detach().double(), exact.detach().double()
-    noise = (result - exact).square().mean()
-    return float(10 * (exact.square().mean() / noise).log10()) if noise else np.inf
-
-
-def quantized(mod, qconfig=None):
-    form = getattr(dynquant.nn, type(mod).__name__)
-    return form.from_float(mod, qconfig)
-
-
-def tensors(results):
-    return pytree.tree_leaves(results)
-
-
-def assert_equal_modules(one, other):
-    assert one.state_dict().keys() == other.state_dict().keys()
-    for key, value in one.state_dict().items():
-        assert_same(value, other.state_dict()[key], key)
-    x = torch.randn(4, one.input_size)
-    assert_all_same(tensors(one(x)), tensors(other(x)))
 
 
 def of_reference(cell, mod, config, x, states, batch_sizes=None):
@@ -74,67 +49,12 @@ def of_reference(cell, mod, config, x, states, batch_sizes=None):
     )
 
 
-def of_layers(cell, mod, weight_form, x, states, batch_sizes=None, **scheme):
-    """All layers and directions, by the reference, for which weight_form prepares each weight."""
-    last = []
-    directions = 2 if mod.bidirectional else 1
-
-    def held(name):
-        value = getattr(mod, name, None)
-        return None if value is None else value.detach().numpy()
-
-    for layer in range(mod.num_layers):
-        outputs = []
-        for direction in range(directions):
-            suffix = f"_l{layer}" + ("_reverse" if direction else "")
-            place = layer * directions + direction
-            weights = {
-                f"weight_{part}": weight_form(held(f"weight_{part}{suffix}"))
-                for part in ("ih", "hh", "hr")
-                if held(f"weight_{part}{suffix}") is not None
-            }
-            y, *after = reference_rnn.recurrent(
-                cell,
-                x,
-                states[0][place],
-                states[1][place] if len(states) > 1 else None,
-                bias_ih=held(f"bias_ih{suffix}"),
-                bias_hh=held(f"bias_hh{suffix}"),
-                **weights,
-                batch_sizes=batch_sizes,
-                reverse=direction == 1,
-                **scheme,
-            )
-            outputs.append(y)
-            last.append([one for one in after if one is not None])
-        x = np.concatenate(outputs, -1)
-    return x, [np.stack(one) for one in zip(*last, strict=True)]
-
-
-options = st.fixed_dictionaries(
-    {
-        "num_layers": st.integers(1, 3),
-        "bias": st.booleans(),
-        "batch_first": st.booleans(),
-        "dropout": st.sampled_from([0.0, 0.3]),
-        "bidirectional": st.booleans(),
-        "proj_size": st.sampled_from([0, 0, 3]),
-    }
-)
 configs = st.builds(
     QConfig,
     weight=st.sampled_from(["per_channel", "per_tensor"]),
     activation=st.sampled_from(["per_token", "per_tensor"]),
     symmetric=st.booleans(),
 )
-
-
-def drawn_layer(cell, options, sizes):
-    if cell != "lstm":
-        options = {key: value for key, value in options.items() if key != "proj_size"}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of dropout with one layer
-        return LAYERS[cell](*sizes, **options).eval()
 
 
 @settings(max_examples=60)
@@ -387,22 +307,6 @@ class TestMessages:
             dynquant.quantize_dynamic(nn.ModuleDict({"rnn": nn.GRU(3, 4)}), {nn.GRU}, torch.quint8)
 
 
-def every_module():
-    torch.manual_seed(0)
-    return {
-        "lstm": nn.LSTM(5, 7, num_layers=2, bidirectional=True),
-        "projected": nn.LSTM(5, 7, num_layers=2, proj_size=3),
-        "gru": nn.GRU(5, 7, bias=False),
-        "rnn": nn.RNN(5, 7, nonlinearity="relu", batch_first=True),
-        "lstm cell": nn.LSTMCell(5, 7),
-        "gru cell": nn.GRUCell(5, 7, bias=False),
-        "rnn cell": nn.RNNCell(5, 7),
-    }
-
-
-MODULES = list(every_module())
-
-
 @pytest.fixture(params=MODULES)
 def mod(request):
     return every_module()[request.param]
@@ -498,20 +402,6 @@ def test_a_float_weight_that_is_assigned_is_quantized():
         form.weight_hh_l0 = other.weight_hh_l0.T
 
 
-def _run(form, x, results):
-    results.put(form(x)[0].detach().numpy())
-
-
-def test_goes_to_another_process():
-    form, x = quantized(nn.GRU(5, 7)), torch.randn(4, 2, 5)
-    context = torch.multiprocessing.get_context("spawn")
-    results = context.SimpleQueue()
-    process = context.Process(target=_run, args=(form, x, results))
-    process.start()
-    assert_same(torch.from_numpy(results.get()), form(x)[0])
-    process.join()
-
-
 class TestStateDict:
     def test_holds_plain_tensors(self):
         state = quantized(nn.LSTM(5, 7, proj_size=3)).state_dict()
@@ -528,16 +418,8 @@ class TestStateDict:
         }
         assert all(type(value) is torch.Tensor for value in state.values())
 
-    @pytest.mark.parametrize("assign", [False, True])
-    def test_loads(self, mod, assign):
-        other = type(mod)(**constructor_arguments(mod))
-        one, other = quantized(mod), quantized(other, QConfig("per_tensor"))
-        result = other.load_state_dict(one.state_dict(), assign=assign)
-        assert not result.missing_keys and not result.unexpected_keys
-        assert_equal_modules(other, one)
-
     def test_loads_a_float_checkpoint(self, mod):
-        other = quantized(type(mod)(**constructor_arguments(mod)))
+        other = quantized(another(mod))
         other.load_state_dict(mod.state_dict())
         assert_equal_modules(other, quantized(mod))
 
@@ -547,7 +429,7 @@ class TestStateDict:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             saved = torch.ao.quantization.quantize_dynamic(nn.Sequential(mod), {type(mod)})
-        model = nn.Sequential(quantized(type(mod)(**constructor_arguments(mod))))
+        model = nn.Sequential(quantized(another(mod)))
         result = model.load_state_dict(saved.state_dict())
         assert not result.missing_keys and not result.unexpected_keys
         x = torch.randn(4, 5)
@@ -558,29 +440,6 @@ class TestStateDict:
             if hasattr(model[0], "weight_hh_l0_scale")
             else model[0].weight_hh_scale.shape
         ) == [1]
-
-    def test_torch_save_and_safetensors(self, mod, tmp_path):
-        one, other, file = quantized(mod), quantized(mod), io.BytesIO()
-        torch.save(one.state_dict(), file)
-        file.seek(0)
-        other.load_state_dict(torch.load(file, weights_only=True))
-        assert_equal_modules(other, one)
-        safetensors.torch.save_file(one.state_dict(), tmp_path / "module")
-        other.load_state_dict(safetensors.torch.load_file(tmp_path / "module"))
-        assert_equal_modules(other, one)
-
-    def test_strict_errors_name_the_keys(self, mod):
-        model = nn.ModuleDict({"a": quantized(mod)})
-        for key in model.state_dict():
-            state = model.state_dict()
-            del state[key]
-            with pytest.raises(RuntimeError, match=f'Missing key.*"{key}"'):
-                model.load_state_dict(state)
-            wrong = {**model.state_dict(), key: torch.zeros(3, 3, dtype=torch.complex64)}
-            with pytest.raises(RuntimeError, match=f"{key}: expected"):
-                model.load_state_dict(wrong)
-        with pytest.raises(RuntimeError, match='Unexpected key.*"a.packed_ih_l0"'):
-            model.load_state_dict({**model.state_dict(), "a.packed_ih_l0": torch.zeros(1)})
 
     def test_minus_128_is_requantized(self):
         form = quantized(nn.GRU(5, 7))
@@ -595,118 +454,8 @@ class TestStateDict:
         assert_same(form.weight_hh_l0_scale, scale)
 
 
-def constructor_arguments(mod):
-    keys = ["input_size", "hidden_size", "bias"]
-    if isinstance(mod, nn.RNNBase):
-        keys += ["num_layers", "batch_first", "bidirectional"]
-        keys += ["proj_size"] if isinstance(mod, nn.LSTM) else []
-    keys += ["nonlinearity"] if hasattr(mod, "nonlinearity") else []
-    return {key: getattr(mod, key) for key in keys}
-
-
-class TestLife:
-    @pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
-    def test_copies(self, mod, how):
-        form = quantized(mod)
-        if how == "deepcopy":
-            other = copy.deepcopy(form)
-        elif how == "pickle":
-            other = pickle.loads(pickle.dumps(form))
-        else:
-            file = io.BytesIO()
-            torch.save(form, file)
-            file.seek(0)
-            other = torch.load(file, weights_only=False)
-        assert_equal_modules(other, form)
-        first = next(iter(form.buffers()))
-        assert next(iter(other.buffers())).data_ptr() != first.data_ptr()
-
-    def test_pickles_hold_no_packed_weight(self, mod):
-        assert not any(
-            key.startswith("packed") for key in quantized(mod).__getstate__()["_buffers"]
-        )
-
-    def test_half_leaves_weights_and_scales(self, mod):
-        form = quantized(mod)
-        held = dict(form._buffers)
-        form.half()
-        assert all(form._buffers[key] is value for key, value in held.items())
-        assert next(form.parameters()).dtype == torch.float16
-        results = tensors(form(torch.randn(4, 5).half()))
-        assert all(result.dtype == torch.float16 for result in results)
-
-    def test_meta_and_back(self, mod):
-        expected = quantized(mod)
-        form = copy.deepcopy(expected).to("meta")
-        assert all(tensor.is_meta for tensor in form.state_dict().values() if tensor.dim())
-        assert tensors(form(torch.randn(4, 5, device="meta")))[0].is_meta
-        form = form.to_empty(device="cpu")
-        form.load_state_dict(expected.state_dict())
-        assert_equal_modules(form, expected)
-        with pytest.warns(UserWarning, match="pass assign=True"):
-            form.to("meta").load_state_dict(expected.state_dict())
-
-    def test_share_memory(self, mod):
-        form = quantized(mod)
-        expected = copy.deepcopy(form)
-        assert all(tensor.is_shared() for tensor in form.share_memory().buffers())
-        assert_equal_modules(form, expected)
-
-    def test_inference_mode_and_autocast(self, mod):
-        form, x = quantized(mod), torch.randn(4, 5)
-        expected = tensors(form(x))
-        with torch.inference_mode():
-            assert_all_same(tensors(form(x)), expected)
-        with torch.autocast("cpu", torch.bfloat16):
-            results = tensors(form(x))
-        assert_all_same(results, tensors(form(x.bfloat16())))
-
-    def test_gradient_of_the_input(self, mod):
-        form = quantized(mod)
-        grads = []
-        for one in (form, mod):
-            x = torch.linspace(-1, 1, 20).view(4, 5).requires_grad_()
-            sum(result.square().sum() for result in tensors(one(x))).backward()
-            grads.append(x.grad)
-        assert decibels(*grads) > 25
-        assert all(parameter.grad is None for parameter in form.parameters())
-
-    def test_compile(self, mod):
-        form, x = quantized(mod), torch.randn(4, 5)
-        graphs = []
-
-        def backend(graph, inputs):
-            graphs.append(graph)
-            return graph
-
-        compiled = torch.compile(form, fullgraph=True, backend=backend)
-        assert_all_same(tensors(compiled(x)), tensors(form(x)))
-        calls = [str(node.target) for node in graphs[0].graph.nodes]
-        ops = [one for one in calls if one.startswith("dynquant.")]
-        assert len(ops) == len(form._suffixes) and all(one.endswith(".inference") for one in ops)
-
-    def test_compile_with_dynamic_lengths(self, mod):
-        torch._dynamo.reset()  # it counts how often the forward of all these modules is compiled
-        form = quantized(mod)
-        compiled = torch.compile(form, fullgraph=True, dynamic=True, backend="aot_eager")
-        lead = (2,) if isinstance(mod, nn.RNNBase) else ()
-        for rows in (4, 6, 3):
-            x = torch.randn(rows, *lead, 5)
-            assert_all_same(tensors(compiled(x)), tensors(form(x)))
-
-    def test_export(self, mod):
-        form, x = quantized(mod), torch.randn(4, 5)
-        program = torch.export.export(form, (x,))
-        assert_all_same(tensors(program.module()(x)), tensors(form(x)))
-
-    def test_trace(self, mod):
-        form, x = quantized(mod), torch.randn(4, 5)
-        file = io.BytesIO()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.jit.save(torch.jit.trace(form, x), file)
-            file.seek(0)
-            assert_all_same(tensors(torch.jit.load(file)(x)), tensors(form(x)))
+def test_pickles_hold_no_packed_weight(mod):
+    assert not any(key.startswith("packed") for key in quantized(mod).__getstate__()["_buffers"])
 
 
 def test_a_packed_sequence_through_two_layers_and_back():

@@ -1,29 +1,27 @@
-"""LSTM, GRU, RNN and their cells with weights in 16 bits: arithmetic, state, copies, tracing.
+"""LSTM, GRU, RNN and their cells with weights in 16 bits: their arithmetic.
 
-What they share with the int8 forms, torch's semantics, is in test_nn_rnn.py.
+What they share with the int8 forms is in test_nn_rnn.py and, as to state and moves,
+in test_nn_rnn_life.py.
 """
 
-import copy
-import io
-import pickle
 import warnings
 
 import numpy as np
 import pytest
 import reference as ref
 import reference_rnn
-import safetensors.torch
 import torch
-from compare import assert_all_same, assert_same, widened
+from compare import assert_all_same, assert_same
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_nn_rnn import (
+from recurrent import (
     CELLS,
     MODULES,
-    constructor_arguments,
+    assert_equal_modules,
     decibels,
     drawn_layer,
     every_module,
+    halved,
     of_layers,
     options,
     tensors,
@@ -39,11 +37,6 @@ NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported")
 
 
-def halved(mod, half=torch.float16):
-    form = getattr(dynquant.nn, f"Half{type(mod).__name__}")
-    return form.from_float(mod, QConfig(dtype=half))
-
-
 def in_16_bits(half):
     return lambda weight: ref.round_to(weight, NAMES[half])
 
@@ -51,14 +44,6 @@ def in_16_bits(half):
 @pytest.fixture(params=MODULES)
 def mod(request):
     return every_module()[request.param]
-
-
-def assert_equal_modules(one, other):
-    assert one.state_dict().keys() == other.state_dict().keys()
-    for key, value in one.state_dict().items():
-        assert_same(value, other.state_dict()[key], key)
-    x = torch.randn(4, one.input_size)
-    assert_all_same(tensors(one(x)), tensors(other(x)))
 
 
 @settings(max_examples=40)
@@ -206,113 +191,13 @@ def test_attributes_are_torchs():
             assert held.data_ptr() != given_value.data_ptr() and not held.requires_grad
 
 
-class TestStateDict:
-    def test_holds_plain_tensors(self):
-        state = halved(nn.LSTM(5, 7, proj_size=3)).state_dict()
-        assert {key: (value.dtype, tuple(value.shape)) for key, value in state.items()} == {
-            "weight_ih_l0": (torch.float16, (28, 5)),
-            "weight_hh_l0": (torch.float16, (28, 3)),
-            "weight_hr_l0": (torch.float16, (3, 7)),
-            "bias_ih_l0": (torch.float32, (28,)),
-            "bias_hh_l0": (torch.float32, (28,)),
-            "version": (torch.int64, ()),
-        }
-
-    @pytest.mark.parametrize("assign", [False, True])
-    @pytest.mark.parametrize("half", HALVES, ids=str)
-    def test_loads(self, mod, half, assign):
-        one, other = halved(mod, half), halved(type(mod)(**constructor_arguments(mod)))
-        result = other.load_state_dict(one.state_dict(), assign=assign)
-        assert not result.missing_keys and not result.unexpected_keys
-        assert_equal_modules(other, one)
-
-    def test_torch_save_and_safetensors(self, mod, tmp_path):
-        one, file = halved(mod), io.BytesIO()
-        other = halved(type(mod)(**constructor_arguments(mod)))
-        torch.save(one.state_dict(), file)
-        file.seek(0)
-        other.load_state_dict(torch.load(file, weights_only=True))
-        assert_equal_modules(other, one)
-        other = halved(type(mod)(**constructor_arguments(mod)))
-        safetensors.torch.save_file(one.state_dict(), tmp_path / "module")
-        other.load_state_dict(safetensors.torch.load_file(tmp_path / "module"))
-        assert_equal_modules(other, one)
-
-    def test_strict_errors_name_the_keys(self, mod):
-        model = nn.ModuleDict({"a": halved(mod)})
-        for key in model.state_dict():
-            state = model.state_dict()
-            del state[key]
-            if key != "a.version":  # what lacks it is of a float module
-                with pytest.raises(RuntimeError, match=f'Missing key.*"{key}"'):
-                    model.load_state_dict(state)
-            wrong = {**model.state_dict(), key: torch.zeros(3, 3, dtype=torch.complex64)}
-            with pytest.raises(RuntimeError, match=f"{key}: expected"):
-                model.load_state_dict(wrong)
-        with pytest.raises(RuntimeError, match='Unexpected key.*"a.other"'):
-            model.load_state_dict({**model.state_dict(), "a.other": torch.zeros(1)})
-
-
-class TestLife:
-    @pytest.mark.parametrize("how", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
-    def test_copies(self, mod, how):
-        form = halved(mod)
-        other = how(form)
-        assert_equal_modules(other, form)
-        assert next(other.buffers()).data_ptr() != next(form.buffers()).data_ptr()
-
-    def test_casts_leave_the_weights(self, mod):
-        form = halved(mod, torch.bfloat16)
-        held = {key: widened(value) for key, value in form._buffers.items()}
-        form.half()
-        for key, value in form._buffers.items():
-            assert value.dtype == torch.bfloat16
-            assert_same(value, held[key])
-        assert {one.dtype for one in form.parameters()} == {torch.float16}
-        assert all(one.dtype == torch.float16 for one in tensors(form(torch.randn(4, 5).half())))
-
-    def test_meta_and_back(self, mod):
-        expected = halved(mod)
-        form = copy.deepcopy(expected).to("meta")
-        assert tensors(form(torch.randn(4, 5, device="meta")))[0].is_meta
-        with pytest.warns(UserWarning, match="weight_ih.* is on the meta device"):
-            form.load_state_dict(expected.state_dict())
-        form.load_state_dict(expected.state_dict(), assign=True)
-        assert_equal_modules(form, expected)
-
-    def test_inference_mode_autocast_and_sharing(self, mod):
-        form, x = halved(mod), torch.randn(4, 5)
-        expected = tensors(form(x))
-        with torch.inference_mode():
-            assert_all_same(tensors(form(x)), expected)
-        with torch.autocast("cpu", torch.bfloat16):
-            results = tensors(form(x))
-        assert_all_same(results, tensors(form(x.bfloat16())))
-        assert all(tensor.is_shared() for tensor in form.share_memory().buffers())
-        assert_all_same(tensors(form(x)), expected)
-
-    def test_gradient_of_the_input(self, mod):
-        form, grads = halved(mod), []
-        for one in (form, mod):
-            x = torch.linspace(-1, 1, 20).view(4, 5).requires_grad_()
-            sum(result.square().sum() for result in tensors(one(x))).backward()
-            grads.append(x.grad)
-        assert decibels(*grads) > 55
-        assert all(parameter.grad is None for parameter in form.parameters())
-
-    def test_compile(self, mod):
-        torch._dynamo.reset()  # it counts how often the forward of all these modules is compiled
-        form = halved(mod)
-        compiled = torch.compile(form, fullgraph=True, dynamic=True, backend="aot_eager")
-        lead = (2,) if isinstance(mod, nn.RNNBase) else ()
-        for rows in (4, 6, 3):
-            x = torch.randn(rows, *lead, 5)
-            assert_all_same(tensors(compiled(x)), tensors(form(x)))
-
-    def test_export_and_trace(self, mod):
-        form, x = halved(mod), torch.randn(4, 5)
-        expected = tensors(form(x))
-        assert_all_same(tensors(torch.export.export(form, (x,)).module()(x)), expected)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            assert_all_same(tensors(torch.jit.trace(form, x)(x)), expected)
+def test_state_dict_holds_plain_tensors():
+    state = halved(nn.LSTM(5, 7, proj_size=3)).state_dict()
+    assert {key: (value.dtype, tuple(value.shape)) for key, value in state.items()} == {
+        "weight_ih_l0": (torch.float16, (28, 5)),
+        "weight_hh_l0": (torch.float16, (28, 3)),
+        "weight_hr_l0": (torch.float16, (3, 7)),
+        "bias_ih_l0": (torch.float32, (28,)),
+        "bias_hh_l0": (torch.float32, (28,)),
+        "version": (torch.int64, ()),
+    }

@@ -1,7 +1,5 @@
 """Observer: the range it records, its parameters, its life as a module."""
 
-import io
-
 import numpy as np
 import pytest
 import reference as ref
@@ -9,6 +7,7 @@ import torch
 from compare import assert_same
 from hypothesis import given
 from hypothesis import strategies as st
+from round_trips import torch_saved
 
 import dynquant
 from dynquant import Observer
@@ -137,11 +136,8 @@ def test_what_is_not_finite_is_not_hidden(bad):
 def test_state_dict(scheme):
     observer = Observer(quant_scheme=scheme)
     observer(torch.randn(3, 4))
-    file = io.BytesIO()
-    torch.save(observer.state_dict(), file)
-    file.seek(0)
     loaded = Observer(quant_scheme=scheme)
-    loaded.load_state_dict(torch.load(file, weights_only=True))
+    loaded.load_state_dict(torch_saved(observer.state_dict()))
     assert_same(loaded.qmin, observer.qmin)
     assert_same(loaded.qmax, observer.qmax)
     loaded(torch.full((3, 4), 100.0))

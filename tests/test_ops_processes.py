@@ -1,6 +1,5 @@
 """The ops after fork, in spawned workers, and in the workers of a DataLoader."""
 
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -8,10 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from children import TIMEOUT, result_of
 from compare import assert_same
 from torch.utils.data import DataLoader, Dataset
-
-TIMEOUT = 60
 
 
 def result(m=64):
@@ -22,30 +20,17 @@ def result(m=64):
     return torch.ops.dynquant.linear_dynamic(x, packed, torch.ones(520))
 
 
-def in_child(queue, count):
+def with_threads(count):
     import dynquant  # noqa: F401  (a spawned child starts without it)
 
-    if count:
-        torch.set_num_threads(count)
-    queue.put(result().numpy())
-
-
-def from_process(method, count):
-    context = multiprocessing.get_context(method)
-    queue = context.Queue()
-    process = context.Process(target=in_child, args=(queue, count), daemon=True)
-    process.start()
-    try:
-        return torch.from_numpy(queue.get(timeout=TIMEOUT))
-    finally:
-        process.join(5)
-        process.kill()
+    torch.set_num_threads(count)
+    return result()
 
 
 @pytest.mark.parametrize("method, count", [("fork", 1), ("spawn", 1), ("spawn", 2)])
 def test_a_child(method, count):
     expected = result()
-    assert_same(from_process(method, count), expected)
+    assert_same(torch.from_numpy(result_of(method, with_threads, count)), expected)
 
 
 class Results(Dataset):

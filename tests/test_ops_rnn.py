@@ -417,7 +417,42 @@ def test_autocast_casts_inputs_and_states(cell, half):
     assert_all_same(results, case.run(**cast))
 
 
-class TestErrors:
+class Refusals:
+    """An lstm op, called with one argument that is wrong.
+
+    Attributes:
+        CASE: a call without an error.
+        ARGUMENTS: the names of its arguments.
+    """
+
+    CASE = None
+    ARGUMENTS = ()
+
+    def named(self, **changed):
+        _, arguments = self.CASE.call()
+        return dict(zip(self.ARGUMENTS, arguments, strict=True)) | changed
+
+    def refused(self, argument, value, text=None):
+        op, _ = self.CASE.call()
+        with pytest.raises(EXCEPTIONS, match=text or rf"\b{argument}\b") as error:
+            op(*self.named(**{argument: value}).values())
+        assert len(str(error.value)) > len(argument) + 10
+
+    def refused_by_the_fake(self, argument, value, text=None):
+        op, _ = self.CASE.call()
+        arguments = tuple(self.named(**{argument: value}).values())
+        with FakeTensorMode() as mode, pytest.raises(Exception, match=text or argument):
+            op(*pytree.tree_map_only(torch.Tensor, mode.from_tensor, arguments))
+
+    def test_names_of_the_arguments(self):
+        op, _ = self.CASE.call()
+        assert tuple(argument.name for argument in op._schema.arguments) == self.ARGUMENTS
+        kind = op.name().partition("_")[2].partition(".")[0]
+        for cell in ("lstm", "gru", "rnn"):
+            assert "Raises:" in getattr(ops, f"{cell}_{kind}").__doc__
+
+
+class TestErrors(Refusals):
     CASE = Case("lstm", 4, 3, 6, 5, 2)
     ARGUMENTS = (
         *("x", "h0", "c0", "packed_ih", "weight_scale_ih", "bias_ih"),
@@ -425,22 +460,9 @@ class TestErrors:
         *("batch_sizes", "reverse", "per_token", "symmetric"),
     )
 
-    def refused(self, argument, value, text=None):
-        op, arguments = self.CASE.call()
-        named = dict(zip(self.ARGUMENTS, arguments, strict=True)) | {argument: value}
-        with pytest.raises(EXCEPTIONS, match=text or rf"\b{argument}\b") as error:
-            op(*named.values())
-        assert len(str(error.value)) > len(argument) + 10
-
-    def test_names_of_the_arguments(self):
-        op, _ = self.CASE.call()
-        assert tuple(argument.name for argument in op._schema.arguments) == self.ARGUMENTS
-        for name in ("lstm_dynamic", "gru_dynamic", "rnn_dynamic"):
-            assert "Raises:" in getattr(ops, name).__doc__
-
     @pytest.mark.parametrize("argument", ARGUMENTS[:12])
     def test_dtypes(self, argument):
-        held = dict(zip(self.ARGUMENTS, self.CASE.call()[1], strict=True))[argument]
+        held = self.named()[argument]
         shape = (4,) if held is None else held.shape
         for dtype in (torch.float64, torch.int16, torch.bool, torch.complex64):
             self.refused(argument, torch.zeros(shape, dtype=dtype))
@@ -480,12 +502,10 @@ class TestErrors:
         "sizes", [[], [3, 3], [3, 3, 3, 4], [0, 12], [12], [3, 3, 3, 2], [-3, 15], [3, 4, 3, 2]]
     )
     def test_batch_sizes(self, sizes):
-        op, arguments = self.CASE.call()
-        named = dict(zip(self.ARGUMENTS, arguments, strict=True))
-        named["x"] = torch.zeros(12, 6)
-        named["batch_sizes"] = torch.tensor(sizes, dtype=torch.int64)
+        op, _ = self.CASE.call()
+        batch_sizes = torch.tensor(sizes, dtype=torch.int64)
         with pytest.raises(EXCEPTIONS, match="batch_sizes|h0"):
-            op(*named.values())
+            op(*self.named(x=torch.zeros(12, 6), batch_sizes=batch_sizes).values())
 
     def test_half_of_a_projection(self):
         self.refused("packed_hr", None, "packed_hr and weight_scale_hr")
@@ -493,7 +513,7 @@ class TestErrors:
 
     @pytest.mark.parametrize("argument", ARGUMENTS[:11])
     def test_other_devices(self, argument):
-        held = dict(zip(self.ARGUMENTS, self.CASE.call()[1], strict=True))[argument]
+        held = self.named()[argument]
         self.refused(argument, held.to("meta"), "device|meta|Meta|cpu|CPU")
         self.refused(argument, held.to_sparse(), "(?i)sparse")
 
@@ -504,13 +524,10 @@ class TestErrors:
             "packed_hh": torch.zeros(99, dtype=torch.int8),
             "bias_ih": torch.zeros(7),
         }.items():
-            op, arguments = self.CASE.call()
-            named = dict(zip(self.ARGUMENTS, arguments, strict=True)) | {argument: value}
-            with FakeTensorMode() as mode, pytest.raises(Exception, match=argument):
-                op(*pytree.tree_map_only(torch.Tensor, mode.from_tensor, tuple(named.values())))
+            self.refused_by_the_fake(argument, value)
 
 
-class TestErrorsOf16BitWeights:
+class TestErrorsOf16BitWeights(Refusals):
     CASE = Case("lstm", 4, 3, 6, 5, 2, half=torch.float16)
     ARGUMENTS = (
         *("x", "h0", "c0", "weight_ih", "bias_ih", "weight_hh", "bias_hh", "weight_hr"),
@@ -518,19 +535,8 @@ class TestErrorsOf16BitWeights:
     )
 
     def refused(self, argument, value, text=None):
-        op, arguments = self.CASE.call()
-        named = dict(zip(self.ARGUMENTS, arguments, strict=True)) | {argument: value}
-        with pytest.raises(EXCEPTIONS, match=text or rf"\b{argument}\b") as error:
-            op(*named.values())
-        assert len(str(error.value)) > len(argument) + 10
-        with FakeTensorMode() as mode, pytest.raises(Exception, match=text or argument):
-            op(*pytree.tree_map_only(torch.Tensor, mode.from_tensor, tuple(named.values())))
-
-    def test_names_of_the_arguments(self):
-        op, _ = self.CASE.call()
-        assert tuple(argument.name for argument in op._schema.arguments) == self.ARGUMENTS
-        for name in ("lstm_half", "gru_half", "rnn_half"):
-            assert "Raises:" in getattr(ops, name).__doc__
+        super().refused(argument, value, text)
+        self.refused_by_the_fake(argument, value, text)
 
     @pytest.mark.parametrize("part", ["ih", "hh", "hr"])
     def test_weights(self, part):
@@ -553,8 +559,5 @@ class TestErrorsOf16BitWeights:
 
     @pytest.mark.parametrize("argument", ARGUMENTS[:8])
     def test_other_devices(self, argument):
-        held = dict(zip(self.ARGUMENTS, self.CASE.call()[1], strict=True))[argument]
-        op, arguments = self.CASE.call()
-        named = dict(zip(self.ARGUMENTS, arguments, strict=True)) | {argument: held.to("meta")}
-        with pytest.raises(EXCEPTIONS, match="device|meta|Meta|cpu|CPU"):
-            op(*named.values())
+        held = self.named()[argument]
+        self.refused(argument, held.to("meta"), "device|meta|Meta|cpu|CPU")

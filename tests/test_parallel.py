@@ -110,6 +110,38 @@ def check_layouts():
                     assert_same(y.full_tensor(), expected, f"{style} {given} {asked}")
 
 
+def check_parts_of_uneven_width():
+    mesh = init_device_mesh("cpu", (2,))
+    torch.manual_seed(3)
+    for k in (5, 1):
+        linear, x = nn.Linear(k, 3), torch.randn(6, k)
+        expected = dynquant.quantize_dynamic(linear)(x)
+        local = distribute_tensor(x, mesh, [Shard(-1)]).to_local()
+        for style in (ColwiseParallel, RowwiseParallel):
+            for layout in (Shard(-1), Shard(1)):
+                sharded = dynquant.nn.Linear.from_float(linear)
+                layouts = {"input_layouts": layout, "output_layouts": Replicate()}
+                parallelize_module(sharded, mesh, style(**layouts))
+                assert_same(sharded(local), expected, f"{style} {layout} {k}")
+
+
+def check_inputs_that_do_not_fit():
+    """Every process raises, and none waits for another."""
+    mesh = init_device_mesh("cpu", (2,))
+    for style in (ColwiseParallel, RowwiseParallel):
+        for layout in (Replicate(), Shard(0), Shard(-1)):
+            sharded = dynquant.nn.Linear.from_float(nn.Linear(5, 3))
+            parallelize_module(sharded, mesh, style(input_layouts=layout))
+            for shape in ((2, 6), (2, 1), ()):
+                message = "x must have K = [523] as its last"
+                assert_refused(message, sharded, torch.ones(shape))
+
+
+def assert_refused(message, function, argument):
+    with pytest.raises(RuntimeError, match=message):
+        function(argument)
+
+
 def check_gradients():
     whole, sharded, _ = pair(64, 256, 64)
     x = torch.randn(4, 64, requires_grad=True)
@@ -117,6 +149,10 @@ def check_gradients():
     whole(x).square().sum().backward()
     sharded(other).square().sum().backward()
     torch.testing.assert_close(other.grad, x.grad)  # sums of floats: their order differs
+    whole, sharded = rowwise(dynquant.QConfig())
+    whole(x := x.detach().requires_grad_()).square().sum().backward()
+    sharded(other := x.detach().clone().requires_grad_()).square().sum().backward()
+    torch.testing.assert_close(other.grad, x.grad)
 
 
 def check_state():
@@ -140,12 +176,32 @@ def check_state():
         assert_same(target(x), wanted(x))
     assert sharded.down.weight.shape == (51, 101)
     assert "in_features=101, out_features=51" in repr(sharded.down)
-    try:
-        sharded.load_state_dict(pair(37, 100, 51)[0].state_dict())
-    except RuntimeError as error:
-        assert "up.weight: expected the shape [101, 37], found [100, 37]" in str(error)
-    else:
-        raise AssertionError("a wrong shape was loaded")
+
+
+def check_state_errors():
+    whole, sharded, _ = pair(37, 101, 51)
+    expected = whole.state_dict()
+    for entries, message in (
+        (
+            pair(37, 100, 51)[0].state_dict(),
+            r"up.weight: expected the shape \[101, 37\], found \[100, 37\]",
+        ),
+        ({"up.bias": torch.zeros(100)}, r"up.bias: expected the shape \[101\], found \[100\]"),
+        # As long as the scales of one process.
+        ({"up.weight_scale": torch.ones(51)}, r"up.weight_scale: expected the shape \[101\] or"),
+        ({"up.weight": torch.zeros(101, 37)}, "up.weight is torch.float32, but has a weight_scale"),
+        ({"up.weight": None}, "up.weight: expected a tensor, found NoneType"),
+    ):
+        assert_refused(message, sharded.load_state_dict, {**expected, **entries})
+    floats = Block(37, 101, 51).state_dict()
+    for weight, message in (
+        (torch.full((51, 101), torch.nan), "down.weight holds NaN or Inf"),
+        (
+            torch.zeros(51, 101).double(),
+            "down.weight: expected .*found torch.float64",
+        ),
+    ):
+        assert_refused(message, sharded.load_state_dict, {**floats, "down.weight": weight})
 
 
 def check_memory():
@@ -166,8 +222,11 @@ CHECKS = (
     check_other_dtypes_and_no_bias,
     check_rows_that_are_not_finite,
     check_layouts,
+    check_parts_of_uneven_width,
+    check_inputs_that_do_not_fit,
     check_gradients,
     check_state,
+    check_state_errors,
     check_memory,
     check_compile,
 )
@@ -228,6 +287,16 @@ class OneProcessMesh:
 def test_other_modules_are_refused(module, style):
     with pytest.raises(TypeError, match=f"{style.__name__}.*{type(module).__name__}"):
         style()._apply(module, OneProcessMesh())
+
+
+@pytest.mark.parametrize("style", [ColwiseParallel, RowwiseParallel])
+@pytest.mark.parametrize(
+    "name, value",
+    [("input_layouts", "x"), ("output_layouts", (Shard(0),)), ("use_local_output", 1)],
+)
+def test_wrong_arguments(style, name, value):
+    with pytest.raises(TypeError, match=f"{name} is .*; expected a"):
+        style(**{name: value})
 
 
 def test_a_mesh_of_two_dimensions_is_refused():

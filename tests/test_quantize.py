@@ -3,7 +3,6 @@
 import copy
 import gc
 import inspect
-import io
 import sys
 import time
 import warnings
@@ -15,6 +14,7 @@ import torch
 from compare import assert_same
 from hypothesis import given
 from hypothesis import strategies as st
+from round_trips import torch_saved
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrizations
@@ -817,10 +817,7 @@ def test_meta_model_takes_a_state_dict(net):
 
 def test_saved_and_loaded_into_a_new_model(net):
     quantized = dynquant.quantize_dynamic(net)
-    file = io.BytesIO()
-    torch.save(quantized.state_dict(), file)
-    file.seek(0)
     other = dynquant.quantize_dynamic(Net())
-    other.load_state_dict(torch.load(file, weights_only=True))
+    other.load_state_dict(torch_saved(quantized.state_dict()))
     x = torch.randn(2, 8)
     assert_same(other(x), quantized(x))

@@ -45,6 +45,15 @@ def output(model):
         return model(ids())[0]
 
 
+def quantized(path, auto=AutoModel, **arguments):
+    return auto.from_pretrained(path, quantization_config=DynquantConfig(), **arguments)
+
+
+def saved_and_loaded(model, folder, auto=AutoModel, **arguments):
+    model.save_pretrained(folder)
+    return auto.from_pretrained(folder, **arguments)
+
+
 def quantized_names(model):
     return {n for n, module in model.named_modules() if isinstance(module, dynquant.nn.Linear)}
 
@@ -61,9 +70,16 @@ def bert(tmp_path):
     return tmp_path / "bert"
 
 
+@pytest.fixture
+def gpt2(tmp_path):
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(GPT2).save_pretrained(tmp_path / "gpt2")
+    return tmp_path / "gpt2"
+
+
 class TestLoading:
     def test_equals_quantize_dynamic(self, bert):
-        model = AutoModel.from_pretrained(bert, quantization_config=DynquantConfig())
+        model = quantized(bert)
         expected = dynquant.quantize_dynamic(AutoModel.from_pretrained(bert))
         assert quantized_names(model) == quantized_names(expected)
         assert len(quantized_names(model)) == 2 * 6 + 1
@@ -72,7 +88,7 @@ class TestLoading:
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_in_16_bits(self, bert, dtype):
-        model = AutoModel.from_pretrained(bert, quantization_config=DynquantConfig(), dtype=dtype)
+        model = quantized(bert, dtype=dtype)
         expected = dynquant.quantize_dynamic(AutoModel.from_pretrained(bert, dtype=dtype))
         assert model.dtype == dtype
         assert_same(output(model), output(expected))
@@ -101,7 +117,7 @@ class TestLoading:
 
         monkeypatch.setattr(dynquant.nn.Linear, "from_float", classmethod(counting))
         monkeypatch.setattr(dynquant.transformers.DynquantQuantizer, "preprocess_model", preprocess)
-        AutoModel.from_pretrained(bert, quantization_config=DynquantConfig())
+        quantized(bert)
         assert len(held) == 13
         assert max(held) <= 4  # the embeddings, and the weight that is being quantized
 
@@ -119,7 +135,7 @@ class TestLoading:
         model.pooler.dense.weight.data[3, 4] = torch.nan
         model.save_pretrained(bert)
         with pytest.raises(ValueError, match="pooler.dense.weight holds NaN"):
-            AutoModel.from_pretrained(bert, quantization_config=DynquantConfig())
+            quantized(bert)
 
     def test_to_disk_is_refused(self):
         quantizer = dynquant.transformers.DynquantQuantizer(DynquantConfig(), pre_quantized=False)
@@ -129,9 +145,8 @@ class TestLoading:
 
 class TestRoundTrip:
     def test_bits(self, bert, tmp_path):
-        model = AutoModel.from_pretrained(bert, quantization_config=DynquantConfig())
-        model.save_pretrained(tmp_path / "q")
-        again = AutoModel.from_pretrained(tmp_path / "q")
+        model = quantized(bert)
+        again = saved_and_loaded(model, tmp_path / "q")
         assert quantized_names(again) == quantized_names(model)
         assert_same(output(again), output(model))
         assert again.state_dict().keys() == model.state_dict().keys()
@@ -139,7 +154,7 @@ class TestRoundTrip:
     def test_the_file_holds_int8(self, bert, tmp_path):
         from safetensors.torch import load_file
 
-        model = AutoModel.from_pretrained(bert, quantization_config=DynquantConfig())
+        model = quantized(bert)
         model.save_pretrained(tmp_path / "q")
         tensors = load_file(tmp_path / "q" / "model.safetensors")
         assert tensors["pooler.dense.weight"].dtype == torch.int8
@@ -149,60 +164,44 @@ class TestRoundTrip:
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_in_16_bits(self, bert, tmp_path, dtype):
-        model = AutoModel.from_pretrained(bert, quantization_config=DynquantConfig(), dtype=dtype)
-        model.save_pretrained(tmp_path / "q")
-        again = AutoModel.from_pretrained(tmp_path / "q", dtype=dtype)
+        model = quantized(bert, dtype=dtype)
+        again = saved_and_loaded(model, tmp_path / "q", dtype=dtype)
         assert again.pooler.dense.weight_scale.dtype == torch.float32
         assert_same(output(again), output(model))
 
     def test_with_modules_in_float(self, bert, tmp_path):
         config = DynquantConfig(activation="per_tensor", modules_to_not_convert=["pooler"])
         model = AutoModel.from_pretrained(bert, quantization_config=config)
-        model.save_pretrained(tmp_path / "q")
-        again = AutoModel.from_pretrained(tmp_path / "q")
+        again = saved_and_loaded(model, tmp_path / "q")
         assert float_names(again) == {"pooler.dense"}
         assert not next(iter(again.encoder.layer)).output.dense.per_token
         assert_same(output(again), output(model))
 
-    def test_conv1d_with_a_tied_head(self, tmp_path):
-        torch.manual_seed(0)
-        AutoModelForCausalLM.from_config(GPT2).save_pretrained(tmp_path / "gpt2")
-        model = AutoModelForCausalLM.from_pretrained(
-            tmp_path / "gpt2", quantization_config=DynquantConfig()
-        )
-        expected = dynquant.quantize_dynamic(
-            AutoModelForCausalLM.from_pretrained(tmp_path / "gpt2")
-        )
+    def test_conv1d_with_a_tied_head(self, gpt2, tmp_path):
+        model = quantized(gpt2, AutoModelForCausalLM)
+        expected = dynquant.quantize_dynamic(AutoModelForCausalLM.from_pretrained(gpt2))
         assert isinstance(model.transformer.h[0].attn.c_attn, dynquant.nn.Conv1D)
         assert isinstance(model.lm_head, dynquant.nn.Linear)
         assert_same(output(model), output(expected))
-        model.save_pretrained(tmp_path / "q")
-        again = AutoModelForCausalLM.from_pretrained(tmp_path / "q")
+        again = saved_and_loaded(model, tmp_path / "q", AutoModelForCausalLM)
         assert_same(output(again), output(model))
 
     def test_tied_biases(self, tmp_path):
         torch.manual_seed(0)
         AutoModelForMaskedLM.from_config(BERT).save_pretrained(tmp_path / "bert")
-        model = AutoModelForMaskedLM.from_pretrained(
-            tmp_path / "bert", quantization_config=DynquantConfig()
-        )
-        model.save_pretrained(tmp_path / "q")
-        again = AutoModelForMaskedLM.from_pretrained(tmp_path / "q")
+        model = quantized(tmp_path / "bert", AutoModelForMaskedLM)
+        again = saved_and_loaded(model, tmp_path / "q", AutoModelForMaskedLM)
         assert_same(output(again), output(model))
 
-    def test_a_generation(self, tmp_path):
-        torch.manual_seed(0)
-        AutoModelForCausalLM.from_config(GPT2).save_pretrained(tmp_path / "gpt2")
-        model = AutoModelForCausalLM.from_pretrained(
-            tmp_path / "gpt2", quantization_config=DynquantConfig()
-        )
+    def test_a_generation(self, gpt2):
+        model = quantized(gpt2, AutoModelForCausalLM)
         made = model.generate(ids(), max_new_tokens=4, do_sample=False, pad_token_id=0)
         assert made.shape == (2, 13)
 
     def test_an_entry_that_is_missing(self, bert, tmp_path):
         from safetensors.torch import load_file, save_file
 
-        model = AutoModel.from_pretrained(bert, quantization_config=DynquantConfig())
+        model = quantized(bert)
         model.save_pretrained(tmp_path / "q")
         tensors = load_file(tmp_path / "q" / "model.safetensors")
         del tensors["pooler.dense.weight_scale"]
@@ -215,23 +214,18 @@ class TestHeads:
     """What a checkpoint does not have is to be trained: it stays in float."""
 
     def test_on_a_float_checkpoint(self, bert):
-        model = AutoModelForSequenceClassification.from_pretrained(
-            bert, quantization_config=DynquantConfig()
-        )
+        model = quantized(bert, AutoModelForSequenceClassification)
         assert float_names(model) == {"classifier"}
         assert output(model).isfinite().all()
         assert model.config.quantization_config.modules_to_not_convert == ["^classifier"]
 
     def test_on_a_quantized_checkpoint(self, bert, tmp_path):
-        AutoModel.from_pretrained(bert, quantization_config=DynquantConfig()).save_pretrained(
-            tmp_path / "q"
-        )
+        quantized(bert).save_pretrained(tmp_path / "q")
         model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "q")
         assert float_names(model) == {"classifier"}
         assert model.classifier.weight.abs().max() < 1  # initialized, not what memory held
         assert model.classifier.weight.std() > 0.001
-        model.save_pretrained(tmp_path / "head")
-        again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "head")
+        again = saved_and_loaded(model, tmp_path / "head", AutoModelForSequenceClassification)
         assert float_names(again) == {"classifier"}
         assert_same(output(again), output(model))
 
@@ -263,6 +257,7 @@ class TestConfig:
             ({"activation": "per_channel"}, ValueError),
             ({"symmetric": 1}, TypeError),
             ({"modules_to_not_convert": "pooler"}, TypeError),
+            ({"modules_to_not_convert": ["pooler", "("]}, ValueError),
             ({"quant_method": "gptq"}, ValueError),
         ],
     )

@@ -53,6 +53,13 @@ struct TileOut {
   const float* bias;
   Out* out;
   int64_t out_stride;
+
+  inline void advance(int columns) {
+    column_sums += columns;
+    weight_scale += columns;
+    bias += columns;
+    out += columns;
+  }
 };
 
 template <class Isa, int R>
@@ -143,7 +150,30 @@ __attribute__((noinline)) void tile(const uint8_t* staged, int64_t staged_stride
   }
 }
 
-// One strip of R rows through the columns of one panel, in steps of V registers.
+// The last columns of a weight, fewer than V registers: whole registers are computed beside the
+// output, which may end there, and copied.
+template <class Isa, int R, int V, class Out>
+inline void rest(const uint8_t* staged, int64_t staged_stride, const int8_t* weights,
+                 int64_t groups, int64_t columns, TileOut<Out> to) {
+  constexpr int kStep = V * Isa::kLanes;
+  if constexpr (V > 1) {
+    if (columns <= kStep / 2) {
+      return rest<Isa, R, V / 2>(staged, staged_stride, weights, groups, columns, to);
+    }
+  }
+  Out result[R * kStep];
+  Out* const out = to.out;
+  const int64_t out_stride = to.out_stride;
+  to.out = result;
+  to.out_stride = kStep;
+  tile<Isa, R, V>(staged, staged_stride, weights, groups, {weights, 0}, to);
+  for (int r = 0; r < R; ++r) {
+    memcpy(out + r * out_stride, result + r * kStep, static_cast<size_t>(columns) * sizeof(Out));
+  }
+}
+
+// One strip of R rows through the columns of one panel, in steps of V registers. What is left over
+// takes half as many where they suffice: a weight of few columns would compute mostly padding.
 template <class Isa, int R, int V, class Out>
 inline void strip(const GemmArgs& a, int64_t m0, const int8_t* panel, int64_t columns,
                   TileOut<Out> to, Ahead& ahead) {
@@ -152,27 +182,15 @@ inline void strip(const GemmArgs& a, int64_t m0, const int8_t* panel, int64_t co
   const int8_t* weights = panel + kPanelColumns * kGroup;
   to.scale = a.epilogue.scale == nullptr ? nullptr : a.epilogue.scale + m0;
   to.zero_point = a.zero_point + m0;
-  Out* const out = to.out + m0 * to.out_stride;
-  for (int c = 0; c < columns; c += kStep) {
-    TileOut<Out> step = to;
-    step.column_sums += c;
-    step.weight_scale += c;
-    step.bias += c;
-    step.out = out + c;
-    if (columns - c >= kStep) {
-      tile<Isa, R, V>(staged, a.staged_stride, weights + c * kGroup, a.groups, ahead, step);
-      ahead.at += a.groups * ahead.step;
-      continue;
-    }
-    // A panel that the weight does not fill is computed whole beside the output and copied.
-    Out result[R * kStep];
-    step.out = result;
-    step.out_stride = kStep;
-    tile<Isa, R, V>(staged, a.staged_stride, weights + c * kGroup, a.groups, ahead, step);
-    for (int r = 0; r < R; ++r) {
-      memcpy(out + r * to.out_stride + c, result + r * kStep,
-             static_cast<size_t>(columns - c) * sizeof(Out));
-    }
+  to.out += m0 * to.out_stride;
+  int64_t c = 0;
+  for (; columns - c >= kStep; c += kStep) {
+    tile<Isa, R, V>(staged, a.staged_stride, weights + c * kGroup, a.groups, ahead, to);
+    ahead.at += a.groups * ahead.step;
+    to.advance(kStep);
+  }
+  if (c < columns) {
+    rest<Isa, R, V>(staged, a.staged_stride, weights + c * kGroup, a.groups, columns - c, to);
   }
 }
 

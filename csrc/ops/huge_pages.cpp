@@ -7,18 +7,36 @@
 namespace dynquant {
 namespace {
 
+constexpr uintptr_t kPage = 4096;
 constexpr uintptr_t kHugePage = uintptr_t{2} << 20;
 constexpr int64_t kWorthACall = 4 << 20;
+
+[[maybe_unused]] uintptr_t up(uintptr_t address, uintptr_t page) {
+  return (address + page - 1) & ~(page - 1);
+}
+
+[[maybe_unused]] uintptr_t down(uintptr_t address, uintptr_t page) { return address & ~(page - 1); }
+
+[[maybe_unused]] void advise(uintptr_t begin, uintptr_t end, int advice) {
+#if defined(__linux__)
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, advice);
+#endif
+}
 
 }  // namespace
 
 void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] int64_t bytes) {
 #if defined(MADV_HUGEPAGE)
   if (bytes < kWorthACall) return;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kHugePage - 1) & ~(kHugePage - 1);
-  const uintptr_t end =
-      (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes)) & ~(kHugePage - 1);
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(data);
+  const uintptr_t end = begin + static_cast<uintptr_t>(bytes);
+  const uintptr_t inner = up(begin, kHugePage), outer = down(end, kHugePage);
+  advise(inner, outer, MADV_HUGEPAGE);
+#if defined(MADV_POPULATE_WRITE)
+  // A call for all of them costs less than a fault for each.
+  advise(up(begin, kPage), inner, MADV_POPULATE_WRITE);
+  advise(outer, down(end, kPage), MADV_POPULATE_WRITE);
+#endif
 #endif
 }
 

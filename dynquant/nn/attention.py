@@ -109,7 +109,7 @@ class MultiheadAttention(nn.Module):
             the output, of query's shape and dtype, and the attention weights or None.
 
         Raises:
-            ValueError: for shapes that do not fit each other.
+            ValueError: for shapes or dtypes that do not fit each other.
             TypeError: for a mask that is neither bool nor float.
             RuntimeError: for is_causal without attn_mask.
         """
@@ -155,6 +155,9 @@ class MultiheadAttention(nn.Module):
                 "nested query, key and value take no masks, and need_weights must be False"
             )
         parts = {id(x): x.unbind() for x in (query, key, value)}
+        counts = [len(parts[id(x)]) for x in (query, key, value)]
+        if len(set(counts)) > 1:
+            raise ValueError(f"query, key and value differ in batch: {counts}")
         rows = zip(*(parts[id(x)] for x in (query, key, value)), strict=True)
         results = [self(*row, need_weights=False)[0] for row in rows]
         return torch.nested.as_nested_tensor(results, layout=query.layout)
@@ -164,6 +167,10 @@ class MultiheadAttention(nn.Module):
         if dims not in (2, 3) or key.dim() != dims or value.dim() != dims:
             shapes = ", ".join(str(list(x.shape)) for x in (query, key, value))
             raise ValueError(f"query, key and value must all have 2 or 3 dimensions, got {shapes}")
+        dtypes = [x.dtype for x in (query, key, value)]
+        if len(set(dtypes)) > 1 and not torch.is_autocast_enabled(query.device.type):
+            listed = ", ".join(map(str, dtypes))
+            raise ValueError(f"query, key and value must have the same dtype, got {listed}")
         given = {"query": (query, self.embed_dim), "key": (key, self.kdim)}
         given["value"] = (value, self.vdim)
         for name, (x, width) in given.items():

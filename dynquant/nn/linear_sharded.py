@@ -1,0 +1,249 @@
+"""dynquant.nn.Linear spread over the processes of a device mesh."""
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+
+from dynquant.nn._checks import FLOAT_DTYPES
+from dynquant.nn._packed import check_weight
+from dynquant.nn.linear import Linear
+
+_ops = torch.ops.dynquant
+
+# The range of the whole row reaches the kernels as this many further columns of each shard.
+_RANGE_COLUMNS = 2
+
+
+class ShardedLinear(Linear):
+    """What ColwiseParallel and RowwiseParallel make of a dynquant.nn.Linear, in place.
+
+    The state dict holds DTensors. load_state_dict takes DTensors and whole tensors, also those of a
+    float layer.
+
+    Attributes:
+        in_features, out_features: of the whole layer.
+        weight: int8 [out_features, in_features], a DTensor.
+    """
+
+    PLACEMENTS = {}  # of the entries of the state dict
+
+    def _become(self, mesh, style):
+        whole = {key: value for key, value in self._state().items() if key != "version"}
+        self._mesh = mesh
+        self._input_layout, self._output_layout = style._layouts
+        self._use_local_output = style._use_local_output
+        local = {
+            key: distribute_tensor(
+                value.detach(),
+                mesh,
+                [self._placement(key, value)],
+                src_data_rank=getattr(style, "src_data_rank", 0),
+            ).to_local()
+            for key, value in whole.items()
+        }
+        self._buffers["packed"] = _ops.pack_weight(self._held_form(local["weight"]))
+        self._buffers["weight_scale"] = local["weight_scale"]
+        if self.bias is not None:
+            self._parameters["bias"] = nn.Parameter(local["bias"], requires_grad=False)
+        self._shapes = {"weight": tuple(self._held_form(local["weight"]).shape)}
+        part = -(-self.in_features // mesh.size())
+        self._local_in_features = max(0, min(part, self.in_features - part * mesh.get_local_rank()))
+
+    def _placement(self, key, value):
+        if key == "weight_scale" and value.numel() != self.out_features:
+            return Replicate()
+        return self.PLACEMENTS[key]
+
+    @staticmethod
+    def _held_form(weight):
+        """The local part of the weight as it is packed."""
+        return weight
+
+    @staticmethod
+    def _local_part(held):
+        """The inverse of _held_form."""
+        return held
+
+    @property
+    def weight(self):
+        weight = self._local_part(self._plain_weight())
+        return self._distributed("weight", weight, (self.out_features, self.in_features))
+
+    def _distributed(self, key, local, shape):
+        like = torch.empty(shape, device="meta")
+        placement = self._placement(key, like)
+        return DTensor.from_local(
+            local, self._mesh, [placement], run_check=False, shape=like.shape, stride=like.stride()
+        )
+
+    def _state(self):
+        if "_mesh" not in self.__dict__:
+            return super()._state()
+        state = super()._state()
+        state["weight"] = self.weight
+        scales = self.out_features if self._is_per_channel("weight") else 1
+        state["weight_scale"] = self._distributed("weight_scale", self.weight_scale, (scales,))
+        if self.bias is not None:
+            state["bias"] = self._distributed("bias", self.bias.detach(), (self.out_features,))
+        return state
+
+    def _translated(self, state_dict, prefix):
+        """The local parts of what a state dict has for the whole layer."""
+        state_dict, errors = super()._translated(state_dict, prefix)
+        state_dict = dict(state_dict)
+        errors += self._wrong_shapes(state_dict, prefix)
+        if errors:
+            return state_dict, errors
+        weight = state_dict.get(prefix + "weight")
+        if isinstance(weight, torch.Tensor) and weight.is_floating_point():
+            if prefix + "weight_scale" in state_dict:
+                return state_dict, [f"{prefix}weight is {weight.dtype}, but has a weight_scale"]
+            weight = weight.full_tensor() if isinstance(weight, DTensor) else weight.detach()
+            try:
+                weight, scale = self._quantized(f"{prefix}weight", weight)
+            except ValueError as error:
+                return state_dict, [str(error)]
+            version = torch.tensor(self.VERSION)
+            entries = {"weight": weight, "weight_scale": scale, "version": version}
+            state_dict |= {prefix + key: value for key, value in entries.items()}
+        for key in self.PLACEMENTS:
+            value = state_dict.get(prefix + key)
+            if isinstance(value, torch.Tensor):
+                local = self._localized(key, value)
+                state_dict[prefix + key] = self._held_form(local) if key == "weight" else local
+        return state_dict, errors
+
+    def _wrong_shapes(self, state_dict, prefix):
+        """Messages of what has not the shape of the whole layer's."""
+        n, k = self.out_features, self.in_features
+        shapes = {"weight": ([n, k],), "weight_scale": ([n], [1]), "bias": ([n],)}
+        for key, allowed in shapes.items():
+            value = state_dict.get(prefix + key)
+            if isinstance(value, torch.Tensor) and list(value.shape) not in allowed:
+                expected, found = " or ".join(map(str, allowed)), list(value.shape)
+                yield f"{prefix}{key}: expected the shape {expected}, found {found}"
+
+    def _quantized(self, key, weight):
+        """The int8 form of a whole float weight, and its scale; ValueError where it has none."""
+        if weight.dtype not in FLOAT_DTYPES:
+            listed = " or ".join(map(str, FLOAT_DTYPES))
+            raise ValueError(f"{key}: expected {listed}, found {weight.dtype}")
+        check_weight(key, weight)
+        return _ops.quantize_weight(weight, self._is_per_channel("weight"))
+
+    def _localized(self, key, value):
+        placement = self._placement(key, value)
+        if isinstance(value, DTensor):
+            return value.redistribute(self._mesh, [placement]).to_local()
+        return distribute_tensor(
+            value.detach(), self._mesh, [placement], src_data_rank=None
+        ).to_local()
+
+    def _quantize_weight(self, name, value):
+        raise TypeError(f"{name} of a sharded layer cannot be assigned; use load_state_dict")
+
+    def _input(self, x, placement, gradient):
+        """The local part of x at `placement`; gradient: that of its gradient's local part."""
+        last = (Shard(-1), Shard(x.dim() - 1))
+        is_part = not isinstance(x, DTensor) and self._input_layout in last
+        # Checked before anything is exchanged: processes that disagree do not come back from that.
+        k = self._local_in_features if is_part else self.in_features
+        if x.dim() == 0 or x.shape[-1] != k:
+            raise RuntimeError(f"x must have K = {k} as its last dimension, got {list(x.shape)}")
+        if not isinstance(x, DTensor):
+            if self._input_layout == placement and gradient == placement:
+                return x
+            whole = {}
+            if is_part:
+                like = torch.empty((*x.shape[:-1], self.in_features), device="meta")
+                whole = {"shape": like.shape, "stride": like.stride()}
+            layouts = [self._input_layout]
+            x = DTensor.from_local(x, self._mesh, layouts, run_check=False, **whole)
+        x = x.redistribute(self._mesh, [placement])
+        return x.to_local(grad_placements=[last[1] if gradient in last else gradient])
+
+    def _output(self, y, placement):
+        """y, the local part at `placement`, as the style asks for it."""
+        if self._use_local_output and self._output_layout == placement:
+            return y
+        shape = (*y.shape[:-1], self.out_features)
+        like = torch.empty(shape, device="meta")
+        y = DTensor.from_local(
+            y, self._mesh, [placement], run_check=False, shape=like.shape, stride=like.stride()
+        ).redistribute(self._mesh, [self._output_layout])
+        return y.to_local() if self._use_local_output else y
+
+
+class ColwiseLinear(ShardedLinear):
+    """A Linear of which each process computes some outputs."""
+
+    PLACEMENTS = {"weight": Shard(0), "weight_scale": Shard(0), "bias": Shard(0)}
+
+    def forward(self, x):
+        wants_gradient = x.requires_grad and torch.is_grad_enabled()
+        # Each process adds to the gradient of x what comes through its outputs.
+        gradient = Partial() if wants_gradient else Replicate()
+        y = super().forward(self._input(x, Replicate(), gradient))
+        return self._output(y, Shard(-1))
+
+
+class RowwiseLinear(ShardedLinear):
+    """A Linear of which each process multiplies some inputs."""
+
+    PLACEMENTS = {"weight": Shard(1), "weight_scale": Replicate(), "bias": Replicate()}
+
+    @staticmethod
+    def _held_form(weight):
+        return nn.functional.pad(weight, (0, _RANGE_COLUMNS))
+
+    @staticmethod
+    def _local_part(held):
+        return held[:, :-_RANGE_COLUMNS]
+
+    def forward(self, x):
+        x = self._input(x, Shard(-1), Shard(-1))
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        return self._output(_RowwiseProduct.apply(x, self), Replicate())
+
+
+class _RowwiseProduct(torch.autograd.Function):
+    """linear_dynamic of an x whose columns are spread over processes, and its gradient."""
+
+    @staticmethod
+    def forward(ctx, x, linear):
+        ctx.linear, ctx.dtype = linear, x.dtype
+        ends = _whole_range(x, linear)
+        # With the ends of the whole range in it, a part of a row is quantized as the row is; the
+        # weight is zero in these columns.
+        q, scale, zero_point = _ops.quantize_activation(
+            torch.cat([x, ends.to(x.dtype)], -1), linear.per_token, linear.symmetric
+        )
+        acc = _ops.int_mm(q, zero_point, linear.packed, linear.out_features)
+        acc = _reduced(acc, "sum", linear._mesh)
+        return _ops.rescale(acc, scale, linear.weight_scale, linear.bias, x.dtype)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        linear = ctx.linear
+        weight = linear._local_part(linear._plain_weight()) * linear.weight_scale[:, None]
+        return (gradient.to(torch.float32) @ weight).to(ctx.dtype), None
+
+
+def _whole_range(x, linear):
+    """The least and greatest value (or 0) of each whole row, or of the whole tensor: [..., 2]."""
+    x = x.to(torch.float32)
+    zero = x.new_zeros((*x.shape[:-1], 1))
+    x = torch.cat([x, zero], -1)  # a shard may have no columns
+    ends = torch.stack([-x.amin(-1), x.amax(-1)], -1)
+    # Not every backend hands NaN on; infinity means the same for the row.
+    ends = ends.masked_fill(ends.isnan(), torch.inf)
+    ends = _reduced(ends, "max", linear._mesh)
+    return torch.stack([-ends[..., 0], ends[..., 1]], -1)
+
+
+def _reduced(local, operation, mesh):
+    """The sum or maximum of the processes' tensors of one shape."""
+    partial = DTensor.from_local(local, mesh, [Partial(operation)], run_check=False)
+    reduced = partial.redistribute(mesh, [Replicate()]).to_local()
+    return reduced.wait() if hasattr(reduced, "wait") else reduced
