@@ -54,11 +54,16 @@ struct TileOut {
   Out* out;
   int64_t out_stride;
 
-  inline void advance(int columns) {
-    column_sums += columns;
-    weight_scale += columns;
-    bias += columns;
-    out += columns;
+  // From that row and column on. Made anew each time: changing a copy in place would wait for the
+  // stores of the tile before.
+  inline TileOut at(int64_t row, int64_t column) const {
+    return {scale == nullptr ? nullptr : scale + row,
+            zero_point + row,
+            column_sums + column,
+            weight_scale + column,
+            bias + column,
+            out + row * out_stride + column,
+            out_stride};
   }
 };
 
@@ -154,7 +159,7 @@ __attribute__((noinline)) void tile(const uint8_t* staged, int64_t staged_stride
 // output, which may end there, and copied.
 template <class Isa, int R, int V, class Out>
 inline void rest(const uint8_t* staged, int64_t staged_stride, const int8_t* weights,
-                 int64_t groups, int64_t columns, TileOut<Out> to) {
+                 int64_t groups, int64_t columns, const TileOut<Out>& to) {
   constexpr int kStep = V * Isa::kLanes;
   if constexpr (V > 1) {
     if (columns <= kStep / 2) {
@@ -162,13 +167,12 @@ inline void rest(const uint8_t* staged, int64_t staged_stride, const int8_t* wei
     }
   }
   Out result[R * kStep];
-  Out* const out = to.out;
-  const int64_t out_stride = to.out_stride;
-  to.out = result;
-  to.out_stride = kStep;
-  tile<Isa, R, V>(staged, staged_stride, weights, groups, {weights, 0}, to);
+  const TileOut<Out> beside = {to.scale, to.zero_point, to.column_sums, to.weight_scale,
+                               to.bias,  result,        kStep};
+  tile<Isa, R, V>(staged, staged_stride, weights, groups, {weights, 0}, beside);
   for (int r = 0; r < R; ++r) {
-    memcpy(out + r * out_stride, result + r * kStep, static_cast<size_t>(columns) * sizeof(Out));
+    memcpy(to.out + r * to.out_stride, result + r * kStep,
+           static_cast<size_t>(columns) * sizeof(Out));
   }
 }
 
@@ -176,21 +180,18 @@ inline void rest(const uint8_t* staged, int64_t staged_stride, const int8_t* wei
 // takes half as many where they suffice: a weight of few columns would compute mostly padding.
 template <class Isa, int R, int V, class Out>
 inline void strip(const GemmArgs& a, int64_t m0, const int8_t* panel, int64_t columns,
-                  TileOut<Out> to, Ahead& ahead) {
+                  const TileOut<Out>& to, Ahead& ahead) {
   constexpr int kStep = V * Isa::kLanes;
   const uint8_t* staged = a.staged + m0 * a.staged_stride;
   const int8_t* weights = panel + kPanelColumns * kGroup;
-  to.scale = a.epilogue.scale == nullptr ? nullptr : a.epilogue.scale + m0;
-  to.zero_point = a.zero_point + m0;
-  to.out += m0 * to.out_stride;
   int64_t c = 0;
   for (; columns - c >= kStep; c += kStep) {
-    tile<Isa, R, V>(staged, a.staged_stride, weights + c * kGroup, a.groups, ahead, to);
+    tile<Isa, R, V>(staged, a.staged_stride, weights + c * kGroup, a.groups, ahead, to.at(m0, c));
     ahead.at += a.groups * ahead.step;
-    to.advance(kStep);
   }
   if (c < columns) {
-    rest<Isa, R, V>(staged, a.staged_stride, weights + c * kGroup, a.groups, columns - c, to);
+    rest<Isa, R, V>(staged, a.staged_stride, weights + c * kGroup, a.groups, columns - c,
+                    to.at(m0, c));
   }
 }
 
@@ -212,12 +213,10 @@ inline void gemm_to(const GemmArgs& a, Out*) {
     const int64_t columns = a.n_end - n0 < kPanelColumns ? a.n_end - n0 : kPanelColumns;
     const int8_t* panel = a.panels + n0 / kPanelColumns * panel_stride;
     const PanelColumns values(a.epilogue, n0, columns);
-    TileOut<Out> to = {};
-    to.column_sums = reinterpret_cast<const int32_t*>(panel);
-    to.weight_scale = values.weight_scale;
-    to.bias = values.bias;
-    to.out = static_cast<Out*>(a.epilogue.out) + n0;
-    to.out_stride = a.epilogue.out_stride;
+    const TileOut<Out> to = {
+        a.epilogue.scale,     a.zero_point, reinterpret_cast<const int32_t*>(panel),
+        values.weight_scale,  values.bias,  static_cast<Out*>(a.epilogue.out) + n0,
+        a.epilogue.out_stride};
     Ahead ahead = {panel, 0};
     if (fetch && n0 + kPanelColumns < a.n_end) {
       const int64_t each = kPanelColumns * kGroup / (strips * kPasses);
