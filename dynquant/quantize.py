@@ -41,10 +41,10 @@ def quantize_dynamic(
 ):
     """The model with int8 weights, whose activations are quantized at run time.
 
-    Linear layers are faster than in fp32 but for the smallest ones at many rows: on a Zen 4 core, at
-    4096 rows, those of about 1,000 weights and fewer (32 inputs and outputs took 1.1 to 1.4 times
-    as long), and those of one or two outputs (1.3 to 2.6 times). Keep these in float by name where
-    they matter.
+    Linear layers are faster than in fp32 but for the smallest ones at many rows. On a Zen 4 core,
+    at 4096 rows, those are the ones of about 1,000 weights and fewer (32 inputs and outputs took
+    1.1 to 1.6 times as long), and those of one or two outputs (1.3 to 2.6 times). Keep these in
+    float by name where they matter.
 
     Args:
         model: an nn.Module; the weights to be quantized are fp32, bf16 or fp16.

@@ -35,6 +35,22 @@ def assert_same_states(one, other):
         assert_same(one.state_dict()[key], value, key)
 
 
+# What may be wrong with the state dict of a float net, as a change of it and the message.
+WRONG_STATES = (
+    (lambda s: s.pop("0.bias"), 'Missing key.*"0.bias"'),
+    (lambda s: s.update({"0.extra": torch.zeros(1)}), 'Unexpected key.*"0.extra"'),
+    (lambda s: s["0.weight"].fill_(torch.nan), "0.weight holds NaN or Inf"),
+    (
+        lambda s: s.update({"0.weight": torch.zeros(6, 5)}),
+        r"0.weight: expected the shape \[5, 6\], found \[6, 5\]",
+    ),
+    (
+        lambda s: s.update({"0.weight": torch.zeros(5, 6, dtype=torch.float64)}),
+        "0.weight: expected torch.float32 or .* found torch.float64",
+    ),
+)
+
+
 class TestFloat:
     @pytest.mark.parametrize("assign", [False, True])
     @pytest.mark.parametrize("bias", [False, True])
@@ -74,17 +90,7 @@ class TestFloat:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (lambda s: s.pop("0.bias"), 'Missing key.*"0.bias"'),
-            (lambda s: s.update({"0.extra": torch.zeros(1)}), 'Unexpected key.*"0.extra"'),
-            (lambda s: s["0.weight"].fill_(torch.nan), "0.weight holds NaN or Inf"),
-            (
-                lambda s: s.update({"0.weight": torch.zeros(6, 5)}),
-                r"0.weight: expected the shape \[5, 6\], found \[6, 5\]",
-            ),
-            (
-                lambda s: s.update({"0.weight": torch.zeros(5, 6, dtype=torch.float64)}),
-                "0.weight: expected torch.float32 or .* found torch.float64",
-            ),
+            *WRONG_STATES,
             (
                 lambda s: s.update({"0.weight_scale": torch.ones(5)}),
                 "0.weight is torch.float32, but 0.weight_scale is there as well",
@@ -160,17 +166,7 @@ class TestFloatInto16Bits:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (lambda s: s.pop("0.bias"), 'Missing key.*"0.bias"'),
-            (lambda s: s.update({"0.extra": torch.zeros(1)}), 'Unexpected key.*"0.extra"'),
-            (lambda s: s["0.weight"].fill_(torch.nan), "0.weight holds NaN or Inf"),
-            (
-                lambda s: s.update({"0.weight": torch.zeros(6, 5)}),
-                r"0.weight: expected the shape \[5, 6\], found \[6, 5\]",
-            ),
-            (
-                lambda s: s.update({"0.weight": torch.zeros(5, 6, dtype=torch.float64)}),
-                "0.weight: expected torch.float32 or .* found torch.float64",
-            ),
+            *WRONG_STATES,
             (
                 lambda s: s.update({"0.version": torch.tensor(1)}),
                 "0.weight: expected torch.float16 or torch.bfloat16, found torch.float32",

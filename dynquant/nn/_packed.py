@@ -10,7 +10,14 @@ import dynquant.ops  # noqa: F401 (registers torch.ops.dynquant)
 from dynquant.nn._checks import FLOAT_DTYPES, check_finite
 from dynquant.nn._move import moved
 from dynquant.nn._processes import share_between_processes
-from dynquant.nn._state import INTEGERS, Entry, check_assigned, is_float, read_entries
+from dynquant.nn._state import (
+    INTEGERS,
+    Entry,
+    OwnState,
+    check_assigned,
+    is_float,
+    read_entries,
+)
 from dynquant.nn.weight import QuantizedTable
 from dynquant.qconfig import per_channel
 
@@ -40,7 +47,7 @@ def packed_name(name):
     return name.replace("weight", "packed", 1)
 
 
-class PackedModule(nn.Module):
+class PackedModule(OwnState):
     """A module with int8 weights, each held once, packed for the machine.
 
     A weight `name` [N, K] is the buffer packed_name(name), derived on load and never in a state
@@ -50,7 +57,6 @@ class PackedModule(nn.Module):
     float tensor that is assigned to a weight.
     """
 
-    VERSION = 1
     DTYPES = (torch.qint8,)
 
     def __init_subclass__(cls, **arguments):
@@ -170,10 +176,6 @@ class PackedModule(nn.Module):
         }
         self._buffers = {**packed, **self._buffers}
 
-    def _save_to_state_dict(self, destination, prefix, keep_vars):
-        for key, value in self._state().items():
-            destination[prefix + key] = value if keep_vars else value.detach()
-
     def _state(self):
         state = {}
         for name in self._shapes:
@@ -181,39 +183,13 @@ class PackedModule(nn.Module):
             state[f"{name}_scale"] = self._scale(name)
         return {**state, **self._held_biases(), "version": torch.tensor(self.VERSION)}
 
-    def _translated(self, state_dict, prefix):
-        """A state dict in the names of this module, and a list of errors."""
-        return state_dict, []
-
-    def _load_from_state_dict(
-        self,
-        state_dict,
-        prefix,
-        local_metadata,
-        strict,
-        missing_keys,
-        unexpected_keys,
-        error_msgs,
-    ):
-        lists = (strict, missing_keys, unexpected_keys)
-        for hook in self._load_state_dict_pre_hooks.values():
-            hook(state_dict, prefix, local_metadata, *lists, error_msgs)
-        state_dict, errors = self._translated(state_dict, prefix)
+    def _read(self, state_dict, prefix, *lists):
         floats = [name for name in self._shapes if is_float(state_dict.get(prefix + name))]
-        found, wrong = read_entries(self, self._entries(floats), state_dict, prefix, *lists)
-        errors += wrong
+        found, errors = read_entries(self, self._entries(floats), state_dict, prefix, *lists)
         for name in floats:
             if not errors:
                 errors += self._quantize_found(found, name, prefix, state_dict)
-        version = found.pop("version", None)
-        if not (errors or version is None or version.is_meta or 1 <= version <= self.VERSION):
-            errors.append(
-                f"{prefix}version is {int(version)}; this dynquant reads 1 to {self.VERSION}"
-            )
-        if errors:
-            error_msgs.extend(errors)
-        elif found:
-            self._load(found, local_metadata.get("assign_to_params_buffers", False), prefix)
+        return found, errors
 
     def _entries(self, floats=()):
         """What a state dict may hold; the weights named in `floats` are those of a float module."""

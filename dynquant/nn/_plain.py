@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from dynquant.nn._move import moved
-from dynquant.nn._state import INTEGERS, Entry, is_float, read_entries
+from dynquant.nn._state import INTEGERS, Entry, OwnState, is_float, read_entries
 
 
-class PlainState(nn.Module):
+class PlainState(OwnState):
     """A module in eval mode whose buffers keep their dtypes and make up its state dict.
 
     With them the state dict holds the parameters, which are biases, and version (int64). One
@@ -17,8 +17,6 @@ class PlainState(nn.Module):
     A parameter without elements, `placeholder`, carries the float dtype and the device, so that
     a model without any other parameter can tell them.
     """
-
-    VERSION = 1
 
     def _entries(self):
         """The Entry of each key but version."""
@@ -40,16 +38,7 @@ class PlainState(nn.Module):
         """
         raise NotImplementedError
 
-    def _translated(self, state_dict, prefix):
-        """A state dict in the names of this module, and a list of errors."""
-        return state_dict, []
-
     def _read(self, state_dict, prefix, *lists):
-        """What `state_dict` holds of this module, and a list of errors.
-
-        Args:
-            lists: strict, missing_keys and unexpected_keys, as for read_entries.
-        """
         floats = [key for key in self._weight_names() if is_float(state_dict.get(prefix + key))]
         if f"{prefix}version" in state_dict or not floats:
             entries = {**self._entries(), "version": Entry(INTEGERS, ((),))}
@@ -80,36 +69,6 @@ class PlainState(nn.Module):
         return super()._apply(
             lambda tensor: moved(fn, tensor) if id(tensor) in held else fn(tensor), recurse
         )
-
-    def _save_to_state_dict(self, destination, prefix, keep_vars):
-        for key, value in self._state().items():
-            destination[prefix + key] = value if keep_vars else value.detach()
-
-    def _load_from_state_dict(
-        self,
-        state_dict,
-        prefix,
-        local_metadata,
-        strict,
-        missing_keys,
-        unexpected_keys,
-        error_msgs,
-    ):
-        lists = (strict, missing_keys, unexpected_keys)
-        for hook in self._load_state_dict_pre_hooks.values():
-            hook(state_dict, prefix, local_metadata, *lists, error_msgs)
-        state_dict, errors = self._translated(state_dict, prefix)
-        found, wrong = self._read(state_dict, prefix, *lists)
-        errors += wrong
-        version = found.pop("version", None)
-        if not (errors or version is None or version.is_meta or 1 <= version <= self.VERSION):
-            errors.append(
-                f"{prefix}version is {int(version)}; this dynquant reads 1 to {self.VERSION}"
-            )
-        if errors:
-            error_msgs.extend(errors)
-        else:
-            self._load(found, local_metadata.get("assign_to_params_buffers", False), prefix)
 
     @torch.no_grad()
     def _load(self, found, assign, prefix):
