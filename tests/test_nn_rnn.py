@@ -281,6 +281,18 @@ class TestMessages:
         missing = [word for word in words if word.strip(",") not in str(given.value).lower()]
         assert len(missing) <= len(words) / 3, (str(expected.value), str(given.value))
 
+    @pytest.mark.parametrize("cells", [LAYERS, CELLS], ids=["layers", "cells"])
+    @pytest.mark.parametrize("cell", LAYERS)
+    def test_what_hx_may_be(self, cells, cell):
+        mod, x = quantized(cells[cell](5, 7)), torch.zeros(3, 5)
+        state = torch.zeros(1, 7) if cells is LAYERS else torch.zeros(3, 7)
+        wrong = [(state,), (state,) * 3, 5, (state, None), ()]
+        wrong.append(state if cell == "lstm" else (state, state))
+        wanted = r"a tuple of two tensors, \(h_0, c_0\)" if cell == "lstm" else "a tensor"
+        for hx in wrong:
+            with pytest.raises(TypeError, match=f"hx must be {wanted}, got (int|tuple|Tensor)"):
+                mod(x, hx)
+
     @pytest.mark.parametrize("cell", LAYERS)
     def test_float64(self, cell):
         with pytest.raises(EXCEPTIONS, match="float64"):

@@ -178,3 +178,16 @@ def _parameter_names(mod, suffixes):
         "weight": [f"weight_{kind}{suffix}" for suffix in suffixes for kind in kinds],
         "bias": [f"bias_{kind}{suffix}" for suffix in suffixes for kind in kinds[:2]],
     }
+
+
+def check_states(module, hx, count):
+    """Raises TypeError unless hx is a tensor, or a tuple or list of `count` tensors beyond one."""
+    states = [hx] if count == 1 else hx
+    is_right = isinstance(states, (tuple, list)) and len(states) == count
+    if is_right and all(isinstance(state, torch.Tensor) for state in states):
+        return
+    wanted = "a tensor" if count == 1 else "a tuple of two tensors, (h_0, c_0)"
+    found = type(hx).__name__
+    if isinstance(hx, (tuple, list)):
+        found += f" of {', '.join(type(state).__name__ for state in hx) or 'nothing'}"
+    raise TypeError(f"{type(module).__name__}: hx must be {wanted}, got {found}")

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
-from dynquant.nn._recurrent import Int8Weights, Recurrent
+from dynquant.nn._recurrent import Int8Weights, Recurrent, check_states
 from dynquant.nn._script import no_script
 from dynquant.nn._torch_ao import plain_cell
 
@@ -116,6 +116,7 @@ class RecurrentLayers(Recurrent):
             )
 
     def _as_states(self, hx):
+        check_states(self, hx, 1)
         return [hx]
 
     def _as_hx(self, states):
@@ -141,6 +142,7 @@ class LSTMLayers(RecurrentLayers):
         ]
 
     def _as_states(self, hx):
+        check_states(self, hx, 2)
         return list(hx)
 
     def _as_hx(self, states):

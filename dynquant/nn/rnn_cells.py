@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from dynquant.nn._recurrent import Int8Weights, Recurrent
+from dynquant.nn._recurrent import Int8Weights, Recurrent, check_states
 from dynquant.nn._torch_ao import plain_linear
 
 
@@ -26,6 +26,8 @@ class RecurrentCell(Recurrent):
     def forward(self, input, hx: torch.Tensor | None = None):
         states: list[torch.Tensor] | None = None
         if hx is not None:
+            if not torch.jit.is_scripting():
+                check_states(self, hx, 1)
             states = [hx]
         return self._step(input, states)[0]
 
@@ -88,6 +90,8 @@ class LSTMStep(RecurrentCell):
     def forward(self, input, hx: tuple[torch.Tensor, torch.Tensor] | None = None):
         states: list[torch.Tensor] | None = None
         if hx is not None:
+            if not torch.jit.is_scripting():
+                check_states(self, hx, 2)
             states = [hx[0], hx[1]]
         states = self._step(input, states)
         return states[0], states[1]
