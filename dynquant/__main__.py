@@ -84,13 +84,22 @@ def _report(options):
     print(comparison)
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:
-            json.dump({"rows": comparison.rows, "total": comparison.total}, file, indent=2)
+            rows = [_for_json(row) for row in comparison.rows]
+            json.dump({"rows": rows, "total": _for_json(comparison.total)}, file, indent=2)
     if options.plot:
         comparison.plot(options.plot)
     below = [row["name"] for row in comparison.rows if _is_below(row, options.fail_below)]
     if below:
         print(f"\nbelow {options.fail_below} dB: {', '.join(below)}", file=sys.stderr)
     return 1 if below else 0
+
+
+def _for_json(row):
+    """JSON has no NaN and no infinite numbers: null stands for them."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in row.items()
+    }
 
 
 def _is_below(row, limit):
@@ -136,7 +145,7 @@ def _parser():
         help="the model's inputs: a tensor, a tuple or a dict of tensors that torch.save wrote",
     )
     command.add_argument("--plot", metavar="FILE", help="draw it (PNG, SVG or PDF)")
-    command.add_argument("--json", metavar="FILE", help="save the rows")
+    command.add_argument("--json", metavar="FILE", help="save the rows; null for no number")
     command.add_argument(
         "--fail-below",
         type=_decibels,

@@ -68,6 +68,13 @@ class Evil:
         return (Path.touch, (self.path,))
 
 
+def strict_json(path):
+    def refuse(constant):
+        raise ValueError(f"{constant} is no JSON")
+
+    return json.loads(Path(path).read_text(), parse_constant=refuse)
+
+
 class TestQuantizeModule:
     def test_equals_quantize_dynamic(self, module, tmp_path, capsys):
         out = tmp_path / "q.pt"
@@ -221,9 +228,12 @@ class TestReport:
         torch.save(torch.full((3, 4), 1e9), tmp_path / "x.pt")
         given = [str(tmp_path / "m.pt"), "--allow-pickle", "--inputs", str(tmp_path / "x.pt")]
         assert main(["report", *given]) == 0
-        assert main(["report", *given, "--fail-below", "20"]) == 1
+        report = str(tmp_path / "r.json")
+        assert main(["report", *given, "--fail-below", "20", "--json", report]) == 1
         error = capsys.readouterr().err
         assert "second" in error and "unreached" not in error
+        rows = {row["name"]: row for row in strict_json(report)["rows"]}
+        assert rows["unreached"]["snr_db"] is None
 
     @pytest.mark.parametrize("option", ["--json", "--plot"])
     def test_a_folder_that_is_not_there(self, option, module, tmp_path, capsys):
@@ -239,7 +249,7 @@ class TestReport:
         assert main(["report", *given, "--json", str(tmp_path / "r.json")]) == 0
         out = capsys.readouterr().out
         assert "SNR dB" in out and "total" in out
-        rows = json.loads((tmp_path / "r.json").read_text())["rows"]
+        rows = strict_json(tmp_path / "r.json")["rows"]
         assert [row["name"] for row in rows] == ["0", "2"]
         assert min(row["snr_db"] for row in rows) > 30
         assert main(["report", *given, "--fail-below", "90"]) == 1
