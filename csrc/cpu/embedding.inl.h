@@ -47,15 +47,7 @@ inline void quantize_above(const T* x, int64_t count, float lo, float scale, int
     value = Isa::div(Isa::add_float(value, minus_lo), divisor);
     return Isa::min_int(Isa::max_int(Isa::round_to_int(value), zero), most);
   };
-  int64_t i = 0;
-  for (; i + Isa::kLanes <= count; i += Isa::kLanes) {
-    Isa::store_bytes(q + i, bytes(Isa::load(x + i)));
-  }
-  if (i < count) {
-    uint8_t tail[Isa::kLanes];
-    Isa::store_bytes(tail, bytes(load_part<Isa>(x + i, count - i)));
-    memcpy(q + i, tail, static_cast<size_t>(count - i));
-  }
+  quantize_run<Isa>(bytes, x, count, q);
 }
 
 template <class Isa, class T>

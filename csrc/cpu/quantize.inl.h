@@ -123,8 +123,9 @@ struct ToBytes {
   }
 };
 
-template <class Isa, class Scaling, class T>
-inline void quantize_run(const ToBytes<Isa, Scaling>& to_bytes, const T* x, int64_t k, uint8_t* q) {
+// k values as bytes, where `to_bytes` makes a register of them integers from 0 to 255.
+template <class Isa, class F, class T>
+inline void quantize_run(const F& to_bytes, const T* x, int64_t k, uint8_t* q) {
   int64_t i = 0;
   for (; i + Isa::kLanes <= k; i += Isa::kLanes) {
     Isa::store_bytes(q + i, to_bytes(Isa::load(x + i)));

@@ -49,23 +49,17 @@ void half_matmul(const Kernels& kernels, const FloatMatrix& x, const HalfWeight&
   const int64_t out_bytes = out_dtype == Dtype::f32 ? 4 : 2;
   const int64_t block =
       std::max<int64_t>(6, kBlockBytes / (std::max<int64_t>(weight.k, 1) * 4) / 6 * 6);
-  const int64_t chunks = panels_of(weight.n);
   const Split split = choose_split(x.m, weight.n, weight.k, num_threads());
   run_tasks(split.rows * split.columns, [&](int64_t task) {
-    const int64_t row_part = task / split.columns, column_part = task % split.columns;
-    const int64_t m_begin = x.m * row_part / split.rows;
-    const int64_t m_end = x.m * (row_part + 1) / split.rows;
-    const int64_t n_begin = chunks * column_part / split.columns * kPanelColumns;
-    const int64_t n_end =
-        std::min(weight.n, chunks * (column_part + 1) / split.columns * kPanelColumns);
-    if (n_begin >= n_end) return;
-    for (int64_t begin = m_begin; begin < m_end; begin += block) {
-      HalfGemmArgs a = block_of(kernels, x, weight.k, begin, std::min(m_end, begin + block));
+    const Part part = part_of(split, task, x.m, weight.n);
+    if (part.is_empty()) return;
+    for (int64_t begin = part.m_begin; begin < part.m_end; begin += block) {
+      HalfGemmArgs a = block_of(kernels, x, weight.k, begin, std::min(part.m_end, begin + block));
       a.weight = weight.data;
       a.weight_dtype = weight.dtype;
       a.weight_stride = weight.stride;
-      a.n_begin = n_begin;
-      a.n_end = n_end;
+      a.n_begin = part.n_begin;
+      a.n_end = part.n_end;
       a.bias = bias;
       a.out = static_cast<char*>(out) + begin * out_stride * out_bytes;
       a.out_dtype = out_dtype;

@@ -33,27 +33,26 @@ void multiply(const Kernels& kernels, const Source& source, int64_t m, const Pac
   // Rows at a power of two would share few cache sets: a line more between them spreads them.
   const int64_t stride = ceil_div(groups * kernels.group_bytes, 64) * 64 + 64;
   const int64_t block = std::max<int64_t>(8, std::min(kBlockRows, kBlockBytes / stride));
-  const int64_t panels = panels_of(weight.n);
   const Split split = choose_split(m, weight.n, weight.k, num_threads());
   run_tasks(split.rows * split.columns, [&](int64_t task) {
-    const int64_t row_part = task / split.columns, column_part = task % split.columns;
-    const int64_t m_begin = m * row_part / split.rows, m_end = m * (row_part + 1) / split.rows;
+    const Part part = part_of(split, task, m, weight.n);
+    if (part.is_empty()) return;
     GemmArgs a = {};
     a.panels = weight.panels;
     a.groups = groups;
-    a.n_begin = panels * column_part / split.columns * kPanelColumns;
-    a.n_end = std::min(weight.n, panels * (column_part + 1) / split.columns * kPanelColumns);
-    if (a.n_begin >= a.n_end || m_begin >= m_end) return;
-    const int64_t blocks = ceil_div(m_end - m_begin, block);
-    uint8_t* staged = scratch(static_cast<size_t>(std::min(block, m_end - m_begin) * stride));
+    a.n_begin = part.n_begin;
+    a.n_end = part.n_end;
+    const int64_t rows = part.m_end - part.m_begin;
+    const int64_t blocks = ceil_div(rows, block);
+    uint8_t* staged = scratch(static_cast<size_t>(std::min(block, rows) * stride));
     float scale[kBlockRows];
     int32_t zero_point[kBlockRows];
     a.staged = staged;
     a.staged_stride = stride;
     a.zero_point = zero_point;
     for (int64_t b = 0; b < blocks; ++b) {
-      const int64_t begin = m_begin + (m_end - m_begin) * b / blocks;
-      const int64_t end = m_begin + (m_end - m_begin) * (b + 1) / blocks;
+      const int64_t begin = part.m_begin + rows * b / blocks;
+      const int64_t end = part.m_begin + rows * (b + 1) / blocks;
       for (int64_t row = begin; row < end; ++row) {
         const StagedRow values = source.stage(row, staged + (row - begin) * stride);
         scale[row - begin] = values.scale;

@@ -63,4 +63,12 @@ Split choose_split(int64_t m, int64_t n, int64_t k, int64_t threads) {
   return best;
 }
 
+Part part_of(const Split& split, int64_t task, int64_t m, int64_t n) {
+  const int64_t row = task / split.columns, column = task % split.columns;
+  const int64_t panels = panels_of(n);
+  return {m * row / split.rows, m * (row + 1) / split.rows,
+          panels * column / split.columns * kPanelColumns,
+          std::min(n, panels * (column + 1) / split.columns * kPanelColumns)};
+}
+
 }  // namespace dynquant

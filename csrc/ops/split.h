@@ -12,4 +12,13 @@ struct Split {
 
 Split choose_split(int64_t m, int64_t n, int64_t k, int64_t threads);
 
+// What one task of a product of M rows and N columns computes; columns by whole panels.
+struct Part {
+  int64_t m_begin, m_end;
+  int64_t n_begin, n_end;
+
+  bool is_empty() const { return m_begin >= m_end || n_begin >= n_end; }
+};
+Part part_of(const Split& split, int64_t task, int64_t m, int64_t n);
+
 }  // namespace dynquant
