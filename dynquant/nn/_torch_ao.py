@@ -25,17 +25,36 @@ def with_plain_linear(state_dict, prefix):
     packed_key = f"{prefix}_packed_params._packed_params"
     if packed_key not in state_dict:
         return state_dict, []
-    result = {
-        key: value
-        for key, value in state_dict.items()
-        if not (key.startswith(prefix) and key.removeprefix(prefix) in _OF_LINEAR)
-    }
-    try:
-        entries = plain_linear(state_dict[packed_key])
-    except ValueError as error:
-        return result, [f"{packed_key}: {error}"]
-    result.update({prefix + key: value for key, value in entries.items()})
-    return result, []
+    others = {prefix + key for key in _OF_LINEAR} - {packed_key}
+    state_dict = {key: value for key, value in state_dict.items() if key not in others}
+
+    def entries(packed_params):
+        return {prefix + key: value for key, value in plain_linear(packed_params).items()}
+
+    return with_plain_entries(state_dict, {packed_key: entries})
+
+
+def with_plain_entries(state_dict, readers):
+    """`state_dict` with plain entries in place of what torch.ao saved under the keys of `readers`.
+
+    Args:
+        readers: {key: function that gives the entries for what was saved there; a ValueError of
+            it is an error of that key}.
+
+    Returns:
+        the state dict, a new one where anything was replaced, and a list of error messages.
+    """
+    found = [key for key in readers if key in state_dict]
+    if not found:
+        return state_dict, []
+    result = {key: value for key, value in state_dict.items() if key not in readers}
+    errors = []
+    for key in found:
+        try:
+            result.update(readers[key](state_dict[key]))
+        except ValueError as error:
+            errors.append(f"{key}: {error}")
+    return result, errors
 
 
 def plain_linear(packed_params):

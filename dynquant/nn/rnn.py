@@ -3,13 +3,15 @@
 The semantics are torch's: shapes, the order of gates, packed sequences, initial states, messages.
 """
 
+from functools import partial
+
 import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 from dynquant.nn._recurrent import Int8Weights, Recurrent, check_states
 from dynquant.nn._script import no_script
-from dynquant.nn._torch_ao import plain_cell
+from dynquant.nn._torch_ao import plain_cell, with_plain_entries
 
 
 class RecurrentLayers(Recurrent):
@@ -123,7 +125,11 @@ class RecurrentLayers(Recurrent):
         return states[0]
 
     def _translated(self, state_dict, prefix):
-        return _with_plain_cells(state_dict, prefix, self._suffixes)
+        readers = {
+            f"{prefix}_all_weight_values.{place}.param": partial(_plain_cell, prefix, suffix)
+            for place, suffix in enumerate(self._suffixes)
+        }
+        return with_plain_entries(state_dict, readers)
 
     def extra_repr(self):
         return nn.RNNBase.extra_repr(self) + self._scheme_repr()
@@ -207,28 +213,11 @@ def _permuted(states, permutation):
     return [state.index_select(1, permutation) for state in states]
 
 
-def _with_plain_cells(state_dict, prefix, suffixes):
-    """`state_dict` with plain entries in place of those of a torch.ao LSTM or GRU below `prefix`.
-
-    Returns:
-        the state dict, a new one where anything was replaced, and a list of error messages.
-    """
-    keys = [f"{prefix}_all_weight_values.{place}.param" for place in range(len(suffixes))]
-    if not any(key in state_dict for key in keys):
-        return state_dict, []
-    result = {key: value for key, value in state_dict.items() if key not in keys}
-    errors = []
-    for key, suffix in zip(keys, suffixes, strict=True):
-        if key not in state_dict:
-            continue
-        try:
-            entries = plain_cell(state_dict[key])
-        except ValueError as error:
-            errors.append(f"{key}: {error}")
-            continue
-        if "weight_ih_scale" in entries:
-            result[f"{prefix}version"] = torch.tensor(1)
-        for name, value in entries.items():
-            stem, scale = name.removesuffix("_scale"), "_scale" if name.endswith("_scale") else ""
-            result[f"{prefix}{stem}{suffix}{scale}"] = value
-    return result, errors
+def _plain_cell(prefix, suffix, param):
+    """The entries of this module for one layer and direction of a torch.ao LSTM or GRU."""
+    cell = plain_cell(param)
+    result = {f"{prefix}version": torch.tensor(1)} if "weight_ih_scale" in cell else {}
+    for name, value in cell.items():
+        stem, scale = name.removesuffix("_scale"), "_scale" if name.endswith("_scale") else ""
+        result[f"{prefix}{stem}{suffix}{scale}"] = value
+    return result

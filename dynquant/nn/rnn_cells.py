@@ -1,10 +1,12 @@
 """nn.LSTMCell, nn.GRUCell and nn.RNNCell with int8 weights: one step of a recurrence."""
 
+from functools import partial
+
 import torch
 from torch import nn
 
 from dynquant.nn._recurrent import Int8Weights, Recurrent, check_states
-from dynquant.nn._torch_ao import plain_linear
+from dynquant.nn._torch_ao import plain_linear, with_plain_entries
 
 
 class RecurrentCell(Recurrent):
@@ -77,7 +79,11 @@ class RecurrentCell(Recurrent):
                 )
 
     def _translated(self, state_dict, prefix):
-        return _with_plain_weights(state_dict, prefix)
+        readers = {
+            f"{prefix}_packed_weight_{part}": partial(_plain_part, prefix, part)
+            for part in ("ih", "hh")
+        }
+        return with_plain_entries(state_dict, readers)
 
     def extra_repr(self):
         return nn.RNNCellBase.extra_repr(self) + self._scheme_repr()
@@ -194,27 +200,11 @@ class RNNCell(RNNStep, _Int8Cell):
         return [h]
 
 
-def _with_plain_weights(state_dict, prefix):
-    """`state_dict` with plain entries in place of those of a torch.ao cell below `prefix`.
-
-    Returns:
-        the state dict, a new one where anything was replaced, and a list of error messages.
-    """
-    keys = {part: f"{prefix}_packed_weight_{part}" for part in ("ih", "hh")}
-    if not any(key in state_dict for key in keys.values()):
-        return state_dict, []
-    result = {key: value for key, value in state_dict.items() if key not in keys.values()}
-    errors = []
-    for part, key in keys.items():
-        if key not in state_dict:
-            continue
-        try:
-            entries = plain_linear(state_dict[key])
-        except ValueError as error:
-            errors.append(f"{key}: {error}")
-            continue
-        for name, value in entries.items():
-            stem, _, end = name.partition("_")
-            plain = name if name == "version" else f"{stem}_{part}{'_' if end else ''}{end}"
-            result[prefix + plain] = value
-    return result, errors
+def _plain_part(prefix, part, packed_params):
+    """The entries of this module for one weight, "ih" or "hh", of a torch.ao cell."""
+    result = {}
+    for name, value in plain_linear(packed_params).items():
+        stem, _, end = name.partition("_")
+        plain = name if name == "version" else f"{stem}_{part}{'_' if end else ''}{end}"
+        result[prefix + plain] = value
+    return result
