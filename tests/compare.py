@@ -46,3 +46,10 @@ def assert_all_same(actual, expected, note=""):
     assert len(actual) == len(expected)
     for position, (one, other) in enumerate(zip(actual, expected, strict=True)):
         assert_same(one, other, f"{note} [{position}]")
+
+
+def assert_equal_layers(one, other):
+    """Two linear layers have the same state and give the same."""
+    assert_same_state(one, other)
+    x = torch.randn(3, one.in_features)
+    assert_same(one(x), other(x))

@@ -8,7 +8,7 @@ import pytest
 import reference as ref
 import safetensors.torch
 import torch
-from compare import assert_same, assert_same_state
+from compare import assert_equal_layers, assert_same
 from hypothesis import given
 from hypothesis import strategies as st
 from round_trips import COPIES, torch_saved, traced_and_saved
@@ -29,12 +29,6 @@ DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "
 
 def quantized(k=12, n=7, bias=True, dtype=torch.float32, qconfig=None):
     return Linear.from_float(nn.Linear(k, n, bias=bias).to(dtype), qconfig)
-
-
-def assert_equal_layers(one, other):
-    assert_same_state(one, other)
-    x = torch.randn(3, one.in_features)
-    assert_same(one(x), other(x))
 
 
 @given(

@@ -6,7 +6,7 @@ import warnings
 import pytest
 import reference as ref
 import torch
-from compare import assert_same, assert_same_state, widened
+from compare import assert_equal_layers, assert_same, widened
 from hypothesis import given
 from hypothesis import strategies as st
 from round_trips import COPIES, FORMATS
@@ -22,12 +22,6 @@ HALVES = (torch.float16, torch.bfloat16)
 
 def halved(k=12, n=7, bias=True, dtype=torch.float32, half=torch.float16):
     return HalfLinear.from_float(nn.Linear(k, n, bias=bias).to(dtype), QConfig(dtype=half))
-
-
-def assert_equal_layers(one, other):
-    assert_same_state(one, other)
-    x = torch.randn(3, one.in_features)
-    assert_same(one(x), other(x))
 
 
 @given(
