@@ -3,7 +3,7 @@
 
 #include <math.h>
 
-#include "both.h"
+#include "host_device.h"
 #include "kernels.h"
 
 namespace dynquant {

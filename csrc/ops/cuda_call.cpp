@@ -2,7 +2,7 @@
 
 #include <dlfcn.h>
 
-#include "place.h"
+#include "device.h"
 
 namespace dynquant {
 namespace {
@@ -44,13 +44,13 @@ void check_cuda(cudaError_t error) {
 
 }  // namespace
 
-Place current_place() { return {aoti_torch_device_type_cuda(), device_of_call}; }
+Device current_device() { return {aoti_torch_device_type_cuda(), device_of_call}; }
 
 void prepare_allocator() {}
 
 void prepare_large(void*, int64_t) {}
 
-void check_place(const Tensor& t, const char* name) {
+void check_device(const Tensor& t, const char* name) {
   check(t.is_cuda() && t.get_device_index() == device_of_call, name,
         " must be on cuda:", device_of_call, " like the other arguments");
 }

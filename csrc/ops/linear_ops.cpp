@@ -1,6 +1,6 @@
 // int_mm, rescale, scaled_mm and linear_dynamic: one driver over two sources of staged rows.
 #include "activation.h"
-#include "multiply.h"
+#include "gemm_driver.h"
 #include "ops.h"
 #include "parallel.h"
 

@@ -1,6 +1,6 @@
 // lstm_dynamic, gru_dynamic and rnn_dynamic: recurrent layers with int8 weights.
 #include "activation.h"
-#include "multiply.h"
+#include "gemm_driver.h"
 #include "recurrence.h"
 
 namespace dynquant {

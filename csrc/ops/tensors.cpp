@@ -1,6 +1,6 @@
 #include "tensors.h"
 
-#include "place.h"
+#include "device.h"
 
 namespace dynquant {
 
@@ -40,7 +40,7 @@ const char* dtype_text(ScalarType dtype) {
 void check_tensor(const Tensor& t, const char* name, std::initializer_list<ScalarType> dtypes) {
   check(t.defined(), name, " must be a tensor, got None");
   check(t.layout() == torch::headeronly::Layout::Strided, name, " must be a dense tensor");
-  check_place(t, name);
+  check_device(t, name);
   const ScalarType given = t.scalar_type();
   for (ScalarType dtype : dtypes) {
     if (given == dtype) return;
@@ -124,9 +124,9 @@ Tensor empty(const std::vector<int64_t>& shape, ScalarType dtype) {
   if (stride >= kSomeElements) prepare_allocator();
   const int32_t code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   AtenTensorHandle handle = nullptr;
-  const Place place = current_place();
+  const Device device = current_device();
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, shape.data(), strides.data(), code,
-                                                         place.type, place.index, &handle));
+                                                         device.type, device.index, &handle));
   Tensor result(handle);
   if (stride >= kManyElements) {  // asking a small tensor for its address would cost a call more
     prepare_large(result.mutable_data_ptr(),

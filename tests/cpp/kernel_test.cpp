@@ -13,7 +13,7 @@
 #include "float_env.h"
 #include "layout.h"
 #include "pack.h"
-#include "plain.h"
+#include "generic_isa.h"
 #include "qparams.h"
 #include "table.inl.h"
 
@@ -439,7 +439,7 @@ void test_kernels(const Kernels& kernels) {
 
 template <int Lanes, int Rows, int Registers>
 void test_plain(const char* name) {
-  static constexpr Kernels kernels = table_of<Plain<Lanes, Rows, Registers>>("plain");
+  static constexpr Kernels kernels = table_of<GenericIsa<Lanes, Rows, Registers>>("generic");
   Kernels named = kernels;
   named.name = name;
   test_kernels(named);

@@ -33,7 +33,7 @@ namespace dynquant {
 namespace {
 
 template <int Lanes, int Rows, int Registers>
-struct Plain {
+struct GenericIsa {
   static constexpr int kLanes = Lanes;
   static constexpr int kTileRows = Rows;
   static constexpr int kRegisters = Registers;

@@ -1,4 +1,4 @@
-// The device that this library's ops work on. libdynquant has the CPU's (place.cpp),
+// The device that this library's ops work on. libdynquant has the CPU's (device.cpp),
 // libdynquant_cuda that of the call under way (cuda_call.cpp).
 #pragma once
 
@@ -8,11 +8,11 @@
 
 namespace dynquant {
 
-struct Place {
+struct Device {
   int32_t type;
   int32_t index;
 };
-Place current_place();
+Device current_device();
 
 // What the allocator is told there before it makes the first tensor of some size.
 void prepare_allocator();
@@ -21,6 +21,6 @@ void prepare_allocator();
 void prepare_large(void* data, int64_t bytes);
 
 // An error that names the argument where it lies elsewhere.
-void check_place(const torch::stable::Tensor& t, const char* name);
+void check_device(const torch::stable::Tensor& t, const char* name);
 
 }  // namespace dynquant
