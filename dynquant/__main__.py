@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import dynquant
-from dynquant import saved
+from dynquant import model_files
 from dynquant.qconfig import ACTIVATION_SCHEMES, WEIGHT_SCHEMES, QConfig, per_channel, per_token
 
 QUANTIZE = """Quantize a saved model and save it.
@@ -43,7 +43,7 @@ def main(arguments=None):
     options = _parser().parse_args(arguments)
     try:
         return options.run(options)
-    except (saved.SavedModelError, ValueError, ImportError, OSError) as error:
+    except (model_files.SavedModelError, ValueError, ImportError, OSError) as error:
         print(f"python -m dynquant {options.command}: {error}", file=sys.stderr)
         return 2
 
@@ -59,7 +59,7 @@ def _info(options):
 
 
 def _quantize(options):
-    model = saved.quantize(
+    model = model_files.quantize(
         options.source, options.target, _qconfig(options), options.keep_float, options.allow_pickle
     )
     layers = sum(type(module).__module__.startswith("dynquant.nn") for module in model.modules())
@@ -70,17 +70,19 @@ def _quantize(options):
 
 def _report(options):
     for path in filter(None, (options.json, options.plot)):
-        saved.check_folder_of(path)
-    model = saved.read(options.source, options.allow_pickle)
+        model_files.check_folder_of(path)
+    model = model_files.read(options.source, options.allow_pickle)
     if options.inputs:
-        inputs, named = saved.read_inputs(options.inputs)
+        inputs, named = model_files.read_inputs(options.inputs)
     else:
-        inputs, named = (), saved.tokenized(options.source, options.text)
-    quantized = saved.quantize_as(model, _qconfig(options), options.keep_float)
+        inputs, named = (), model_files.tokenized(options.source, options.text)
+    quantized = model_files.quantize_as(model, _qconfig(options), options.keep_float)
     try:
         comparison = dynquant.compare(model, quantized, *inputs, **named)
     except _ERRORS_OF_A_CALL as error:
-        raise saved.SavedModelError(f"the model does not run on these inputs: {error}") from error
+        raise model_files.SavedModelError(
+            f"the model does not run on these inputs: {error}"
+        ) from error
     print(comparison)
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:

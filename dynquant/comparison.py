@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from dynquant.forms import Forms
 from dynquant.nn import DeQuantize, Quantize
+from dynquant.swap.registry import Forms
 
 REPETITIONS = 5  # of the timed runs, after one that is not timed
 

@@ -1,23 +1,13 @@
 """Which kernels run: what was chosen and why, and forcing another instruction set."""
 
-import os
 from importlib import metadata
 
 import numpy
 import torch
 
-from dynquant import _C, cuda
-
-
-def _unsupported(name):
-    available = ", ".join(_C.available())
-    return f"DYNQUANT_ISA={name} is not supported here; available: {available}"
-
-
-def check_environment():
-    """Raises RuntimeError where DYNQUANT_ISA names an instruction set that cannot run here."""
-    if _C.current_isa() is None:
-        raise RuntimeError(_unsupported(os.environ.get("DYNQUANT_ISA")))
+from dynquant import _C
+from dynquant.ops import cuda
+from dynquant.ops.library import unsupported_isa
 
 
 def set_isa(name):
@@ -33,7 +23,7 @@ def set_isa(name):
     if not isinstance(name, str):
         raise TypeError(f"name must be a str, got {type(name).__name__}")
     if not _C.set_isa(name):
-        raise ValueError(_unsupported(name))
+        raise ValueError(unsupported_isa(name))
 
 
 def info():

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 import torch
 
 from dynquant.comparison import losses
-from dynquant.forms import STUBS
-from dynquant.fused import load_fused
-from dynquant.plan import plan_from_attributes, plan_from_spec
 from dynquant.stubs import QuantStub
-from dynquant.ties import part_from_tables
+from dynquant.swap.plan import plan_from_attributes, plan_from_spec
+from dynquant.swap.registry import STUBS
+from dynquant.swap.ties import part_from_tables
+from dynquant.swap.torch_ao_fused import load_fused
 
 _HOOKS = (
     "_forward_hooks",

@@ -23,9 +23,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from dynquant import nn as quantized
 from dynquant.nn._packed import PackedModule
 from dynquant.nn._plain import PlainState
-from dynquant.plan import default_spec, plan_from_spec
 from dynquant.qconfig import QConfig
 from dynquant.quantize import quantize_dynamic
+from dynquant.swap.plan import default_spec, plan_from_spec
 
 if int(_version.partition(".")[0]) < 5:
     raise ImportError(

@@ -43,7 +43,7 @@ def test_info_says_why_cuda_is_off():
 def test_the_runtime_names_its_reason():
     """Asked without torch in between, which on a CPU build of it is the first reason."""
     code = """
-from dynquant import cuda
+from dynquant.ops import cuda
 reason = cuda._library.dynquant_cuda_unavailable()
 print("on" if reason is None else reason.decode())
 """

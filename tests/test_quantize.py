@@ -22,7 +22,7 @@ from torch.nn.utils import parametrizations
 import dynquant
 from dynquant import QConfig, QuantStub
 from dynquant.nn import Linear
-from dynquant.spec import Spec
+from dynquant.swap.selection import Spec
 
 
 class Block(nn.Module):

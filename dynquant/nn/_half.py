@@ -8,7 +8,7 @@ from dynquant.nn._checks import FLOAT_DTYPES, check_finite
 from dynquant.nn._plain import PlainState
 from dynquant.nn._state import Entry, check_assigned
 from dynquant.nn.weight import Int8Weight, QuantizedTable
-from dynquant.ops import HALF_DTYPES
+from dynquant.ops.library import HALF_DTYPES
 
 
 class HalfWeight(torch.Tensor):

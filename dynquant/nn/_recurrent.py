@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-import dynquant.rnn_ops  # noqa: F401 (registers the recurrent ops)
+import dynquant.ops  # noqa: F401 (registers torch.ops.dynquant)
 from dynquant.nn._checks import check_config, check_parameters
 from dynquant.nn._half import HalfState, in_16_bits
 from dynquant.nn._packed import PackedModule, check_weight, packed_from_float, packed_name

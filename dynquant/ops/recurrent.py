@@ -1,27 +1,27 @@
 """The recurrent ops, with int8 weights and with 16-bit ones: what tracing and users read of them.
 
-The schemas and the implementations are in csrc/ops, the gradients in rnn_gradients.py.
+The schemas and the implementations are in csrc/ops, the gradients in recurrent_gradients.py.
 """
 
 import torch
 
 from dynquant import _C
-from dynquant.ops import (
+from dynquant.ops.library import (
     FLOAT_DTYPES,
     HALF_DTYPES,
-    _check_bias,
-    _check_columns,
-    _check_device,
-    _check_dtype,
-    _library,
-    _ops,
-    _register_with_inference,
+    LIBRARY,
+    OPS,
+    check_bias,
+    check_columns,
+    check_device,
+    check_dtype,
+    register_with_inference,
 )
-from dynquant.rnn_gradients import GATES, register_gradient
+from dynquant.ops.recurrent_gradients import GATES, register_gradient
 
 
 def _check_state(name, state, x, batch):
-    _check_dtype(name, state, x.dtype)
+    check_dtype(name, state, x.dtype)
     torch._check(
         state.dim() == 2 and state.shape[0] == batch,
         lambda: f"{name} must have the shape [{batch}, size], got {list(state.shape)}",
@@ -29,7 +29,7 @@ def _check_state(name, state, x, batch):
 
 
 def _check_packed(part, packed, n, k):
-    _check_dtype(f"packed_{part}", packed, torch.int8)
+    check_dtype(f"packed_{part}", packed, torch.int8)
     torch._check(packed.dim() == 1, lambda: f"packed_{part} must have one dimension")
     size = packed.shape[0]
     if isinstance(size, int) and isinstance(n, int) and isinstance(k, int):
@@ -40,7 +40,7 @@ def _check_packed(part, packed, n, k):
 
 
 def _check_half_weight(part, weight, n, k):
-    _check_dtype(f"weight_{part}", weight, *HALF_DTYPES)
+    check_dtype(f"weight_{part}", weight, *HALF_DTYPES)
     torch._check(
         weight.dim() == 2 and weight.shape[0] == n and weight.shape[1] == k,
         lambda: f"weight_{part} must have the shape [{n}, {k}], got {list(weight.shape)}",
@@ -53,11 +53,11 @@ def _check_product(given, part, n, k):
     if f"packed_{part}" in given:
         scale = given[f"weight_scale_{part}"]
         _check_packed(part, given[f"packed_{part}"], n, k)
-        _check_dtype(f"weight_scale_{part}", scale, torch.float32)
-        _check_columns(n, scale, bias, f"_{part}")
+        check_dtype(f"weight_scale_{part}", scale, torch.float32)
+        check_columns(n, scale, bias, f"_{part}")
     else:
         _check_half_weight(part, given[f"weight_{part}"], n, k)
-        _check_bias(n, bias, f"_{part}")
+        check_bias(n, bias, f"_{part}")
 
 
 def _has_projection(given):
@@ -77,12 +77,12 @@ def _fake_layer(cell, given):
     projection = _has_projection(given)
     tensors = {name: one for name, one in given.items() if isinstance(one, torch.Tensor)}
     tensors.pop("batch_sizes", None)  # on the CPU whatever the device
-    _check_device(**tensors)
-    _check_dtype("x", x, *FLOAT_DTYPES)
+    check_device(**tensors)
+    check_dtype("x", x, *FLOAT_DTYPES)
     dims = 3 if batch_sizes is None else 2
     torch._check(x.dim() == dims, lambda: f"x must have {dims} dimensions, got {list(x.shape)}")
     if batch_sizes is not None:
-        _check_dtype("batch_sizes", batch_sizes, torch.int64)
+        check_dtype("batch_sizes", batch_sizes, torch.int64)
     h0, size = states["h0"], list(states.values())[-1].shape[-1]
     for name, state in states.items():
         _check_state(name, state, x, x.shape[1] if batch_sizes is None else h0.shape[0])
@@ -97,7 +97,7 @@ def _fake_layer(cell, given):
 
 def _register(name, doc):
     cell = name.partition("_")[0]
-    schema = getattr(_ops, name).default._schema
+    schema = getattr(OPS, name).default._schema
     defaults = {argument.name: argument.default_value for argument in schema.arguments}
 
     def fake(*arguments, **named):
@@ -107,8 +107,8 @@ def _register(name, doc):
 
     fake.__doc__ = doc
     cast = sum(name in defaults for name in ("x", "h0", "c0"))
-    _register_with_inference(name, fake, cast)
-    register_gradient(name, cell, list(defaults), _library)
+    register_with_inference(name, fake, cast)
+    register_gradient(name, cell, list(defaults), LIBRARY)
 
 
 _register(

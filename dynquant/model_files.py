@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from dynquant.plan import default_spec
 from dynquant.qconfig import QConfig
 from dynquant.quantize import quantize_dynamic
+from dynquant.swap.plan import default_spec
 
 _WEIGHT_SUFFIXES = {
     ".bin",

@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import linear
 
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
-_ops = torch.ops.dynquant
+OPS = torch.ops.dynquant
 
 
 def _lstm_step(given, hidden, h, c):
@@ -50,7 +50,7 @@ def _float_layer(step, x, states, ih, hh, hr, batch_sizes, reverse):
 def _float_weight(saved, part, n, k):
     """The weight [n, k] of the product `part` in fp32; None where there is none."""
     if f"packed_{part}" in saved:
-        plain = _ops.unpack_weight(saved[f"packed_{part}"], n, k)
+        plain = OPS.unpack_weight(saved[f"packed_{part}"], n, k)
         return plain.to(torch.float32) * saved[f"weight_scale_{part}"][:, None]
     weight = saved.get(f"weight_{part}")
     return None if weight is None else weight.to(torch.float32)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-_LIBRARY = Path(__file__).with_name("libdynquant_cuda.so")
+_LIBRARY = Path(__file__).parents[1] / "libdynquant_cuda.so"
 _NOT_BUILT = (
     "dynquant was installed without CUDA kernels, since nvcc was not found or DYNQUANT_CUDA=off "
     "was set; install it from source with DYNQUANT_CUDA=on"

@@ -7,9 +7,9 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils.parametrize import is_parametrized
 
-from dynquant.forms import STUBS, Forms, check_dtype, form_for
 from dynquant.qconfig import DTYPES, QConfig, one_of, parse_qconfig
-from dynquant.spec import Match, Spec, describe
+from dynquant.swap.registry import STUBS, Forms, check_dtype, form_for
+from dynquant.swap.selection import Match, Spec, describe
 
 
 @dataclass

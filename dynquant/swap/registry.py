@@ -8,8 +8,8 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from dynquant import nn as quantized
 from dynquant.qconfig import one_of
-from dynquant.spec import describe
 from dynquant.stubs import DeQuantStub, QuantStub
+from dynquant.swap.selection import describe
 
 # The quantized forms of each float type, of which the config's dtype chooses one; None for a type
 # that has none although its base type has.

@@ -1,0 +1,8 @@
+"""torch.ops.dynquant: the compiled ops, and what tracing and training need of them.
+
+The schemas and the implementations are in csrc/ops.
+"""
+
+from dynquant.ops import embedding, half, linear, recurrent
+
+__all__ = ["embedding", "half", "linear", "recurrent"]

@@ -1,0 +1,1 @@
+"""What is swapped for what: types, names and configs read into a plan."""
