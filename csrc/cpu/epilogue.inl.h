@@ -16,15 +16,28 @@ constexpr bool kIsInt32<int32_t> = true;
 // One register of columns of one row. Every step is rounded on its own: files are compiled without
 // contraction.
 template <class Isa, class Out>
+inline void finish_float(typename Isa::Float acc, float scale, const float* weight_scale,
+                         const float* bias, Out* out) {
+  typename Isa::Float y = Isa::mul(acc, Isa::set(scale));
+  y = Isa::mul(y, Isa::load(weight_scale));
+  Isa::store(out, Isa::add_float(y, Isa::load(bias)));
+}
+
+template <class Isa, class Out>
 inline void finish(typename Isa::Int acc, float scale, const float* weight_scale, const float* bias,
                    Out* out) {
   if constexpr (kIsInt32<Out>) {
     Isa::store_int(out, acc);
   } else {
-    typename Isa::Float y = Isa::mul(Isa::to_float(acc), Isa::set(scale));
-    y = Isa::mul(y, Isa::load(weight_scale));
-    Isa::store(out, Isa::add_float(y, Isa::load(bias)));
+    finish_float<Isa>(Isa::to_float(acc), scale, weight_scale, bias, out);
   }
+}
+
+// The sums of the high and the low bytes of activations in 16 bits as one float. The product is
+// exact, so there is one rounding for each sum and one for joining them.
+template <class Isa>
+inline typename Isa::Float joined(typename Isa::Int high, typename Isa::Int low) {
+  return Isa::add_float(Isa::mul(Isa::set(256.0f), Isa::to_float(high)), Isa::to_float(low));
 }
 
 // Calls f with a typed null pointer that tells the output's type.

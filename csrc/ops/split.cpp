@@ -36,8 +36,9 @@ double wake_threads() {
   return sleep ? kSleepingThreads : kSpinningThreads;
 }
 
-double cost(int64_t m, int64_t n, int64_t k, int64_t row_parts, int64_t column_parts) {
-  const double rows = static_cast<double>(ceil_div(m, row_parts));
+double cost(int64_t m, int64_t n, int64_t k, int64_t bytes, int64_t row_parts,
+            int64_t column_parts) {
+  const double rows = static_cast<double>(ceil_div(m, row_parts) * bytes);
   const double columns = static_cast<double>(ceil_div(panels_of(n), column_parts) * kPanelColumns);
   const double depth = static_cast<double>(k);
   const double product = std::max(rows, kWeightByte) * columns * depth;
@@ -46,14 +47,14 @@ double cost(int64_t m, int64_t n, int64_t k, int64_t row_parts, int64_t column_p
 
 }  // namespace
 
-Split choose_split(int64_t m, int64_t n, int64_t k, int64_t threads) {
+Split choose_split(int64_t m, int64_t n, int64_t k, int64_t threads, int64_t bytes) {
   Split best{1, 1};
   const double wake = wake_threads();
-  double least = cost(m, n, k, 1, 1);
+  double least = cost(m, n, k, bytes, 1, 1);
   for (int64_t used = 2; used <= threads; ++used) {
     for (int64_t row_parts = 1; row_parts <= std::min(used, m); ++row_parts) {
       if (used % row_parts != 0) continue;
-      const double candidate = cost(m, n, k, row_parts, used / row_parts) + wake;
+      const double candidate = cost(m, n, k, bytes, row_parts, used / row_parts) + wake;
       if (candidate < least) {
         least = candidate;
         best = {row_parts, used / row_parts};

@@ -10,7 +10,8 @@ struct Split {
   int64_t columns;  // parts of N; each quantizes all of its rows anew, which spares a barrier
 };
 
-Split choose_split(int64_t m, int64_t n, int64_t k, int64_t threads);
+// `bytes` of each activation: the product multiplies each row of M so many times.
+Split choose_split(int64_t m, int64_t n, int64_t k, int64_t threads, int64_t bytes = 1);
 
 // What one task of a product of M rows and N columns computes; columns by whole panels.
 struct Part {
