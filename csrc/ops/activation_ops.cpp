@@ -27,9 +27,7 @@ Range range_of_rows(const Kernels& kernels, const Rows& rows, Dtype dtype) {
 std::optional<QParams> ActivationScheme::whole(const Kernels& kernels, const Rows& rows,
                                                Dtype dtype) const {
   if (per_token) return std::nullopt;
-  const Range range = range_of_rows(kernels, rows, dtype);
-  const FloatEnv env;
-  return choose(range);
+  return choose(range_of_rows(kernels, rows, dtype));
 }
 
 namespace {

@@ -1,4 +1,5 @@
-// Work on torch's own threads, each with the arithmetic of the specification.
+// Work on torch's own threads, each with the arithmetic of the specification; the calling thread
+// has it from the op's entry (implement.h).
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -14,15 +15,12 @@ inline int64_t num_threads() { return static_cast<int64_t>(torch::stable::get_nu
 // f(task) for each task; inside another parallel region, or with one task, in the calling thread.
 template <class F>
 void run_tasks(int64_t tasks, const F& f) {
-  const auto run = [&f](int64_t begin, int64_t end) {
+  if (tasks == 1) return f(0);
+  if (tasks <= 0) return;
+  torch::stable::parallel_for(0, tasks, 1, [&f](int64_t begin, int64_t end) {
     const FloatEnv env;
     for (int64_t task = begin; task < end; ++task) f(task);
-  };
-  if (tasks <= 1) {
-    run(0, tasks);
-  } else {
-    torch::stable::parallel_for(0, tasks, 1, run);
-  }
+  });
 }
 
 // f(begin, end) over [0, count) in as many even parts as there are threads, or in one where each
