@@ -9,7 +9,14 @@ from pathlib import Path
 
 import dynquant
 from dynquant import model_files
-from dynquant.qconfig import ACTIVATION_SCHEMES, WEIGHT_SCHEMES, QConfig, per_channel, per_token
+from dynquant.qconfig import (
+    ACTIVATION_BITS,
+    ACTIVATION_SCHEMES,
+    WEIGHT_SCHEMES,
+    QConfig,
+    per_channel,
+    per_token,
+)
 from dynquant.whole_files import whole
 
 QUANTIZE = """Quantize a saved model and save it.
@@ -123,7 +130,12 @@ def _bench(arguments):
 
 
 def _qconfig(options):
-    return QConfig(options.weight, options.activation, options.symmetric)
+    return QConfig(
+        options.weight,
+        options.activation,
+        options.symmetric,
+        activation_bits=options.activation_bits,
+    )
 
 
 def _size(path):
@@ -190,6 +202,13 @@ def _source_options():
     options.add_argument("--activation", choices=ACTIVATION_SCHEMES, default=per_token)
     options.add_argument(
         "--symmetric", action="store_true", help="ranges of activations centered on zero"
+    )
+    options.add_argument(
+        "--activation-bits",
+        type=int,
+        choices=ACTIVATION_BITS,
+        default=8,
+        help="16: where activations have outliers",
     )
     options.add_argument(
         "--keep-float",

@@ -202,7 +202,11 @@ def _quantize_folder(folder, made, qconfig, keep_float, allow_pickle):
     from dynquant.transformers import DynquantConfig, only
 
     config = DynquantConfig(
-        qconfig.weight, qconfig.activation, qconfig.symmetric, [*map(only, keep_float)]
+        qconfig.weight,
+        qconfig.activation,
+        qconfig.symmetric,
+        [*map(only, keep_float)],
+        activation_bits=qconfig.activation_bits,
     )
     model = _read_folder(folder, allow_pickle, quantization_config=config)
     names = dict(model.named_modules())

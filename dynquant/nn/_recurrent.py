@@ -8,7 +8,14 @@ from dynquant.nn._checks import check_config, check_parameters
 from dynquant.nn._half import HalfState, in_16_bits
 from dynquant.nn._packed import PackedModule, check_weight, packed_from_float, packed_name
 from dynquant.nn.weight import int8_weight
-from dynquant.qconfig import QConfig, parse_qconfig, per_channel, per_tensor, per_token
+from dynquant.qconfig import (
+    QConfig,
+    bits_repr,
+    parse_qconfig,
+    per_channel,
+    per_tensor,
+    per_token,
+)
 
 
 class Recurrent:
@@ -114,11 +121,14 @@ class Recurrent:
 class Int8Weights(PackedModule):
     """The int8 weights of a Recurrent, and how the input and the states are quantized."""
 
+    activation_bits = 8  # of what was pickled before there were others
+
     check_weight = staticmethod(check_weight)
 
     def _hold_float(self, weights, biases, qconfig):
         self.per_token = qconfig.activation == per_token
         self.symmetric = qconfig.symmetric
+        self.activation_bits = qconfig.activation_bits
         packed = {
             name: (*packed_from_float(weight, qconfig.weight), *weight.shape)
             for name, weight in weights.items()
@@ -138,14 +148,14 @@ class Int8Weights(PackedModule):
 
     def _scheme(self):
         """What an op takes last."""
-        return self.per_token, self.symmetric
+        return self.per_token, self.symmetric, self.activation_bits
 
     def _scheme_repr(self):
         per_row = self._is_per_channel(next(iter(self._shapes)))
         return (
             f", weight={per_channel if per_row else per_tensor}"
             f", activation={per_token if self.per_token else per_tensor}"
-            f", symmetric={self.symmetric}"
+            f", symmetric={self.symmetric}{bits_repr(self)}"
         )
 
 

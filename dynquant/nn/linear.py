@@ -7,7 +7,14 @@ from dynquant.nn._packed import PackedModule, check_weight, packed_from_float
 from dynquant.nn._torch_ao import with_plain_linear
 from dynquant.nn.quantize import remembered
 from dynquant.nn.weight import int8_weight
-from dynquant.qconfig import QConfig, parse_qconfig, per_channel, per_tensor, per_token
+from dynquant.qconfig import (
+    QConfig,
+    bits_repr,
+    parse_qconfig,
+    per_channel,
+    per_tensor,
+    per_token,
+)
 
 _linear_dynamic = torch.ops.dynquant.linear_dynamic.default
 _linear_without_gradient = torch.ops.dynquant.linear_dynamic.inference
@@ -41,7 +48,7 @@ def outputs_of(linears, x):
     """
     if not all(type(linear) is Linear and _is_plain(linear) for linear in linears):
         return [linear(x) for linear in linears]
-    schemes = {(linear.per_token, linear.symmetric) for linear in linears}
+    schemes = {(linear.per_token, linear.symmetric, linear.activation_bits) for linear in linears}
     wants_gradient = x.requires_grad and torch.is_grad_enabled()
     autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)
     if len(schemes) > 1 or wants_gradient or autocast or remembered(x) is not None:
@@ -63,7 +70,7 @@ def _is_plain(module):
 
 
 class Linear(PackedModule):
-    """y = x @ weight.T + bias with an int8 weight and x quantized to 8 bits at each call.
+    """y = x @ weight.T + bias with an int8 weight and x quantized at each call, to 8 or 16 bits.
 
     Made by from_float, which quantize_dynamic calls. x is fp32, bf16 or fp16 [..., in_features],
     y has x's dtype and shape [..., out_features]; a float64 x is an error. An x from
@@ -79,10 +86,12 @@ class Linear(PackedModule):
         weight: int8 [N, K], read-only. Assigning a float weight quantizes it.
         weight_scale: fp32 [N] (per_channel) or [1] (per_tensor); fp32 in a model of any dtype.
         bias: a parameter [N] without gradient, or None.
-        per_token, symmetric: how x is quantized.
+        per_token, symmetric, activation_bits: how x is quantized.
     """
 
     FLOAT = "nn.Linear"
+
+    activation_bits = 8  # of what was pickled before there were others
 
     check_weight = staticmethod(check_weight)
 
@@ -92,6 +101,7 @@ class Linear(PackedModule):
         self.out_features = out_features
         self.per_token = qconfig.activation == per_token
         self.symmetric = qconfig.symmetric
+        self.activation_bits = qconfig.activation_bits
         weight = (packed, weight_scale, out_features, in_features)
         self._hold({"weight": weight}, {"bias": bias}, dtype)
 
@@ -147,7 +157,13 @@ class Linear(PackedModule):
     def forward(self, x):
         if torch.jit.is_scripting():
             return torch.ops.dynquant.linear_dynamic(
-                x, self.packed, self.weight_scale, self.bias, self.per_token, self.symmetric
+                x,
+                self.packed,
+                self.weight_scale,
+                self.bias,
+                self.per_token,
+                self.symmetric,
+                self.activation_bits,
             )
         # nn.Module.__getattr__ would cost 0.4 microseconds for each of these.
         packed = self._buffers["packed"]
@@ -164,9 +180,11 @@ class Linear(PackedModule):
                 linear = _linear_without_gradient
             else:
                 linear = _linear_without_frame
-            if self.per_token and not self.symmetric:  # each argument costs 0.2 microseconds
+            bits = self.activation_bits
+            # Each argument costs 0.2 microseconds.
+            if self.per_token and not self.symmetric and bits == 8:
                 return linear(x, packed, weight_scale, bias)
-            return linear(x, packed, weight_scale, bias, self.per_token, self.symmetric)
+            return linear(x, packed, weight_scale, bias, self.per_token, self.symmetric, bits)
         dtype = x.dtype
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
@@ -192,5 +210,5 @@ class Linear(PackedModule):
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"bias={self.bias is not None}, weight={weight}, activation={activation}, "
-            f"symmetric={self.symmetric}"
+            f"symmetric={self.symmetric}{bits_repr(self)}"
         )

@@ -185,7 +185,7 @@ class _Int8Layers(Int8Weights):
     Attributes:
         those of the float module; its weights are int8 and read-only, the biases parameters without
         gradient, or None.
-        per_token, symmetric: how the input and the states are quantized.
+        per_token, symmetric, activation_bits: how the input and the states are quantized.
     """
 
 

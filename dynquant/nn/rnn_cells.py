@@ -131,7 +131,7 @@ class _Int8Cell(Int8Weights):
     Attributes:
         those of the float module; its weights are int8 and read-only, the biases parameters without
         gradient, or None.
-        per_token, symmetric: how the input and the states are quantized.
+        per_token, symmetric, activation_bits: how the input and the states are quantized.
     """
 
 
@@ -153,6 +153,7 @@ class LSTMCell(LSTMStep, _Int8Cell):
             self.bias_hh,
             per_token=self.per_token,
             symmetric=self.symmetric,
+            activation_bits=self.activation_bits,
         )
         return [h, c]
 
@@ -174,6 +175,7 @@ class GRUCell(GRUStep, _Int8Cell):
             self.bias_hh,
             per_token=self.per_token,
             symmetric=self.symmetric,
+            activation_bits=self.activation_bits,
         )
         return [h]
 
@@ -196,6 +198,7 @@ class RNNCell(RNNStep, _Int8Cell):
             relu=self.nonlinearity == "relu",
             per_token=self.per_token,
             symmetric=self.symmetric,
+            activation_bits=self.activation_bits,
         )
         return [h]
 
