@@ -186,7 +186,7 @@ KINDS = (
     *((True, False, 8), (True, False, 16), (False, True, 8), (False, False, 16)),
     *DTYPES,
 )
-MIXED = ((True, False, 16), torch.float32, (False, True, 8))
+MIXED = ((True, False, 16), torch.float32, (True, True, 8))
 
 
 def cases():
