@@ -1,4 +1,5 @@
-// Work on several threads, each with the arithmetic of the specification.
+// Work on several threads, each with the arithmetic of the specification; the calling thread has it
+// from the op's entry (implement.h).
 //
 // Calls of a model run on torch's own pool. Weights are quantized and packed on threads that end
 // with the call, so that a process that has only made its model can still fork: a pool that was
@@ -29,20 +30,19 @@ enum class Threads { kPool, kOwn };
 // f(task) for each task; inside another parallel region, or with one task, in the calling thread.
 template <class F>
 void run_tasks(Threads threads, int64_t tasks, const F& f) {
+  if (tasks == 1) return f(0);
+  if (tasks <= 0) return;
   const auto run = [&f](int64_t begin, int64_t end) {
     const FloatEnv env;
     for (int64_t task = begin; task < end; ++task) f(task);
   };
-  if (tasks <= 1) {
-    run(0, tasks);
-  } else if (threads == Threads::kOwn || is_forked_child()) {
-    const auto call = [](const void* context, int64_t begin, int64_t end) {
-      (*static_cast<decltype(&run)>(context))(begin, end);
-    };
-    on_own_threads(tasks, call, &run);
-  } else {
-    torch::stable::parallel_for(0, tasks, 1, run);
+  if (threads == Threads::kPool && !is_forked_child()) {
+    return torch::stable::parallel_for(0, tasks, 1, run);
   }
+  const auto call = [](const void* context, int64_t begin, int64_t end) {
+    (*static_cast<decltype(&run)>(context))(begin, end);
+  };
+  on_own_threads(tasks, call, &run);
 }
 
 template <class F>
