@@ -81,7 +81,7 @@ class _StraightThrough(torch.autograd.Function):
 
 
 class Quantize(nn.Module):
-    """Rounds a float tensor to 8 or 16 bits; quantized linears that it is fed to share the integers.
+    """Rounds a float tensor to 8 or 16 bits; quantized linears that take it share the integers.
 
     The result is an ordinary float tensor of x's shape and dtype, (q - zero_point) * scale, which
     any module or operator takes. It also remembers q, scale and zero_point, and dynquant.nn.Linear
