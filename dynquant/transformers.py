@@ -21,8 +21,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from dynquant import nn as quantized
-from dynquant.nn._packed import PackedModule
-from dynquant.nn._plain import PlainState
+from dynquant.nn._module import QuantizedModule
 from dynquant.qconfig import QConfig
 from dynquant.quantize import quantize_dynamic
 from dynquant.swap.plan import default_spec, plan_from_spec
@@ -130,7 +129,7 @@ class DynquantQuantizer(HfQuantizer):
             self._stand_ins = {
                 name: _StateStandIn(module)
                 for name, module in model.named_modules()
-                if isinstance(module, (PackedModule, PlainState))
+                if isinstance(module, QuantizedModule)
             }
             _replace(model, {one.form: one for one in self._stand_ins.values()})
             _forget_ties(model, self._stand_ins)
@@ -222,7 +221,7 @@ class DynquantQuantizer(HfQuantizer):
         state_dict = model.state_dict()
         seen = set()
         for name, module in model.named_modules():
-            if not isinstance(module, PackedModule):
+            if not isinstance(module, QuantizedModule):
                 continue
             for key in module.state_dict():
                 tensor = state_dict[f"{name}.{key}"]

@@ -2,8 +2,7 @@
 
 from torch import nn
 
-from dynquant.nn._packed import PackedModule
-from dynquant.nn._plain import PlainState
+from dynquant.nn._module import QuantizedModule
 from dynquant.nn.embedding import Embedding, EmbeddingBag
 
 
@@ -45,4 +44,4 @@ def _is_of(module, name, types):
 
 def _is_float(module, name):
     owner = _owner(module, name)
-    return isinstance(owner, nn.Module) and not isinstance(owner, (PackedModule, PlainState))
+    return isinstance(owner, nn.Module) and not isinstance(owner, QuantizedModule)
