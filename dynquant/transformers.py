@@ -10,14 +10,16 @@ model = AutoModel.from_pretrained(folder)
 """
 
 import re
+import time
 import warnings
 from itertools import chain
 
+import regex
 import torch
 from torch import nn
 from transformers import __version__ as _version
+from transformers.core_model_loading import WeightRenaming
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
-from transformers.quantizers.quantizers_utils import should_convert_module
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from dynquant import nn as quantized
@@ -33,6 +35,7 @@ if int(_version.partition(".")[0]) < 5:
     )
 
 METHOD = "dynquant"
+_PATTERN_SECONDS = 10  # for all patterns and all modules of a model
 
 
 @register_quantization_config(METHOD)
@@ -69,8 +72,8 @@ class DynquantConfig(QuantizationConfigMixin):
             )
         for name in names:
             try:
-                re.compile(name)
-            except re.error as error:
+                regex.compile(name)
+            except (regex.error, RecursionError) as error:
                 raise ValueError(
                     f"modules_to_not_convert has {name!r}, which is no regular expression: {error}"
                 ) from error
@@ -83,10 +86,28 @@ class DynquantConfig(QuantizationConfigMixin):
     def spec_for(self, model):
         """The qconfig_spec of quantize_dynamic that says the same of `model`."""
         spec = default_spec(QConfig(self.weight, self.activation, self.symmetric))
-        for name, _ in model.named_modules(remove_duplicate=False):
-            if name and not should_convert_module(name, self.modules_to_not_convert):
-                spec[name] = None
-        return spec
+        names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
+        return {**spec, **dict.fromkeys(_kept(names, self.modules_to_not_convert))}
+
+
+def _kept(names, patterns):
+    """Those of `names` that an entry of modules_to_not_convert fits: from the start to the end or a
+    dot, as a regular expression, or literally at the end. So transformers reads it, too, but with
+    re, which may backtrack for ever over a pattern that somebody else has written.
+    """
+    compiled = [(regex.compile(rf"(?:{one})(?:(?<=\.)|(?=\.|$))"), one) for one in patterns]
+    end = time.monotonic() + _PATTERN_SECONDS
+
+    def fits(pattern, literal, name):
+        left = max(end - time.monotonic(), 1e-3)
+        try:
+            return name.endswith(literal) or pattern.match(name, timeout=left)
+        except TimeoutError:
+            raise ValueError(
+                f"modules_to_not_convert has {literal!r}, which takes too long to match {name!r}"
+            ) from None
+
+    return [name for name in names if any(fits(*one, name) for one in compiled)]
 
 
 def only(name):
@@ -145,6 +166,10 @@ class DynquantQuantizer(HfQuantizer):
         self._found = set()
         self._stand_ins = {}
 
+    def update_weight_conversions(self, weight_conversions, model):
+        conversions = super().update_weight_conversions(weight_conversions, model)
+        return [*conversions, _FloatNames()] if self.pre_quantized else conversions
+
     def param_needs_quantization(self, model, param_name, **kwargs):
         return not self.pre_quantized and param_name in self._awaited
 
@@ -179,6 +204,9 @@ class DynquantQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model, **kwargs):
         if self.pre_quantized:
+            # What is saved again has its own names.
+            own = [one for one in model._weight_conversions if not isinstance(one, _FloatNames)]
+            model._weight_conversions = own
             self._fill_quantized(model)
         else:
             _replace(model, {one: one.form for one in self._stand_ins.values()})
@@ -193,7 +221,7 @@ class DynquantQuantizer(HfQuantizer):
         for name, stand_in in self._stand_ins.items():
             found = stand_in.found()
             if found:
-                _load(stand_in.form, found, name)
+                stand_in.load(found, name)
                 forms[stand_in] = stand_in.form
             elif name in self._floats:
                 forms[stand_in] = _initialized(model, self._floats[name])
@@ -253,6 +281,16 @@ class _QuantizeOnLoad:
         return kept
 
 
+class _FloatNames(WeightRenaming):
+    """Integers come under the float weight's name, as version 1 of the state dict had them.
+
+    So a float layer finds those that it cannot take.
+    """
+
+    def __init__(self):
+        super().__init__(source_patterns=r"^(.+)_u?int8$", target_patterns=r"\1")
+
+
 class _StandIn(nn.Module):
     """Hides a quantized module while a model is being loaded.
 
@@ -279,6 +317,7 @@ class _StateStandIn(_StandIn):
     def __init__(self, form):
         super().__init__(form)
         for key, value in form.state_dict().items():
+            key = key.removesuffix("_uint8").removesuffix("_int8")
             self.__dict__.pop(key, None)
             empty = torch.empty_like(value, device="meta")
             self.register_parameter(key, nn.Parameter(empty, requires_grad=False))
@@ -291,17 +330,16 @@ class _StateStandIn(_StandIn):
             if getattr(value, "_is_hf_initialized", False)
         }
 
-
-def _load(form, found, name):
-    """Loads what the checkpoint has of the quantized module `name`: all of it, or a float one."""
-    is_float = all(value.is_floating_point() for value in found.values())
-    missing = form.state_dict().keys() - found.keys()
-    if missing and not is_float:
-        raise ValueError(f"{name}: the checkpoint lacks {', '.join(sorted(missing))}")
-    try:
-        form.load_state_dict(found, assign=True)
-    except RuntimeError as error:
-        raise ValueError(f"{name}: {error}") from error
+    def load(self, found, name):
+        """Loads what the checkpoint has of the module `name`: all of it, or a float one."""
+        is_float = all(value.is_floating_point() for value in found.values())
+        missing = self._parameters.keys() - found.keys()
+        if missing and not is_float:
+            raise ValueError(f"{name}: the checkpoint lacks {', '.join(sorted(missing))}")
+        try:
+            self.form.load_state_dict(found, assign=True)
+        except RuntimeError as error:
+            raise ValueError(f"{name}: {error}") from error
 
 
 def _replace(model, replacements):

@@ -14,7 +14,7 @@ import warnings
 import torch
 
 import dynquant.ops  # noqa: F401 (registers torch.ops.dynquant)
-from dynquant.nn._checks import check_finite
+from dynquant.nn._checks import check_finite, check_row_qparams, check_scale
 from dynquant.nn._state import Entry, is_float
 from dynquant.ops.library import HALF_DTYPES
 from dynquant.qconfig import per_channel, per_tensor, per_token
@@ -159,7 +159,7 @@ class Int8(Format):
 
     def expected(self):
         integers = Entry((torch.int8,), ((self.n, self.k),))
-        scales = Entry((torch.float32,), ((self.n,), (1,)))
+        scales = Entry((torch.float32,), ((self.n,), (1,)), check_scale)
         return dict(zip(self.keys, (integers, scales), strict=True))
 
     def held_of(self, entries, device):
@@ -296,7 +296,7 @@ class Table(Format):
     def expected(self):
         columns = self.k if self.bits == 8 else (self.k + 1) // 2
         rows = Entry((torch.uint8,), ((self.n, columns),))
-        qparams = Entry((torch.float32,), ((self.n, 2),))
+        qparams = Entry((torch.float32,), ((self.n, 2),), check_row_qparams)
         return dict(zip(self.keys, (rows, qparams), strict=True))
 
     def values(self, held):
