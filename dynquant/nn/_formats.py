@@ -28,7 +28,7 @@ class Format:
     Args:
         name: of the float module's parameter.
         rows: the float weight [N, K].
-        qconfig: a QConfig.
+        qconfig: a QConfig; None where the weight stays in float.
 
     Attributes:
         n, k: N and K.
@@ -42,6 +42,7 @@ class Format:
 
     def __init__(self, name, rows, qconfig):
         self.name = name
+        self.qconfig = qconfig
         self.n, self.k = rows.shape
         self.float_shape = tuple(rows.shape)
         self.keys = self.keys_of(name)

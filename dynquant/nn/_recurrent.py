@@ -59,6 +59,10 @@ class Recurrent(QuantizedModule):
         """The names of the products of a float module: those of their weights."""
         return tuple(cls._float_parameters(mod)[0])
 
+    def config_of(self, product):
+        """The QConfig of a product, or None where its weight is in float."""
+        return self._formats[product].qconfig
+
     @classmethod
     def check_float(cls, mod, qconfig, name="", products=None):
         """As of other modules. products: as for from_float, parsed."""
