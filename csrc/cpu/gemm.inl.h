@@ -43,30 +43,6 @@ constexpr int64_t kStaysInL2 = 1024 * 1024;  // weights of which nothing needs t
 constexpr int64_t kLine = 64;
 constexpr int64_t kNearGroups = 8;  // this panel, on its way from the L2 to the L1 cache
 
-// Where one tile's results go, and the column values that they need.
-template <class Out>
-struct TileOut {
-  const float* scale;
-  const int32_t* zero_point;
-  const int32_t* column_sums;
-  const float* weight_scale;
-  const float* bias;
-  Out* out;
-  int64_t out_stride;
-
-  // From that row and column on. Made anew each time: changing a copy in place would wait for the
-  // stores of the tile before.
-  inline TileOut at(int64_t row, int64_t column) const {
-    return {scale == nullptr ? nullptr : scale + row,
-            zero_point + row,
-            column_sums + column,
-            weight_scale + column,
-            bias + column,
-            out + row * out_stride + column,
-            out_stride};
-  }
-};
-
 template <class Isa, int R>
 inline typename Isa::Weights weights_of(const int8_t* p) {
   const typename Isa::Weights w = Isa::load_weights(p);
@@ -141,18 +117,7 @@ __attribute__((noinline)) void tile(const uint8_t* staged, int64_t staged_stride
   }
 
 #pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) {
-    const typename Isa::Int zero_point = Isa::set_int(to.zero_point[r]);
-    const float scale = to.scale == nullptr ? 0.0f : to.scale[r];
-    Out* out = to.out + r * to.out_stride;
-#pragma GCC unroll 16
-    for (int v = 0; v < V; ++v) {
-      const int c = v * Isa::kLanes;
-      const typename Isa::Int sums = Isa::load_int(to.column_sums + c);
-      finish<Isa>(Isa::sub(acc[r][v], Isa::mul_int(zero_point, sums)), scale, to.weight_scale + c,
-                  to.bias + c, out + c);
-    }
-  }
+  for (int r = 0; r < R; ++r) finish_row<Isa>(acc[r], to, r);
 }
 
 // The last columns of a weight, fewer than V registers: whole registers are computed beside the

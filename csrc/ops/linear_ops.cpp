@@ -8,15 +8,13 @@ namespace dynquant {
 namespace {
 
 struct QuantizedRows {
-  const Kernels& kernels;
   Rows rows;
   bool is_signed;
   PerRow zero_points;
   std::optional<PerRow> scales;
 
-  QuantizedRows(const Kernels& k, const Tensor& q, const Tensor& zero_point)
-      : kernels(k),
-        rows(check_q(q)),
+  QuantizedRows(const Tensor& q, const Tensor& zero_point)
+      : rows(check_q(q)),
         is_signed(q.scalar_type() == ScalarType::Char),
         zero_points(per_row(zero_point, "zero_point", ScalarType::Int, q)) {
     const int32_t lowest = is_signed ? -128 : 0;
@@ -27,10 +25,10 @@ struct QuantizedRows {
     }
   }
 
-  StagedRow stage(int64_t m, uint8_t* staged) const {
+  StagedRow stage(const Product& product, int64_t m, uint8_t* staged) const {
     const uint8_t* q = reinterpret_cast<const uint8_t*>(rows.data + m * rows.stride);
     // Flipping the top bit adds 128.
-    kernels.stage(q, rows.k, is_signed ? 0x80 : 0, staged);
+    product.stage(q, rows.k, is_signed ? 0x80 : 0, staged);
     return {scales.has_value() ? scales->at<float>(m) : 0.0f,
             zero_points.at<int32_t>(m) + (is_signed ? 128 : 0)};
   }
@@ -51,7 +49,7 @@ void check_inner(const char* name, const Rows& rows, const Tensor& given, const 
 
 Tensor int_mm(const Tensor& q, const Tensor& zero_point, const Tensor& packed, int64_t n) {
   const Kernels& kernels = kernels_in_use();
-  const QuantizedRows source(kernels, q, zero_point);
+  const QuantizedRows source(q, zero_point);
   const Packed weight = check_packed(packed);
   check_inner("q", source.rows, q, weight);
   check(n == weight.n, "n must be that of packed, ", weight.n, ", got ", n);
@@ -97,7 +95,7 @@ Tensor scaled_mm(const Tensor& q, const Tensor& scale, const Tensor& zero_point,
                  const Tensor& packed, const Tensor& weight_scale,
                  const std::optional<Tensor>& bias, ScalarType dtype) {
   const Kernels& kernels = kernels_in_use();
-  QuantizedRows source(kernels, q, zero_point);
+  QuantizedRows source(q, zero_point);
   source.scales = per_row(scale, "scale", ScalarType::Float, q);
   const Packed weight = check_packed(packed);
   check_inner("q", source.rows, q, weight);
