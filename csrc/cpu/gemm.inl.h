@@ -43,33 +43,6 @@ constexpr int64_t kStaysInL2 = 1024 * 1024;  // weights of which nothing needs t
 constexpr int64_t kLine = 64;
 constexpr int64_t kNearGroups = 8;  // this panel, on its way from the L2 to the L1 cache
 
-// Where one tile's results go, and the column values that they need.
-template <class Out>
-struct TileOut {
-  const float* scale;
-  const int32_t* zero_point;
-  const int32_t* column_sums;
-  const float* weight_scale;
-  const float* bias;
-  Out* out;
-  int64_t out_stride;
-  bool pairs;
-
-  // From that staged row and column on. Made anew each time: changing a copy in place would wait
-  // for the stores of the tile before.
-  inline TileOut at(int64_t row, int64_t column) const {
-    const int64_t out_row = pairs ? row / 2 : row;
-    return {scale == nullptr ? nullptr : scale + out_row,
-            zero_point + row,
-            column_sums + column,
-            weight_scale + column,
-            bias + column,
-            out + out_row * out_stride + column,
-            out_stride,
-            pairs};
-  }
-};
-
 template <class Isa, int R>
 inline typename Isa::Weights weights_of(const int8_t* p) {
   const typename Isa::Weights w = Isa::load_weights(p);
@@ -116,44 +89,6 @@ inline void multiply_group(const uint8_t* staged, int64_t staged_stride, const i
   }
 }
 
-// The sums of a tile less what the zero points added, as rows of output.
-template <class Isa, int R, int V, class Out>
-inline void finish_tile(typename Isa::Int (&acc)[R][V], const TileOut<Out>& to) {
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) {
-    const typename Isa::Int zero_point = Isa::set_int(to.zero_point[r]);
-    const float scale = to.scale == nullptr ? 0.0f : to.scale[r];
-    Out* out = to.out + r * to.out_stride;
-#pragma GCC unroll 16
-    for (int v = 0; v < V; ++v) {
-      const int c = v * Isa::kLanes;
-      const typename Isa::Int sums = Isa::load_int(to.column_sums + c);
-      finish<Isa>(Isa::sub(acc[r][v], Isa::mul_int(zero_point, sums)), scale, to.weight_scale + c,
-                  to.bias + c, out + c);
-    }
-  }
-}
-
-// The same of rows in pairs.
-template <class Isa, int R, int V, class Out>
-inline void finish_pairs(typename Isa::Int (&acc)[R][V], const TileOut<Out>& to) {
-#pragma GCC unroll 16
-  for (int r = 0; r < R; r += 2) {
-    const typename Isa::Int high = Isa::set_int(to.zero_point[r]);
-    const typename Isa::Int low = Isa::set_int(to.zero_point[r + 1]);
-    Out* out = to.out + r / 2 * to.out_stride;
-#pragma GCC unroll 16
-    for (int v = 0; v < V; ++v) {
-      const int c = v * Isa::kLanes;
-      const typename Isa::Int sums = Isa::load_int(to.column_sums + c);
-      const typename Isa::Float both =
-          joined<Isa>(Isa::sub(acc[r][v], Isa::mul_int(high, sums)),
-                      Isa::sub(acc[r + 1][v], Isa::mul_int(low, sums)));
-      finish_float<Isa>(both, to.scale[r / 2], to.weight_scale + c, to.bias + c, out + c);
-    }
-  }
-}
-
 template <class Isa, int R, int V, class Out>
 __attribute__((noinline)) void tile(const uint8_t* staged, int64_t staged_stride,
                                     const int8_t* weights, int64_t groups, Ahead ahead,
@@ -181,9 +116,14 @@ __attribute__((noinline)) void tile(const uint8_t* staged, int64_t staged_stride
     weights += kStep;
   }
   if constexpr (R % 2 == 0 && !kIsInt32<Out>) {
-    if (to.pairs) return finish_pairs<Isa>(acc, to);
+    if (to.pairs) {
+#pragma GCC unroll 16
+      for (int r = 0; r < R; r += 2) finish_pair<Isa>(acc[r], acc[r + 1], to, r);
+      return;
+    }
   }
-  finish_tile<Isa>(acc, to);
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) finish_row<Isa>(acc[r], to, r);
 }
 
 // The last columns of a weight, fewer than V registers: whole registers are computed beside the

@@ -28,6 +28,7 @@
 #include <math.h>
 
 #include "convert.h"
+#include "kernels.h"
 #include "layout.h"
 
 namespace dynquant {
@@ -41,6 +42,8 @@ struct GenericIsa {
   static constexpr int kParts = 1;
   static constexpr int kTemporaries = 0;
   static constexpr int kGroupBytes = kGroup;
+  static constexpr Costs kCosts = {0.1, 0.1, 1.0, 60.0};
+  static constexpr Costs kHalfCosts = {0.3, 0.3, 0.0, 60.0};
 
   struct Float {
     float v[Lanes];

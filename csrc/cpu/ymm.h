@@ -4,6 +4,7 @@
 #include <immintrin.h>
 
 #include "convert.h"
+#include "kernels.h"
 #include "layout.h"
 
 namespace dynquant {

@@ -70,7 +70,7 @@ void quantize_row(void (*kernel)(const QuantizeArgs&), QuantizeArgs& a, int bits
     a.q = reinterpret_cast<uint8_t*>(q);
     return kernel(a);
   }
-  a.q = scratch(static_cast<size_t>(2 * a.k));
+  a.q = scratch(static_cast<size_t>(2 * a.k), Purpose::bytes_of_row);
   a.low = a.q + a.k;
   kernel(a);
   uint16_t* joined = reinterpret_cast<uint16_t*>(q);

@@ -8,7 +8,6 @@ namespace dynquant {
 namespace {
 
 struct QuantizedRows {
-  const Kernels& kernels;
   Rows rows;
   bool is_signed;
   bool is_wide;
@@ -16,9 +15,8 @@ struct QuantizedRows {
   std::optional<PerRow> scales;
 
   // Where `wide_too`, q may have 16 bits.
-  QuantizedRows(const Kernels& k, const Tensor& q, const Tensor& zero_point, bool wide_too)
-      : kernels(k),
-        rows(check_q(q, wide_too)),
+  QuantizedRows(const Tensor& q, const Tensor& zero_point, bool wide_too)
+      : rows(check_q(q, wide_too)),
         is_signed(q.scalar_type() == ScalarType::Char),
         is_wide(q.scalar_type() == ScalarType::UInt16),
         zero_points(per_row(zero_point, "zero_point", ScalarType::Int, q)) {
@@ -33,31 +31,24 @@ struct QuantizedRows {
 
   int64_t bytes() const { return is_wide ? 2 : 1; }
 
-  StagedRow stage(int64_t m, uint8_t* staged, int64_t stride) const {
+  StagedRow stage(const Product& product, int64_t m, uint8_t* staged, uint8_t* low) const {
     const char* row = rows.data + m * rows.stride;
     if (is_wide) {
-      stage_wide(reinterpret_cast<const uint16_t*>(row), staged, staged + stride);
+      stage_wide(product, reinterpret_cast<const uint16_t*>(row), staged, low);
     } else {
       // Flipping the top bit adds 128.
-      kernels.stage(reinterpret_cast<const uint8_t*>(row), rows.k, is_signed ? 0x80 : 0, staged);
+      product.stage(reinterpret_cast<const uint8_t*>(row), rows.k, is_signed ? 0x80 : 0, staged);
     }
     return {scales.has_value() ? scales->at<float>(m) : 0.0f,
             zero_points.at<int32_t>(m) + (is_signed ? 128 : 0)};
   }
 
  private:
-  void stage_wide(const uint16_t* q, uint8_t* high, uint8_t* low) const {
-    constexpr int64_t kChunk = 512;
-    uint8_t high_bytes[kChunk], low_bytes[kChunk];
-    for (int64_t i = 0; i < rows.k; i += kChunk) {
-      const int64_t count = std::min(kChunk, rows.k - i);
-      for (int64_t j = 0; j < count; ++j) {
-        high_bytes[j] = static_cast<uint8_t>(q[i + j] >> 8);
-        low_bytes[j] = static_cast<uint8_t>(q[i + j]);
-      }
-      const int64_t at = i / kGroup * kernels.group_bytes;
-      kernels.stage(high_bytes, count, 0, high + at);
-      kernels.stage(low_bytes, count, 0, low + at);
+  void stage_wide(const Product& product, const uint16_t* q, uint8_t* high, uint8_t* low) const {
+    uint8_t* bytes = scratch(static_cast<size_t>(rows.k), Purpose::bytes_of_row);
+    for (const auto& [staged, shift] : {std::pair{high, 8}, std::pair{low, 0}}) {
+      for (int64_t i = 0; i < rows.k; ++i) bytes[i] = static_cast<uint8_t>(q[i] >> shift);
+      product.stage(bytes, rows.k, 0, staged);
     }
   }
 
@@ -80,7 +71,7 @@ void check_inner(const char* name, const Rows& rows, const Tensor& given, const 
 
 Tensor int_mm(const Tensor& q, const Tensor& zero_point, const Tensor& packed, int64_t n) {
   const Kernels& kernels = kernels_in_use();
-  const QuantizedRows source(kernels, q, zero_point, false);
+  const QuantizedRows source(q, zero_point, false);
   const Packed weight = check_packed(packed);
   check_inner("q", source.rows, q, weight);
   check(n == weight.n, "n must be that of packed, ", weight.n, ", got ", n);
@@ -126,7 +117,7 @@ Tensor scaled_mm(const Tensor& q, const Tensor& scale, const Tensor& zero_point,
                  const Tensor& packed, const Tensor& weight_scale,
                  const std::optional<Tensor>& bias, ScalarType dtype) {
   const Kernels& kernels = kernels_in_use();
-  QuantizedRows source(kernels, q, zero_point, true);
+  QuantizedRows source(q, zero_point, true);
   source.scales = per_row(scale, "scale", ScalarType::Float, q);
   const Packed weight = check_packed(packed);
   check_inner("q", source.rows, q, weight);

@@ -8,9 +8,9 @@
 #include <memory>
 
 #include "../cpu/layout.h"
+#include "layer_product.h"
 #include "ops.h"
 #include "parallel.h"
-#include "product.h"
 #include "scratch.h"
 
 namespace dynquant {
@@ -39,7 +39,7 @@ void check_size(int64_t given, int64_t wanted, const Parts&... what) {
 class Recurrence {
  public:
   Recurrence(Cell cell, const Tensor& x, const Tensor& h0, const std::optional<Tensor>& c0,
-             Product input, Product hidden, std::optional<Product> projection,
+             LayerProduct input, LayerProduct hidden, std::optional<LayerProduct> projection,
              const std::optional<Tensor>& batch_sizes, bool reverse)
       : kernels_(kernels_in_use()),
         cell_(cell),
@@ -57,7 +57,7 @@ class Recurrence {
     const int64_t gates = cell == Cell::lstm ? 4 : cell == Cell::gru ? 3 : 1;
     check_size(x_rows_.k, input_.k(), "x must have K, like ", input_.name(), ",");
     check_size(h_.size, hidden_.k(), "h0 must have a size, like the K of ", hidden_.name(), ",");
-    for (const Product* gated : {&input_, &hidden_}) {
+    for (const LayerProduct* gated : {&input_, &hidden_}) {
       check_size(gated->n(), gates * size_, gated->name(),
                  " must have N, from the size of the state,");
     }
@@ -143,7 +143,7 @@ class Recurrence {
     narrow_row(h_.row(0), rows * h_.size, dtype_, y);
   }
 
-  void multiply_state(const float* state, int64_t rows, const Product& by, float* out) const {
+  void multiply_state(const float* state, int64_t rows, const LayerProduct& by, float* out) const {
     Rows all{};
     all.data = reinterpret_cast<const char*>(state);
     all.m = rows;
@@ -160,8 +160,8 @@ class Recurrence {
   const Rows x_rows_;
   State h_;
   std::optional<State> c_;
-  const Product input_, hidden_;
-  const std::optional<Product> projection_;
+  const LayerProduct input_, hidden_;
+  const std::optional<LayerProduct> projection_;
   const bool reverse_;
   int64_t size_ = 0;
   Tensor y_;
@@ -171,7 +171,7 @@ class Recurrence {
 
 // A layer without a cell state and a projection: y and h after the last step.
 inline std::tuple<Tensor, Tensor> run_plain(Cell cell, const Tensor& x, const Tensor& h0,
-                                            Product input, Product hidden,
+                                            LayerProduct input, LayerProduct hidden,
                                             const std::optional<Tensor>& batch_sizes,
                                             bool reverse) {
   Recurrence layer(cell, x, h0, std::nullopt, std::move(input), std::move(hidden), std::nullopt,
@@ -181,8 +181,9 @@ inline std::tuple<Tensor, Tensor> run_plain(Cell cell, const Tensor& x, const Te
 }
 
 inline std::tuple<Tensor, Tensor, Tensor> run_lstm(const Tensor& x, const Tensor& h0,
-                                                   const Tensor& c0, Product input, Product hidden,
-                                                   std::optional<Product> projection,
+                                                   const Tensor& c0, LayerProduct input,
+                                                   LayerProduct hidden,
+                                                   std::optional<LayerProduct> projection,
                                                    const std::optional<Tensor>& batch_sizes,
                                                    bool reverse) {
   Recurrence layer(Cell::lstm, x, h0, c0, std::move(input), std::move(hidden),

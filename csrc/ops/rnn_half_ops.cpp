@@ -4,11 +4,11 @@
 namespace dynquant {
 namespace {
 
-Product input_product(const Tensor& weight, const std::optional<Tensor>& bias) {
+LayerProduct input_product(const Tensor& weight, const std::optional<Tensor>& bias) {
   return {weight, bias, false, {"weight_ih", nullptr, "bias_ih"}};
 }
 
-Product hidden_product(const Tensor& weight, const std::optional<Tensor>& bias) {
+LayerProduct hidden_product(const Tensor& weight, const std::optional<Tensor>& bias) {
   return {weight, bias, false, {"weight_hh", nullptr, "bias_hh"}};
 }
 
@@ -19,7 +19,7 @@ std::tuple<Tensor, Tensor, Tensor> lstm_half(
     const std::optional<Tensor>& bias_ih, const Tensor& weight_hh,
     const std::optional<Tensor>& bias_hh, const std::optional<Tensor>& weight_hr,
     const std::optional<Tensor>& batch_sizes, bool reverse) {
-  std::optional<Product> projection;
+  std::optional<LayerProduct> projection;
   if (weight_hr.has_value()) {
     projection.emplace(*weight_hr, std::nullopt, false,
                        ColumnNames{"weight_hr", nullptr, "bias_hr"});

@@ -17,9 +17,9 @@ constexpr ProductNames kHidden = {{"weight_hh", "weight_scale_hh", "bias_hh"},
 constexpr ProductNames kProjection = {{"weight_hr", "weight_scale_hr", "bias_hr"},
                                       "activation_bits_hr"};
 
-Product product_of(const Tensor& weight, const std::optional<Tensor>& scale,
-                   const std::optional<Tensor>& bias, bool per_token, bool symmetric, int64_t bits,
-                   const ProductNames& names) {
+LayerProduct product_of(const Tensor& weight, const std::optional<Tensor>& scale,
+                        const std::optional<Tensor>& bias, bool per_token, bool symmetric,
+                        int64_t bits, const ProductNames& names) {
   const ActivationScheme scheme(per_token, symmetric, bits, names.bits);
   if (!scale.has_value()) return {weight, bias, true, names.columns};
   return {weight, *scale, bias, scheme, names.columns};
@@ -38,7 +38,7 @@ std::tuple<Tensor, Tensor, Tensor> lstm_mixed(
     bool symmetric_hr, int64_t activation_bits_hr) {
   check(weight_hr.has_value() || !weight_scale_hr.has_value(),
         "weight_scale_hr must be None where weight_hr is None");
-  std::optional<Product> projection;
+  std::optional<LayerProduct> projection;
   if (weight_hr.has_value()) {
     projection.emplace(product_of(*weight_hr, weight_scale_hr, std::nullopt, per_token_hr,
                                   symmetric_hr, activation_bits_hr, kProjection));

@@ -20,7 +20,7 @@ std::tuple<Tensor, Tensor, Tensor> lstm_dynamic(
   const ActivationScheme scheme(per_token, symmetric, activation_bits, "activation_bits");
   check(packed_hr.has_value() == weight_scale_hr.has_value(),
         "packed_hr and weight_scale_hr must both be given or neither");
-  std::optional<Product> projection;
+  std::optional<LayerProduct> projection;
   if (packed_hr.has_value()) {
     projection.emplace(*packed_hr, *weight_scale_hr, std::nullopt, scheme, kProjectionNames);
   }

@@ -11,14 +11,14 @@
 
 namespace dynquant {
 
-class Product {
+class LayerProduct {
  public:
   // A packed int8 weight; rows are quantized as `scheme` says.
-  Product(const Tensor& packed, const Tensor& scale, const std::optional<Tensor>& bias,
-          const ActivationScheme& scheme, const ColumnNames& names);
+  LayerProduct(const Tensor& packed, const Tensor& scale, const std::optional<Tensor>& bias,
+               const ActivationScheme& scheme, const ColumnNames& names);
   // A float weight [N, K] in 16 bits, or in fp32 where that is allowed.
-  Product(const Tensor& weight, const std::optional<Tensor>& bias, bool fp32_too,
-          const ColumnNames& names);
+  LayerProduct(const Tensor& weight, const std::optional<Tensor>& bias, bool fp32_too,
+               const ColumnNames& names);
 
   const char* name() const { return name_; }
   int64_t n() const;
