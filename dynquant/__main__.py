@@ -130,12 +130,13 @@ def _report(options):
     return 1 if below else 0
 
 
-def _for_json(row):
+def _for_json(value):
     """JSON has no NaN and no infinite numbers: null stands for them."""
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in row.items()
-    }
+    if isinstance(value, dict):
+        return {key: _for_json(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_for_json(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _is_below(row, limit):
