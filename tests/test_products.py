@@ -312,3 +312,10 @@ def test_packed_sequences_and_states():
     wanted, _ = model.rnn(x, tuple(states))
     torch.testing.assert_close(y.data, wanted.data, atol=0.1, rtol=0.1)
     assert_all_same(after, result.rnn(x, tuple(states))[1])
+
+
+def test_sharded_rows_have_8_bits():
+    parallel = pytest.importorskip("dynquant.parallel", reason="no torch.distributed")
+    layer = dynquant.nn.Linear.from_float(nn.Linear(8, 4), SIXTEEN)
+    with pytest.raises(ValueError, match="RowwiseParallel is there for activations in 8 bits"):
+        parallel.RowwiseParallel()._apply(layer, None)
