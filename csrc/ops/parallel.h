@@ -6,7 +6,7 @@
 
 #include <algorithm>
 
-#include "../cpu/float_env.h"
+#include "op_scope.h"
 
 namespace dynquant {
 
@@ -18,7 +18,7 @@ void run_tasks(int64_t tasks, const F& f) {
   if (tasks == 1) return f(0);
   if (tasks <= 0) return;
   torch::stable::parallel_for(0, tasks, 1, [&f](int64_t begin, int64_t end) {
-    const FloatEnv env;
+    const OpScope scope;
     for (int64_t task = begin; task < end; ++task) f(task);
   });
 }
