@@ -27,6 +27,8 @@ from dynquant.nn._module import QuantizedModule
 from dynquant.qconfig import QConfig
 from dynquant.quantize import quantize_dynamic
 from dynquant.swap.plan import default_spec, plan_from_spec
+from dynquant.swap.registry import Forms
+from dynquant.swap.selection import did_you_mean
 
 if int(_version.partition(".")[0]) < 5:
     raise ImportError(
@@ -88,6 +90,17 @@ class DynquantConfig(QuantizationConfigMixin):
         spec = default_spec(QConfig(self.weight, self.activation, self.symmetric))
         names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
         return {**spec, **dict.fromkeys(_kept(names, self.modules_to_not_convert))}
+
+    def warn_of_unknown_names(self, model):
+        """Warns of entries of modules_to_not_convert that no module of `model` fits."""
+        names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
+        for entry in self.modules_to_not_convert:
+            if not _kept(names, [entry]):
+                warnings.warn(
+                    f"modules_to_not_convert has {entry!r}, which fits no module of "
+                    f"{type(model).__name__}{did_you_mean(entry, names)}",
+                    stacklevel=2,
+                )
 
 
 def _kept(names, patterns):
@@ -155,8 +168,12 @@ class DynquantQuantizer(HfQuantizer):
             _replace(model, {one.form: one for one in self._stand_ins.values()})
             _forget_ties(model, self._stand_ins)
             return
+        self.quantization_config.warn_of_unknown_names(model)
         tied = set(chain.from_iterable(model.all_tied_weights_keys.items()))
         plan = plan_from_spec(model, spec, torch.qint8, None, True, None)
+        plan.warn_of_large_floats(model, Forms(None))
+        for message in plan.warnings:
+            warnings.warn(message, stacklevel=2)
         self._awaited = {  # by the name of the weight
             f"{item.name}.weight": item
             for item in plan.items
