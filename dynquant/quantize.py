@@ -5,12 +5,14 @@ import inspect
 import warnings
 from collections import Counter
 from collections.abc import Mapping
+from weakref import WeakKeyDictionary
 
 import torch
 
 from dynquant.comparison import losses
 from dynquant.stubs import QuantStub
 from dynquant.swap.own_thread import on_own_thread
+from dynquant.swap.places import replace_modules
 from dynquant.swap.plan import plan_from_attributes, plan_from_spec
 from dynquant.swap.registry import STUBS
 from dynquant.swap.ties import part_from_quantized
@@ -243,12 +245,15 @@ def _example(example_inputs):
 
 def _swap(made, model):
     model.eval()
+    made_of = WeakKeyDictionary()  # keeps no float module alive
     for item, form in made:
         _keep_hooks(item.module, form, lambda hooks: hooks)
+        made_of[item.module] = form
         for parent, key in item.places:
             parent._modules[key] = form
         if item.module is model:
             model = form
+    replace_modules(model, made_of)  # in plain lists
     _prepare_for_others(model)
     return model
 
