@@ -100,7 +100,7 @@ def test_forms(config, expected):
         ({"activation": {"qscheme": torch.per_channel_symmetric}}, "of an activation is"),
         ({"dynamic": 1}, "dynamic must be a bool or None"),
         ("per_row", "here is 'per_row'; allowed: per_channel"),
-        (torch.qint8, "here is torch.qint8; expected a dynquant.QConfig"),
+        (torch.float32, "here is torch.float32; allowed: torch.qint8"),
         (True, "here is True; expected"),
         (("per_channel",), "expected a dynquant.QConfig"),
     ],
