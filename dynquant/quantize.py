@@ -9,7 +9,9 @@ from collections.abc import Mapping
 import torch
 
 from dynquant.comparison import losses
+from dynquant.qconfig import is_config
 from dynquant.stubs import QuantStub
+from dynquant.swap.copies import copied, in_eval_mode
 from dynquant.swap.own_thread import on_own_thread
 from dynquant.swap.plan import plan_from_attributes, plan_from_spec
 from dynquant.swap.registry import STUBS
@@ -103,7 +105,7 @@ def prepare(
     plan = plan_from_spec(model, qconfig_spec, dtype, mapping, inplace, qconfig)
     _show_warnings(plan)
     if not inplace:
-        model = copy.deepcopy(model)
+        model = copied(model)
     for item in plan.items:
         module = model.get_submodule(item.name)
         if not isinstance(module, QuantStub):
@@ -145,7 +147,7 @@ def _carry_out(plan, model, inplace, made=None):
     # Each float module that is swapped is never copied: the copy finds its quantized form.
     made = _made(list(plan.items)) if made is None else made
     memo = {id(item.module): form for item, form in made}
-    result = copy.deepcopy(model, memo).eval()
+    result = copied(model, memo).eval()
     for item in plan.items:
         _keep_hooks(item.module, memo[id(item.module)], lambda hooks: copy.deepcopy(hooks, memo))
     _prepare_for_others(result)
@@ -197,6 +199,9 @@ def _swap(made, model):
 def _prepare_for_others(model):
     load_fused(model)
     part_from_quantized(model)
+    for module in model.modules():  # what prepare or torch.ao put there has been done
+        if not isinstance(module, STUBS) and is_config(vars(module).get("qconfig")):
+            del module.qconfig
 
 
 def _made(items):
@@ -214,7 +219,8 @@ def _from_float(item, tied_to):
     wanted = inspect.signature(item.form.from_float).parameters
     offered = {"qconfig": item.qconfig, "tied_to": tied_to}
     given = {key: value for key, value in offered.items() if key in wanted}
-    return item.form.from_float(item.module, **given)
+    with in_eval_mode(item.module):
+        return item.form.from_float(item.module, **given)
 
 
 def _with_progress(items):
