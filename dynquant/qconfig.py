@@ -88,7 +88,7 @@ def parse_qconfig(config, dtype=torch.qint8, name="qconfig"):
         return QConfig(weight=config, dtype=dtype)
     if isinstance(config, Mapping):
         return _from_dict(config, dtype, name)
-    if _is_of_torch(config):
+    if is_of_torch(config):
         return _from_dict(_observed(config, name), dtype, name)
     raise TypeError(
         f"{name} is {config!r}; expected a dynquant.QConfig, dynquant.per_channel, per_token or "
@@ -96,12 +96,8 @@ def parse_qconfig(config, dtype=torch.qint8, name="qconfig"):
     )
 
 
-def is_config(value):
-    """Whether the value is a QConfig of dynquant's or of torch's."""
-    return isinstance(value, QConfig) or _is_of_torch(value)
-
-
-def _is_of_torch(value):
+def is_of_torch(value):
+    """Whether the value is a QConfig of torch's."""
     return isinstance(value, tuple) and getattr(value, "_fields", None) == ("activation", "weight")
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from collections.abc import Mapping
 import torch
 
 from dynquant.comparison import losses
-from dynquant.qconfig import is_config
+from dynquant.qconfig import is_of_torch
 from dynquant.stubs import QuantStub
 from dynquant.swap.copies import copied, in_eval_mode
 from dynquant.swap.own_thread import on_own_thread
@@ -90,7 +91,7 @@ def quantize_dynamic(
     if keep_float_below is not None or example_inputs is not None:
         made = _made_above(plan, model, keep_float_below, example_inputs)
     _show_warnings(plan)
-    return _carry_out(plan, model, inplace, made)
+    return _finish(plan, model, inplace, made)
 
 
 def prepare(
@@ -128,12 +129,25 @@ def convert(model, mapping=None, inplace=False):
     """
     plan = plan_from_attributes(model, mapping, inplace)
     _show_warnings(plan)
-    return _carry_out(plan, model, inplace)
+    return _finish(plan, model, inplace)
 
 
 def _show_warnings(plan):
     for message in plan.warnings:
         warnings.warn(message, UserWarning, stacklevel=3)
+
+
+def _finish(plan, model, inplace, made=None):
+    """Carries the plan out; a model of transformers, when it is saved, says what was quantized."""
+    qconfigs = {item.name: item.qconfig for item in plan.items}
+    model = _carry_out(plan, model, inplace, made)
+    if "transformers.modeling_utils" in sys.modules:
+        try:
+            from dynquant.transformers import leave_config
+        except ImportError:  # an older transformers
+            return model
+        leave_config(model, qconfigs)
+    return model
 
 
 # Tensors made in inference mode could not be loaded into later, nor give gradients.
@@ -199,8 +213,8 @@ def _swap(made, model):
 def _prepare_for_others(model):
     load_fused(model)
     part_from_quantized(model)
-    for module in model.modules():  # what prepare or torch.ao put there has been done
-        if not isinstance(module, STUBS) and is_config(vars(module).get("qconfig")):
+    for module in model.modules():  # torch.ao removes its own as well
+        if is_of_torch(vars(module).get("qconfig")):
             del module.qconfig
 
 

@@ -95,7 +95,7 @@ class LinearModule(QuantizedModule):
 
 
 class Linear(LinearModule):
-    """y = x @ weight.T + bias with an int8 weight; x, the input, is quantized to 8 bits at each call.
+    """y = x @ weight.T + bias with an int8 weight; x is quantized to 8 bits at each call.
 
     Made by from_float, which quantize_dynamic calls. x is fp32, bf16 or fp16 [..., in_features],
     y has x's dtype and shape [..., out_features]; a float64 x is an error. An x from
