@@ -13,7 +13,7 @@ from dynquant.stubs import QuantStub
 from dynquant.swap.own_thread import on_own_thread
 from dynquant.swap.plan import plan_from_attributes, plan_from_spec
 from dynquant.swap.registry import STUBS
-from dynquant.swap.ties import part_from_tables
+from dynquant.swap.ties import part_from_quantized
 from dynquant.swap.torch_ao_fused import load_fused
 
 _HOOKS = (
@@ -196,7 +196,7 @@ def _swap(made, model):
 
 def _prepare_for_others(model):
     load_fused(model)
-    part_from_tables(model)
+    part_from_quantized(model)
 
 
 def _made(items):
