@@ -61,7 +61,8 @@ bool system_saves_tiles() {
 const char* request_permission() {
   constexpr long kGetPermission = 0x1022, kRequestPermission = 0x1023, kTileData = 18;
   if (syscall(SYS_arch_prctl, kRequestPermission, kTileData) != 0) {
-    if (errno == ENOSPC) return "a thread's alternate signal stack is too small to save AMX's tiles";
+    if (errno == ENOSPC)
+      return "a thread's alternate signal stack is too small to save AMX's tiles";
     return errno == EINVAL || errno == EOPNOTSUPP
                ? "the operating system is too old to give AMX to a process"
                : "the operating system refuses AMX to this process (a sandbox may forbid the call)";

@@ -152,13 +152,10 @@ class TileGemm {
       // The block before this panel's first one still needs the values of its own panel.
       turn_ ^= 1;
       values_[turn_].set(a_.epilogue, n, columns);
-      const TileOut<Out> to = {a_.epilogue.scale,
-                               a_.zero_point,
-                               reinterpret_cast<const int32_t*>(panel),
-                               values_[turn_].weight_scale,
-                               values_[turn_].bias,
-                               static_cast<Out*>(a_.epilogue.out) + n,
-                               a_.epilogue.out_stride};
+      const TileOut<Out> to = {
+          a_.epilogue.scale,           a_.zero_point,       reinterpret_cast<const int32_t*>(panel),
+          values_[turn_].weight_scale, values_[turn_].bias, static_cast<Out*>(a_.epilogue.out) + n,
+          a_.epilogue.out_stride};
       for (int64_t c = 0; c < columns; c += kBlockColumns) {
         for (int64_t m = m0; m < m1; m += rows) {
           block<RowTiles>(m, weights + c * kGroup, tail_.groups + c * kGroup);

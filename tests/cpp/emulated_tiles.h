@@ -1,5 +1,6 @@
 // A matrix unit in plain C++, for tiles.inl.h where no processor has one. It refuses what the real
-// one would: tiles that are not configured, and rows of unequal operands.
+// one would: tiles that are not configured, and operands of sizes that do not match. Each thread
+// has one.
 #pragma once
 
 #include <stdint.h>
@@ -15,8 +16,8 @@ struct EmulatedTiles {
     int rows;
     uint8_t bytes[16][64];
   };
-  static inline Tile tiles[8] = {};
-  static inline bool configured = false;
+  static inline thread_local Tile tiles[8] = {};
+  static inline thread_local bool configured = false;
 
   static void require(bool holds, const char* what) {
     if (holds) return;

@@ -1,6 +1,9 @@
 // The kernels against loops that say the same in plain C++, without torch or Python: for every
 // instruction set that runs here, and for plain sets of odd widths and tiles that no processor has.
 // Built with the sanitizers by `make sanitize`; every buffer is allocated at its exact size.
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <cfenv>
 #include <cmath>
 #include <cstdio>
@@ -9,9 +12,6 @@
 #include <memory>
 #include <random>
 #include <vector>
-
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include "dispatch.h"
 #include "emulated_tiles.h"
@@ -91,7 +91,8 @@ class Guarded {
     const size_t whole = (static_cast<size_t>(bytes) + page - 1) / page * page;
     size_ = whole + page;
     void* memory = mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory == MAP_FAILED || mprotect(static_cast<char*>(memory) + whole, page, PROT_NONE) != 0) {
+    if (memory == MAP_FAILED ||
+        mprotect(static_cast<char*>(memory) + whole, page, PROT_NONE) != 0) {
       std::perror("guard page");
       std::exit(1);
     }
@@ -176,7 +177,8 @@ void test_gemm(const Kernels& kernels, const Product& product, const Case& c) {
   }
 }
 
-void test_quantize(const Kernels& kernels, const Product& product, int64_t k, bool symmetric, std::mt19937& random) {
+void test_quantize(const Kernels& kernels, const Product& product, int64_t k, bool symmetric,
+                   std::mt19937& random) {
   std::normal_distribution<float> real;
   std::vector<float> x(static_cast<size_t>(k));
   for (float& value : x) value = real(random);
@@ -461,6 +463,14 @@ void test_product(const Kernels& kernels, const Product& product, std::mt19937& 
     }
   }
   test_gemm(kernels, product, Case(33, 1100, 1027, random));  // more panels than a window holds
+  // The largest sums: bytes of 255 times weights of -128, which other libraries' checkpoints hold.
+  Case largest(6, 2, kMaxK, random);
+  largest.q.assign(largest.q.size(), 255);
+  largest.weight.assign(largest.weight.size(), -128);
+  for (int32_t zero_point : {0, 255}) {
+    largest.zero_point.assign(largest.zero_point.size(), zero_point);
+    test_gemm(kernels, product, largest);
+  }
   for (int64_t k = 0; k < 140; ++k) {
     test_quantize(kernels, product, k, false, random);
     test_quantize(kernels, product, k, true, random);
