@@ -47,7 +47,7 @@ class DynquantConfig(QuantizationConfigMixin):
     It is saved in the model's config.json.
 
     Args:
-        weight, activation, symmetric: as in dynquant.QConfig.
+        weight, activation, symmetric, activation_bits: as in dynquant.QConfig.
         modules_to_not_convert: names of modules that stay in float, each of which covers its
             submodules, or regular expressions, as for other methods of transformers.
         quant_method: "dynquant", which config.json holds.
@@ -63,8 +63,9 @@ class DynquantConfig(QuantizationConfigMixin):
         symmetric=False,
         modules_to_not_convert=None,
         quant_method=METHOD,
+        activation_bits=8,
     ):
-        QConfig(weight, activation, symmetric)  # checks them
+        QConfig(weight, activation, symmetric, activation_bits=activation_bits)  # checks them
         if quant_method != METHOD:
             raise ValueError(f"quant_method is {quant_method!r}; allowed: {METHOD}")
         names = [] if modules_to_not_convert is None else modules_to_not_convert
@@ -83,11 +84,18 @@ class DynquantConfig(QuantizationConfigMixin):
         self.weight = weight
         self.activation = activation
         self.symmetric = symmetric
+        self.activation_bits = activation_bits
         self.modules_to_not_convert = sorted(names)
 
     def spec_for(self, model):
         """The qconfig_spec of quantize_dynamic that says the same of `model`."""
-        spec = default_spec(QConfig(self.weight, self.activation, self.symmetric))
+        qconfig = QConfig(
+            self.weight,
+            self.activation,
+            self.symmetric,
+            activation_bits=self.activation_bits,
+        )
+        spec = default_spec(qconfig)
         names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
         return {**spec, **dict.fromkeys(_kept(names, self.modules_to_not_convert))}
 

@@ -56,25 +56,41 @@ struct Pending {
 
  private:
   inline void finish_next() {
-    constexpr int kTileSums = kTileRows * kTileColumns;
-    const int32_t* left = sums + next / kTileRows * 2 * kTileSums + next % kTileRows * kTileColumns;
+    if (columns >= kBlockColumns) {
+      finish_to(to, next);
+    } else {
+      Out result[kBlockColumns];  // the output may end before the block does
+      const int64_t out_row = to.pairs ? next / 2 : next;
+      TileOut<Out> beside = to;
+      beside.out = result;
+      beside.out_stride = 0;
+      finish_to(beside, next);
+      memcpy(to.out + out_row * to.out_stride, result, static_cast<size_t>(columns) * sizeof(Out));
+    }
+    next += to.pairs ? 2 : 1;
+  }
+
+  inline void finish_to(const TileOut<Out>& where, int row) const {
     typename Isa::Int acc[kVectors];
+    load_sums(row, acc);
+    if constexpr (!kIsInt32<Out>) {
+      if (where.pairs) {
+        typename Isa::Int low[kVectors];
+        load_sums(row + 1, low);
+        return finish_pair<Isa>(acc, low, where, row);
+      }
+    }
+    finish_row<Isa>(acc, where, row);
+  }
+
+  inline void load_sums(int row, typename Isa::Int (&acc)[kVectors]) const {
+    constexpr int kTileSums = kTileRows * kTileColumns;
+    const int32_t* left = sums + row / kTileRows * 2 * kTileSums + row % kTileRows * kTileColumns;
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) {
       const int c = v * Isa::kLanes;
       acc[v] = Isa::load_int(left + c / kTileColumns * kTileSums + c % kTileColumns);
     }
-    if (columns >= kBlockColumns) {
-      finish_row<Isa>(acc, to, next);
-    } else {
-      Out result[kBlockColumns];  // the output may end before the block does
-      TileOut<Out> beside = to;
-      beside.out = result;
-      beside.out_stride = 0;
-      finish_row<Isa>(acc, beside, next);
-      memcpy(to.out + next * to.out_stride, result, static_cast<size_t>(columns) * sizeof(Out));
-    }
-    ++next;
   }
 };
 
@@ -152,10 +168,14 @@ class TileGemm {
       // The block before this panel's first one still needs the values of its own panel.
       turn_ ^= 1;
       values_[turn_].set(a_.epilogue, n, columns);
-      const TileOut<Out> to = {
-          a_.epilogue.scale,           a_.zero_point,       reinterpret_cast<const int32_t*>(panel),
-          values_[turn_].weight_scale, values_[turn_].bias, static_cast<Out*>(a_.epilogue.out) + n,
-          a_.epilogue.out_stride};
+      const TileOut<Out> to = {a_.epilogue.scale,
+                               a_.zero_point,
+                               reinterpret_cast<const int32_t*>(panel),
+                               values_[turn_].weight_scale,
+                               values_[turn_].bias,
+                               static_cast<Out*>(a_.epilogue.out) + n,
+                               a_.epilogue.out_stride,
+                               a_.pairs};
       for (int64_t c = 0; c < columns; c += kBlockColumns) {
         for (int64_t m = m0; m < m1; m += rows) {
           block<RowTiles>(m, weights + c * kGroup, tail_.groups + c * kGroup);
@@ -235,30 +255,38 @@ void gemm_tiles(const GemmArgs& a) {
   with_out_type(a.epilogue.out_dtype, [&](auto* out) { gemm_tiles_to<Isa, Tiles>(a, out); });
 }
 
-// A row of bytes into the lines that its tiles have for it, filled up with zeros.
+// f(i, count, at) for each line of the tiles that k values of a row fill: the values [i, i +
+// count), and where in the row's tiles the line begins.
 template <class F>
-inline void each_line(int64_t k, uint8_t* staged, F f) {
+inline void each_line(int64_t k, F f) {
   for (int64_t i = 0; i < k; i += kTileLine) {
-    uint8_t* line = staged + i / kTileLine * kTileBytes;
-    const int64_t count = k - i < kTileLine ? k - i : kTileLine;
-    f(i, count, line);
-    if (count < kTileLine) memset(line + count, 0, static_cast<size_t>(kTileLine - count));
+    f(i, k - i < kTileLine ? k - i : kTileLine, i / kTileLine * kTileBytes);
   }
+}
+
+inline void fill_line(uint8_t* line, int64_t count) {
+  memset(line + count, 0, static_cast<size_t>(kTileLine - count));
 }
 
 template <class Isa>
 void quantize_tiles(const QuantizeArgs& a) {
-  const ToBytes<Isa, Multiply> to_bytes(a);
+  const ToIntegers<Isa, Multiply> to_integers(a);
   with_type(a.x, a.dtype, [&](const auto* x) {
-    each_line(a.k, a.q, [&](int64_t i, int64_t count, uint8_t* line) {
-      quantize_run<Isa>(to_bytes, x + i, count, line);
+    with_byte_rows(a, [&](const auto& q) {
+      each_line(a.k, [&](int64_t i, int64_t count, int64_t at) {
+        const auto line = q.from(at);
+        quantize_run<Isa>(to_integers, x + i, count, line);
+        for (uint8_t* bytes : line.row) fill_line(bytes, count);
+      });
     });
   });
 }
 
 inline void stage_tiles(const uint8_t* q, int64_t k, uint8_t flip, uint8_t* staged) {
-  each_line(k, staged, [&](int64_t i, int64_t count, uint8_t* line) {
+  each_line(k, [&](int64_t i, int64_t count, int64_t at) {
+    uint8_t* line = staged + at;
     for (int64_t j = 0; j < count; ++j) line[j] = static_cast<uint8_t>(q[i + j] ^ flip);
+    fill_line(line, count);
   });
 }
 
