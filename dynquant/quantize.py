@@ -5,12 +5,14 @@ import inspect
 import warnings
 from collections import Counter
 from collections.abc import Mapping
+from weakref import WeakKeyDictionary
 
 import torch
 
 from dynquant.comparison import losses
 from dynquant.stubs import QuantStub
 from dynquant.swap.own_thread import on_own_thread
+from dynquant.swap.places import replace_modules
 from dynquant.swap.plan import plan_from_attributes, plan_from_spec
 from dynquant.swap.registry import STUBS
 from dynquant.swap.ties import part_from_quantized
@@ -58,8 +60,8 @@ def quantize_dynamic(
             parents.
             A product of a recurrent layer is named by its weight ('lstm.weight_ih_l0'), one of an
             attention by its projection ('attn.q_proj'); so each can have a config of its own.
-            A config is a QConfig, dynquant.per_channel, per_token or per_tensor, a dict, a torch
-            QConfig, or the class QuantStub for the default.
+            A config is a QConfig, dynquant.per_channel, per_token or per_tensor, a dtype, a dict, a
+            torch QConfig, or the class QuantStub for the default.
         dtype: for configs that name no dtype: torch.qint8; torch.float16 or torch.bfloat16
             (weights in 16 bits, computed in fp32); torch.quint8 or torch.quint4x2
             (embeddings and embedding bags in 8 or 4 bits).
@@ -243,12 +245,15 @@ def _example(example_inputs):
 
 def _swap(made, model):
     model.eval()
+    made_of = WeakKeyDictionary()  # keeps no float module alive
     for item, form in made:
         _keep_hooks(item.module, form, lambda hooks: hooks)
+        made_of[item.module] = form
         for parent, key in item.places:
             parent._modules[key] = form
         if item.module is model:
             model = form
+    replace_modules(model, made_of)  # in plain lists
     _prepare_for_others(model)
     return model
 

@@ -130,13 +130,9 @@ void test_pairs(const Kernels& kernels, const Product& product, const Case& c, G
 void test_gemm(const Kernels& kernels, const Product& product, const Case& c) {
   std::vector<int8_t> packed(static_cast<size_t>(packed_bytes(c.n, c.k)));
   pack_header(packed.data(), c.n, c.k);
-  bool in_range = true;
   for (int64_t p = 0; p < panels_of(c.n); ++p) {
-    in_range &= pack_panel(c.weight.data(), c.k, c.n, c.k, p, packed.data());
+    pack_panel(c.weight.data(), c.k, c.n, c.k, p, packed.data());
   }
-  bool symmetric = true;
-  for (int8_t value : c.weight) symmetric &= value >= -127;
-  expect(in_range == symmetric, kernels.name, "pack", c.m, c.n, c.k);
   std::vector<int8_t> row(static_cast<size_t>(c.k));
   for (int64_t n = 0; n < c.n; ++n) {
     unpack_row(packed.data(), c.k, n, row.data());
