@@ -9,6 +9,7 @@ model.save_pretrained(folder)
 model = AutoModel.from_pretrained(folder)
 """
 
+import dataclasses
 import re
 import time
 import warnings
@@ -17,6 +18,7 @@ from itertools import chain
 import regex
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers import __version__ as _version
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -24,7 +26,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from dynquant import nn as quantized
 from dynquant.checkpoint_names import FloatNames, while_loading, while_saving
 from dynquant.nn._module import QuantizedModule
-from dynquant.qconfig import QConfig
+from dynquant.qconfig import DTYPES, QConfig
 from dynquant.quantize import quantize_dynamic
 from dynquant.swap.places import replace_modules
 from dynquant.swap.plan import default_spec, plan_from_spec
@@ -54,6 +56,9 @@ class DynquantConfig(QuantizationConfigMixin):
             lose too much are found on the float model, by dynquant.compare or by
             quantize_dynamic(model, keep_float_below=..., example_inputs=...); the command
             `dynquant quantize --keep-float-below` does both.
+        modules: what dynquant.quantize_dynamic has left: {name of a module, or of a product of one:
+            the fields of its QConfig that are not the default; None: in float}. These modules are
+            quantized, and no others.
         quant_method: "dynquant", which config.json holds.
 
     Raises:
@@ -68,8 +73,12 @@ class DynquantConfig(QuantizationConfigMixin):
         modules_to_not_convert=None,
         quant_method=METHOD,
         activation_bits=8,
+        modules=None,
     ):
         QConfig(weight, activation, symmetric, activation_bits=activation_bits)  # checks them
+        self.modules = modules
+        if modules is not None:
+            self._qconfigs()
         if quant_method != METHOD:
             raise ValueError(f"quant_method is {quant_method!r}; allowed: {METHOD}")
         names = [] if modules_to_not_convert is None else modules_to_not_convert
@@ -91,8 +100,19 @@ class DynquantConfig(QuantizationConfigMixin):
         self.activation_bits = activation_bits
         self.modules_to_not_convert = sorted(names)
 
+    def _qconfigs(self):
+        """The QConfigs of `modules`, by name."""
+        if not isinstance(self.modules, dict):
+            raise TypeError(f"modules is {self.modules!r}; expected a dict from names to configs")
+        try:
+            return {name: _from_fields(fields) for name, fields in self.modules.items()}
+        except (TypeError, ValueError, AttributeError, KeyError) as error:
+            raise ValueError(f"modules holds what is no config of dynquant: {error}") from error
+
     def spec_for(self, model):
         """The qconfig_spec of quantize_dynamic that says the same of `model`."""
+        if self.modules is not None:
+            return self._qconfigs()
         qconfig = QConfig(
             self.weight,
             self.activation,
@@ -133,6 +153,60 @@ def _kept(names, patterns):
             ) from None
 
     return [name for name in names if any(fits(*one, name) for one in compiled)]
+
+
+def _fields_of(qconfig):
+    """What config.json holds of a QConfig; None keeps a module, or a product of it, in float."""
+    if qconfig is None:
+        return None
+    fields = {
+        one.name: getattr(qconfig, one.name)
+        for one in dataclasses.fields(qconfig)
+        if getattr(qconfig, one.name) != one.default
+    }
+    return {key: _DTYPE_NAMES.get(value, value) for key, value in fields.items()}
+
+
+def _from_fields(fields):
+    if fields is None:
+        return None
+    dtypes = {name: dtype for dtype, name in _DTYPE_NAMES.items()}
+    given = {**fields, "dtype": dtypes[fields.get("dtype", _DTYPE_NAMES[torch.qint8])]}
+    return QConfig(**given)
+
+
+_DTYPE_NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in DTYPES}
+
+
+def leave_config(model, qconfigs):
+    """Has models of transformers within `model` say, when they are saved, what is quantized.
+
+    Args:
+        model: what quantize_dynamic has made.
+        qconfigs: the QConfig (None: float) of each module that it has quantized, and of products
+            that have another, by name.
+    """
+    outer = None
+    for prefix, module in model.named_modules():
+        if (
+            outer is not None
+            and prefix.startswith(outer)
+            or not isinstance(module, PreTrainedModel)
+        ):
+            continue
+        outer = f"{prefix}." if prefix else ""
+        own = {
+            name.removeprefix(outer): _fields_of(qconfig)
+            for name, qconfig in qconfigs.items()
+            if name.startswith(outer) and name != prefix
+        }
+        held = getattr(module.config, "quantization_config", None)
+        if held is None and own:
+            held = DynquantConfig(modules={})
+            module.config.quantization_config = held
+            module.hf_quantizer = DynquantQuantizer(held, pre_quantized=True)
+        if isinstance(held, DynquantConfig) and held.modules is not None:
+            held.modules = {**held.modules, **own}
 
 
 def only(name):

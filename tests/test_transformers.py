@@ -88,6 +88,31 @@ class TestLoading:
         assert not model.training
         assert_same(output(model), output(expected))
 
+    @pytest.mark.parametrize("inplace", [False, True])
+    @pytest.mark.parametrize(
+        "spec",
+        [
+            None,
+            {nn.Linear: dynquant.QConfig("per_tensor", symmetric=True), "pooler": None},
+            {
+                nn.Linear: dynquant.QConfig(dtype=torch.bfloat16),
+                nn.Embedding: dynquant.QConfig(dtype=torch.quint4x2),
+                "encoder.layer.0": dynquant.QConfig(activation="per_tensor"),
+            },
+        ],
+        ids=["default", "one config", "mixed"],
+    )
+    def test_a_model_that_quantize_dynamic_made(self, bert, tmp_path, spec, inplace):
+        model = AutoModel.from_pretrained(bert).eval()
+        made = dynquant.quantize_dynamic(model, spec, inplace=inplace)
+        assert inplace or getattr(model.config, "quantization_config", None) is None
+        made.save_pretrained(tmp_path)
+        again = AutoModel.from_pretrained(tmp_path)
+        assert quantized_names(again) == quantized_names(made)
+        assert_same(output(again), output(made))
+        again.save_pretrained(tmp_path / "again")
+        assert_same(output(AutoModel.from_pretrained(tmp_path / "again")), output(made))
+
     def test_version_1_is_read(self, bert, tmp_path):
         model = quantized(bert)
         model.save_pretrained(tmp_path)
