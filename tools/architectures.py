@@ -12,6 +12,7 @@ import math
 import signal
 import sys
 import tempfile
+import textwrap
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -66,7 +67,7 @@ def main():
         except Exception as error:
             row = None
             not_built[type(error).__name__] += 1
-            print(f"{kind}: {type(error).__name__}: {str(error)[:150]}", file=sys.stderr)
+            print(f"{kind}: {_short(error)}", file=sys.stderr)
         finally:
             signal.alarm(0)
         if row:
@@ -228,7 +229,7 @@ def decibels(wanted, given):
 
 
 def _short(error):
-    return f"{type(error).__name__}: {str(error).splitlines()[0][:80] if str(error) else ''}"
+    return f"{type(error).__name__}: {textwrap.shorten(str(error), 80, placeholder=' ...')}"
 
 
 if __name__ == "__main__":
