@@ -3,7 +3,6 @@
 from types import SimpleNamespace
 
 import torch
-from torch.fx import Proxy
 
 from dynquant.nn._formats import Int8
 from dynquant.nn._fx import as_one_call
@@ -129,7 +128,7 @@ class Linear(LinearModule):
                 self.symmetric,
                 self.activation_bits,
             )
-        if isinstance(input, Proxy):
+        if not isinstance(input, torch.Tensor):
             return as_one_call(self, input)
         # nn.Module.__getattr__ would cost 0.4 microseconds for each of these.
         packed = self._buffers["packed"]
