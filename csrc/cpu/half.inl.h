@@ -19,7 +19,6 @@
 namespace dynquant {
 namespace {
 
-constexpr int kPartials = 16;
 constexpr int64_t kHalfColumns = 64;  // outputs of a strip that wait for bias and rounding together
 
 // Registers for the sums of a pair of rows, and how many pairs three quarters of all registers have
@@ -168,7 +167,7 @@ inline void half_strip_of(int64_t rows, const HalfGemmArgs& a, const float* x, i
 }
 
 template <class Isa, class T>
-inline void half_gemm_of(const HalfGemmArgs& a) {
+inline void half_gemm_of(const HalfGemmArgs& a, const T*) {
   const int64_t strips = ceil_div(a.m, kHalfRows<Isa>);
   for (int64_t n0 = a.n_begin; n0 < a.n_end; n0 += kHalfColumns) {
     const int64_t columns = a.n_end - n0 < kHalfColumns ? a.n_end - n0 : kHalfColumns;
@@ -190,8 +189,8 @@ inline void half_gemm_of(const HalfGemmArgs& a) {
 
 template <class Isa>
 void half_gemm(const HalfGemmArgs& a) {
-  if (a.weight_dtype == Dtype::bf16) return half_gemm_of<Isa, Bfloat16>(a);
-  return half_gemm_of<Isa, Half>(a);
+  with_type(a.weight, a.weight_dtype,
+            [&](const auto* weight) { half_gemm_of<Isa>(a, weight); });
 }
 
 template <class Isa>

@@ -131,6 +131,18 @@ void multiply(const Kernels& kernels, const Source& source, int64_t m, const Pac
   });
 }
 
+// A row of floats, quantized by `p` as it is staged.
+inline StagedRow stage_floats(const Product& product, const void* x, Dtype dtype, int64_t k,
+                              const QParams& p, bool symmetric, uint8_t* staged) {
+  QuantizeArgs a = quantize_args(p, symmetric, true);
+  a.x = x;
+  a.dtype = dtype;
+  a.k = k;
+  a.q = staged;
+  product.quantize_staged(a);
+  return {p.scale, p.zero_point + a.shift};
+}
+
 // Rows of floats that are quantized as they are staged.
 struct FloatRows {
   const Kernels& kernels;
@@ -143,13 +155,7 @@ struct FloatRows {
     const char* x = rows.data + m * rows.stride;
     const QParams p =
         whole.has_value() ? *whole : choose_qparams(kernels.range(x, dtype, rows.k), symmetric);
-    QuantizeArgs a = quantize_args(p, symmetric, true);
-    a.x = x;
-    a.dtype = dtype;
-    a.k = rows.k;
-    a.q = staged;
-    product.quantize_staged(a);
-    return {p.scale, p.zero_point + a.shift};
+    return stage_floats(product, x, dtype, rows.k, p, symmetric, staged);
   }
 };
 

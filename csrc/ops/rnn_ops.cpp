@@ -1,29 +1,11 @@
 // lstm_dynamic, gru_dynamic and rnn_dynamic: recurrent layers with int8 weights.
 #include "activation.h"
 #include "gemm_driver.h"
+#include "int8_product.h"
 #include "recurrence.h"
 
 namespace dynquant {
 namespace {
-
-// A packed weight with the epilogue of its products.
-struct Int8Product {
-  const char* name;
-  Packed weight;
-  Columns columns;
-
-  Int8Product(const Tensor& packed, const Tensor& scale, const std::optional<Tensor>& bias,
-              const ColumnNames& names)
-      : name(names.packed),
-        weight(check_packed(packed, names.packed)),
-        columns(scale, bias, weight.n, names) {
-    columns.args.out_dtype = Dtype::f32;
-    columns.args.out_stride = weight.n;
-  }
-
-  int64_t n() const { return weight.n; }
-  int64_t k() const { return weight.k; }
-};
 
 constexpr ColumnNames kInputNames = {"packed_ih", "weight_scale_ih", "bias_ih"};
 constexpr ColumnNames kHiddenNames = {"packed_hh", "weight_scale_hh", "bias_hh"};

@@ -6,7 +6,7 @@
 
 namespace dynquant {
 
-enum class Purpose { staged_rows, shared_rows, recurrence, count };
+enum class Purpose { staged_rows, shared_rows, recurrence, block, attention, head_rows, count };
 
 // At least `bytes` bytes at a cache line's start, the calling thread's own until its next call for
 // the same purpose.

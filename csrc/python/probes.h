@@ -1,6 +1,7 @@
 // Timings of raw kernels on one thread, for the benchmarks.
 #pragma once
 
+#include <stddef.h>
 #include <stdint.h>
 
 #include <cstddef>

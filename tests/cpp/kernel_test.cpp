@@ -373,7 +373,8 @@ void test_activate(const Kernels& kernels, int64_t n, std::mt19937& random) {
     x.push_back(random() % 4 == 0 ? special[random() % 9] : real(random));
   for (int tanh = 0; tanh < 2; ++tanh) {
     std::vector<float> y = x;
-    kernels.activate({tanh ? Activation::tanh : Activation::sigmoid, y.data(), n, y.data()});
+    kernels.activate({tanh ? Activation::tanh : Activation::sigmoid, Dtype::f32, y.data(), nullptr,
+                      n, y.data()});
     for (int64_t i = 0; i < n; ++i) {
       expect(same(y[i], tanh ? tanh_of(x[i]) : sigmoid_of(x[i])), kernels.name,
              tanh ? "tanh" : "sigmoid", i, n, 0);
