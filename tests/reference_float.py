@@ -116,25 +116,30 @@ def rotary(x, cos, sin, dtype="float32"):
 
 
 @ignoring_overflow
-def scores(s, scale, added):
-    """What becomes of the products of one query and all keys: p and its sum."""
+def scores(s, scale, added, reached):
+    """What becomes of the products of queries and keys: p and its sums."""
     s = s * F(scale)
     for row in added:
         s = s + row
+    s = np.where(reached, s, F(-np.inf))
     p = exp(s - np.fmax.reduce(s, axis=-1, keepdims=True, initial=F(-np.inf)))
     return p, row_sum(p)
 
 
 @ignoring_overflow
-def attention_head(query, key, value, scale, added, integers=True, dtype="float32"):
+def attention_head(query, key, value, scale, added, causal, integers=True, dtype="float32"):
     """query [L, D], key and value [S, D], added: arrays that spread to [L, S]."""
+    shape = len(query), len(key)
+    reached = np.tri(*shape, dtype=bool) if causal else np.ones(shape, bool)
     if integers:
         keys, key_scale, _ = ref.quantize_activation(key, symmetric=True)
         values, value_scale, _ = ref.quantize_activation(value, symmetric=True)
-        p, total = scores(ref.linear_dynamic(query, keys, key_scale, None), scale, added)
-        one = np.ones(1, F)
-        y = ref.linear_dynamic(p * value_scale, np.ascontiguousarray(values.T), one, None)
+        products = ref.linear_dynamic(query, keys, key_scale, None)
+        p, total = scores(products, scale, added, reached)
+        weights = np.where(reached, p * value_scale, F(0))
+        values = np.ascontiguousarray(values.T)
+        y = ref.linear_dynamic(weights, values, np.ones(1, F), None)
     else:
-        p, total = scores(ref.linear_half(query, key, None), scale, added)
+        p, total = scores(ref.linear_half(query, key, None), scale, added, reached)
         y = ref.linear_half(p, np.ascontiguousarray(value.T), None)
     return ref.round_to(y / total, dtype)

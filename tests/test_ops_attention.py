@@ -62,12 +62,9 @@ def expected_heads(query, key, value, mask, bias, causal, scale, integers):
         for h in range(count):
             kv = h // (count // key.shape[2])
             added = added_rows(bias, b, h) + added_rows(mask, b, h)
-            if causal:
-                ones = np.tri(rows, key.shape[1], dtype=bool)
-                added.append(np.where(ones, np.float32(0), np.float32(-np.inf)))
             parts = (widened(part) for part in (query[b, :, h], key[b, :, kv], value[b, :, kv]))
             out[b, :, h] = reference_float.attention_head(
-                *parts, scale, added, integers, name_of(query.dtype)
+                *parts, scale, added, causal, integers, name_of(query.dtype)
             )
     return out
 

@@ -213,8 +213,9 @@ void AttentionCore::attend_rows(const Heads& query, const Heads& key, const Head
     multiply_integers(ProbabilityRows{memory.scores, stride, memory.ranges, read},
                       Packed{memory.values, d, read}, &one, false, memory.results, d);
   } else {
-    multiply_floats(memory.scores, stride, s, memory.transposed, Dtype::f32, shape_.keys, d,
-                    memory.results, d);
+    // All keys, whatever the block: a value that is not finite counts with p = 0 too.
+    multiply_floats(memory.scores, stride, shape_.keys, memory.transposed, Dtype::f32,
+                    shape_.keys, d, memory.results, d);
   }
   for (int64_t r = 0; r < m; ++r) {
     kernels_.divide(

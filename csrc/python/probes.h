@@ -1,7 +1,6 @@
 // Timings of raw kernels on one thread, for the benchmarks.
 #pragma once
 
-#include <stddef.h>
 #include <stdint.h>
 
 #include <cstddef>
