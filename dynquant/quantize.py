@@ -2,7 +2,6 @@
 
 import copy
 import inspect
-import math
 import warnings
 from collections import Counter
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ import torch
 
 from dynquant.comparison import losses
 from dynquant.stubs import QuantStub
+from dynquant.swap.own_thread import on_own_thread
 from dynquant.swap.plan import plan_from_attributes, plan_from_spec
 from dynquant.swap.registry import STUBS
 from dynquant.swap.ties import part_from_tables
@@ -65,8 +65,8 @@ def quantize_dynamic(
         inplace: change `model` itself instead of a copy.
         qconfig: another name of qconfig_spec.
         keep_float_below: dB. A layer whose output has a lower signal-to-noise ratio, for what the
-            float layer gets when the model runs on example_inputs, stays in float, and a warning
-            names it.
+            float layer gets when the model runs on example_inputs, stays in float, as does one
+            that they do not reach; a warning names them.
         example_inputs: what the model is called with for keep_float_below: a tuple of arguments, a
             dict of named ones, or a single tensor.
 
@@ -135,6 +135,7 @@ def _show_warnings(plan):
 
 
 # Tensors made in inference mode could not be loaded into later, nor give gradients.
+@on_own_thread
 @torch.inference_mode(False)
 @torch.no_grad()
 def _carry_out(plan, model, inplace, made=None):
@@ -163,10 +164,9 @@ def _made_above(plan, model, keep_float_below, example_inputs):
     made = list(_made(list(plan.items)))
     layers = {item.name: form for item, form in made if not isinstance(item.module, STUBS)}
     ratios = losses(model, layers, inputs, named)
-    below = {name: ratio for name, ratio in ratios.items() if ratio < keep_float_below}
-    plan.keep_in_float(below, keep_float_below)
-    plan.warn_of_unreached([name for name, ratio in ratios.items() if math.isnan(ratio)])
-    return [(item, form) for item, form in made if item.name not in below]
+    kept = {name: ratio for name, ratio in ratios.items() if not ratio >= keep_float_below}
+    plan.keep_in_float(kept, keep_float_below)
+    return [(item, form) for item, form in made if item.name not in kept]
 
 
 def _example(example_inputs):

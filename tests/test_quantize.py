@@ -821,3 +821,37 @@ def test_saved_and_loaded_into_a_new_model(net):
     other.load_state_dict(torch_saved(quantized.state_dict()))
     x = torch.randn(2, 8)
     assert_same(other(x), quantized(x))
+
+
+class TestWhatStaysInFloat:
+    """Much of a model in types without a quantized form is told, in percent."""
+
+    def test_convolutions(self):
+        model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8, 8))
+        total = 8 * 8 * 9 + 8 + 8 * 8 + 8
+        share = f"{8 * 8 * 9 / total:.1%}"
+        with pytest.warns(UserWarning, match=rf"^{share} \(Conv2d {share}\) of the parameters"):
+            dynquant.quantize_dynamic(model)
+
+    def test_experts(self):
+        class Experts(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.up = nn.Parameter(torch.randn(4, 8, 8))
+
+        model = nn.Sequential(Experts(), nn.Linear(8, 8, bias=False))
+        with pytest.warns(UserWarning, match=r"^80.0% \(Experts 80.0%\) of the parameters stay"):
+            dynquant.quantize_dynamic(model)
+
+    def test_scripted(self):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            model = nn.Sequential(torch.jit.script(nn.Linear(8, 8)), nn.Linear(8, 8))
+        with pytest.warns(UserWarning, match=r"\(ScriptModule 44.4%\) of the parameters stay"):
+            dynquant.quantize_dynamic(model)
+
+    def test_embeddings_and_small_parts_are_no_news(self):
+        model = nn.Sequential(nn.Embedding(100, 64), nn.Linear(64, 64), nn.Conv1d(2, 2, 3))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            dynquant.quantize_dynamic(model)

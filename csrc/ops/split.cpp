@@ -7,13 +7,15 @@
 #include <string_view>
 
 #include "../cpu/layout.h"
+#include "parallel.h"
 
 namespace dynquant {
 namespace {
 
 // A parallel region, in nanoseconds: what two threads take to meet where the pool's threads still
 // spin, and one microsecond more, so that no call is slower for it; or where they were told to sleep
-// between regions. torch wakes all of its threads, whatever the number of parts.
+// between regions, and about as long to start threads, as a forked child does. torch wakes all of
+// its threads, whatever the number of parts.
 constexpr double kSpinningThreads = 3e3;
 constexpr double kSleepingThreads = 50e3;
 constexpr double kAnotherThread = 50;
@@ -31,7 +33,7 @@ double wake_threads(int64_t threads) {
   static const bool sleep = equals("OMP_WAIT_POLICY", "passive") || equals("GOMP_SPINCOUNT", "0") ||
                             equals("KMP_BLOCKTIME", "0");
   const double more = static_cast<double>(threads - 2) * kAnotherThread;
-  return (sleep ? kSleepingThreads : kSpinningThreads) + more;
+  return (sleep || is_forked_child() ? kSleepingThreads : kSpinningThreads) + more;
 }
 
 // A product as the choice sees it: rows in multiples, columns in panels.
