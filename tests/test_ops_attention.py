@@ -69,7 +69,7 @@ def expected_heads(query, key, value, mask, bias, causal, scale, integers):
     return out
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_scaled_dot_product(isa, threads, seed):  # noqa: F811
     rng = np.random.default_rng(seed)
@@ -176,7 +176,7 @@ def composed(x, parts, count, kv, options, cos, sin, integers, residual, before,
     return normalized(y if residual is None else residual + y, *after)
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_attention_is_its_parts(isa, threads, seed):  # noqa: F811
     rng = np.random.default_rng(seed)

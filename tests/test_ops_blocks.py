@@ -27,7 +27,7 @@ def parameters(case, count):
         yield None if rng.random() < 0.3 else values.to(DTYPES[rng.integers(3)])
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(case=cases(), function=st.sampled_from(list(ACTIVATIONS)))
 def test_activation(isa, case, function):
     x = case.activation()
@@ -36,7 +36,7 @@ def test_activation(isa, case, function):
     assert_same(y, reference_float.activation(widened(x), function, name_of(x.dtype)))
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(case=cases(), eps=st.sampled_from([0.0, 1e-12, 1e-5, 0.1]))
 def test_norms(isa, case, eps):
     x = case.activation()
@@ -50,7 +50,7 @@ def test_norms(isa, case, eps):
         assert_same(ops.rms_norm(x, weight, eps), expected)
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(case=cases())
 def test_softmax(isa, case):
     x = case.activation()
@@ -75,7 +75,7 @@ class TestAccuracy:
         error = (y - exact).abs()
         assert (error / x.abs().clamp(min=1)).max() < 2.5e-7
         above = (x > 0) & (exact > 2e-38)
-        units = error[above] / np.spacing(exact[above].float().numpy())
+        units = error[above].numpy() / np.spacing(exact[above].float().numpy())
         assert units.max() < 3
 
     @pytest.mark.parametrize("function", ["gelu", "gelu_tanh", "silu", "relu", "quick_gelu"])
@@ -189,7 +189,7 @@ def fused(x, up, gate, down, function, split, residual, before, after, schemes):
     )
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_feed_forward_is_its_parts(isa, threads, seed):
     block, rng = drawn_block(seed)

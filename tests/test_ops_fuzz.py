@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from op_arguments import OPS, call, valid_arguments
+from op_arguments import BLOCKS, OPS, call, valid_call
 
 DTYPES = (
     *(torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.complex64, torch.bool),
@@ -71,12 +71,14 @@ def fuzz(count, seed):
     rng = np.random.default_rng(seed)
     results = exceptions = 0
     sizes = [{"m": (3,)}, {"m": (2, 3), "n": 65}, {"m": (1,), "k": 64}, {"m": (0,)}]
-    valid = [valid_arguments(**size) for size in sizes]
+    names = [*OPS, *BLOCKS]
+    valid = {name: [valid_call(name, **size) for size in sizes] for name in names}
     for _ in range(count):
-        name = list(OPS)[rng.integers(len(OPS))]
-        values = dict(valid[rng.integers(len(valid))])
-        for argument in OPS[name]:
-            if rng.random() < 0.3:
+        name = names[rng.integers(len(names))]
+        arguments = (OPS | BLOCKS)[name]
+        values = dict(valid[name][rng.integers(len(sizes))])
+        for argument in arguments:
+            if rng.random() < min(0.3, 2 / len(arguments)):
                 values[argument] = any_value(values[argument], rng)
         try:
             call(name, values)

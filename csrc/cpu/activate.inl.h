@@ -1,8 +1,8 @@
 // Activation functions, written once over an `Isa` type: polynomials and no fused multiply-add, so
 // that every instruction set gives the same bits.
 //
-// Sigmoid and tanh follow from the exponential of a value that is not positive. With y = n * ln 2 + r and
-// |r| <= ln 2 / 2,
+// Sigmoid and tanh follow from the exponential of a value that is not positive. With y = n * ln 2 +
+// r and |r| <= ln 2 / 2,
 //
 //     exp(y) = 2^n * (1 + p),   p = r + r^2 * P(r) = exp(r) - 1,
 //
@@ -80,8 +80,8 @@ inline typename Isa::Float gelu(typename Isa::Float x) {
   };
   const Float p = polynomial(0.797884524f, 0.0650876686f, 0.00921719335f, 3.13707569e-4f,
                              1.28155862e-5f, 4.94628267e-8f);
-  const Float q = polynomial(1.0f, 0.248241633f, 0.0279262662f, 1.81715842e-3f, 7.04933846e-5f,
-                             1.25886993e-6f);
+  const Float q =
+      polynomial(1.0f, 0.248241633f, 0.0279262662f, 1.81715842e-3f, 7.04933846e-5f, 1.25886993e-6f);
   const Float half = Isa::mul(Isa::set(0.5f), above);
   return Isa::add_float(half, Isa::div(Isa::mul(Isa::mul(half, z), p), q));
 }
@@ -111,9 +111,7 @@ inline void with_function(Activation function, F f) {
     case Activation::relu:  // max gives its second operand where that is NaN
       return f([](Float x) { return Isa::max(Isa::set(0.0f), x); });
     case Activation::quick_gelu:
-      return f([](Float x) {
-        return Isa::mul(x, sigmoid<Isa>(Isa::mul(Isa::set(1.702f), x)));
-      });
+      return f([](Float x) { return Isa::mul(x, sigmoid<Isa>(Isa::mul(Isa::set(1.702f), x))); });
     case Activation::sigmoid:
       return f([](Float x) { return sigmoid<Isa>(x); });
     case Activation::tanh:

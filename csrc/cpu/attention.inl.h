@@ -52,12 +52,18 @@ ScoresResult scores(const ScoresArgs& a) {
   RowSum<Isa> sum;
   Float hi = Isa::set(0.0f);
   typename Isa::Mask nan = Isa::no_mask();
+  float last_scales[kPartials] = {};  // a scale behind the row might be NaN
   for (int64_t i = 0; i < filled; i += kPartials) {
+    const float* value_scale = a.value_scale == nullptr ? nullptr : a.value_scale + i;
+    if (value_scale != nullptr && i + kPartials > a.n) {
+      memcpy(last_scales, value_scale, static_cast<size_t>(a.n - i) * sizeof(float));
+      value_scale = last_scales;
+    }
     for (int part = 0; part < RowSum<Isa>::kParts; ++part) {
       const int64_t at = i + part * Isa::kLanes;
       Float p = exp_of<Isa>(Isa::sub_float(Isa::load(a.scores + at), most));
       sum.add(part, p);
-      if (a.value_scale != nullptr) p = Isa::mul(p, Isa::load(a.value_scale + at));
+      if (value_scale != nullptr) p = Isa::mul(p, Isa::load(value_scale + part * Isa::kLanes));
       hi = Isa::max(p, hi);
       nan = Isa::either(nan, Isa::is_nan(p));
       Isa::store(a.scores + at, p);
@@ -70,9 +76,8 @@ template <class Isa>
 void divide(const DivideArgs& a) {
   const typename Isa::Float by = Isa::set(a.by);
   with_output(a.y, a.dtype, 0, [&](auto* y) {
-    each_register<Isa>(a.n, [&](int64_t i, auto part) {
-      part.store(y + i, Isa::div(part.load(a.x + i), by));
-    });
+    each_register<Isa>(
+        a.n, [&](int64_t i, auto part) { part.store(y + i, Isa::div(part.load(a.x + i), by)); });
   });
 }
 

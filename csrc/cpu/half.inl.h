@@ -189,8 +189,7 @@ inline void half_gemm_of(const HalfGemmArgs& a, const T*) {
 
 template <class Isa>
 void half_gemm(const HalfGemmArgs& a) {
-  with_type(a.weight, a.weight_dtype,
-            [&](const auto* weight) { half_gemm_of<Isa>(a, weight); });
+  with_type(a.weight, a.weight_dtype, [&](const auto* weight) { half_gemm_of<Isa>(a, weight); });
 }
 
 template <class Isa>

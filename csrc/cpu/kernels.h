@@ -164,7 +164,8 @@ struct RotaryArgs {
 };
 
 // A row of attention scores, in place: s * scale, plus what is added, becomes p = exp(s - max s),
-// and that times value_scale. All rows are readable and `scores` is writable up to kPartials.
+// and that times value_scale. `scores` and `added` may be read up to a multiple of kPartials, and
+// `scores` is written up to there.
 constexpr int64_t kPartials = 16;  // partial sums of every sum over a row
 struct ScoresArgs {
   float* scores;

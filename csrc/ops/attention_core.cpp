@@ -63,7 +63,7 @@ struct AttentionCore::Memory {
   int64_t score_stride;  // values between rows of scores
   float *scores, *results, *sums;
   Range* ranges;
-  float *added[2];
+  float* added[2];
   // In integers: the key as a packed weight [S, D], the value as one [D, S].
   int8_t* rows;
   int8_t *keys, *values;
@@ -116,7 +116,6 @@ void AttentionCore::prepare_integers(const Heads& key, const Heads& value, int64
     pack_panel(memory.rows, d, s, d, p, memory.keys - kHeaderBytes);
   }
   quantize(value, memory.value_scale);
-  std::fill(memory.value_scale + s, memory.value_scale + filled_up(s), 0.0f);
   kernels_.pack_transposed({memory.rows, d, s, d, memory.values});
 }
 
@@ -140,8 +139,8 @@ struct ProbabilityRows {
   int64_t k;
 
   StagedRow stage(const Product& product, int64_t m, uint8_t* staged) const {
-    return stage_floats(product, rows + m * stride, Dtype::f32, k,
-                        choose_qparams(ranges[m], false), false, staged);
+    return stage_floats(product, rows + m * stride, Dtype::f32, k, choose_qparams(ranges[m], false),
+                        false, staged);
   }
 };
 
@@ -183,8 +182,8 @@ void AttentionCore::attend_rows(const Heads& query, const Heads& key, const Head
       kernels_.widen(query.at(b, begin + r, head), dtype_, d, memory.queries + r * d);
     }
     const int64_t kv_head = head / (shape_.heads / shape_.kv_heads);
-    multiply_floats(memory.queries, d, d, key.at(b, 0, kv_head), dtype_, key.row_stride / bytes_,
-                    s, memory.scores, stride);
+    multiply_floats(memory.queries, d, d, key.at(b, 0, kv_head), dtype_, key.row_stride / bytes_, s,
+                    memory.scores, stride);
   }
 
   for (int64_t r = 0; r < m; ++r) {
@@ -214,8 +213,8 @@ void AttentionCore::attend_rows(const Heads& query, const Heads& key, const Head
                       Packed{memory.values, d, read}, &one, false, memory.results, d);
   } else {
     // All keys, whatever the block: a value that is not finite counts with p = 0 too.
-    multiply_floats(memory.scores, stride, shape_.keys, memory.transposed, Dtype::f32,
-                    shape_.keys, d, memory.results, d);
+    multiply_floats(memory.scores, stride, shape_.keys, memory.transposed, Dtype::f32, shape_.keys,
+                    d, memory.results, d);
   }
   for (int64_t r = 0; r < m; ++r) {
     kernels_.divide(
@@ -238,11 +237,10 @@ void AttentionCore::attend(const Heads& query, const Heads& key, const Heads& va
   const int64_t float_values = integers_ ? 0 : d * s, query_values = integers_ ? 0 : block * d;
   const auto floats = [](int64_t count) { return count * static_cast<int64_t>(sizeof(float)); };
   const int64_t range_bytes = block * static_cast<int64_t>(sizeof(Range));
-  Pieces pieces(Purpose::attention,
-                {floats(block * stride), floats(block * d), floats(block), range_bytes,
-                 floats(filled), floats(filled), floats(filled), floats(filled),
-                 integers_ ? s * d : 0, key_bytes, value_bytes, floats(float_values),
-                 floats(query_values)});
+  Pieces pieces(Purpose::attention, {floats(block * stride), floats(block * d), floats(block),
+                                     range_bytes, floats(filled), floats(filled), floats(filled),
+                                     floats(filled), integers_ ? s * d : 0, key_bytes, value_bytes,
+                                     floats(float_values), floats(query_values)});
   memory.scores = pieces.next<float>(block * stride);
   memory.results = pieces.next<float>(block * d);
   memory.sums = pieces.next<float>(block);
@@ -279,8 +277,7 @@ void AttentionCore::attend_all(const Heads& query, const Heads& key, const Heads
   const int64_t products = shape_.heads / shape_.kv_heads * shape_.rows * shape_.keys * shape_.dim;
   const int64_t parts = std::clamp<int64_t>(pairs * products / kWorthAThread, 1, threads);
   // Parts of the rows repeat the work on the keys: only where there are too few heads.
-  const int64_t row_parts =
-      parts <= pairs ? 1 : std::min(shape_.rows, ceil_div(parts, pairs));
+  const int64_t row_parts = parts <= pairs ? 1 : std::min(shape_.rows, ceil_div(parts, pairs));
   const int64_t items = pairs * row_parts;
   run_tasks(std::min(parts, items), [&](int64_t part) {
     const int64_t tasks = std::min(parts, items);

@@ -53,8 +53,7 @@ class AttentionCore {
               int64_t kv_head, int64_t begin, int64_t end) const;
 
   // All of it, on all threads.
-  void attend_all(const Heads& query, const Heads& key, const Heads& value,
-                  const Heads& out) const;
+  void attend_all(const Heads& query, const Heads& key, const Heads& value, const Heads& out) const;
 
  private:
   struct Memory;

@@ -33,8 +33,7 @@ class Angles {
  public:
   Angles(const Tensor& cos, const Tensor& sin, int64_t batch, int64_t rows, int64_t dim)
       : cos_(dense(cos, "cos", batch, rows, dim)), sin_(dense(sin, "sin", batch, rows, dim)) {
-    check(cos.dim() == sin.dim() && cos.size(-1) == sin.size(-1) &&
-              cos.size(0) == sin.size(0),
+    check(cos.dim() == sin.dim() && cos.size(-1) == sin.size(-1) && cos.size(0) == sin.size(0),
           "cos and sin must have one shape, got ", ShapeOf(cos), " and ", ShapeOf(sin));
     dim_ = cos_.size(cos_.dim() - 1);
     rows_ = rows;
@@ -54,8 +53,7 @@ class Angles {
   }
 
  private:
-  static Tensor dense(const Tensor& t, const char* name, int64_t batch, int64_t rows,
-                      int64_t dim) {
+  static Tensor dense(const Tensor& t, const char* name, int64_t batch, int64_t rows, int64_t dim) {
     check_float(t, name);
     const bool fits = t.dim() == 2 || (t.dim() == 3 && (t.size(0) == batch || t.size(0) == 1));
     check(fits && t.size(t.dim() - 2) == rows, name, " must have the shape [", rows, ", R] or [",
@@ -63,9 +61,8 @@ class Angles {
     const int64_t turned = t.size(t.dim() - 1);
     check(turned > 0 && turned % 2 == 0 && turned <= dim, name,
           " must turn an even number of values of a head of ", dim, ", got ", ShapeOf(t));
-    const Tensor widened = t.scalar_type() == ScalarType::Float
-                               ? t
-                               : torch::stable::to(t, ScalarType::Float);
+    const Tensor widened =
+        t.scalar_type() == ScalarType::Float ? t : torch::stable::to(t, ScalarType::Float);
     return widened.is_contiguous() ? widened : torch::stable::contiguous(widened);
   }
 
@@ -76,8 +73,8 @@ class Angles {
 
 void check_kv_heads(int64_t heads, int64_t kv_heads) {
   check(kv_heads > 0 && heads % kv_heads == 0,
-        "the heads of the query must be a multiple of those of key and value, got ", heads,
-        " and ", kv_heads);
+        "the heads of the query must be a multiple of those of key and value, got ", heads, " and ",
+        kv_heads);
 }
 
 void check_keys(int64_t keys, bool integers) {
@@ -143,10 +140,9 @@ namespace {
 class SelfAttention {
  public:
   SelfAttention(const Tensor& x, Int8Product query, std::optional<Int8Product> key,
-                std::optional<Int8Product> value, Int8Product out, int64_t heads,
-                int64_t kv_heads, const std::optional<Tensor>& mask,
-                const std::optional<Tensor>& position_bias, bool is_causal,
-                std::optional<double> scale, const std::optional<Tensor>& cos,
+                std::optional<Int8Product> value, Int8Product out, int64_t heads, int64_t kv_heads,
+                const std::optional<Tensor>& mask, const std::optional<Tensor>& position_bias,
+                bool is_causal, std::optional<double> scale, const std::optional<Tensor>& cos,
                 const std::optional<Tensor>& sin, bool integers,
                 const std::optional<Tensor>& residual, RowNorm before, RowNorm after,
                 bool per_token, bool symmetric)
@@ -181,8 +177,8 @@ class SelfAttention {
     const Product& product = product_for(kernels_, rows_.m);
     const int64_t threads = num_threads();
     // Whole sequences for each thread, where there are enough and they are alike in work.
-    if (per_token_ && (threads == 1 || shape_.batch % threads == 0 ||
-                       shape_.batch >= kManySequences * threads)) {
+    if (per_token_ &&
+        (threads == 1 || shape_.batch % threads == 0 || shape_.batch >= kManySequences * threads)) {
       run_sequences(product, threads);
     } else {
       run_phases();
@@ -196,7 +192,7 @@ class SelfAttention {
 
   AttentionShape shape_of(const Tensor& x, int64_t heads, int64_t kv_heads) const {
     check(x.dim() == 3, "x must have three dimensions [B, L, K], got ", ShapeOf(x));
-    check(heads > 0, "heads must be positive, got ", heads);
+    check(heads > 0 && heads <= kMaxK, "heads must lie in [1, ", kMaxK, "], got ", heads);
     check(kv_heads > 0 && heads % kv_heads == 0,
           "kv_heads must be positive and divide heads = ", heads, ", got ", kv_heads);
     check(x.size(2) == query_.k(), "x must have K = ", query_.k(),
@@ -373,20 +369,22 @@ class SelfAttention {
 
 }  // namespace
 
-Tensor attention(
-    const Tensor& x, const Tensor& packed_q, const Tensor& weight_scale_q,
-    const std::optional<Tensor>& bias_q, const std::optional<Tensor>& packed_k,
-    const std::optional<Tensor>& weight_scale_k, const std::optional<Tensor>& bias_k,
-    const std::optional<Tensor>& packed_v, const std::optional<Tensor>& weight_scale_v,
-    const std::optional<Tensor>& bias_v, const Tensor& packed_out, const Tensor& weight_scale_out,
-    const std::optional<Tensor>& bias_out, int64_t heads, int64_t kv_heads,
-    const std::optional<Tensor>& mask, const std::optional<Tensor>& position_bias, bool is_causal,
-    std::optional<double> scale, const std::optional<Tensor>& cos, const std::optional<Tensor>& sin,
-    bool integers, const std::optional<Tensor>& residual, int64_t norm_before,
-    const std::optional<Tensor>& norm_before_weight, const std::optional<Tensor>& norm_before_bias,
-    double norm_before_eps, int64_t norm_after, const std::optional<Tensor>& norm_after_weight,
-    const std::optional<Tensor>& norm_after_bias, double norm_after_eps, bool per_token,
-    bool symmetric) {
+Tensor attention(const Tensor& x, const Tensor& packed_q, const Tensor& weight_scale_q,
+                 const std::optional<Tensor>& bias_q, const std::optional<Tensor>& packed_k,
+                 const std::optional<Tensor>& weight_scale_k, const std::optional<Tensor>& bias_k,
+                 const std::optional<Tensor>& packed_v, const std::optional<Tensor>& weight_scale_v,
+                 const std::optional<Tensor>& bias_v, const Tensor& packed_out,
+                 const Tensor& weight_scale_out, const std::optional<Tensor>& bias_out,
+                 int64_t heads, int64_t kv_heads, const std::optional<Tensor>& mask,
+                 const std::optional<Tensor>& position_bias, bool is_causal,
+                 std::optional<double> scale, const std::optional<Tensor>& cos,
+                 const std::optional<Tensor>& sin, bool integers,
+                 const std::optional<Tensor>& residual, int64_t norm_before,
+                 const std::optional<Tensor>& norm_before_weight,
+                 const std::optional<Tensor>& norm_before_bias, double norm_before_eps,
+                 int64_t norm_after, const std::optional<Tensor>& norm_after_weight,
+                 const std::optional<Tensor>& norm_after_bias, double norm_after_eps,
+                 bool per_token, bool symmetric) {
   Int8Product query(packed_q, weight_scale_q, bias_q, kQuery);
   Int8Product out(packed_out, weight_scale_out, bias_out, kOut);
   RowNorm before(norm_before, norm_before_weight, norm_before_bias, norm_before_eps, query.k(),

@@ -53,8 +53,8 @@ class FeedForward {
   Tensor run() {
     if (rows_.m == 0 || down_.n() == 0) return y_;
     const Product& product = product_for(kernels_, rows_.m);
-    const Split split = choose_split(rows_.m, up_.n(), up_.k(), num_threads(), product.costs,
-                                     product.row_multiple);
+    const Split split =
+        choose_split(rows_.m, up_.n(), up_.k(), num_threads(), product.costs, product.row_multiple);
     // Columns are split where the rows are few; and ranges over the whole tensor need it whole.
     if (!per_token_ || split.columns > 1) {
       run_phases();
@@ -116,11 +116,10 @@ class FeedForward {
     const int64_t normed = before_.is_none() ? 0 : rows_.k * bytes_;
     const int64_t staged = std::max(staged_stride(product.layout, groups_of(rows_.k)),
                                     staged_stride(product.layout, groups_of(down_.k())));
-    const int64_t row_bytes =
-        normed + staged + (hidden_.width + rows_.k + down_.n()) * bytes_;
+    const int64_t row_bytes = normed + staged + (hidden_.width + rows_.k + down_.n()) * bytes_;
     const int64_t multiple = product.row_multiple, units = ceil_div(rows_.m, multiple);
-    const int64_t block_units = std::max<int64_t>(
-        1, std::max<int64_t>(kLeastRows, half_of_l2() / row_bytes) / multiple);
+    const int64_t block_units =
+        std::max<int64_t>(1, std::max<int64_t>(kLeastRows, half_of_l2() / row_bytes) / multiple);
     run_tasks(parts, [&](int64_t part) {
       const int64_t first = units * part / parts, last = units * (part + 1) / parts;
       const int64_t blocks = ceil_div(last - first, block_units);
@@ -151,8 +150,7 @@ class FeedForward {
     {
       const StagedRows staged(product, rows_.k, m, Purpose::staged_rows);
       staged.stage(FloatRows{kernels_, in, dtype_, symmetric_, std::nullopt}, 0, 0, m);
-      staged.multiply(0, m, up_.weight, 0, up_.n(),
-                      up_.to(up_out(hidden), hidden_.width, dtype_));
+      staged.multiply(0, m, up_.weight, 0, up_.n(), up_.to(up_out(hidden), hidden_.width, dtype_));
       if (gate_.has_value()) {
         staged.multiply(0, m, gate_->weight, 0, gate_->n(),
                         gate_->to(hidden, hidden_.width, dtype_));
@@ -214,17 +212,17 @@ class FeedForward {
 
 }  // namespace
 
-Tensor feed_forward(
-    const Tensor& x, const Tensor& packed_up, const Tensor& weight_scale_up,
-    const std::optional<Tensor>& bias_up, const std::optional<Tensor>& packed_gate,
-    const std::optional<Tensor>& weight_scale_gate, const std::optional<Tensor>& bias_gate,
-    const Tensor& packed_down, const Tensor& weight_scale_down,
-    const std::optional<Tensor>& bias_down, int64_t activation, int64_t split,
-    const std::optional<Tensor>& residual, int64_t norm_before,
-    const std::optional<Tensor>& norm_before_weight, const std::optional<Tensor>& norm_before_bias,
-    double norm_before_eps, int64_t norm_after, const std::optional<Tensor>& norm_after_weight,
-    const std::optional<Tensor>& norm_after_bias, double norm_after_eps, bool per_token,
-    bool symmetric) {
+Tensor feed_forward(const Tensor& x, const Tensor& packed_up, const Tensor& weight_scale_up,
+                    const std::optional<Tensor>& bias_up, const std::optional<Tensor>& packed_gate,
+                    const std::optional<Tensor>& weight_scale_gate,
+                    const std::optional<Tensor>& bias_gate, const Tensor& packed_down,
+                    const Tensor& weight_scale_down, const std::optional<Tensor>& bias_down,
+                    int64_t activation, int64_t split, const std::optional<Tensor>& residual,
+                    int64_t norm_before, const std::optional<Tensor>& norm_before_weight,
+                    const std::optional<Tensor>& norm_before_bias, double norm_before_eps,
+                    int64_t norm_after, const std::optional<Tensor>& norm_after_weight,
+                    const std::optional<Tensor>& norm_after_bias, double norm_after_eps,
+                    bool per_token, bool symmetric) {
   Int8Product up(packed_up, weight_scale_up, bias_up, kUp);
   Int8Product down(packed_down, weight_scale_down, bias_down, kDown);
   RowNorm before(norm_before, norm_before_weight, norm_before_bias, norm_before_eps, up.k(),

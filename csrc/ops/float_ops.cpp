@@ -47,9 +47,8 @@ Tensor normalize(const Tensor& x, Norm norm, const std::optional<Tensor>& weight
   const Rows rows = rows_of(x, "x");
   const RowNorm by(static_cast<int64_t>(norm), weight, bias, eps, rows.k);
   const Kernels& kernels = kernels_in_use();
-  return each_row(x, rows, kNormCost, [&](const char* from, char* to) {
-    by.apply(kernels, dtype, from, nullptr, to);
-  });
+  return each_row(x, rows, kNormCost,
+                  [&](const char* from, char* to) { by.apply(kernels, dtype, from, nullptr, to); });
 }
 
 }  // namespace
@@ -67,9 +66,8 @@ Tensor softmax(const Tensor& x) {
   const Dtype dtype = check_float(x, "x");
   const Rows rows = rows_of(x, "x");
   const Kernels& kernels = kernels_in_use();
-  return each_row(x, rows, 2 * kExpCost, [&](const char* from, char* to) {
-    kernels.softmax({dtype, from, rows.k, to});
-  });
+  return each_row(x, rows, 2 * kExpCost,
+                  [&](const char* from, char* to) { kernels.softmax({dtype, from, rows.k, to}); });
 }
 
 }  // namespace dynquant

@@ -16,8 +16,8 @@
 
 namespace dynquant {
 
-// Rows of activations: `stage(product, m, row)` writes row m as that product reads it, and gives its
-// scale and the zero point of its unsigned form.
+// Rows of activations: `stage(product, m, row)` writes row m as that product reads it, and gives
+// its scale and the zero point of its unsigned form.
 struct StagedRow {
   float scale;
   int32_t zero_point;
@@ -75,7 +75,7 @@ class StagedRows {
 };
 
 constexpr int64_t kBlockRows = 192;  // rows whose staged form waits for one pass over panels
-constexpr int64_t kBlockBytes = 1024 * 1024;  // but not more than this, where rows are long
+constexpr int64_t kBlockBytes = 1024 * 1024;        // but not more than this, where rows are long
 constexpr int64_t kSharedBytes = 32 * 1024 * 1024;  // staged before the product, at most
 
 // f(begin, end) for blocks of the rows [0, rows), of about the same size, which begin at multiples

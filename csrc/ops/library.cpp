@@ -47,8 +47,7 @@ STABLE_TORCH_LIBRARY(dynquant, m) {
       "ScalarType dtype, Tensor? offsets=None, Tensor? per_sample_weights=None, int mode=0, "
       "bool include_last_offset=False, int padding_idx=-1) -> Tensor");
   m.def("activation(Tensor x, int function) -> Tensor");
-  m.def(
-      "layer_norm(Tensor x, Tensor? weight=None, Tensor? bias=None, float eps=1e-05) -> Tensor");
+  m.def("layer_norm(Tensor x, Tensor? weight=None, Tensor? bias=None, float eps=1e-05) -> Tensor");
   m.def("rms_norm(Tensor x, Tensor? weight=None, float eps=1e-06) -> Tensor");
   m.def("softmax(Tensor x) -> Tensor");
   const std::string ends =

@@ -41,6 +41,11 @@ def _check_floats(name, x, *allowed):
     leading_shape(name, x)
 
 
+def _tensors(arguments):
+    """Those of an op's arguments that are tensors."""
+    return {name: value for name, value in arguments.items() if isinstance(value, torch.Tensor)}
+
+
 @fake("activation")
 def _(x, function):
     """An activation function of every value, in fp32, rounded to x's dtype.
@@ -214,13 +219,7 @@ def _(
     Raises:
         RuntimeError: another dtype, device or shape, or a number that is not one of those named.
     """
-    check_device(
-        x=x,
-        packed_up=packed_up,
-        packed_gate=packed_gate,
-        packed_down=packed_down,
-        residual=residual,
-    )
+    check_device(**_tensors(locals()))
     _check_floats("x", x)
     _check_activation("activation", activation)
     torch._check(split in (0, 1, 2), lambda: f"split must be 0, 1 or 2, got {split}")
@@ -417,18 +416,7 @@ def _(
     Raises:
         RuntimeError: another dtype, device or shape, or a number that is not one of those named.
     """
-    check_device(
-        x=x,
-        packed_q=packed_q,
-        packed_k=packed_k,
-        packed_v=packed_v,
-        packed_out=packed_out,
-        mask=mask,
-        position_bias=position_bias,
-        cos=cos,
-        sin=sin,
-        residual=residual,
-    )
+    check_device(**_tensors(locals()))
     check_dtype("x", x, *FLOAT_DTYPES)
     torch._check(x.dim() == 3, lambda: f"x must have three dimensions, got {list(x.shape)}")
     torch._check(heads > 0, lambda: f"heads must be positive, got {heads}")
