@@ -7,7 +7,7 @@ from benchmarks import machine, race, results, tables
 from benchmarks.peers import REFERENCE
 
 OURS, FLOAT = "dynquant", "fp32"
-OURS_COMPILED = "dynquant_compiled"
+OURS_COMPILED, OURS_16_BIT = "dynquant_compiled", "dynquant_16bit"
 
 
 def run(kind, cases, options, limits):
@@ -57,7 +57,7 @@ def by_case(result):
 
 def best_peer(rows):
     """The fastest row that is right and not dynquant's, or None. fp32 and bf16 count too."""
-    ours = (OURS, OURS_COMPILED)
+    ours = (OURS, OURS_COMPILED, OURS_16_BIT)
     right = [row for name, row in rows.items() if name not in ours and "median" in row]
     return min(right, key=lambda row: row["median"], default=None)
 

@@ -3,11 +3,10 @@
 import pytest
 import torch
 from compare import assert_same
-from op_arguments import BLOCKS, OPS, call, op_named, valid_arguments, valid_call
+from op_arguments import OPS, call, op_named, valid_arguments
 from torch._subclasses import FakeTensorMode
 from torch.utils import _pytree as pytree
 
-CHECKED = OPS | BLOCKS
 CALLS = {
     "plain": {},
     "bfloat16": {"dtype": torch.bfloat16},
@@ -23,18 +22,22 @@ FLAGS = {
     "defaults": {},
     "other schemes": {"per_token": False, "per_channel": False, "bias": None},
     "symmetric": {"symmetric": True, "zero_point": None},
+    "16 bits": {"activation_bits": 16},
 }
 
 
 def arguments_of(name, sizes, flags):
-    values = valid_call(name, **CALLS[sizes]) | FLAGS[flags]
-    if values.get("zero_point", 0) is None and "q" in values:
+    values = valid_arguments(**CALLS[sizes]) | FLAGS[flags]
+    if values["zero_point"] is None:
         values["zero_point"] = torch.zeros(values["scale"].shape, dtype=torch.int32)
         values["q"] = values["q"].view(torch.int8)
-    return values, tuple(values[argument] for argument in CHECKED[name])
+    if values["activation_bits"] == 16:
+        values["bits"] = 16 if "x" in OPS[name] else 8
+        values["q"] = values["q"].to(torch.uint16) if name == "scaled_mm" else values["q"]
+    return values, tuple(values[argument] for argument in OPS[name])
 
 
-@pytest.mark.parametrize("name", CHECKED)
+@pytest.mark.parametrize("name", OPS)
 @pytest.mark.parametrize("sizes", ["plain", "batches", "one weight scale"])
 @pytest.mark.parametrize("flags", FLAGS)
 def test_opcheck(name, sizes, flags):
@@ -58,7 +61,7 @@ def assert_same_metadata(fake, real, where):
 
 
 @pytest.mark.parametrize("flags", FLAGS)
-@pytest.mark.parametrize("name", CHECKED)
+@pytest.mark.parametrize("name", OPS)
 def test_fakes(name, flags):
     for sizes in CALLS:
         values, arguments = arguments_of(name, sizes, flags)
@@ -102,11 +105,11 @@ def test_linear_is_traced_without_a_break(dynamic):
 
 
 def test_the_arguments_have_their_documented_names():
-    for name in CHECKED:
+    for name in OPS:
         schema = op_named(name)._schema
-        assert tuple(argument.name for argument in schema.arguments) == CHECKED[name]
+        assert tuple(argument.name for argument in schema.arguments) == OPS[name]
 
 
-@pytest.mark.parametrize("name", CHECKED)
+@pytest.mark.parametrize("name", OPS)
 def test_every_op_is_documented(name):
     assert "Raises:" in getattr(torch.ops.dynquant, name).__doc__

@@ -565,7 +565,7 @@ class TestOtherDtypes:
         }
         quantized = dynquant.quantize_dynamic(Words(), spec)
         assert quantized.words.bits == 8 and quantized.bag.bits == 4
-        assert quantized.fc.weight.dtype == torch.float16
+        assert quantized.fc.weight_16bit.dtype == torch.float16
         model = Words()
         model.words.qconfig = of_torch.float_qparams_weight_only_qconfig
         assert dynquant.convert(model).words.bits == 8
@@ -591,7 +591,7 @@ class TestOtherDtypes:
         assert type(quantized.rnn) is dynquant.nn.HalfLSTM
         assert type(quantized.fc) is dynquant.nn.HalfLinear
         assert type(quantized.words) is nn.Embedding
-        assert_same(quantized.fc._buffers["weight"], model.fc.weight.detach().to(dtype))
+        assert_same(quantized.fc._buffers["weight_16bit"], model.fc.weight.detach().to(dtype))
 
     @pytest.mark.parametrize("dtype", [torch.quint8, torch.float16])
     @pytest.mark.parametrize("inplace", [False, True])
@@ -607,11 +607,11 @@ class TestOtherDtypes:
 
     def test_16_bit_weights_are_shared(self):
         quantized = dynquant.quantize_dynamic(Tied(), dtype=torch.float16)
-        assert quantized.a._buffers["weight"] is quantized.b._buffers["weight"]
+        assert quantized.a._buffers["weight_16bit"] is quantized.b._buffers["weight_16bit"]
         spec = {"a": QConfig(dtype=torch.float16), "b": QConfig(dtype=torch.bfloat16), "c": {}}
         spec["c"] = spec["a"]
         quantized = dynquant.quantize_dynamic(Tied(), spec)
-        assert [quantized.a.weight.dtype, quantized.b.weight.dtype] == [
+        assert [quantized.a.weight_16bit.dtype, quantized.b.weight_16bit.dtype] == [
             torch.float16,
             torch.bfloat16,
         ]
@@ -782,7 +782,7 @@ class TestQuestionsOfHuggingFace:
     def test_placeholder_is_empty_and_not_saved(self):
         layer = dynquant.quantize_dynamic(nn.Linear(4, 4, bias=False))
         assert sum(p.numel() for p in layer.parameters()) == 0
-        assert set(layer.state_dict()) == {"weight", "weight_scale", "version"}
+        assert set(layer.state_dict()) == {"weight_int8", "weight_scale", "version"}
 
 
 class TestProgress:

@@ -49,13 +49,24 @@ class Dynquant(Peer):
     def convert(self, module, inputs):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it names what it leaves in float
-            model = self.dynquant.quantize_dynamic(module)
+            model = self.quantized(module)
         if not any(type(part).__module__.startswith("dynquant.") for part in model.modules()):
             raise Unsupported("dynquant quantizes nothing of this model")
         return model
 
+    def quantized(self, module):
+        return self.dynquant.quantize_dynamic(module)
+
     def facts(self):
         return {**super().facts(), "isa": self.dynquant.info()["isa"]}
+
+
+class Dynquant16Bit(Dynquant):
+    """With activations in 16 bits."""
+
+    def quantized(self, module):
+        config = {"activation": {"bits": 16}}
+        return self.dynquant.quantize_dynamic(module, {"": config})
 
 
 class DynquantCompiled(Dynquant):

@@ -115,7 +115,13 @@ __attribute__((noinline)) void tile(const uint8_t* staged, int64_t staged_stride
     staged += Isa::kGroupBytes;
     weights += kStep;
   }
-
+  if constexpr (R % 2 == 0 && !kIsInt32<Out>) {
+    if (to.pairs) {
+#pragma GCC unroll 16
+      for (int r = 0; r < R; r += 2) finish_pair<Isa>(acc[r], acc[r + 1], to, r);
+      return;
+    }
+  }
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) finish_row<Isa>(acc[r], to, r);
 }
@@ -133,9 +139,9 @@ inline void rest(const uint8_t* staged, int64_t staged_stride, const int8_t* wei
   }
   Out result[R * kStep];
   const TileOut<Out> beside = {to.scale, to.zero_point, to.column_sums, to.weight_scale,
-                               to.bias,  result,        kStep};
+                               to.bias,  result,        kStep,          to.pairs};
   tile<Isa, R, V>(staged, staged_stride, weights, groups, {weights, 0}, beside);
-  for (int r = 0; r < R; ++r) {
+  for (int r = 0; r < (to.pairs ? R / 2 : R); ++r) {
     memcpy(to.out + r * to.out_stride, result + r * kStep,
            static_cast<size_t>(columns) * sizeof(Out));
   }
@@ -171,7 +177,12 @@ template <class Isa, class Out>
 inline void gemm_to(const GemmArgs& a, Out*) {
   constexpr int kPasses =
       static_cast<int>(kPanelColumns) / (Isa::kLanes * tile_vectors<Isa>(Isa::kTileRows));
-  const int64_t strips = ceil_div(a.m, Isa::kTileRows);
+  // Pairs are never parted, so a tile has an even number of rows of them.
+  constexpr int kPairRows = Isa::kTileRows < 2 ? 2 : Isa::kTileRows / 2 * 2;
+  constexpr int kMostRows = Isa::kTileRows < kPairRows ? kPairRows : Isa::kTileRows;
+  const int64_t unit = a.pairs ? 2 : 1;
+  const int64_t units = a.m / unit;
+  const int64_t strips = ceil_div(a.m, a.pairs ? kPairRows : Isa::kTileRows);
   const int64_t panel_stride = kPanelColumns * kGroup * (1 + a.groups);
   const bool fetch = (a.n_end - a.n_begin) * a.groups * kGroup > kStaysInL2;
   for (int64_t n0 = a.n_begin; n0 < a.n_end; n0 += kPanelColumns) {
@@ -179,9 +190,9 @@ inline void gemm_to(const GemmArgs& a, Out*) {
     const int8_t* panel = a.panels + n0 / kPanelColumns * panel_stride;
     const PanelColumns values(a.epilogue, n0, columns);
     const TileOut<Out> to = {
-        a.epilogue.scale,     a.zero_point, reinterpret_cast<const int32_t*>(panel),
-        values.weight_scale,  values.bias,  static_cast<Out*>(a.epilogue.out) + n0,
-        a.epilogue.out_stride};
+        a.epilogue.scale,      a.zero_point, reinterpret_cast<const int32_t*>(panel),
+        values.weight_scale,   values.bias,  static_cast<Out*>(a.epilogue.out) + n0,
+        a.epilogue.out_stride, a.pairs};
     Ahead ahead = {panel, 0};
     if (fetch && n0 + kPanelColumns < a.n_end) {
       const int64_t each = kPanelColumns * kGroup / (strips * kPasses);
@@ -189,8 +200,8 @@ inline void gemm_to(const GemmArgs& a, Out*) {
     }
     int64_t m0 = 0;
     for (int64_t s = 0; s < strips; ++s) {
-      const int64_t rows = a.m / strips + (s < a.m % strips ? 1 : 0);
-      strip_of<Isa, Isa::kTileRows>(rows, a, m0, panel, columns, to, ahead);
+      const int64_t rows = unit * (units / strips + (s < units % strips ? 1 : 0));
+      strip_of<Isa, kMostRows>(rows, a, m0, panel, columns, to, ahead);
       m0 += rows;
     }
   }

@@ -1,5 +1,5 @@
-// The product of fp32 rows and a 16-bit weight as it lies in memory, W[N, K] row by row, written
-// once over an `Isa` type.
+// The product of fp32 rows and a weight in 16 bits (or fp32) as it lies in memory, W[N, K] row by
+// row, written once over an `Isa` type.
 //
 // Each output is a sum of 16 partial sums: partial j takes the products of k = j, j + 16, ... in
 // that order, and then j takes in j + 8, j + 4, j + 2, j + 1. Every product and every sum is

@@ -18,8 +18,9 @@ struct Range {
   bool has_nan;
 };
 
-// How values become bytes: q = clamp(rint(x * factor) + zero_point, q_min, q_max) + shift, or
-// x / factor in place of the product.
+// How values become integers: q = clamp(rint(x * factor) + zero_point, q_min, q_max) + shift, or
+// x / factor in place of the product. 16-bit ones come out as two bytes, each kind in memory of its
+// own.
 struct QuantizeArgs {
   const void* x;
   Dtype dtype;
@@ -29,7 +30,8 @@ struct QuantizeArgs {
   int32_t q_min;
   int32_t q_max;
   int32_t shift;
-  uint8_t* q;
+  uint8_t* q;    // where q has 16 bits: its high bytes
+  uint8_t* low;  // the low bytes; null where q has 8 bits
 };
 
 // From the int32 sums to the output: y = (float(acc) * scale[m]) * weight_scale[n] + bias[n].
@@ -47,11 +49,15 @@ struct EpilogueArgs {
 // Rows of staged activations (unsigned bytes in the order that the instruction set reads) times the
 // columns [n_begin, n_end) of a packed weight. n_begin is a multiple of the panel's width.
 // The rows lie as the product's StagedLayout says; the first is the first of a tile.
+//
+// Activations in 16 bits are pairs of rows, the high bytes and then the low ones, that give one row
+// of float output: 256 * float(high sum) + float(low sum) takes the place of float(acc).
 struct GemmArgs {
   const uint8_t* staged;
   int64_t staged_stride;      // of the layout
   const int32_t* zero_point;  // one for each row, of the unsigned form
-  int64_t m;
+  int64_t m;                  // even where rows come in pairs
+  bool pairs;                 // scale then has one value for each pair
   const int8_t* panels;
   int64_t groups;
   int64_t n_begin;
@@ -68,7 +74,7 @@ struct RescaleArgs {
   EpilogueArgs epilogue;
 };
 
-// fp32 rows times the rows [n_begin, n_end) of a weight in bf16 or fp16, plus bias:
+// fp32 rows times the rows [n_begin, n_end) of a weight in bf16, fp16 or fp32, plus bias:
 // out[m, n] = sum over k of x[m, k] * weight[n, k] + bias[n], in fp32, then rounded to out_dtype.
 // half.inl.h says in which order.
 struct HalfGemmArgs {

@@ -94,6 +94,7 @@ struct Zmm {
         _mm_and_si128(_mm_or_si128(words, _mm_slli_epi16(words, 4)), _mm_set1_epi8(15));
     return _mm512_cvtepu8_epi32(bytes);
   }
+  static inline Int high_byte(Int x) { return _mm512_srli_epi32(x, 8); }
   static inline void store_bytes(uint8_t* p, Int x) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x));
   }

@@ -101,8 +101,8 @@ void AttentionCore::prepare_integers(const Heads& key, const Heads& value, int64
   const auto quantize = [&](const Heads& from, float* scale) {
     for (int64_t j = 0; j < s; ++j) {
       const char* x = from.at(b, j, kv_head);
-      const QParams p = choose_qparams(kernels_.range(x, dtype_, d), true);
-      QuantizeArgs a = quantize_args(p, true, false);
+      const QParams p = choose_qparams(kernels_.range(x, dtype_, d), true, 8);
+      QuantizeArgs a = quantize_args(p, true, false, 8);
       a.x = x;
       a.dtype = dtype_;
       a.k = d;
@@ -131,6 +131,8 @@ void AttentionCore::prepare_floats(const Heads& value, int64_t b, int64_t kv_hea
 
 namespace {
 
+const ActivationScheme kEachQuery(true, false, 8, "bits");
+
 // Rows of probabilities times the values' scales, whose ranges are known.
 struct ProbabilityRows {
   const float* rows;
@@ -138,9 +140,10 @@ struct ProbabilityRows {
   const Range* ranges;
   int64_t k;
 
-  StagedRow stage(const Product& product, int64_t m, uint8_t* staged) const {
-    return stage_floats(product, rows + m * stride, Dtype::f32, k, choose_qparams(ranges[m], false),
-                        false, staged);
+  int64_t bytes() const { return 1; }
+  StagedRow stage(const Product& product, int64_t m, uint8_t* staged, uint8_t* low) const {
+    return stage_floats(product, rows + m * stride, Dtype::f32, k,
+                        choose_qparams(ranges[m], false, 8), false, 8, staged, low);
   }
 };
 
@@ -162,9 +165,7 @@ void AttentionCore::attend_rows(const Heads& query, const Heads& key, const Head
     epilogue.out = to;
     epilogue.out_dtype = Dtype::f32;
     epilogue.out_stride = to_stride;
-    const StagedRows staged(product, weight.k, m, Purpose::head_rows);
-    staged.stage(source, 0, 0, m);
-    staged.multiply(0, m, weight, 0, weight.n, epilogue);
+    StagedBlock(product, source, weight.k, 0, m, Purpose::head_rows).multiply(weight, epilogue);
   };
   const auto multiply_floats = [&](const float* x, int64_t x_stride, int64_t k, const void* weight,
                                    Dtype weight_dtype, int64_t weight_stride, int64_t n, float* to,
@@ -175,7 +176,7 @@ void AttentionCore::attend_rows(const Heads& query, const Heads& key, const Head
 
   if (integers_) {
     const Rows rows = rows_at(query.at(b, begin, head), m, d, query.row_stride);
-    multiply_integers(FloatRows{kernels_, rows, dtype_, false, std::nullopt},
+    multiply_integers(FloatRows{kernels_, rows, dtype_, kEachQuery, std::nullopt},
                       Packed{memory.keys, s, d}, memory.key_scale, true, memory.scores, stride);
   } else {
     for (int64_t r = 0; r < m; ++r) {

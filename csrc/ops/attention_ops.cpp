@@ -145,7 +145,7 @@ class SelfAttention {
                 bool is_causal, std::optional<double> scale, const std::optional<Tensor>& cos,
                 const std::optional<Tensor>& sin, bool integers,
                 const std::optional<Tensor>& residual, RowNorm before, RowNorm after,
-                bool per_token, bool symmetric)
+                const ActivationScheme& scheme)
       : kernels_(kernels_in_use()),
         dtype_(check_float(x, "x")),
         bytes_(static_cast<int64_t>(x.element_size())),
@@ -160,8 +160,7 @@ class SelfAttention {
         core_(kernels_, dtype_, shape_, mask, position_bias, is_causal, scale, integers),
         before_(std::move(before)),
         after_(std::move(after)),
-        per_token_(per_token),
-        symmetric_(symmetric) {
+        scheme_(scheme) {
     check_keys(shape_.keys, integers);
     check(cos.has_value() == sin.has_value(), "cos and sin must both be given or neither");
     if (cos.has_value()) angles_.emplace(*cos, *sin, shape_.batch, shape_.rows, shape_.dim);
@@ -177,7 +176,7 @@ class SelfAttention {
     const Product& product = product_for(kernels_, rows_.m);
     const int64_t threads = num_threads();
     // Whole sequences for each thread, where there are enough and they are alike in work.
-    if (per_token_ &&
+    if (scheme_.per_token &&
         (threads == 1 || shape_.batch % threads == 0 || shape_.batch >= kManySequences * threads)) {
       run_sequences(product, threads);
     } else {
@@ -252,8 +251,7 @@ class SelfAttention {
   }
 
   FloatRows source(const Rows& rows) const {
-    return {kernels_, rows, dtype_, symmetric_,
-            whole_of(kernels_, rows, dtype_, per_token_, symmetric_)};
+    return {kernels_, rows, dtype_, scheme_, scheme_.whole(kernels_, rows, dtype_)};
   }
 
   // Every task takes sequences of its own, several where they are short.
@@ -288,10 +286,9 @@ class SelfAttention {
       in = rows_at(normed, m, rows_.k, rows_.k * bytes_);
     }
     for_each_block(m, rows_.k, product.row_multiple, [&](int64_t from, int64_t to) {
-      const StagedRows staged(product, rows_.k, to - from, Purpose::staged_rows);
-      staged.stage(source(in), from, 0, to - from);
+      const StagedBlock staged(product, source(in), rows_.k, from, to - from, Purpose::staged_rows);
       each_product([&](const Int8Product& by, int64_t column) {
-        staged.multiply(0, to - from, by.weight, 0, by.n(),
+        staged.multiply(by.weight,
                         by.to(buffer + (from * width_ + column) * bytes_, width_, dtype_));
       });
     });
@@ -309,10 +306,9 @@ class SelfAttention {
     }
     const Rows attended = rows_at(contexts, m, context, context * bytes_);
     for_each_block(m, context, product.row_multiple, [&](int64_t from, int64_t to) {
-      const StagedRows staged(product, context, to - from, Purpose::staged_rows);
-      staged.stage(source(attended), from, 0, to - from);
-      staged.multiply(0, to - from, output_.weight, 0, output_.n(),
-                      output_.to(output_row(first + from), output_.n(), dtype_));
+      const StagedBlock staged(product, source(attended), context, from, to - from,
+                               Purpose::staged_rows);
+      staged.multiply(output_.weight, output_.to(output_row(first + from), output_.n(), dtype_));
     });
     for (int64_t r = 0; r < m; ++r) finish(first + r);
   }
@@ -360,7 +356,7 @@ class SelfAttention {
   const int64_t width_;
   const AttentionCore core_;
   const RowNorm before_, after_;
-  const bool per_token_, symmetric_;
+  const ActivationScheme scheme_;
   std::optional<Angles> angles_;
   std::optional<Rows> residual_;
   Tensor y_;
@@ -384,7 +380,8 @@ Tensor attention(const Tensor& x, const Tensor& packed_q, const Tensor& weight_s
                  const std::optional<Tensor>& norm_before_bias, double norm_before_eps,
                  int64_t norm_after, const std::optional<Tensor>& norm_after_weight,
                  const std::optional<Tensor>& norm_after_bias, double norm_after_eps,
-                 bool per_token, bool symmetric) {
+                 bool per_token, bool symmetric, int64_t activation_bits) {
+  const ActivationScheme scheme(per_token, symmetric, activation_bits, "activation_bits");
   Int8Product query(packed_q, weight_scale_q, bias_q, kQuery);
   Int8Product out(packed_out, weight_scale_out, bias_out, kOut);
   RowNorm before(norm_before, norm_before_weight, norm_before_bias, norm_before_eps, query.k(),
@@ -395,7 +392,7 @@ Tensor attention(const Tensor& x, const Tensor& packed_q, const Tensor& weight_s
                        optional_product(packed_k, weight_scale_k, bias_k, kKey),
                        optional_product(packed_v, weight_scale_v, bias_v, kValue), std::move(out),
                        heads, kv_heads, mask, position_bias, is_causal, scale, cos, sin, integers,
-                       residual, std::move(before), std::move(after), per_token, symmetric)
+                       residual, std::move(before), std::move(after), scheme)
       .run();
 }
 

@@ -40,12 +40,23 @@ class Pieces {
   uint8_t* at_;
 };
 
-// The whole tensor's range where that is asked for.
-inline std::optional<QParams> whole_of(const Kernels& kernels, const Rows& rows, Dtype dtype,
-                                       bool per_token, bool symmetric) {
-  if (per_token) return std::nullopt;
-  return choose_qparams(range_of_rows(kernels, rows, dtype), symmetric);
-}
+// Rows [first, first + m) of a source, staged for products one after the other.
+class StagedBlock {
+ public:
+  template <class Source>
+  StagedBlock(const Product& product, const Source& source, int64_t k, int64_t first, int64_t m,
+              Purpose purpose)
+      : staged_(m * source.bytes()), rows_(product, k, staged_, source.bytes(), purpose) {
+    rows_.stage(source, first * source.bytes(), 0, staged_);
+  }
+  void multiply(const Packed& weight, const EpilogueArgs& epilogue) const {
+    rows_.multiply(0, staged_, weight, 0, weight.n, epilogue);
+  }
+
+ private:
+  const int64_t staged_;
+  const StagedRows rows_;
+};
 
 // f(m) for each of m rows whose `cost` is in bytes or operations, on several threads.
 template <class F>

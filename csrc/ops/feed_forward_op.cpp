@@ -22,7 +22,7 @@ class FeedForward {
  public:
   FeedForward(const Tensor& x, Int8Product up, std::optional<Int8Product> gate, Int8Product down,
               int64_t activation, int64_t split, const std::optional<Tensor>& residual,
-              RowNorm before, RowNorm after, bool per_token, bool symmetric)
+              RowNorm before, RowNorm after, const ActivationScheme& scheme)
       : kernels_(kernels_in_use()),
         dtype_(check_float(x, "x")),
         bytes_(static_cast<int64_t>(x.element_size())),
@@ -35,8 +35,7 @@ class FeedForward {
         hidden_(hidden_of(split)),
         before_(std::move(before)),
         after_(std::move(after)),
-        per_token_(per_token),
-        symmetric_(symmetric) {
+        scheme_(scheme) {
     check(rows_.k == up_.k(), "x must have K = ", up_.k(), " as its last dimension, like ",
           up_.name, ", got ", ShapeOf(x));
     if (gate_.has_value()) {
@@ -56,7 +55,7 @@ class FeedForward {
     const Split split =
         choose_split(rows_.m, up_.n(), up_.k(), num_threads(), product.costs, product.row_multiple);
     // Columns are split where the rows are few; and ranges over the whole tensor need it whole.
-    if (!per_token_ || split.columns > 1) {
+    if (!scheme_.per_token || split.columns > 1) {
       run_phases();
     } else {
       run_blocks(product, split.rows);
@@ -82,6 +81,10 @@ class FeedForward {
             gate_->n());
     }
     return split == 2 ? Hidden{2 * f, f, 0} : Hidden{2 * f, 0, f};
+  }
+
+  FloatRows source(const Rows& rows) const {
+    return {kernels_, rows, dtype_, scheme_, scheme_.whole(kernels_, rows, dtype_)};
   }
 
   // The activation of one row of the hidden layer, in place.
@@ -116,7 +119,8 @@ class FeedForward {
     const int64_t normed = before_.is_none() ? 0 : rows_.k * bytes_;
     const int64_t staged = std::max(staged_stride(product.layout, groups_of(rows_.k)),
                                     staged_stride(product.layout, groups_of(down_.k())));
-    const int64_t row_bytes = normed + staged + (hidden_.width + rows_.k + down_.n()) * bytes_;
+    const int64_t row_bytes =
+        normed + staged * (scheme_.bits / 8) + (hidden_.width + rows_.k + down_.n()) * bytes_;
     const int64_t multiple = product.row_multiple, units = ceil_div(rows_.m, multiple);
     const int64_t block_units =
         std::max<int64_t>(1, std::max<int64_t>(kLeastRows, half_of_l2() / row_bytes) / multiple);
@@ -148,20 +152,16 @@ class FeedForward {
       in = rows_at(normed, m, rows_.k, rows_.k * bytes_);
     }
     {
-      const StagedRows staged(product, rows_.k, m, Purpose::staged_rows);
-      staged.stage(FloatRows{kernels_, in, dtype_, symmetric_, std::nullopt}, 0, 0, m);
-      staged.multiply(0, m, up_.weight, 0, up_.n(), up_.to(up_out(hidden), hidden_.width, dtype_));
+      const StagedBlock staged(product, source(in), rows_.k, 0, m, Purpose::staged_rows);
+      staged.multiply(up_.weight, up_.to(up_out(hidden), hidden_.width, dtype_));
       if (gate_.has_value()) {
-        staged.multiply(0, m, gate_->weight, 0, gate_->n(),
-                        gate_->to(hidden, hidden_.width, dtype_));
+        staged.multiply(gate_->weight, gate_->to(hidden, hidden_.width, dtype_));
       }
     }
     for (int64_t r = 0; r < m; ++r) activate(hidden + r * hidden_.width * bytes_);
-    const StagedRows staged(product, down_.k(), m, Purpose::staged_rows);
-    staged.stage(FloatRows{kernels_, activated_rows(hidden, m), dtype_, symmetric_, std::nullopt},
-                 0, 0, m);
-    staged.multiply(0, m, down_.weight, 0, down_.n(),
-                    down_.to(output_row(begin), down_.n(), dtype_));
+    const StagedBlock staged(product, source(activated_rows(hidden, m)), down_.k(), 0, m,
+                             Purpose::staged_rows);
+    staged.multiply(down_.weight, down_.to(output_row(begin), down_.n(), dtype_));
     for (int64_t row = begin; row < end; ++row) finish(row);
   }
 
@@ -188,9 +188,7 @@ class FeedForward {
   }
 
   void multiply_by(const Rows& rows, const Int8Product& by, char* out, int64_t stride) const {
-    const FloatRows source{kernels_, rows, dtype_, symmetric_,
-                           whole_of(kernels_, rows, dtype_, per_token_, symmetric_)};
-    multiply(kernels_, source, rows.m, by.weight, by.to(out, stride, dtype_), bytes_);
+    multiply(kernels_, source(rows), rows.m, by.weight, by.to(out, stride, dtype_), bytes_);
   }
 
   const Kernels& kernels_;
@@ -204,7 +202,7 @@ class FeedForward {
   const Activation activation_;
   const Hidden hidden_;
   const RowNorm before_, after_;
-  const bool per_token_, symmetric_;
+  const ActivationScheme scheme_;
   std::optional<Rows> residual_;
   Tensor y_;
   char* out_;
@@ -222,7 +220,8 @@ Tensor feed_forward(const Tensor& x, const Tensor& packed_up, const Tensor& weig
                     const std::optional<Tensor>& norm_before_bias, double norm_before_eps,
                     int64_t norm_after, const std::optional<Tensor>& norm_after_weight,
                     const std::optional<Tensor>& norm_after_bias, double norm_after_eps,
-                    bool per_token, bool symmetric) {
+                    bool per_token, bool symmetric, int64_t activation_bits) {
+  const ActivationScheme scheme(per_token, symmetric, activation_bits, "activation_bits");
   Int8Product up(packed_up, weight_scale_up, bias_up, kUp);
   Int8Product down(packed_down, weight_scale_down, bias_down, kDown);
   RowNorm before(norm_before, norm_before_weight, norm_before_bias, norm_before_eps, up.k(),
@@ -232,7 +231,7 @@ Tensor feed_forward(const Tensor& x, const Tensor& packed_up, const Tensor& weig
   return FeedForward(x, std::move(up),
                      optional_product(packed_gate, weight_scale_gate, bias_gate, kGate),
                      std::move(down), activation, split, residual, std::move(before),
-                     std::move(after), per_token, symmetric)
+                     std::move(after), scheme)
       .run();
 }
 

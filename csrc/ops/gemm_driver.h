@@ -7,6 +7,7 @@
 #include "../cpu/layout.h"
 #include "../cpu/qparams.h"
 #include "../cpu/staged.h"
+#include "activation.h"
 #include "columns.h"
 #include "packed.h"
 #include "parallel.h"
@@ -16,33 +17,45 @@
 
 namespace dynquant {
 
-// Rows of activations: `stage(product, m, row)` writes row m as that product reads it, and gives
-// its scale and the zero point of its unsigned form.
+// Rows of activations: `stage(product, m, row, low)` writes row m as that product reads it, and
+// gives its scale and the zero point of its unsigned form. Where `bytes()` is 2, the high bytes go
+// to `row` and the low ones to `low`: two staged rows.
 struct StagedRow {
   float scale;
   int32_t zero_point;
 };
 
-// Rows staged for one product, with the scale and the zero point of each, in the calling thread's
-// memory. They may be staged and multiplied part by part, on any threads.
+// Staged rows for one product, `bytes` for each row of the source, with their scales and zero
+// points, in the calling thread's memory. They may be staged and multiplied part by part, on any
+// threads; all parts are of staged rows.
 class StagedRows {
  public:
-  StagedRows(const Product& product, int64_t k, int64_t rows, Purpose purpose)
-      : product_(product), groups_(groups_of(k)), stride_(staged_stride(product.layout, groups_)) {
+  StagedRows(const Product& product, int64_t k, int64_t rows, int64_t bytes_of_value,
+             Purpose purpose)
+      : product_(product),
+        bytes_(bytes_of_value),
+        groups_(groups_of(k)),
+        stride_(staged_stride(product.layout, groups_)) {
     const int64_t bytes = staged_bytes(product.layout, stride_, rows);
     staged_ = scratch(static_cast<size_t>(bytes + rows * kBytesBeside), purpose);
     scale_ = reinterpret_cast<float*>(staged_ + bytes);
     zero_point_ = reinterpret_cast<int32_t*>(scale_ + rows);
   }
 
-  // Rows of the source from `first` on become the rows [begin, end).
+  // Rows of the source from that of the staged row `first` on become the rows [begin, end).
   template <class Source>
   void stage(const Source& source, int64_t first, int64_t begin, int64_t end) const {
-    for (int64_t row = begin; row < end; ++row) {
-      uint8_t* staged = staged_ + staged_offset(product_.layout, stride_, row);
-      const StagedRow values = source.stage(product_, first + row - begin, staged);
-      scale_[row] = values.scale;
-      zero_point_[row] = values.zero_point;
+    for (int64_t row = begin; row < end; row += bytes_) {
+      const int64_t m = (first + row - begin) / bytes_;
+      uint8_t* low = bytes_ == 2 ? at(row + 1) : nullptr;
+      const StagedRow values = source.stage(product_, m, at(row), low);
+      scale_[row / bytes_] = values.scale;
+      if (bytes_ == 2) {
+        zero_point_[row] = values.zero_point / 256;
+        zero_point_[row + 1] = values.zero_point % 256;
+      } else {
+        zero_point_[row] = values.zero_point;
+      }
     }
   }
 
@@ -51,7 +64,8 @@ class StagedRows {
   void multiply(int64_t begin, int64_t end, const Packed& weight, int64_t n_begin, int64_t n_end,
                 const EpilogueArgs& epilogue) const {
     GemmArgs a = {};
-    a.staged = staged_ + staged_offset(product_.layout, stride_, begin);
+    a.staged = at(begin);
+    a.pairs = bytes_ == 2;
     a.staged_stride = stride_;
     a.zero_point = zero_point_ + begin;
     a.m = end - begin;
@@ -60,15 +74,17 @@ class StagedRows {
     a.n_begin = n_begin;
     a.n_end = n_end;
     a.epilogue = epilogue;
-    a.epilogue.scale = scale_ + begin;
+    a.epilogue.scale = scale_ + begin / bytes_;
     product_.gemm(a);
   }
 
  private:
+  uint8_t* at(int64_t row) const { return staged_ + staged_offset(product_.layout, stride_, row); }
+
   static constexpr int64_t kBytesBeside = sizeof(float) + sizeof(int32_t);  // of a row
 
   const Product& product_;
-  const int64_t groups_, stride_;
+  const int64_t bytes_, groups_, stride_;
   uint8_t* staged_;
   float* scale_;
   int32_t* zero_point_;
@@ -94,28 +110,30 @@ void for_each_block(int64_t rows, int64_t row_bytes, int64_t multiple, const F& 
 template <class Source>
 void multiply(const Kernels& kernels, const Source& source, int64_t m, const Packed& weight,
               const EpilogueArgs& epilogue, int64_t out_bytes) {
-  const Product& product = product_for(kernels, m);
-  const int64_t multiple = product.row_multiple;
+  // From here on rows are staged ones.
+  const int64_t bytes = source.bytes(), rows = m * bytes;
+  const Product& product = product_for(kernels, rows);
+  const int64_t multiple = std::max(product.row_multiple, bytes);
   const int64_t row_bytes = staged_stride(product.layout, groups_of(weight.k));
   const int64_t threads = num_threads();
-  const Split split = choose_split(m, weight.n, weight.k, threads, product.costs, multiple);
+  const Split split = choose_split(rows, weight.n, weight.k, threads, product.costs, multiple);
   const auto epilogue_from = [&](int64_t row) {
     EpilogueArgs from = epilogue;
-    from.out = static_cast<char*>(epilogue.out) + row * epilogue.out_stride * out_bytes;
+    from.out = static_cast<char*>(epilogue.out) + row / bytes * epilogue.out_stride * out_bytes;
     return from;
   };
   std::optional<StagedRows> shared;
-  if (split.stage_first && m * row_bytes <= kSharedBytes) {
-    shared.emplace(product, weight.k, m, Purpose::shared_rows);
-    const int64_t units = ceil_div(m, multiple), parts = std::min(units, threads);
+  if (split.stage_first && rows * row_bytes <= kSharedBytes) {
+    shared.emplace(product, weight.k, rows, bytes, Purpose::shared_rows);
+    const int64_t units = ceil_div(rows, multiple), parts = std::min(units, threads);
     run_tasks(parts, [&](int64_t part) {
       const int64_t begin = units * part / parts * multiple;
-      const int64_t end = std::min(m, units * (part + 1) / parts * multiple);
+      const int64_t end = std::min(rows, units * (part + 1) / parts * multiple);
       shared->stage(source, begin, begin, end);
     });
   }
   run_tasks(split.parts(), [&](int64_t task) {
-    const Part part = part_of(split, task, m, weight.n);
+    const Part part = part_of(split, task, rows, weight.n);
     if (part.is_empty()) return;
     for_each_block(part.m_end - part.m_begin, row_bytes, multiple, [&](int64_t b, int64_t e) {
       const int64_t begin = part.m_begin + b, end = part.m_begin + e;
@@ -123,9 +141,9 @@ void multiply(const Kernels& kernels, const Source& source, int64_t m, const Pac
       if (shared.has_value()) {
         shared->multiply(begin, end, weight, part.n_begin, part.n_end, to);
       } else {
-        const StagedRows rows(product, weight.k, end - begin, Purpose::staged_rows);
-        rows.stage(source, begin, 0, end - begin);
-        rows.multiply(0, end - begin, weight, part.n_begin, part.n_end, to);
+        const StagedRows own(product, weight.k, end - begin, bytes, Purpose::staged_rows);
+        own.stage(source, begin, 0, end - begin);
+        own.multiply(0, end - begin, weight, part.n_begin, part.n_end, to);
       }
     });
   });
@@ -133,12 +151,14 @@ void multiply(const Kernels& kernels, const Source& source, int64_t m, const Pac
 
 // A row of floats, quantized by `p` as it is staged.
 inline StagedRow stage_floats(const Product& product, const void* x, Dtype dtype, int64_t k,
-                              const QParams& p, bool symmetric, uint8_t* staged) {
-  QuantizeArgs a = quantize_args(p, symmetric, true);
+                              const QParams& p, bool symmetric, int bits, uint8_t* staged,
+                              uint8_t* low) {
+  QuantizeArgs a = quantize_args(p, symmetric, true, bits);
   a.x = x;
   a.dtype = dtype;
   a.k = k;
   a.q = staged;
+  a.low = low;
   product.quantize_staged(a);
   return {p.scale, p.zero_point + a.shift};
 }
@@ -148,14 +168,15 @@ struct FloatRows {
   const Kernels& kernels;
   Rows rows;
   Dtype dtype;
-  bool symmetric;
+  ActivationScheme scheme;
   std::optional<QParams> whole;  // per_tensor
 
-  StagedRow stage(const Product& product, int64_t m, uint8_t* staged) const {
+  int64_t bytes() const { return scheme.bits / 8; }
+
+  StagedRow stage(const Product& product, int64_t m, uint8_t* staged, uint8_t* low) const {
     const char* x = rows.data + m * rows.stride;
-    const QParams p =
-        whole.has_value() ? *whole : choose_qparams(kernels.range(x, dtype, rows.k), symmetric);
-    return stage_floats(product, x, dtype, rows.k, p, symmetric, staged);
+    const QParams p = whole.has_value() ? *whole : scheme.choose(kernels.range(x, dtype, rows.k));
+    return stage_floats(product, x, dtype, rows.k, p, scheme.symmetric, scheme.bits, staged, low);
   }
 };
 

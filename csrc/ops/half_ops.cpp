@@ -35,13 +35,17 @@ HalfGemmArgs block_of(const Kernels& kernels, const FloatMatrix& x, int64_t k, i
 
 }  // namespace
 
-HalfWeight check_half_weight(const Tensor& weight, const char* name) {
-  check_tensor(weight, name, {ScalarType::BFloat16, ScalarType::Half});
+HalfWeight check_half_weight(const Tensor& weight, const char* name, bool fp32_too) {
+  if (fp32_too) {
+    check_float(weight, name);
+  } else {
+    check_tensor(weight, name, {ScalarType::BFloat16, ScalarType::Half});
+  }
   check(weight.dim() == 2, name, " must have two dimensions [N, K], got ", ShapeOf(weight));
   Rows rows = rows_of(weight, name);
   return {rows.holder, check_out_dtype(weight.scalar_type()),
           rows.data,   rows.m,
-          rows.k,      rows.stride / static_cast<int64_t>(sizeof(uint16_t))};
+          rows.k,      rows.stride / static_cast<int64_t>(weight.element_size())};
 }
 
 void half_matmul(const Kernels& kernels, const FloatMatrix& x, const HalfWeight& weight,

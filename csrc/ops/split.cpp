@@ -13,9 +13,9 @@ namespace dynquant {
 namespace {
 
 // A parallel region, in nanoseconds: what two threads take to meet where the pool's threads still
-// spin, and one microsecond more, so that no call is slower for it; or where they were told to sleep
-// between regions, and about as long to start threads, as a forked child does. torch wakes all of
-// its threads, whatever the number of parts.
+// spin, and one microsecond more, so that no call is slower for it; or where they were told to
+// sleep between regions, and about as long to start threads, as a forked child does. torch wakes
+// all of its threads, whatever the number of parts.
 constexpr double kSpinningThreads = 3e3;
 constexpr double kSleepingThreads = 50e3;
 constexpr double kAnotherThread = 50;
@@ -63,8 +63,8 @@ struct Work {
 Split choose_split(int64_t m, int64_t n, int64_t k, int64_t threads, const Costs& costs,
                    int64_t row_multiple) {
   Split best{1, 1, row_multiple, false};
-  const Work work = {m,     ceil_div(m, row_multiple),     panels_of(n), static_cast<double>(k),
-                     costs, row_multiple};
+  const Work work = {
+      m, ceil_div(m, row_multiple), panels_of(n), static_cast<double>(k), costs, row_multiple};
   if (threads < 2 || work.units == 0 || work.panels == 0) return best;
   const double wake = wake_threads(threads);
   double least = work.stage(1) + work.multiply(1, 1);

@@ -8,8 +8,8 @@
 namespace dynquant {
 
 struct Split {
-  int64_t rows;         // parts of M; each reads the whole weight
-  int64_t columns;      // parts of N
+  int64_t rows;          // parts of M; each reads the whole weight
+  int64_t columns;       // parts of N
   int64_t row_multiple;  // parts of M begin at multiples of this
   // Rows are staged before, each once, on all threads; else each part stages its own anew, which
   // spares a barrier.

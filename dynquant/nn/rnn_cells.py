@@ -5,7 +5,8 @@ from functools import partial
 import torch
 from torch import nn
 
-from dynquant.nn._recurrent import Int8Weights, Recurrent, check_states
+from dynquant.nn._recurrent import Int8Scheme, Recurrent, check_states
+from dynquant.nn._script import no_script
 from dynquant.nn._torch_ao import plain_linear, with_plain_entries
 
 
@@ -19,7 +20,7 @@ class RecurrentCell(Recurrent):
     COPIED = ("input_size", "hidden_size", "bias")
     STATES = 1
     __constants__ = (*COPIED, "STATES")
-    __jit_ignored_attributes__ = ("FLOAT", "OP", "DTYPES", "COPIED")
+    __jit_ignored_attributes__ = ("FLOAT", "FORMAT", "OP", "MIXED", "DTYPES", "COPIED")
 
     @staticmethod
     def _suffixes_of(mod):
@@ -48,6 +49,11 @@ class RecurrentCell(Recurrent):
         else:
             _, states = self._direction(x.unsqueeze(0), states, 0)
         return states if is_batched else [state.squeeze(0) for state in states]
+
+    def __prepare_scriptable__(self):
+        if self._is_mixed:
+            raise no_script(self, "has products of several formats")
+        return self
 
     def _check_dimensions(self, input, states):
         name = self._get_name()
@@ -86,11 +92,11 @@ class RecurrentCell(Recurrent):
         return with_plain_entries(state_dict, readers)
 
     def extra_repr(self):
-        return nn.RNNCellBase.extra_repr(self) + self._scheme_repr()
+        return nn.RNNCellBase.extra_repr(self) + self._format_repr()
 
 
 class LSTMStep(RecurrentCell):
-    FLOAT = nn.LSTMCell
+    FLOAT = "nn.LSTMCell"
     STATES = 2
 
     def forward(self, input, hx: tuple[torch.Tensor, torch.Tensor] | None = None):
@@ -103,15 +109,15 @@ class LSTMStep(RecurrentCell):
         return states[0], states[1]
 
     def _more_arguments(self, suffix):
-        return self._held_form("weight_hr")
+        return self._arguments("weight_hr")
 
 
 class GRUStep(RecurrentCell):
-    FLOAT = nn.GRUCell
+    FLOAT = "nn.GRUCell"
 
 
 class RNNStep(RecurrentCell):
-    FLOAT = nn.RNNCell
+    FLOAT = "nn.RNNCell"
     COPIED = (*RecurrentCell.COPIED, "nonlinearity")
     __constants__ = (*RecurrentCell.__constants__, "nonlinearity")
 
@@ -119,26 +125,28 @@ class RNNStep(RecurrentCell):
         return (self.nonlinearity == "relu",)
 
 
-class _Int8Cell(Int8Weights):
+class _Int8Cell(Int8Scheme):
     """Made by from_float, which quantize_dynamic calls. Takes and gives what the float module does:
     fp32, bf16 or fp16 [B, input_size] or [input_size], and states of that dtype, [B, hidden_size]
     or [hidden_size].
 
-    The state dict has weight_ih and weight_hh (int8 [N, K]), weight_ih_scale and weight_hh_scale
-    (fp32 [N] or [1]), the biases, and version (int64). load_state_dict also takes what the float
-    module has and what torch.ao's dynamic quantization saves.
+    The state dict has weight_ih_int8 and weight_hh_int8 (int8 [N, K]), weight_ih_scale and
+    weight_hh_scale (fp32 [N] or [1]), the biases, and version (int64). load_state_dict also takes
+    what the float module has, what torch.ao's dynamic quantization saves, and version 1, in which
+    the weights were int8.
 
     Attributes:
-        those of the float module; its weights are int8 and read-only, the biases parameters without
-        gradient, or None.
-        per_token, symmetric: how the input and the states are quantized.
+        those of the float module; its weights are QuantizedWeights of its shapes and dtype, the
+        biases parameters without gradient, or None.
+        per_token, symmetric, activation_bits: how the input and the states are quantized.
     """
 
 
-class LSTMCell(LSTMStep, _Int8Cell):
+class LSTMCell(_Int8Cell, LSTMStep):
     __doc__ = f"nn.LSTMCell.\n\n{_Int8Cell.__doc__}"
 
     OP = torch.ops.dynquant.lstm_dynamic
+    MIXED = torch.ops.dynquant.lstm_mixed
 
     def _scripted_step(self, x, states: list[torch.Tensor]) -> list[torch.Tensor]:
         _, h, c = torch.ops.dynquant.lstm_dynamic(
@@ -153,14 +161,16 @@ class LSTMCell(LSTMStep, _Int8Cell):
             self.bias_hh,
             per_token=self.per_token,
             symmetric=self.symmetric,
+            activation_bits=self.activation_bits,
         )
         return [h, c]
 
 
-class GRUCell(GRUStep, _Int8Cell):
+class GRUCell(_Int8Cell, GRUStep):
     __doc__ = f"nn.GRUCell.\n\n{_Int8Cell.__doc__}"
 
     OP = torch.ops.dynquant.gru_dynamic
+    MIXED = torch.ops.dynquant.gru_mixed
 
     def _scripted_step(self, x, states: list[torch.Tensor]) -> list[torch.Tensor]:
         _, h = torch.ops.dynquant.gru_dynamic(
@@ -174,14 +184,16 @@ class GRUCell(GRUStep, _Int8Cell):
             self.bias_hh,
             per_token=self.per_token,
             symmetric=self.symmetric,
+            activation_bits=self.activation_bits,
         )
         return [h]
 
 
-class RNNCell(RNNStep, _Int8Cell):
+class RNNCell(_Int8Cell, RNNStep):
     __doc__ = f"nn.RNNCell, with tanh or relu.\n\n{_Int8Cell.__doc__}"
 
     OP = torch.ops.dynquant.rnn_dynamic
+    MIXED = torch.ops.dynquant.rnn_mixed
 
     def _scripted_step(self, x, states: list[torch.Tensor]) -> list[torch.Tensor]:
         _, h = torch.ops.dynquant.rnn_dynamic(
@@ -196,6 +208,7 @@ class RNNCell(RNNStep, _Int8Cell):
             relu=self.nonlinearity == "relu",
             per_token=self.per_token,
             symmetric=self.symmetric,
+            activation_bits=self.activation_bits,
         )
         return [h]
 

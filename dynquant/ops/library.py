@@ -18,6 +18,9 @@ def unsupported_isa(name, setting="DYNQUANT_ISA="):
 torch.ops.load_library(Path(__file__).parents[1] / "libdynquant.so")
 if _C.current_isa() is None:
     raise RuntimeError(unsupported_isa(os.environ.get("DYNQUANT_ISA")))
+_keep = os.environ.get("DYNQUANT_KEEP_MEMORY", "")  # csrc/ops/kept_memory.cpp reads it
+if _keep not in ("", "0", "1"):
+    raise RuntimeError(f"DYNQUANT_KEEP_MEMORY={_keep} is not supported; allowed: 0, 1")
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 HALF_DTYPES = (torch.float16, torch.bfloat16)
@@ -40,6 +43,14 @@ def check_dtype(name, tensor, *allowed):
     torch._check(
         tensor.dtype in allowed,
         lambda: f"{name} must have dtype {', '.join(map(str, allowed))}, got {tensor.dtype}",
+    )
+
+
+def check_bits(name, bits, symmetric):
+    torch._check(bits in (8, 16), lambda: f"{name} must be 8 or 16, got {bits}")
+    torch._check(
+        bits == 8 or not symmetric,
+        lambda: f"{name} = 16 is asymmetric: symmetric activations have 8 bits",
     )
 
 

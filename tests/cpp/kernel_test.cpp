@@ -107,6 +107,24 @@ class Guarded {
   size_t size_;
 };
 
+// The rows of a case as pairs of high and low bytes. `a` is set but for what pairs need.
+void test_pairs(const Kernels& kernels, const Product& product, const Case& c, GemmArgs a) {
+  std::vector<float> y(static_cast<size_t>(c.m / 2 * c.n));
+  a.pairs = true;
+  a.epilogue.out = y.data();
+  product.gemm(a);
+  for (int64_t i = 0; i < c.m / 2 * c.n; ++i) {
+    const int64_t pair = i / c.n, n = i % c.n;
+    const float high = static_cast<float>(c.acc(2 * pair, n));
+    const float low = static_cast<float>(c.acc(2 * pair + 1, n));
+    float wanted = 256.0f * high + low;
+    wanted *= c.scale[pair];
+    wanted *= c.weight_scale[a.epilogue.per_channel ? n : 0];
+    if (a.epilogue.bias != nullptr) wanted += c.bias[n];
+    expect(same(y[i], wanted), kernels.name, "pairs", c.m, c.n, c.k);
+  }
+}
+
 void test_gemm(const Kernels& kernels, const Product& product, const Case& c) {
   std::vector<int8_t> packed(static_cast<size_t>(packed_bytes(c.n, c.k)));
   pack_header(packed.data(), c.n, c.k);
@@ -160,6 +178,7 @@ void test_gemm(const Kernels& kernels, const Product& product, const Case& c) {
       RescaleArgs r = {sums.data(), c.n, c.m, c.n, a.epilogue};
       r.epilogue.out = rescaled.data();
       kernels.rescale(r);
+      if (c.m % 2 == 0) test_pairs(kernels, product, c, a);
       for (int64_t m = 0; m < c.m; ++m) {
         for (int64_t n = 0; n < c.n; ++n) {
           const int64_t i = m * c.n + n;
@@ -176,7 +195,7 @@ void test_gemm(const Kernels& kernels, const Product& product, const Case& c) {
 }
 
 void test_quantize(const Kernels& kernels, const Product& product, int64_t k, bool symmetric,
-                   std::mt19937& random) {
+                   int bits, std::mt19937& random) {
   std::normal_distribution<float> real;
   std::vector<float> x(static_cast<size_t>(k));
   for (float& value : x) value = real(random);
@@ -184,32 +203,42 @@ void test_quantize(const Kernels& kernels, const Product& product, int64_t k, bo
   float lo = 0.0f, hi = 0.0f;
   for (float value : x) lo = std::fmin(lo, value), hi = std::fmax(hi, value);
   expect(range.lo == lo && range.hi == hi && !range.has_nan, kernels.name, "range", 1, 0, k);
-  const QParams p = choose_qparams(range, symmetric);
+  const QParams p = choose_qparams(range, symmetric, bits);
 
-  std::vector<uint8_t> q(static_cast<size_t>(k));
-  QuantizeArgs a = quantize_args(p, symmetric, false);
+  std::vector<uint8_t> q(static_cast<size_t>(k)), low_bytes(q.size());
+  QuantizeArgs a = quantize_args(p, symmetric, false, bits);
   a.x = x.data();
   a.dtype = Dtype::f32;
   a.k = k;
   a.q = q.data();
+  a.low = bits == 16 ? low_bytes.data() : nullptr;
   kernels.quantize(a);
+  const float lowest = symmetric ? -127.0f : 0.0f;
+  const float highest = symmetric ? 127.0f : bits == 16 ? 65535.0f : 255.0f;
   for (int64_t i = 0; i < k; ++i) {
     float value = std::nearbyint(x[i] * p.inv) + static_cast<float>(p.zero_point);
-    value = std::fmin(std::fmax(value, symmetric ? -127.0f : 0.0f), symmetric ? 127.0f : 255.0f);
-    expect(q[i] == static_cast<uint8_t>(static_cast<int>(value)), kernels.name, "q", 1, 0, k);
+    const int wanted = static_cast<int>(std::fmin(std::fmax(value, lowest), highest));
+    const int found = bits == 16 ? q[i] << 8 | low_bytes[i] : q[i];
+    expect(found == (bits == 16 ? wanted : wanted & 255), kernels.name, "q", 1, 0, k);
   }
 
   const int64_t stride = staged_stride(product.layout, groups_of(k));
   const size_t bytes = static_cast<size_t>(staged_bytes(product.layout, stride, 1));
   std::vector<uint8_t> staged(bytes), in_two_steps(bytes);
+  std::vector<uint8_t> staged_low(bytes), low_in_two_steps(bytes);
   product.stage(q.data(), k, symmetric ? 0x80 : 0, in_two_steps.data());
-  QuantizeArgs fused = quantize_args(p, symmetric, true);
+  product.stage(low_bytes.data(), k, 0, low_in_two_steps.data());
+  QuantizeArgs fused = quantize_args(p, symmetric, true, bits);
   fused.x = x.data();
   fused.dtype = Dtype::f32;
   fused.k = k;
   fused.q = staged.data();
+  fused.low = bits == 16 ? staged_low.data() : nullptr;
   product.quantize_staged(fused);
   expect(staged == in_two_steps, kernels.name, "staged q", 1, 0, k);
+  if (bits == 16) {
+    expect(staged_low == low_in_two_steps, kernels.name, "staged low bytes", 1, 0, k);
+  }
 
   if (k == 0) return;
   x[static_cast<size_t>(random() % static_cast<unsigned>(k))] = NAN;
@@ -563,11 +592,12 @@ void test_product(const Kernels& kernels, const Product& product, std::mt19937& 
   }
   test_gemm(kernels, product, Case(7, 65, 1027, random));
   for (int64_t k = 0; k < 140; ++k) {
-    test_quantize(kernels, product, k, false, random);
-    test_quantize(kernels, product, k, true, random);
+    test_quantize(kernels, product, k, false, 8, random);
+    test_quantize(kernels, product, k, true, 8, random);
+    test_quantize(kernels, product, k, false, 16, random);
   }
   for (int64_t k : {511, 512, 513, 515, 1024, 1025}) {
-    test_quantize(kernels, product, k, false, random);
+    for (int bits : {8, 16}) test_quantize(kernels, product, k, false, bits, random);
   }
 }
 
