@@ -2,15 +2,20 @@
 
 import copy
 import inspect
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Mapping
+from weakref import WeakKeyDictionary
 
 import torch
 
 from dynquant.comparison import losses
+from dynquant.qconfig import is_of_torch
 from dynquant.stubs import QuantStub
+from dynquant.swap.copies import copied, in_eval_mode
 from dynquant.swap.own_thread import on_own_thread
+from dynquant.swap.places import replace_modules
 from dynquant.swap.plan import plan_from_attributes, plan_from_spec
 from dynquant.swap.registry import STUBS
 from dynquant.swap.ties import part_from_quantized
@@ -58,8 +63,8 @@ def quantize_dynamic(
             parents.
             A product of a recurrent layer is named by its weight ('lstm.weight_ih_l0'), one of an
             attention by its projection ('attn.q_proj'); so each can have a config of its own.
-            A config is a QConfig, dynquant.per_channel, per_token or per_tensor, a dict, a torch
-            QConfig, or the class QuantStub for the default.
+            A config is a QConfig, dynquant.per_channel, per_token or per_tensor, a dtype, a dict, a
+            torch QConfig, or the class QuantStub for the default.
         dtype: for configs that name no dtype: torch.qint8; torch.float16 or torch.bfloat16
             (weights in 16 bits, computed in fp32); torch.quint8 or torch.quint4x2
             (embeddings and embedding bags in 8 or 4 bits).
@@ -95,7 +100,7 @@ def quantize_dynamic(
     if example_inputs is not None or any(limit is not None for limit in limits.values()):
         made = _made_above(plan, model, example_inputs, limits)
     _show_warnings(plan)
-    return _carry_out(plan, model, inplace, made)
+    return _finish(plan, model, inplace, made)
 
 
 def prepare(
@@ -110,7 +115,7 @@ def prepare(
     plan = plan_from_spec(model, qconfig_spec, dtype, mapping, inplace, qconfig)
     _show_warnings(plan)
     if not inplace:
-        model = copy.deepcopy(model)
+        model = copied(model)
     for item in plan.items:
         module = model.get_submodule(item.name)
         if not isinstance(module, QuantStub):
@@ -138,12 +143,25 @@ def convert(model, mapping=None, inplace=False):
     """
     plan = plan_from_attributes(model, mapping, inplace)
     _show_warnings(plan)
-    return _carry_out(plan, model, inplace)
+    return _finish(plan, model, inplace)
 
 
 def _show_warnings(plan):
     for message in plan.warnings:
         warnings.warn(message, UserWarning, stacklevel=3)
+
+
+def _finish(plan, model, inplace, made=None):
+    """Carries the plan out; a model of transformers, when it is saved, says what was quantized."""
+    qconfigs = plan.configs()
+    model = _carry_out(plan, model, inplace, made)
+    if "transformers.modeling_utils" in sys.modules:
+        try:
+            from dynquant.transformers import leave_config
+        except ImportError:  # an older transformers
+            return model
+        leave_config(model, qconfigs)
+    return model
 
 
 # Tensors made in inference mode could not be loaded into later, nor give gradients.
@@ -157,7 +175,7 @@ def _carry_out(plan, model, inplace, made=None):
     # Each float module that is swapped is never copied: the copy finds its quantized form.
     made = _made(list(plan.items)) if made is None else made
     memo = {id(item.module): form for item, form in made}
-    result = copy.deepcopy(model, memo).eval()
+    result = copied(model, memo).eval()
     for item in plan.items:
         _keep_hooks(item.module, memo[id(item.module)], lambda hooks: copy.deepcopy(hooks, memo))
     _prepare_for_others(result)
@@ -243,12 +261,15 @@ def _example(example_inputs):
 
 def _swap(made, model):
     model.eval()
+    made_of = WeakKeyDictionary()  # keeps no float module alive
     for item, form in made:
         _keep_hooks(item.module, form, lambda hooks: hooks)
+        made_of[item.module] = form
         for parent, key in item.places:
             parent._modules[key] = form
         if item.module is model:
             model = form
+    replace_modules(model, made_of)  # in plain lists
     _prepare_for_others(model)
     return model
 
@@ -256,6 +277,9 @@ def _swap(made, model):
 def _prepare_for_others(model):
     load_fused(model)
     part_from_quantized(model)
+    for module in model.modules():  # torch.ao removes its own as well
+        if is_of_torch(vars(module).get("qconfig")):
+            del module.qconfig
 
 
 def _made(items):
@@ -275,7 +299,8 @@ def _from_float(item, tied_to):
     if item.products is not None:
         offered["products"] = item.products
     given = {key: value for key, value in offered.items() if key in wanted}
-    return item.form.from_float(item.module, **given)
+    with in_eval_mode(item.module):
+        return item.form.from_float(item.module, **given)
 
 
 def _with_progress(items):

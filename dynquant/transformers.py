@@ -9,6 +9,7 @@ model.save_pretrained(folder)
 model = AutoModel.from_pretrained(folder)
 """
 
+import dataclasses
 import re
 import time
 import warnings
@@ -17,6 +18,7 @@ from itertools import chain
 import regex
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers import __version__ as _version
 from transformers.core_model_loading import WeightRenaming
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
@@ -24,8 +26,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from dynquant import nn as quantized
 from dynquant.nn._module import QuantizedModule
-from dynquant.qconfig import QConfig
+from dynquant.qconfig import DTYPES, QConfig
 from dynquant.quantize import quantize_dynamic
+from dynquant.swap.places import replace_modules
 from dynquant.swap.plan import default_spec, plan_from_spec
 from dynquant.swap.registry import Forms
 from dynquant.swap.selection import did_you_mean
@@ -49,7 +52,13 @@ class DynquantConfig(QuantizationConfigMixin):
     Args:
         weight, activation, symmetric, activation_bits: as in dynquant.QConfig.
         modules_to_not_convert: names of modules that stay in float, each of which covers its
-            submodules, or regular expressions, as for other methods of transformers.
+            submodules, or regular expressions, as for other methods of transformers. Those that
+            lose too much are found on the float model, by dynquant.compare or by
+            quantize_dynamic(model, keep_float_below=..., example_inputs=...); the command
+            `dynquant quantize --keep-float-below` does both.
+        modules: what dynquant.quantize_dynamic has left: {name of a module, or of a product of one:
+            the fields of its QConfig that are not the default; None: in float}. These modules are
+            quantized, and no others.
         quant_method: "dynquant", which config.json holds.
 
     Raises:
@@ -64,8 +73,12 @@ class DynquantConfig(QuantizationConfigMixin):
         modules_to_not_convert=None,
         quant_method=METHOD,
         activation_bits=8,
+        modules=None,
     ):
         QConfig(weight, activation, symmetric, activation_bits=activation_bits)  # checks them
+        self.modules = modules
+        if modules is not None:
+            self._qconfigs()
         if quant_method != METHOD:
             raise ValueError(f"quant_method is {quant_method!r}; allowed: {METHOD}")
         names = [] if modules_to_not_convert is None else modules_to_not_convert
@@ -87,8 +100,19 @@ class DynquantConfig(QuantizationConfigMixin):
         self.activation_bits = activation_bits
         self.modules_to_not_convert = sorted(names)
 
+    def _qconfigs(self):
+        """The QConfigs of `modules`, by name."""
+        if not isinstance(self.modules, dict):
+            raise TypeError(f"modules is {self.modules!r}; expected a dict from names to configs")
+        try:
+            return {name: _from_fields(fields) for name, fields in self.modules.items()}
+        except (TypeError, ValueError, AttributeError, KeyError) as error:
+            raise ValueError(f"modules holds what is no config of dynquant: {error}") from error
+
     def spec_for(self, model):
         """The qconfig_spec of quantize_dynamic that says the same of `model`."""
+        if self.modules is not None:
+            return self._qconfigs()
         qconfig = QConfig(
             self.weight,
             self.activation,
@@ -129,6 +153,60 @@ def _kept(names, patterns):
             ) from None
 
     return [name for name in names if any(fits(*one, name) for one in compiled)]
+
+
+def _fields_of(qconfig):
+    """What config.json holds of a QConfig; None keeps a module, or a product of it, in float."""
+    if qconfig is None:
+        return None
+    fields = {
+        one.name: getattr(qconfig, one.name)
+        for one in dataclasses.fields(qconfig)
+        if getattr(qconfig, one.name) != one.default
+    }
+    return {key: _DTYPE_NAMES.get(value, value) for key, value in fields.items()}
+
+
+def _from_fields(fields):
+    if fields is None:
+        return None
+    dtypes = {name: dtype for dtype, name in _DTYPE_NAMES.items()}
+    given = {**fields, "dtype": dtypes[fields.get("dtype", _DTYPE_NAMES[torch.qint8])]}
+    return QConfig(**given)
+
+
+_DTYPE_NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in DTYPES}
+
+
+def leave_config(model, qconfigs):
+    """Has models of transformers within `model` say, when they are saved, what is quantized.
+
+    Args:
+        model: what quantize_dynamic has made.
+        qconfigs: the QConfig (None: float) of each module that it has quantized, and of products
+            that have another, by name.
+    """
+    outer = None
+    for prefix, module in model.named_modules():
+        if (
+            outer is not None
+            and prefix.startswith(outer)
+            or not isinstance(module, PreTrainedModel)
+        ):
+            continue
+        outer = f"{prefix}." if prefix else ""
+        own = {
+            name.removeprefix(outer): _fields_of(qconfig)
+            for name, qconfig in qconfigs.items()
+            if name.startswith(outer) and name != prefix
+        }
+        held = getattr(module.config, "quantization_config", None)
+        if held is None and own:
+            held = DynquantConfig(modules={})
+            module.config.quantization_config = held
+            module.hf_quantizer = DynquantQuantizer(held, pre_quantized=True)
+        if isinstance(held, DynquantConfig) and held.modules is not None:
+            held.modules = {**held.modules, **own}
 
 
 def only(name):
@@ -173,7 +251,13 @@ class DynquantQuantizer(HfQuantizer):
                 for name, module in model.named_modules()
                 if isinstance(module, QuantizedModule)
             }
-            _replace(model, {one.form: one for one in self._stand_ins.values()})
+            replace_modules(model, {one.form: one for one in self._stand_ins.values()})
+            self._attentions = {
+                module: _AttentionStandIn(module)
+                for module in model.modules()
+                if isinstance(module, quantized.MultiheadAttention)
+            }
+            replace_modules(model, self._attentions)
             _forget_ties(model, self._stand_ins)
             return
         self.quantization_config.warn_of_unknown_names(model)
@@ -234,15 +318,15 @@ class DynquantQuantizer(HfQuantizer):
             model._weight_conversions = own
             self._fill_quantized(model)
         else:
-            _replace(model, {one: one.form for one in self._stand_ins.values()})
+            replace_modules(model, {one: one.form for one in self._stand_ins.values()})
             missing = [item.name for key, item in self._awaited.items() if key not in self._found]
             self._keep_float(missing)
             quantize_dynamic(model, self.quantization_config.spec_for(model), inplace=True)
-        self._stand_ins = self._awaited = self._floats = None
+        self._stand_ins = self._awaited = self._floats = self._attentions = None
         return model
 
     def _fill_quantized(self, model):
-        forms, missing = {}, []
+        forms, missing = {one: form for form, one in self._attentions.items()}, []
         for name, stand_in in self._stand_ins.items():
             found = stand_in.found()
             if found:
@@ -253,7 +337,7 @@ class DynquantQuantizer(HfQuantizer):
                 missing.append(name)
             else:
                 raise ValueError(f"the checkpoint has nothing for {name}")
-        _replace(model, forms)
+        replace_modules(model, forms)
         self._keep_float(missing)
         for name, module in model.named_modules():
             weight = module._parameters.get("weight")
@@ -320,20 +404,41 @@ class _StandIn(nn.Module):
     """Hides a quantized module while a model is being loaded.
 
     The loader overwrites every buffer that no state dict has, which packed weights are. Some models
-    initialize weights of submodules; one that is marked is left alone.
+    initialize weights of submodules, and read their sizes; what is marked is left alone.
     """
 
     def __init__(self, form):
         super().__init__()
         self._form = [form]  # in a list, so that it is no submodule
         self._is_hf_initialized = True
-        for key in ("weight", "bias"):
+        for key in self.HIDDEN:
             self.__dict__[key] = torch.empty(0)
             self.__dict__[key]._is_hf_initialized = True
+
+    HIDDEN = ("weight", "bias")
 
     @property
     def form(self):
         return self._form[0]
+
+    def reset_parameters(self):
+        """What a model calls to initialize a float layer."""
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.form, name)
+
+
+class _AttentionStandIn(_StandIn):
+    """One of an attention: its parts are its own, by their names."""
+
+    HIDDEN = ("in_proj_weight", "in_proj_bias")
+
+    def __init__(self, form):
+        super().__init__(form)
+        self._modules, self._parameters = form._modules, form._parameters
 
 
 class _StateStandIn(_StandIn):
@@ -345,7 +450,8 @@ class _StateStandIn(_StandIn):
             key = key.removesuffix("_uint8").removesuffix("_int8")
             self.__dict__.pop(key, None)
             empty = torch.empty_like(value, device="meta")
-            self.register_parameter(key, nn.Parameter(empty, requires_grad=False))
+            # register_parameter would find the form's own attribute.
+            self._parameters[key] = nn.Parameter(empty, requires_grad=False)
 
     def found(self):
         """What the loader has set; what it has made up for a missing entry is left out."""
@@ -365,14 +471,6 @@ class _StateStandIn(_StandIn):
             self.form.load_state_dict(found, assign=True)
         except RuntimeError as error:
             raise ValueError(f"{name}: {error}") from error
-
-
-def _replace(model, replacements):
-    """Swaps submodules. replacements: a dict from each to what takes its place."""
-    for parent in list(model.modules()):
-        for key, child in parent._modules.items():
-            if child in replacements:
-                parent._modules[key] = replacements[child]
 
 
 def _forget_ties(model, names):

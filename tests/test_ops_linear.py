@@ -77,7 +77,7 @@ def test_shapes_that_threads_split(isa, shape, dtype):
 def test_no_overflow_at_the_greatest_depth(isa, m, scheme):
     k = 65536
     weight = torch.full((3, k), 127, dtype=torch.int8)
-    weight[1] = -127
+    weight[1] = -128
     weight[2, ::2] = -127
     x = torch.full((m, k), 255.0)
     x[-1] *= -1  # zero_point 255 and q 0

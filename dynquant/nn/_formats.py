@@ -185,9 +185,6 @@ class Int8(Format):
     def held_of(self, entries, device):
         integers, scale = super().held_of(entries, device)
         self.per_channel = scale.numel() == self.n
-        if not integers.is_meta and (integers == -128).any():
-            values = integers.to(torch.float32) * scale[:, None]
-            integers, scale = torch.ops.dynquant.quantize_weight(values, self.per_channel)
         return torch.ops.dynquant.pack_weight(integers), scale
 
     def entries(self, held):

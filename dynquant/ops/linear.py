@@ -51,7 +51,7 @@ def _(qweight):
         int8 [bytes]: a header (N, K, layout version), the weight and its column sums.
 
     Raises:
-        RuntimeError: another dtype, device or shape; a value of -128.
+        RuntimeError: another dtype, device or shape; on CUDA, a value of -128.
     """
     check_dtype("qweight", qweight, torch.int8)
     check_matrix("qweight", qweight)
