@@ -20,11 +20,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import __version__ as _version
-from transformers.core_model_loading import WeightRenaming
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from dynquant import nn as quantized
+from dynquant.checkpoint_names import FloatNames, while_loading, while_saving
 from dynquant.nn._module import QuantizedModule
 from dynquant.qconfig import DTYPES, QConfig
 from dynquant.quantize import quantize_dynamic
@@ -277,7 +277,12 @@ class DynquantQuantizer(HfQuantizer):
 
     def update_weight_conversions(self, weight_conversions, model):
         conversions = super().update_weight_conversions(weight_conversions, model)
-        return [*conversions, _FloatNames()] if self.pre_quantized else conversions
+        if not self.pre_quantized:
+            return conversions
+        names = [
+            f"{name}.{key}" for name, one in self._stand_ins.items() for key in one._parameters
+        ]
+        return while_loading(conversions, names, model.base_model_prefix)
 
     def param_needs_quantization(self, model, param_name, **kwargs):
         return not self.pre_quantized and param_name in self._awaited
@@ -313,15 +318,19 @@ class DynquantQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model, **kwargs):
         if self.pre_quantized:
-            # What is saved again has its own names.
-            own = [one for one in model._weight_conversions if not isinstance(one, _FloatNames)]
-            model._weight_conversions = own
             self._fill_quantized(model)
         else:
             replace_modules(model, {one: one.form for one in self._stand_ins.values()})
             missing = [item.name for key, item in self._awaited.items() if key not in self._found]
             self._keep_float(missing)
             quantize_dynamic(model, self.quantization_config.spec_for(model), inplace=True)
+        names = [
+            f"{name}.{key}"
+            for name, module in model.named_modules()
+            if isinstance(module, QuantizedModule)
+            for key in module.state_dict()
+        ]
+        model._weight_conversions = while_saving(model._weight_conversions, names)
         self._stand_ins = self._awaited = self._floats = self._attentions = None
         return model
 
@@ -337,6 +346,13 @@ class DynquantQuantizer(HfQuantizer):
                 missing.append(name)
             else:
                 raise ValueError(f"the checkpoint has nothing for {name}")
+        has_others = any(isinstance(one, FloatNames) for one in model._weight_conversions)
+        if missing and len(missing) == len(self._stand_ins) and has_others:
+            raise ValueError(
+                f"{type(model).__name__} has other names than the checkpoint, in which modules are "
+                f"quantized: there is nothing for {missing[0]}; load it as the class that its "
+                "config.json names, or with transformers.AutoModel"
+            )
         replace_modules(model, forms)
         self._keep_float(missing)
         for name, module in model.named_modules():
@@ -388,16 +404,6 @@ class _QuantizeOnLoad:
             elif missing_keys is not None:
                 missing_keys.discard(target)
         return kept
-
-
-class _FloatNames(WeightRenaming):
-    """Integers come under the float weight's name, as version 1 of the state dict had them.
-
-    So a float layer finds those that it cannot take.
-    """
-
-    def __init__(self):
-        super().__init__(source_patterns=r"^(.+)_u?int8$", target_patterns=r"\1")
 
 
 class _StandIn(nn.Module):
