@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import torch
 
 from dynquant.comparison import losses
+from dynquant.fused import fuse as fuse_blocks
 from dynquant.stubs import QuantStub
 from dynquant.swap.plan import plan_from_attributes, plan_from_spec
 from dynquant.swap.registry import STUBS
@@ -38,6 +39,7 @@ def quantize_dynamic(
     qconfig=None,
     keep_float_below=None,
     example_inputs=None,
+    fuse=False,
 ):
     """The model with int8 weights, whose activations are quantized at run time.
 
@@ -69,6 +71,7 @@ def quantize_dynamic(
             names it.
         example_inputs: what the model is called with for keep_float_below: a tuple of arguments, a
             dict of named ones, or a single tensor.
+        fuse: whether the blocks that dynquant.fuse knows run as single ops.
 
     Returns:
         A model in eval mode: a new one that shares no memory with `model`, or `model` itself where
@@ -88,7 +91,8 @@ def quantize_dynamic(
     if keep_float_below is not None or example_inputs is not None:
         made = _made_above(plan, model, keep_float_below, example_inputs)
     _show_warnings(plan)
-    return _carry_out(plan, model, inplace, made)
+    model = _carry_out(plan, model, inplace, made)
+    return fuse_blocks(model, inplace=True) if fuse else model
 
 
 def prepare(

@@ -98,6 +98,7 @@ class FusedTorchLayer(FusedBlock):
     @activation.setter
     def activation(self, function):
         self.__dict__["activation"] = function
+        self.__dict__.pop("_parts", None)
 
 
 def _activated(name, function, x):
