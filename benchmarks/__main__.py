@@ -17,7 +17,7 @@ from benchmarks import (
     shapes,
     tables,
 )
-from benchmarks.peers import PEERS, PeerError, check_name
+from benchmarks.peers import OF_LAYERS, PEERS, PeerError, check_name
 
 COMPARE = """What became slower from one result to a later one; exit code 1 if anything did.
 
@@ -148,7 +148,6 @@ def _parser():
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     shaped = _shape_options()
     output = _output_options()
-    peers = _peer_options()
 
     add = _adder(commands)
     command = add("kernels", _kernels, kernels.__doc__, parents=[shaped, output])
@@ -159,9 +158,9 @@ def _parser():
         "--limit", type=float, default=10, help="leave out what takes more seconds a round"
     )
 
-    add("layers", _layers, layers.__doc__, parents=[shaped, peers, output])
+    add("layers", _layers, layers.__doc__, parents=[shaped, _peer_options(OF_LAYERS), output])
 
-    command = add("models", _models, models.__doc__, parents=[peers, output])
+    command = add("models", _models, models.__doc__, parents=[_peer_options(PEERS), output])
     command.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(models.CASES))
     command.set_defaults(cases=list(models.CASES))
 
@@ -223,14 +222,14 @@ def _shape_options():
     return options
 
 
-def _peer_options():
+def _peer_options(names):
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument(
         "--peers",
         nargs="+",
-        default=list(PEERS),
+        default=list(names),
         metavar="PEER",
-        help=f"{', '.join(PEERS)}; also module:class "
+        help=f"{', '.join(names)}; also module:class "
         "for a peer of your own (see benchmarks/peers/base.py)",
     )
     options.add_argument("--threads", type=_count, default=1)

@@ -36,9 +36,16 @@ class BFloat16(Peer):
         return tuple(x.bfloat16() if x.is_floating_point() else x for x in inputs)
 
 
+class BFloat16Compiled(BFloat16):
+    def convert(self, module, inputs):
+        torch._dynamo.reset()
+        return torch.compile(super().convert(module, inputs), dynamic=False)
+
+
 class Dynquant(Peer):
     packages = ("torch", "dynquant")
     modules = ("dynquant",)
+    fuse = False
 
     def __init__(self, threads, spin=False):
         super().__init__(threads, spin)
@@ -49,7 +56,7 @@ class Dynquant(Peer):
     def convert(self, module, inputs):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it names what it leaves in float
-            model = self.dynquant.quantize_dynamic(module)
+            model = self.dynquant.quantize_dynamic(module, fuse=self.fuse)
         if not any(type(part).__module__.startswith("dynquant.") for part in model.modules()):
             raise Unsupported("dynquant quantizes nothing of this model")
         return model
@@ -64,3 +71,29 @@ class DynquantCompiled(Dynquant):
     def convert(self, module, inputs):
         torch._dynamo.reset()
         return torch.compile(super().convert(module, inputs), dynamic=False)
+
+
+class DynquantFused(Dynquant):
+    """With the blocks of the model run as single ops."""
+
+    fuse = True
+
+    def convert(self, module, inputs):
+        model = super().convert(module, inputs)
+        blocks = self.dynquant.fused_blocks(model)
+        if not blocks or any(blocks.values()):
+            raise Unsupported("dynquant.fuse knows no block of this model")
+        return model
+
+
+class DynquantBFloat16(Dynquant):
+    """On a model in bfloat16: inputs and outputs too."""
+
+    def convert(self, module, inputs):
+        return super().convert(copy.deepcopy(module).bfloat16(), inputs)
+
+    prepare = BFloat16.prepare
+
+
+class DynquantFusedBFloat16(DynquantBFloat16, DynquantFused):
+    pass

@@ -9,6 +9,7 @@ from dynquant.fused.adapters import adapter_for
 from dynquant.fused.block import FusedBlock, FusedTorchLayer
 from dynquant.fused.classes import base_of, swap_class
 from dynquant.fused.comparison import LEAST_DB, difference
+from dynquant.fused.embeddings import FusedEmbeddings, sum_names
 from dynquant.fused.functions import FusedActivation, FusedNorm
 from dynquant.fused.parts import Parts
 from dynquant.qconfig import one_of
@@ -59,6 +60,11 @@ def fuse(model: nn.Module, inplace: bool = False, *, attention: str = "integer")
         of_torch = parts.adapter.family == "torch_layer"
         swap_class(blocks[name], FusedTorchLayer if of_torch else FusedBlock, attention)
         _run_functions_as_ops(parts)
+    for module in list(model.modules()) if whole else ():
+        names = sum_names(module)
+        if names is not None:
+            swap_class(getattr(module, names.norm), FusedNorm, "layer")
+            swap_class(module, FusedEmbeddings, names)
     _warn(blocks, reasons, any(isinstance(module, FusedBlock) for module in model.modules()))
     return model
 

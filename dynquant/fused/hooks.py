@@ -1,4 +1,4 @@
-"""Which hooks count: those by which transformers captures outputs are idle most of the time."""
+"""What asks for a module to be called. Hooks by which outputs are captured are mostly idle."""
 
 import sys
 
@@ -10,6 +10,11 @@ def all_idle(module):
     if module._forward_pre_hooks:
         return False
     return not module._forward_hooks or all(map(_is_idle, module._forward_hooks.values()))
+
+
+def disturbed(module):
+    """Whether calling the module does more than its class says: hooks, training, a replacement."""
+    return module.training or "forward" in module.__dict__ or not all_idle(module)
 
 
 def _is_idle(hook):

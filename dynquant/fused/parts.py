@@ -7,7 +7,7 @@ from torch import nn
 
 from dynquant import nn as quantized
 from dynquant.fused.functions import Norm, activation_of, norm_of
-from dynquant.fused.hooks import all_idle
+from dynquant.fused.hooks import disturbed
 
 _LINEAR = (quantized.Linear, quantized.Conv1D)
 
@@ -177,9 +177,15 @@ class Parts:
             besides: ids of submodules that do not count.
         """
         for _, key, child, _ in self._children:
-            if child.training or "forward" in child.__dict__ or not all_idle(child):
-                if id(child) in besides:
-                    continue
+            # The first line says it for nearly all; a function for each would cost as much again.
+            if not (
+                child.training
+                or child._forward_hooks
+                or child._forward_pre_hooks
+                or "forward" in child.__dict__
+            ):
+                continue
+            if disturbed(child) and id(child) not in besides:
                 return f"{key} {_why(child)}"
         return ""
 
