@@ -3,12 +3,14 @@
 import argparse
 import json
 import math
+import signal
 import sys
 from pathlib import Path
 
 import dynquant
 from dynquant import model_files
 from dynquant.qconfig import ACTIVATION_SCHEMES, WEIGHT_SCHEMES, QConfig, per_channel, per_token
+from dynquant.whole_files import whole
 
 QUANTIZE = """Quantize a saved model and save it.
 
@@ -85,9 +87,10 @@ def _report(options):
         ) from error
     print(comparison)
     if options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            rows = [_for_json(row) for row in comparison.rows]
-            json.dump({"rows": rows, "total": _for_json(comparison.total)}, file, indent=2)
+        rows = [_for_json(row) for row in comparison.rows]
+        text = json.dumps({"rows": rows, "total": _for_json(comparison.total)}, indent=2)
+        with whole(options.json) as made:
+            made.write_text(text, encoding="utf-8")
     if options.plot:
         comparison.plot(options.plot)
     below = [row["name"] for row in comparison.rows if _is_below(row, options.fail_below)]
@@ -204,4 +207,6 @@ def _source_options():
 
 
 if __name__ == "__main__":
+    # A request to end leaves nothing unfinished behind, as an interrupt from the keyboard does.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     sys.exit(main())

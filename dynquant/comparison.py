@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from dynquant.nn import DeQuantize, Quantize
 from dynquant.swap.registry import Forms
+from dynquant.whole_files import whole
 
 REPETITIONS = 5  # of the timed runs, after one that is not timed
 
@@ -104,7 +105,8 @@ class Comparison:
         precision.invert_yaxis()
         shares.barh(places, [100 * row["time_share"] for row in self.rows])
         shares.set_xlabel("share of time, %")
-        figure.savefig(path, dpi=120)
+        with whole(path) as made:
+            figure.savefig(made, dpi=120)
 
 
 def compare(float_model, quantized_model, *inputs, **kwargs):

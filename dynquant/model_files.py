@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import tempfile
 import warnings
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from torch import nn
 from dynquant.qconfig import QConfig
 from dynquant.quantize import quantize_dynamic
 from dynquant.swap.plan import default_spec
+from dynquant.whole_files import whole
 
 _WEIGHT_SUFFIXES = {
     ".bin",
@@ -104,14 +104,12 @@ def quantize(source, target, qconfig=None, keep_float=(), allow_pickle=False):
     check_folder_of(target)
     if source.is_dir() and source.resolve() in target.resolve().parents:
         raise SavedModelError(f"{target} is within {source}, which is copied")
-    with tempfile.TemporaryDirectory(dir=target.absolute().parent) as unfinished:
-        made = Path(unfinished) / target.name
+    with whole(target) as made:
         if source.is_dir():
             model = _quantize_folder(source, made, qconfig, keep_float, allow_pickle)
         else:
             model = quantize_as(read(source, allow_pickle), qconfig, keep_float)
             torch.save(model, made)
-        made.rename(target)
     return model
 
 

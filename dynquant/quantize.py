@@ -12,6 +12,7 @@ import torch
 from dynquant.comparison import losses
 from dynquant.fused import fuse as fuse_blocks
 from dynquant.stubs import QuantStub
+from dynquant.swap.own_thread import on_own_thread
 from dynquant.swap.plan import plan_from_attributes, plan_from_spec
 from dynquant.swap.registry import STUBS
 from dynquant.swap.ties import part_from_tables
@@ -139,6 +140,7 @@ def _show_warnings(plan):
 
 
 # Tensors made in inference mode could not be loaded into later, nor give gradients.
+@on_own_thread
 @torch.inference_mode(False)
 @torch.no_grad()
 def _carry_out(plan, model, inplace, made=None):

@@ -10,14 +10,15 @@ model = AutoModel.from_pretrained(folder)
 """
 
 import re
+import time
 import warnings
 from itertools import chain
 
+import regex
 import torch
 from torch import nn
 from transformers import __version__ as _version
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
-from transformers.quantizers.quantizers_utils import should_convert_module
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from dynquant import nn as quantized
@@ -34,6 +35,7 @@ if int(_version.partition(".")[0]) < 5:
     )
 
 METHOD = "dynquant"
+_PATTERN_SECONDS = 10  # for all patterns and all modules of a model
 
 
 @register_quantization_config(METHOD)
@@ -70,8 +72,8 @@ class DynquantConfig(QuantizationConfigMixin):
             )
         for name in names:
             try:
-                re.compile(name)
-            except re.error as error:
+                regex.compile(name)
+            except (regex.error, RecursionError) as error:
                 raise ValueError(
                     f"modules_to_not_convert has {name!r}, which is no regular expression: {error}"
                 ) from error
@@ -84,10 +86,28 @@ class DynquantConfig(QuantizationConfigMixin):
     def spec_for(self, model):
         """The qconfig_spec of quantize_dynamic that says the same of `model`."""
         spec = default_spec(QConfig(self.weight, self.activation, self.symmetric))
-        for name, _ in model.named_modules(remove_duplicate=False):
-            if name and not should_convert_module(name, self.modules_to_not_convert):
-                spec[name] = None
-        return spec
+        names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
+        return {**spec, **dict.fromkeys(_kept(names, self.modules_to_not_convert))}
+
+
+def _kept(names, patterns):
+    """Those of `names` that an entry of modules_to_not_convert fits: from the start to the end or a
+    dot, as a regular expression, or literally at the end. So transformers reads it, too, but with
+    re, which may backtrack for ever over a pattern that somebody else has written.
+    """
+    compiled = [(regex.compile(rf"(?:{one})(?:(?<=\.)|(?=\.|$))"), one) for one in patterns]
+    end = time.monotonic() + _PATTERN_SECONDS
+
+    def fits(pattern, literal, name):
+        left = max(end - time.monotonic(), 1e-3)
+        try:
+            return name.endswith(literal) or pattern.match(name, timeout=left)
+        except TimeoutError:
+            raise ValueError(
+                f"modules_to_not_convert has {literal!r}, which takes too long to match {name!r}"
+            ) from None
+
+    return [name for name in names if any(fits(*one, name) for one in compiled)]
 
 
 def only(name):

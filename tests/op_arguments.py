@@ -1,4 +1,6 @@
-"""One valid call of each op: what the tests of errors, fakes and schemas start from."""
+"""One valid call of each op: what the tests of errors, fakes, schemas and the like start from."""
+
+import math
 
 import torch
 
@@ -23,6 +25,26 @@ OPS = {
         *("mode", "include_last_offset", "padding_idx"),
     ),
 }
+_INT8 = (
+    *("packed_ih", "weight_scale_ih", "bias_ih"),
+    *("packed_hh", "weight_scale_hh", "bias_hh"),
+)
+_HALF = ("weight_ih", "bias_ih", "weight_hh", "bias_hh")
+_STEPS = ("batch_sizes", "reverse")
+_SCHEME = ("per_token", "symmetric")
+RECURRENT = {
+    "lstm_dynamic": (
+        *("x", "h0", "c0", *_INT8, "packed_hr", "weight_scale_hr"),
+        *(*_STEPS, *_SCHEME),
+    ),
+    "gru_dynamic": ("x", "h0", *_INT8, *_STEPS, *_SCHEME),
+    "rnn_dynamic": ("x", "h0", *_INT8, "relu", *_STEPS, *_SCHEME),
+    "lstm_half": ("x", "h0", "c0", *_HALF, "weight_hr", *_STEPS),
+    "gru_half": ("x", "h0", *_HALF, *_STEPS),
+    "rnn_half": ("x", "h0", *_HALF, "relu", *_STEPS),
+}
+ALL_OPS = OPS | RECURRENT
+GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 CPU_ONLY = ("linear_half", "quantize_embedding", "embedding", "embedding_bag")
 CUDA_OPS = tuple(name for name in OPS if name not in CPU_ONLY)
 
@@ -70,5 +92,37 @@ def valid_arguments(m=(M,), n=N, k=K, dtype=torch.float32, per_channel=True):
     }
 
 
+def valid_recurrent_arguments(name, m=(M,), n=N, k=K, dtype=torch.float32, per_channel=True):
+    """A value for every argument name of RECURRENT[name]: two steps of prod(m) rows, n states."""
+    generator = torch.Generator().manual_seed(0)
+    cell = name.partition("_")[0]
+    batch, columns = math.prod(m), GATES[cell] * n
+    values = {
+        "x": torch.randn(2, batch, k, generator=generator).to(dtype),
+        "h0": torch.randn(batch, n, generator=generator).to(dtype),
+        "c0": torch.randn(batch, n, generator=generator).to(dtype),
+        "relu": False,
+        "batch_sizes": None,
+        "reverse": False,
+        "per_token": True,
+        "symmetric": False,
+    }
+    for part, rows, depth in (("ih", columns, k), ("hh", columns, n), ("hr", n, n)):
+        weight = torch.randint(-127, 128, (rows, depth), generator=generator).to(torch.int8)
+        scale = (torch.rand(rows if per_channel else 1, generator=generator) + 0.5) / 500
+        values[f"packed_{part}"] = torch.ops.dynquant.pack_weight(weight)
+        values[f"weight_scale_{part}"] = scale
+        values[f"weight_{part}"] = (weight * 0.002).half()
+        values[f"bias_{part}"] = torch.randn(rows, generator=generator).to(dtype)
+    return values
+
+
+def valid_call(name, **sizes):
+    """A value for every argument of any op of ALL_OPS."""
+    if name in RECURRENT:
+        return valid_recurrent_arguments(name, **sizes)
+    return valid_arguments(**sizes)
+
+
 def call(name, values):
-    return op_named(name)(*(values[argument] for argument in OPS[name]))
+    return op_named(name)(*(values[argument] for argument in ALL_OPS[name]))

@@ -2,16 +2,25 @@
 
 import ctypes
 import ctypes.util
+import itertools
+import math
 import platform
+import re
 import struct
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from compare import assert_all_same
 from drawn import DTYPES, ROWS, rows_of
+from op_arguments import ALL_OPS, call, valid_call
+from test_docs_ops import operators
+from torch.utils import _pytree as pytree
 
 ops = torch.ops.dynquant
 FE_TONEAREST, FE_DOWNWARD, FE_UPWARD, FE_TOWARDZERO = 0, 0x400, 0x800, 0xC00
@@ -103,30 +112,108 @@ def test_thread_counts(isa, m, dtype):
             assert_all_same(everything(given), expected, f"{count} threads")
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_flushed_subnormals(isa, dtype):
-    given = inputs(dtype=dtype)
-    expected = everything(given)
-    with flushed_subnormals():
-        results = everything(given)
-        still_flushed = torch.tensor([1e-40]).mul(1.0).item() == 0
-    assert still_flushed, "the op has changed the caller's setting"
-    assert_all_same(results, expected)
+SMALL = {"m": (3,), "n": 5, "k": 7}
+LARGE = {"m": (64,), "n": 8, "k": 1030}  # more than one thread's work
+TINY = ("subnormal", "scale near the least", "symmetric scale near the least")
+KINDS = (("normal", "ties"), TINY, ("any magnitude", "small", "zero"))
+SCHEMES = (
+    {},
+    {"per_token": False, "per_channel": False, "mode": 1},
+    {"symmetric": True, "zero_point": None, "relu": True, "reverse": True},
+)
+
+
+def awkward(name, sizes, kinds, scheme, dtype):
+    """A valid call of the op, with values whose last bits show how they were computed."""
+    values = valid_call(name, **sizes, dtype=dtype) | scheme
+    if values.get("zero_point", 0) is None:
+        values["zero_point"] = torch.zeros(sizes["m"], dtype=torch.int32)
+    rng = np.random.default_rng(0)
+    for argument in ALL_OPS[name]:
+        value = values[argument]
+        if not (isinstance(value, torch.Tensor) and value.is_floating_point()):
+            continue
+        if argument.startswith(("scale", "weight_scale", "qparams", "bias")):
+            magnitudes = torch.from_numpy(rng.choice([1e-2, 1e-38, 1e-42], value.shape))
+            values[argument] = (value * magnitudes).to(value.dtype)
+        else:
+            rows = rows_of(rng, math.prod(value.shape[:-1]), value.shape[-1], kinds)
+            values[argument] = rows.reshape(value.shape).clamp(-6e4, 6e4).to(value.dtype)
+    return values
+
+
+def calls(dtype):
+    """(op, values, numbers of threads): every op, in small calls and large ones."""
+    for name in ALL_OPS:
+        for kinds in KINDS:
+            for scheme in SCHEMES:
+                yield name, awkward(name, SMALL, kinds, scheme, dtype), (1,)
+        for scheme in SCHEMES[:2]:
+            yield name, awkward(name, LARGE, TINY, scheme, dtype), (1, 2)
+
+
+def results_of(name, values):
+    return pytree.tree_leaves(call(name, values))
+
+
+ENVIRONMENTS = {
+    "flush to zero": flushed_subnormals,
+    "upward": lambda: rounding(FE_UPWARD),
+    "downward": lambda: rounding(FE_DOWNWARD),
+    "toward zero": lambda: rounding(FE_TOWARDZERO),
+}
 
 
 @on_x86
-@pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize("mode", [FE_UPWARD, FE_DOWNWARD, FE_TOWARDZERO])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_rounding_modes(isa, dtype, mode, count):
-    given = inputs(dtype=dtype)
-    expected = everything(given)
-    with threads(count), rounding(mode):
-        before = control_of_mxcsr()
-        results = everything(given)
-        after, mode_after = control_of_mxcsr(), libm.fegetround()
-    assert (after, mode_after) == (before, mode)
-    assert_all_same(results, expected)
+def test_every_op_in_every_environment(isa, dtype):
+    for position, (name, values, counts) in enumerate(calls(dtype)):
+        expected = results_of(name, values)
+        for count, environment in itertools.product(counts, ENVIRONMENTS):
+            with threads(count), ENVIRONMENTS[environment]():
+                before = control_of_mxcsr(), libm.fegetround()
+                results = results_of(name, values)
+                after = control_of_mxcsr(), libm.fegetround()
+            assert after == before, "the op has changed the caller's setting"
+            assert_all_same(results, expected, f"{name}, call {position}, {environment}, {count}")
+
+
+def test_every_op_is_registered_by_what_sets_the_environment():
+    sources = Path(__file__).parent.parent.joinpath("csrc/ops").iterdir()
+    boxing = [path.name for path in sources if re.search(r"TORCH_BOX|\.impl\(", path.read_text())]
+    assert boxing == ["implement.h"]
+
+
+STRANGE_WORKERS = """
+import torch
+from test_ops_environment import *
+
+torch.set_num_threads(2)
+with rounding(FE_UPWARD), flushed_subnormals():  # threads inherit it from the one that starts them
+    torch.ones(1 << 20).sqrt()
+for name, values, counts in calls(torch.float32):
+    if 2 in counts:
+        results = [results_of(name, values)]
+        with threads(1):
+            results.append(results_of(name, values))
+        assert_all_same(*results, name)
+"""
+
+
+@on_x86
+def test_worker_threads_that_were_started_in_another_environment():
+    done = subprocess.run(
+        [sys.executable, "-c", STRANGE_WORKERS],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_op_is_among_them():
+    assert set(ALL_OPS) == set(operators())
 
 
 @on_x86

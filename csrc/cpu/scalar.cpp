@@ -1,4 +1,4 @@
-// GenericIsa C++ for every processor. Eight lanes let the compiler use what vectors the baseline has.
+// Plain C++ for every processor. Eight lanes let the compiler use what vectors the baseline has.
 #include "generic_isa.h"
 #include "sets.h"
 #include "table.inl.h"

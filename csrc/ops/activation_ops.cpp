@@ -31,9 +31,7 @@ void for_each_row(const Kernels& kernels, const Rows& rows, Dtype dtype, bool pe
                   bool symmetric, const F& each) {
   QParams whole = {};
   if (!per_token) {
-    const Range range = range_of_rows(kernels, rows, dtype);
-    const FloatEnv env;
-    whole = choose_qparams(range, symmetric);
+    whole = choose_qparams(range_of_rows(kernels, rows, dtype), symmetric);
   }
   run_range(rows.m, rows.k * 4, [&](int64_t begin, int64_t end) {
     for (int64_t m = begin; m < end; ++m) {
@@ -70,9 +68,7 @@ std::tuple<Tensor, Tensor> choose_qparams(const Tensor& x, bool per_token, bool 
   const Params params(x, per_token);
   const Kernels& kernels = kernels_in_use();
   if (!per_token) {
-    const Range range = range_of_rows(kernels, rows, dtype);
-    const FloatEnv env;
-    params.set(0, choose_qparams(range, symmetric));
+    params.set(0, choose_qparams(range_of_rows(kernels, rows, dtype), symmetric));
   } else {
     for_each_row(kernels, rows, dtype, true, symmetric,
                  [&](int64_t m, const char*, const QParams& p) { params.set(m, p); });

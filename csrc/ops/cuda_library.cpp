@@ -3,7 +3,10 @@
 
 #include "implement.h"
 
-STABLE_TORCH_LIBRARY_IMPL(dynquant, CUDA, m) { dynquant::implement(m); }
+STABLE_TORCH_LIBRARY_IMPL(dynquant, CUDA, m) {
+  dynquant::Implementations ops(m);
+  dynquant::implement(ops);
+}
 
 extern "C" {
 

@@ -125,7 +125,7 @@ std::tuple<Tensor, Tensor> quantize_embedding(const Tensor& weight, int64_t bits
   uint8_t* bytes = static_cast<uint8_t*>(q.mutable_data_ptr());
   float* params = static_cast<float*>(qparams.mutable_data_ptr());
   std::atomic<int64_t> wrong{-1};
-  run_range(rows.m, rows.k, [&](int64_t begin, int64_t end) {
+  run_range(Threads::kOwn, rows.m, rows.k, [&](int64_t begin, int64_t end) {
     for (int64_t m = begin; m < end; ++m) {
       if (!kernels.quantize_row(rows.data + m * rows.stride, dtype, rows.k, static_cast<int>(bits),
                                 bytes + m * row_bytes, params + 2 * m)) {

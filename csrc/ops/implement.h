@@ -1,22 +1,44 @@
 // Registers the ops of ops.h for the device of the library that defines them.
 #pragma once
 
+#include "../cpu/float_env.h"
 #include "ops.h"
 
 namespace dynquant {
 
-inline void implement(torch::stable::detail::StableLibrary& m) {
-  m.impl("quantize_weight", TORCH_BOX(&quantize_weight));
-  m.impl("pack_weight", TORCH_BOX(&pack_weight));
-  m.impl("unpack_weight", TORCH_BOX(&unpack_weight));
-  m.impl("choose_qparams", TORCH_BOX(&choose_qparams));
-  m.impl("quantize_activation", TORCH_BOX(&quantize_activation));
-  m.impl("quantize_with", TORCH_BOX(&quantize_with));
-  m.impl("int_mm", TORCH_BOX(&int_mm));
-  m.impl("rescale", TORCH_BOX(&rescale));
-  m.impl("scaled_mm", TORCH_BOX(&scaled_mm));
-  m.impl("linear_dynamic", TORCH_BOX(&linear_dynamic));
-  m.impl("linear_dynamic.inference", TORCH_BOX(&linear_dynamic));
+// The one way to register an op: the dispatcher calls it in the arithmetic of the specification,
+// whatever the caller has set, and finds the caller's afterwards.
+class Implementations {
+ public:
+  explicit Implementations(torch::stable::detail::StableLibrary& library) : library_(library) {}
+
+  // `op` under each of the names; with overloads, "name" and "name.overload".
+  template <auto* op, class... Names>
+  void add(Names... names) {
+    (library_.impl(names, &call<op>), ...);
+  }
+
+ private:
+  template <auto* op>
+  static void call(StableIValue* stack, uint64_t inputs, uint64_t outputs) {
+    const FloatEnv env;
+    TORCH_BOX(op)(stack, inputs, outputs);
+  }
+
+  torch::stable::detail::StableLibrary& library_;
+};
+
+inline void implement(Implementations& ops) {
+  ops.add<&quantize_weight>("quantize_weight");
+  ops.add<&pack_weight>("pack_weight");
+  ops.add<&unpack_weight>("unpack_weight");
+  ops.add<&choose_qparams>("choose_qparams");
+  ops.add<&quantize_activation>("quantize_activation");
+  ops.add<&quantize_with>("quantize_with");
+  ops.add<&int_mm>("int_mm");
+  ops.add<&rescale>("rescale");
+  ops.add<&scaled_mm>("scaled_mm");
+  ops.add<&linear_dynamic>("linear_dynamic", "linear_dynamic.inference");
 }
 
 }  // namespace dynquant

@@ -85,22 +85,16 @@ STABLE_TORCH_LIBRARY(dynquant, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(dynquant, CPU, m) {
-  dynquant::implement(m);
-  m.impl("quantize_embedding", TORCH_BOX(&dynquant::quantize_embedding));
-  m.impl("embedding", TORCH_BOX(&dynquant::embedding));
-  m.impl("embedding_bag", TORCH_BOX(&dynquant::embedding_bag));
-  m.impl("linear_half", TORCH_BOX(&dynquant::linear_half));
-  m.impl("linear_half.inference", TORCH_BOX(&dynquant::linear_half));
-  m.impl("lstm_dynamic", TORCH_BOX(&dynquant::lstm_dynamic));
-  m.impl("lstm_dynamic.inference", TORCH_BOX(&dynquant::lstm_dynamic));
-  m.impl("gru_dynamic", TORCH_BOX(&dynquant::gru_dynamic));
-  m.impl("gru_dynamic.inference", TORCH_BOX(&dynquant::gru_dynamic));
-  m.impl("rnn_dynamic", TORCH_BOX(&dynquant::rnn_dynamic));
-  m.impl("rnn_dynamic.inference", TORCH_BOX(&dynquant::rnn_dynamic));
-  m.impl("lstm_half", TORCH_BOX(&dynquant::lstm_half));
-  m.impl("lstm_half.inference", TORCH_BOX(&dynquant::lstm_half));
-  m.impl("gru_half", TORCH_BOX(&dynquant::gru_half));
-  m.impl("gru_half.inference", TORCH_BOX(&dynquant::gru_half));
-  m.impl("rnn_half", TORCH_BOX(&dynquant::rnn_half));
-  m.impl("rnn_half.inference", TORCH_BOX(&dynquant::rnn_half));
+  dynquant::Implementations ops(m);
+  dynquant::implement(ops);
+  ops.add<&dynquant::quantize_embedding>("quantize_embedding");
+  ops.add<&dynquant::embedding>("embedding");
+  ops.add<&dynquant::embedding_bag>("embedding_bag");
+  ops.add<&dynquant::linear_half>("linear_half", "linear_half.inference");
+  ops.add<&dynquant::lstm_dynamic>("lstm_dynamic", "lstm_dynamic.inference");
+  ops.add<&dynquant::gru_dynamic>("gru_dynamic", "gru_dynamic.inference");
+  ops.add<&dynquant::rnn_dynamic>("rnn_dynamic", "rnn_dynamic.inference");
+  ops.add<&dynquant::lstm_half>("lstm_half", "lstm_half.inference");
+  ops.add<&dynquant::gru_half>("gru_half", "gru_half.inference");
+  ops.add<&dynquant::rnn_half>("rnn_half", "rnn_half.inference");
 }

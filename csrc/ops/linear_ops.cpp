@@ -120,9 +120,7 @@ Tensor linear_dynamic(const Tensor& x, const Tensor& packed, const Tensor& weigh
   check_inner("x", source.rows, x, weight);
   Columns columns(weight_scale, bias, weight.n);
   if (!per_token) {
-    const Range range = range_of_rows(kernels, source.rows, dtype);
-    const FloatEnv env;
-    source.whole = choose_qparams(range, symmetric);
+    source.whole = choose_qparams(range_of_rows(kernels, source.rows, dtype), symmetric);
   }
   Tensor out = empty(leading_shape(x, weight.n), x.scalar_type());
   columns.args.out = out.mutable_data_ptr();

@@ -1,4 +1,9 @@
-// Work on torch's own threads, each with the arithmetic of the specification.
+// Work on several threads, each with the arithmetic of the specification; the calling thread has it
+// from the op's entry (implement.h).
+//
+// Calls of a model run on torch's own pool. Weights are quantized and packed on threads that end
+// with the call, so that a process that has only made its model can still fork: a pool that was
+// started does not live on in the child. In a forked child everything runs so.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -11,28 +16,56 @@ namespace dynquant {
 
 inline int64_t num_threads() { return static_cast<int64_t>(torch::stable::get_num_threads()); }
 
+// Whether this process came from fork(), without exec, after this library was loaded.
+bool is_forked_child();
+
+using TaskRange = void (*)(const void* context, int64_t begin, int64_t end);
+
+// run(context, begin, end) over [0, tasks) on up to num_threads() threads, which have ended on
+// return; the calling one is one of them. The first exception is thrown again.
+void on_own_threads(int64_t tasks, TaskRange run, const void* context);
+
+enum class Threads { kPool, kOwn };
+
 // f(task) for each task; inside another parallel region, or with one task, in the calling thread.
 template <class F>
-void run_tasks(int64_t tasks, const F& f) {
+void run_tasks(Threads threads, int64_t tasks, const F& f) {
+  if (tasks == 1) return f(0);
+  if (tasks <= 0) return;
   const auto run = [&f](int64_t begin, int64_t end) {
     const FloatEnv env;
     for (int64_t task = begin; task < end; ++task) f(task);
   };
-  if (tasks <= 1) {
-    run(0, tasks);
-  } else {
-    torch::stable::parallel_for(0, tasks, 1, run);
+  if (threads == Threads::kPool && !is_forked_child()) {
+    return torch::stable::parallel_for(0, tasks, 1, run);
   }
+  const auto call = [](const void* context, int64_t begin, int64_t end) {
+    (*static_cast<decltype(&run)>(context))(begin, end);
+  };
+  on_own_threads(tasks, call, &run);
+}
+
+template <class F>
+void run_tasks(int64_t tasks, const F& f) {
+  run_tasks(Threads::kPool, tasks, f);
 }
 
 // f(begin, end) over [0, count) in as many even parts as there are threads, or in one where each
-// item's `cost` (in bytes or operations) adds up to too little for a thread to be worth waking.
+// item's `cost` (in bytes or operations) adds up to too little for a thread to be worth waking, or
+// starting.
+template <class F>
+void run_range(Threads threads, int64_t count, int64_t cost, const F& f) {
+  const bool starts = threads == Threads::kOwn || is_forked_child();
+  const int64_t worth_a_thread = starts ? 1 << 20 : 1 << 16;
+  const int64_t worth = count * std::max<int64_t>(cost, 1) / worth_a_thread;
+  const int64_t parts = std::max<int64_t>(1, std::min({num_threads(), count, worth}));
+  run_tasks(threads, parts,
+            [&](int64_t part) { f(count * part / parts, count * (part + 1) / parts); });
+}
+
 template <class F>
 void run_range(int64_t count, int64_t cost, const F& f) {
-  constexpr int64_t kWorthAThread = 1 << 16;
-  const int64_t worth = count * std::max<int64_t>(cost, 1) / kWorthAThread;
-  const int64_t parts = std::max<int64_t>(1, std::min({num_threads(), count, worth}));
-  run_tasks(parts, [&](int64_t part) { f(count * part / parts, count * (part + 1) / parts); });
+  run_range(Threads::kPool, count, cost, f);
 }
 
 }  // namespace dynquant

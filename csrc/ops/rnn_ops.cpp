@@ -39,9 +39,7 @@ struct Int8Scheme {
 
   Whole whole(const Kernels& kernels, const Rows& rows, Dtype dtype) const {
     if (per_token) return std::nullopt;
-    const Range range = range_of_rows(kernels, rows, dtype);
-    const FloatEnv env;
-    return choose_qparams(range, symmetric);
+    return choose_qparams(range_of_rows(kernels, rows, dtype), symmetric);
   }
 
   void multiply(const Kernels& kernels, const Rows& rows, Dtype dtype, const Whole& whole,

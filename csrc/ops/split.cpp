@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "../cpu/layout.h"
+#include "parallel.h"
 
 namespace dynquant {
 namespace {
@@ -17,7 +18,8 @@ constexpr double kWeightByte = 2.5;    // one weight byte from the L2 or L3 cach
 constexpr double kQuantizeValue = 30;  // reading, ranging and rounding one activation: 0.13 ns
 constexpr double kPanelRow = 1300;     // the epilogue of one row of one panel: 6 ns
 // A parallel region: 2 microseconds where the pool's threads still spin, and one more, so that no
-// call is slower for it; 48 where they were told to sleep between regions.
+// call is slower for it; 48 where they were told to sleep between regions, and
+// about as many to start threads, as a forked child does.
 constexpr double kSpinningThreads = 0.7e6;
 constexpr double kSleepingThreads = 11.5e6;
 
@@ -33,7 +35,7 @@ bool equals(const char* name, std::string_view wanted) {
 double wake_threads() {
   static const bool sleep = equals("OMP_WAIT_POLICY", "passive") || equals("GOMP_SPINCOUNT", "0") ||
                             equals("KMP_BLOCKTIME", "0");
-  return sleep ? kSleepingThreads : kSpinningThreads;
+  return sleep || is_forked_child() ? kSleepingThreads : kSpinningThreads;
 }
 
 double cost(int64_t m, int64_t n, int64_t k, int64_t row_parts, int64_t column_parts) {

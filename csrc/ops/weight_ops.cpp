@@ -44,7 +44,7 @@ std::tuple<Tensor, Tensor> quantize_weight(const Tensor& weight, bool per_channe
   Tensor scale = empty({per_channel ? rows.m : 1}, ScalarType::Float);
   std::vector<float> row_scale(static_cast<size_t>(rows.m));
   std::atomic<bool> finite{true};
-  run_range(rows.m, rows.k, [&](int64_t begin, int64_t end) {
+  run_range(Threads::kOwn, rows.m, rows.k, [&](int64_t begin, int64_t end) {
     for (int64_t m = begin; m < end; ++m) {
       const Range range = kernels.range(rows.data + m * rows.stride, dtype, rows.k);
       const float s = weight_scale_of(range);
@@ -60,7 +60,7 @@ std::tuple<Tensor, Tensor> quantize_weight(const Tensor& weight, bool per_channe
     *scales = whole < kSmallestScale ? 1.0f : whole;
   }
   uint8_t* bytes = static_cast<uint8_t*>(q.mutable_data_ptr());
-  run_range(rows.m, rows.k, [&](int64_t begin, int64_t end) {
+  run_range(Threads::kOwn, rows.m, rows.k, [&](int64_t begin, int64_t end) {
     for (int64_t m = begin; m < end; ++m) {
       float s = per_channel ? row_scale[static_cast<size_t>(m)] : whole;
       quantize_weight_row(kernels, rows.data + m * rows.stride, dtype, rows.k, &s,
@@ -81,7 +81,7 @@ Tensor pack_weight(const Tensor& qweight) {
   int8_t* base = static_cast<int8_t*>(packed.mutable_data_ptr());
   pack_header(base, n, k);
   std::atomic<bool> in_range{true};
-  run_range(panels_of(n), panel_bytes(k), [&](int64_t begin, int64_t end) {
+  run_range(Threads::kOwn, panels_of(n), panel_bytes(k), [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p) {
       if (!pack_panel(weight, rows.stride, n, k, p, base)) in_range = false;
     }
@@ -116,7 +116,7 @@ Tensor unpack_weight(const Tensor& packed, int64_t n, int64_t k) {
   Tensor q = empty({n, k}, ScalarType::Char);
   const int8_t* base = static_cast<const int8_t*>(packed.const_data_ptr());
   int8_t* rows = static_cast<int8_t*>(q.mutable_data_ptr());
-  run_range(n, k, [&](int64_t begin, int64_t end) {
+  run_range(Threads::kOwn, n, k, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       unpack_row(base, k, row, rows + row * k);
     }

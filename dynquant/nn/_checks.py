@@ -43,3 +43,18 @@ def check_finite(key, weight):
         extremes = torch.stack(torch.aminmax(weight))  # NaN in the weight makes both NaN
         if not extremes.isfinite().all():
             raise ValueError(f"{key} holds NaN or Inf")
+
+
+def check_scale(key, scale):
+    """Raises ValueError unless every value is positive and finite, as in any quantized weight."""
+    if scale.is_meta:
+        return
+    wrong = scale[~((scale > 0) & scale.isfinite())]
+    if wrong.numel():
+        raise ValueError(f"{key} holds {wrong[0].item()}; scales are positive and finite")
+
+
+def check_row_qparams(key, qparams):
+    """The same for the scales of an embedding's qparams [V, 2]; its offsets are finite."""
+    check_scale(key, qparams[:, 0])
+    check_finite(key, qparams)

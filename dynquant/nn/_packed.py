@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import dynquant.ops  # noqa: F401 (registers torch.ops.dynquant)
-from dynquant.nn._checks import FLOAT_DTYPES, check_finite
+from dynquant.nn._checks import FLOAT_DTYPES, check_finite, check_scale
 from dynquant.nn._move import moved
 from dynquant.nn._processes import share_between_processes
 from dynquant.nn._state import (
@@ -200,7 +200,7 @@ class PackedModule(OwnState):
                 entries[name] = Entry(FLOAT_DTYPES, (tuple(shape),))
             else:
                 entries[name] = Entry((torch.int8,), ((n, k),))
-                entries[f"{name}_scale"] = Entry((torch.float32,), ((n,), (1,)))
+                entries[f"{name}_scale"] = Entry((torch.float32,), ((n,), (1,)), check_scale)
         for name, bias in self._held_biases().items():
             entries[name] = Entry(FLOAT_DTYPES, (tuple(bias.shape),))
         if not floats:

@@ -1,5 +1,6 @@
 """A module's own entries of a state dict: how they are written, and read strictly."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -9,10 +10,14 @@ INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 class Entry(NamedTuple):
-    """What a state dict may hold under one key."""
+    """What a state dict may hold under one key.
+
+    check(key, value), where there is one, raises ValueError for values that it must not hold.
+    """
 
     dtypes: tuple
     shapes: tuple
+    check: Callable | None = None
 
 
 def read_entries(module, expected, state_dict, prefix, strict, missing_keys, unexpected_keys):
@@ -67,6 +72,11 @@ def _complaints(key, value, entry):
     if tuple(value.shape) not in entry.shapes:
         shapes = _either(list(shape) for shape in entry.shapes)
         yield f"{key}: expected the shape {shapes}, found {list(value.shape)}"
+    elif entry.check is not None and value.dtype in entry.dtypes:
+        try:
+            entry.check(key, value)
+        except ValueError as error:
+            yield str(error)
 
 
 def _either(values):

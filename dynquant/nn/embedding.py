@@ -3,7 +3,13 @@
 import torch
 
 import dynquant.ops  # noqa: F401 (registers torch.ops.dynquant)
-from dynquant.nn._checks import FLOAT_DTYPES, check_config, check_finite, check_parameters
+from dynquant.nn._checks import (
+    FLOAT_DTYPES,
+    check_config,
+    check_finite,
+    check_parameters,
+    check_row_qparams,
+)
 from dynquant.nn._plain import PlainState
 from dynquant.nn._state import Entry, check_assigned
 from dynquant.nn.weight import QuantizedTable
@@ -117,7 +123,9 @@ class _Table(PlainState):
     def _entries(self):
         return {
             "weight": Entry((torch.uint8,), (tuple(self._buffers["weight"].shape),)),
-            "weight_qparams": Entry((torch.float32,), ((self.num_embeddings, 2),)),
+            "weight_qparams": Entry(
+                (torch.float32,), ((self.num_embeddings, 2),), check_row_qparams
+            ),
         }
 
     def _weight_names(self):

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import dynquant.ops  # noqa: F401 (registers torch.ops.dynquant)
+from dynquant.nn._checks import check_scale
 from dynquant.nn._move import moved
 from dynquant.nn._script import no_script
 from dynquant.qconfig import EIGHT_BITS, QConfig, one_of, parse_qconfig, per_token
@@ -160,6 +161,13 @@ class Quantize(nn.Module):
         return super()._apply(partial(moved, fn), recurse)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
+        scale, error_msgs = state_dict.get(prefix + "scale"), args[-1]
+        if isinstance(scale, torch.Tensor):
+            try:
+                check_scale(f"{prefix}scale", scale)
+            except ValueError as error:
+                error_msgs.append(str(error))
+                return
         calibration = {name: state_dict.get(prefix + name) for name in ("scale", "zero_point")}
         if self.qconfig.dynamic is not True and None not in calibration.values():
             for name, value in calibration.items():

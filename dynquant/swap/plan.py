@@ -8,6 +8,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils.parametrize import is_parametrized
 
 from dynquant.qconfig import DTYPES, QConfig, one_of, parse_qconfig
+from dynquant.swap.own_thread import on_own_thread
 from dynquant.swap.registry import STUBS, Forms, check_dtype, form_for
 from dynquant.swap.selection import Match, Spec, describe
 
@@ -114,6 +115,7 @@ class Plan:
         self._warn("no quantized form, left as it is", subjects)
 
 
+@on_own_thread
 def plan_from_spec(model, qconfig_spec, dtype, mapping, inplace, qconfig):
     """The Plan that the arguments of quantize_dynamic ask for."""
     argument = "qconfig_spec" if qconfig is None else "qconfig"
@@ -146,6 +148,7 @@ def default_spec(qconfig):
     return {base: qconfig for base in bases if base is not NonDynamicallyQuantizableLinear}
 
 
+@on_own_thread
 def plan_from_attributes(model, mapping, inplace):
     """The Plan of swapping stubs and the modules that have a `qconfig` of their own.
 

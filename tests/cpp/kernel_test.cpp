@@ -11,9 +11,9 @@
 
 #include "dispatch.h"
 #include "float_env.h"
+#include "generic_isa.h"
 #include "layout.h"
 #include "pack.h"
-#include "generic_isa.h"
 #include "qparams.h"
 #include "table.inl.h"
 
