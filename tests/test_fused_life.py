@@ -211,6 +211,43 @@ def _saved(model):
     return buffer
 
 
+class TestWholeModel:
+    """What is called besides the layers is left out where nothing asks for it."""
+
+    @pytest.mark.parametrize("name", ["Bert", "Roberta", "XLMRoberta", "Camembert"])
+    def test_the_forward_of_the_model_gives_the_same(self, name):
+        config = getattr(transformers, f"{name}Config")(**TEXT)
+        _, model = fused(getattr(transformers, f"{name}Model")(config))
+        types = torch.zeros_like(IDS)
+        for given in (
+            {"input_ids": IDS},
+            {"input_ids": IDS, "attention_mask": MASK},
+            {"input_ids": IDS, "attention_mask": MASK, "token_type_ids": types},
+        ):
+            with torch.no_grad():
+                found, expected = model(**given), type(model)._base.forward(model, **given)
+                assert type(found) is type(expected) and found.keys() == expected.keys()
+                assert_same(found.pooler_output, expected.pooler_output)
+                seen = given.get("attention_mask", torch.ones_like(IDS)).bool()
+                assert_same(found.last_hidden_state[seen], expected.last_hidden_state[seen])
+                pair = model(**given, return_dict=False)
+                assert isinstance(pair, tuple) and len(pair) == 2
+                assert_same(pair[0], found.last_hidden_state)
+
+    def test_hooks_and_what_else_is_asked_for(self, model):
+        before, seen = hidden(model), []
+        model.encoder.register_forward_hook(lambda *given: seen.append(1))
+        assert_same(hidden(model), before)
+        assert seen
+        with torch.no_grad():
+            embeds = model.embeddings.word_embeddings(IDS)
+            found = model(inputs_embeds=embeds, attention_mask=MASK).last_hidden_state
+            assert_same(found[MASK.bool()], before)
+            positions = torch.arange(9).expand(2, -1)
+            found = model(IDS, MASK, position_ids=positions).last_hidden_state
+            assert_same(found[MASK.bool()], before)
+
+
 class TestCapture:
     def test_hidden_states(self, made):
         quantized, model = made
@@ -347,7 +384,6 @@ class TestUnfusedForACall:
 
 class TestCompilers:
     def test_compile_without_a_break(self):
-        """Two ops for the layer, with any batch."""
         model = fused(
             transformers.BertModel(transformers.BertConfig(**TEXT | {"num_hidden_layers": 1}))
         )[1]
@@ -361,7 +397,8 @@ class TestCompilers:
         assert_same(hidden(torch.compile(model, fullgraph=True, backend=backend)), expected)
         names = [str(node.target).split(".") for node in graphs[0].nodes]
         blocks = [name[1] for name in names if name[0] == "dynquant"]
-        assert blocks == ["attention", "feed_forward", "linear_dynamic"]  # and the pooler
+        # The norm of the embeddings, the layer, the pooler.
+        assert blocks == ["layer_norm", "attention", "feed_forward", "linear_dynamic"]
 
     def test_export(self, model):
         layer = model.encoder.layer[0]

@@ -1,4 +1,4 @@
-"""all-MiniLM-L6-v2 with its true weights, fused: what it loses, and sentence-transformers' encode."""
+"""all-MiniLM-L6-v2 fused: what it loses, and the encode of sentence-transformers."""
 
 from importlib import resources
 
@@ -68,6 +68,6 @@ def test_encode():
     found, exact = (
         one.encode(TEXTS, convert_to_tensor=True, show_progress_bar=False) for one in (fused, model)
     )
-    assert torch.nn.functional.cosine_similarity(found, exact).min() > 0.995
+    assert torch.nn.functional.cosine_similarity(found, exact).min() > 0.99
     one_by_one = torch.stack([fused.encode(text, convert_to_tensor=True) for text in TEXTS])
     assert decibels(one_by_one, found) > 100

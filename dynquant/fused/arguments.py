@@ -46,6 +46,8 @@ def of_transformers(parts, args, kwargs):
     for name, value in (*zip(adapter.arguments, args, strict=False), *kwargs.items()):
         if name == adapter.arguments[0]:
             x = value
+        elif name == "is_causal" and value is not None:
+            read[name] = value
         elif value is None or value is False or name in adapter.ignored:
             continue
         elif name in (adapter.mask, adapter.bias, adapter.rotary):
@@ -77,7 +79,8 @@ def _of_attention(parts, x, weights, read):
         implementation = _implementation(config)
         if implementation not in _IMPLEMENTATIONS:
             return None
-        causal = implementation == "sdpa" and mask is None and getattr(core, "is_causal", True)
+        own = read.get("is_causal", getattr(core, "is_causal", True))
+        causal = implementation == "sdpa" and mask is None and own
     return Call(x, mask, bias, rotary, causal, weights)
 
 

@@ -11,6 +11,7 @@ from dynquant.fused.classes import base_of, swap_class
 from dynquant.fused.comparison import LEAST_DB, difference
 from dynquant.fused.embeddings import FusedEmbeddings, sum_names
 from dynquant.fused.functions import FusedActivation, FusedNorm
+from dynquant.fused.models import FusedModel, is_known
 from dynquant.fused.parts import Parts
 from dynquant.qconfig import one_of
 
@@ -65,6 +66,8 @@ def fuse(model: nn.Module, inplace: bool = False, *, attention: str = "integer")
         if names is not None:
             swap_class(getattr(module, names.norm), FusedNorm, "layer")
             swap_class(module, FusedEmbeddings, names)
+        elif is_known(module):
+            swap_class(module, FusedModel)
     _warn(blocks, reasons, any(isinstance(module, FusedBlock) for module in model.modules()))
     return model
 

@@ -1,6 +1,7 @@
 """nn.Linear with an int8 weight, whose input is quantized at each call."""
 
 import torch
+from torch.nn.modules.module import _has_any_global_hook
 
 from dynquant.nn._checks import check_config, check_parameters
 from dynquant.nn._packed import PackedModule, check_weight, packed_from_float
@@ -39,7 +40,9 @@ def outputs_of(linears, x):
 
     The bits are those of calling each.
     """
-    if not all(type(linear) is Linear and _is_plain(linear) for linear in linears):
+    if _has_any_global_hook() or not all(
+        type(linear) is Linear and _is_plain(linear) for linear in linears
+    ):
         return [linear(x) for linear in linears]
     schemes = {(linear.per_token, linear.symmetric) for linear in linears}
     wants_gradient = x.requires_grad and torch.is_grad_enabled()
