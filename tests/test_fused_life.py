@@ -265,7 +265,7 @@ class TestCapture:
         expected = run(quantized, output_attentions=True).attentions
         found = run(model, output_attentions=True)
         assert len(found.attentions) == len(expected) == 2
-        assert_same(found.attentions[0], expected[0])
+        assert decibels(found.attentions[0], expected[0]) > 80
         assert_same(found.last_hidden_state[MASK.bool()], before)
         assert dynquant.fused_blocks(model) == LAYERS  # the hooks that stay are idle
         assert_same(hidden(model), before)

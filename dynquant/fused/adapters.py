@@ -16,6 +16,7 @@ class Attention:
         output: the output projection; without it, the block ends before.
         core: the module that knows `is_causal` and, in transformers, the implementation.
         norm: the norm before (norm_first) or after it, if any.
+        dropout: what is called with the result of the output projection, if it is a module.
     """
 
     query: str
@@ -25,6 +26,7 @@ class Attention:
     output: str | None = None
     core: str = ""
     norm: str | None = None
+    dropout: str | None = None
 
     def __post_init__(self):
         if (self.key is None) != (self.value is None):

@@ -195,7 +195,7 @@ _layer(
     norm_first=True,
 )
 
-_modernbert = Attention("Wqkv", None, None, "head_dim", "Wo")
+_modernbert = Attention("Wqkv", None, None, "head_dim", "Wo", dropout="out_drop")
 _modernbert_mlp = FeedForward(up="Wi", activation="act", down="Wo", split="gate_first")
 _mlp(_of("modernbert", "ModernBertMLP"), _modernbert_mlp)
 _attention_module(

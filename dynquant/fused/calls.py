@@ -62,7 +62,9 @@ def attention_in_parts(parts, call, integers):
     result = _ops.scaled_dot_product(
         query, key, value, call.mask, call.bias, call.causal, None, integers
     ).flatten(2)
-    return result if found.output is None else found.output(result)
+    if found.output is not None:
+        result = found.output(result)
+    return result if found.dropout is None else found.dropout(result)
 
 
 def feed_forward(parts, x, norm_first):

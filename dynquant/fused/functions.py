@@ -109,7 +109,7 @@ class FusedActivation(Swapped):
     """An activation inside a fused block: the op that the block is made of."""
 
     def forward(self, *args, **kwargs):
-        if kwargs or len(args) != 1 or not runs_as_op(args[0]):
+        if kwargs or len(args) != 1 or self.training or not runs_as_op(args[0]):
             return super().forward(*args, **kwargs)
         return calls.activation(self._settings[0], args[0])
 
@@ -119,6 +119,7 @@ class FusedNorm(Swapped):
 
     def forward(self, *args, **kwargs):
         parameters = self._parameters.values()
-        if kwargs or len(args) != 1 or not runs_as_op(args[0], *parameters):
+        simple = len(args) == 1 and not kwargs and not self.training
+        if not simple or not runs_as_op(args[0], *parameters):
             return super().forward(*args, **kwargs)
         return calls.norm(Norm(self._settings[0], self), args[0])

@@ -22,6 +22,7 @@ class AttentionParts(NamedTuple):
     norm: Norm | None
     head_dim: int
     core: nn.Module
+    dropout: nn.Module | None
 
 
 class FeedForwardParts(NamedTuple):
@@ -112,7 +113,8 @@ class Parts:
             self._linear(module, name)
             for name in (names.query, names.key, names.value, names.output)
         )
-        return AttentionParts(*linears, _norm(module, names.norm), head_dim, core)
+        dropout = names.dropout and _part(module, names.dropout)
+        return AttentionParts(*linears, _norm(module, names.norm), head_dim, core, dropout)
 
     def _linear(self, module, name):
         if name is None:
@@ -193,8 +195,8 @@ class Parts:
         """Whether the attention can be made of calls of its linear layers, whatever they are."""
         if self.attention is None or self.attention.norm or self.feed_forward is not None:
             return False
-        linear = {id(one) for part in self.linears.values() for one in part.modules()}
-        return not self.disturbance(linear)
+        called = {id(one) for part in self.linears.values() for one in part.modules()}
+        return not self.disturbance(called | {id(self.attention.dropout)})
 
 
 class _Obstacle(Exception):
