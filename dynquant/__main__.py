@@ -7,9 +7,19 @@ import signal
 import sys
 from pathlib import Path
 
+import torch
+
 import dynquant
 from dynquant import model_files
-from dynquant.qconfig import ACTIVATION_SCHEMES, WEIGHT_SCHEMES, QConfig, per_channel, per_token
+from dynquant.qconfig import (
+    ACTIVATION_SCHEMES,
+    DTYPES,
+    WEIGHT_SCHEMES,
+    QConfig,
+    per_channel,
+    per_token,
+)
+from dynquant.swap.floats import quantized_layers, share_in_float
 from dynquant.whole_files import whole
 
 QUANTIZE = """Quantize a saved model and save it.
@@ -28,25 +38,29 @@ BENCH = """dynquant beside its peers: `bench ARGUMENTS` is `python -m benchmarks
 
 The harness is no part of the package: run this in a clone of the repository.
 """
-TEXTS = (
-    "The cat sits on the mat.",
-    "Dynamic quantization maps the activations of a network to eight bits while it runs.",
-)
 
-# What a model raises for inputs that are not its own.
-_ERRORS_OF_A_CALL = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError)
+
+def program():
+    """What the command `dynquant` runs."""
+    # A request to end leaves nothing unfinished behind, as an interrupt from the keyboard does.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    return main()
 
 
 def main(arguments=None):
-    """The exit code: 0; 1 where `report` finds a layer below the limit; 2 for a wrong request."""
+    """The exit code: 0; 1 where `report` finds something below the limit; 2 for a wrong request."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["bench"]:
         return _bench(arguments[1:])
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    if not arguments:
+        parser.print_help()
+        return 0
+    options = parser.parse_args(arguments)
     try:
         return options.run(options)
     except (model_files.SavedModelError, ValueError, ImportError, OSError) as error:
-        print(f"python -m dynquant {options.command}: {error}", file=sys.stderr)
+        print(f"dynquant {options.command}: {error}", file=sys.stderr)
         return 2
 
 
@@ -61,12 +75,22 @@ def _info(options):
 
 
 def _quantize(options):
+    example = None
+    if options.keep_float_below is not None:
+        example = model_files.example(options.source, options.inputs, options.text)
     model = model_files.quantize(
-        options.source, options.target, _qconfig(options), options.keep_float, options.allow_pickle
+        options.source,
+        options.target,
+        _qconfig(options),
+        options.keep_float,
+        options.allow_pickle,
+        options.keep_float_below,
+        example,
     )
-    layers = sum(type(module).__module__.startswith("dynquant.nn") for module in model.modules())
-    print(f"{options.target}: {layers} quantized modules, {_size(options.target)}")
+    print(f"{options.target}: {len(quantized_layers(model))} quantized modules, ", end="")
+    print(_size(options.target))
     print(f"{options.source}: {_size(options.source)}")
+    print(share_in_float(model))
     return 0
 
 
@@ -74,18 +98,23 @@ def _report(options):
     for path in filter(None, (options.json, options.plot)):
         model_files.check_folder_of(path)
     model = model_files.read(options.source, options.allow_pickle)
-    if options.inputs:
-        inputs, named = model_files.read_inputs(options.inputs)
-    else:
-        inputs, named = (), model_files.tokenized(options.source, options.text)
-    quantized = model_files.quantize_as(model, _qconfig(options), options.keep_float)
+    inputs, named = model_files.example(options.source, options.inputs, options.text)
     try:
+        quantized = model_files.quantize_as(
+            model,
+            _qconfig(options),
+            options.keep_float,
+            options.keep_float_below,
+            (inputs, named),
+        )
         comparison = dynquant.compare(model, quantized, *inputs, **named)
-    except _ERRORS_OF_A_CALL as error:
+    except model_files.SavedModelError:
+        raise
+    except Exception as error:  # whatever the model's own code raises for inputs that are not its
         raise model_files.SavedModelError(
             f"the model does not run on these inputs: {error}"
         ) from error
-    print(comparison)
+    print(f"{comparison}\n\n{comparison.legend}\n{share_in_float(quantized)}")
     if options.json:
         rows = [_for_json(row) for row in comparison.rows]
         text = json.dumps({"rows": rows, "total": _for_json(comparison.total)}, indent=2)
@@ -93,7 +122,8 @@ def _report(options):
             made.write_text(text, encoding="utf-8")
     if options.plot:
         comparison.plot(options.plot)
-    below = [row["name"] for row in comparison.rows if _is_below(row, options.fail_below)]
+    checked = (*comparison.rows, {**comparison.total, "name": "the whole model"})
+    below = [row["name"] for row in checked if _is_below(row, options.fail_below)]
     if below:
         print(f"\nbelow {options.fail_below} dB: {', '.join(below)}", file=sys.stderr)
     return 1 if below else 0
@@ -117,13 +147,14 @@ def _bench(arguments):
     try:
         from benchmarks.__main__ import main as run
     except ImportError as error:
-        print(f"python -m dynquant bench: {error}\n\n{BENCH}", file=sys.stderr)
+        print(f"dynquant bench: {error}\n\n{BENCH}", file=sys.stderr)
         return 2
     return run(arguments)
 
 
 def _qconfig(options):
-    return QConfig(options.weight, options.activation, options.symmetric)
+    dtype = getattr(torch, options.dtype)
+    return QConfig(options.weight, options.activation, options.symmetric, dtype=dtype)
 
 
 def _size(path):
@@ -132,7 +163,12 @@ def _size(path):
 
 
 def _parser():
-    parser = argparse.ArgumentParser(prog="python -m dynquant", description=dynquant.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="dynquant",
+        description=dynquant.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"dynquant {dynquant.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     source = _source_options()
 
@@ -143,19 +179,13 @@ def _parser():
     command.add_argument("target", metavar="OUT", type=Path, help="what does not exist yet")
 
     command = _add(commands, "report", _report, REPORT, parents=[source])
-    command.add_argument("--text", nargs="+", default=TEXTS, help="texts for the tokenizer")
-    command.add_argument(
-        "--inputs",
-        metavar="FILE",
-        help="the model's inputs: a tensor, a tuple or a dict of tensors that torch.save wrote",
-    )
     command.add_argument("--plot", metavar="FILE", help="draw it (PNG, SVG or PDF)")
     command.add_argument("--json", metavar="FILE", help="save the rows; null for no number")
     command.add_argument(
         "--fail-below",
         type=_decibels,
         metavar="DB",
-        help="exit code 1 where a layer's signal-to-noise ratio is lower",
+        help="exit code 1 where a layer's signal-to-noise ratio, or the whole model's, is lower",
     )
     _add(commands, "bench", _bench, BENCH)
     return parser
@@ -192,11 +222,37 @@ def _source_options():
         "--symmetric", action="store_true", help="ranges of activations centered on zero"
     )
     options.add_argument(
+        "--dtype",
+        choices=[str(dtype).removeprefix("torch.") for dtype in DTYPES],
+        default="qint8",
+        help="of the weights: the last two are for embeddings, the others for linear and recurrent "
+        "layers; a folder takes qint8",
+    )
+    options.add_argument(
         "--keep-float",
-        nargs="+",
+        action="extend",
+        type=lambda names: names.split(","),
         default=[],
-        metavar="NAME",
-        help="modules that stay in float, each with its submodules",
+        metavar="NAME[,NAME...]",
+        help="modules that stay in float, each with its submodules; may be given again",
+    )
+    options.add_argument(
+        "--keep-float-below",
+        type=_decibels,
+        metavar="DB",
+        help="layers whose signal-to-noise ratio is lower, or that are not reached, stay in float: "
+        "measured on --text or --inputs",
+    )
+    options.add_argument(
+        "--text",
+        action="append",
+        metavar="TEXT",
+        help="a text for the tokenizer, in place of two that are built in; may be given again",
+    )
+    options.add_argument(
+        "--inputs",
+        metavar="FILE",
+        help="the model's inputs: a tensor, a tuple or a dict of tensors that torch.save wrote",
     )
     options.add_argument(
         "--allow-pickle",
@@ -207,6 +263,4 @@ def _source_options():
 
 
 if __name__ == "__main__":
-    # A request to end leaves nothing unfinished behind, as an interrupt from the keyboard does.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    sys.exit(main())
+    sys.exit(program())

@@ -15,17 +15,28 @@ from dynquant.whole_files import whole
 
 REPETITIONS = 5  # of the timed runs, after one that is not timed
 
-# Heading, key of the row, and how its value is written.
+# Heading, key of the row, how its value is written, and what it is.
 _COLUMNS = (
-    ("layer", "name", lambda value: value or "(model)"),
-    ("type", "type", str),
-    ("SNR dB", "snr_db", "{:.1f}".format),
-    ("in model", "model_snr_db", "{:.1f}".format),
-    ("time", "time_share", "{:.1%}".format),
-    ("ms", "seconds", lambda value: f"{1e3 * value:.3f}"),
-    ("ms float", "float_seconds", lambda value: f"{1e3 * value:.3f}"),
-    ("bytes", "bytes_after", "{:,}".format),
-    ("bytes float", "bytes_before", "{:,}".format),
+    ("layer", "name", lambda value: value or "(model)", "its name"),
+    ("type", "type", str, "of the quantized layer"),
+    (
+        "SNR dB",
+        "snr_db",
+        "{:.1f}".format,
+        "signal-to-noise ratio of its output, given the float layer's input: 20 dB more is an "
+        "error a tenth as large; nan where the inputs do not reach it",
+    ),
+    ("in model", "model_snr_db", "{:.1f}".format, "the same with the quantized model's input"),
+    ("time", "time_share", "{:.1%}".format, "its part of the quantized model's time"),
+    ("ms", "seconds", lambda value: f"{1e3 * value:.3f}", "milliseconds of one run"),
+    (
+        "ms float",
+        "float_seconds",
+        lambda value: f"{1e3 * value:.3f}",
+        "milliseconds of the float layer",
+    ),
+    ("bytes", "bytes_after", "{:,}".format, "of its parameters and buffers"),
+    ("bytes float", "bytes_before", "{:,}".format, "of the float layer's"),
 )
 
 
@@ -49,9 +60,9 @@ class Comparison:
         self.total = total
 
     def __str__(self):
-        lines = [[heading for heading, _, _ in _COLUMNS]]
+        lines = [[heading for heading, *_ in _COLUMNS]]
         for row in (*self.rows, {**self.total, "name": "total"}):
-            lines.append([write(row[key]) for _, key, write in _COLUMNS])
+            lines.append([write(row[key]) for _, key, write, _ in _COLUMNS])
         widths = [max(len(line[place]) for line in lines) for place in range(len(_COLUMNS))]
         return "\n".join(
             "  ".join(
@@ -62,6 +73,11 @@ class Comparison:
         )
 
     __repr__ = __str__
+
+    @property
+    def legend(self):
+        """What the columns of the table are, a line each."""
+        return "\n".join(f"{heading}: {meaning}" for heading, _, _, meaning in _COLUMNS)
 
     def to_dataframe(self):
         """The rows as a pandas.DataFrame.

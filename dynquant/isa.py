@@ -23,7 +23,7 @@ def set_isa(name):
     if not isinstance(name, str):
         raise TypeError(f"name must be a str, got {type(name).__name__}")
     if not _C.set_isa(name):
-        raise ValueError(unsupported_isa(name))
+        raise ValueError(unsupported_isa(name, "set_isa: "))
 
 
 def info():

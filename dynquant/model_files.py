@@ -3,6 +3,7 @@
 import json
 import shutil
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -10,7 +11,10 @@ from torch import nn
 
 from dynquant.qconfig import QConfig
 from dynquant.quantize import quantize_dynamic
+from dynquant.swap.floats import quantized_layers
 from dynquant.swap.plan import default_spec
+from dynquant.swap.registry import Forms
+from dynquant.swap.selection import check_names
 from dynquant.whole_files import whole
 
 _WEIGHT_SUFFIXES = {
@@ -25,6 +29,10 @@ _WEIGHT_SUFFIXES = {
     ".pth",
     ".safetensors",
 }
+TEXTS = (
+    "The cat sits on the mat.",
+    "Dynamic quantization maps the activations of a network to eight bits while it runs.",
+)
 _OTHER_ENGINES = {"onnx", "openvino", "coreml"}
 
 
@@ -62,26 +70,49 @@ def read_inputs(path):
     return (tuple(value) if isinstance(value, (tuple, list)) else (value,)), {}
 
 
+def example(source, file=None, texts=None):
+    """What the model that is saved as `source` is tried on, as (arguments, named ones).
+
+    Args:
+        file: of inputs that torch.save wrote; without it, the tokenizer in `source` makes them.
+        texts: for the tokenizer, in place of TEXTS.
+
+    Raises:
+        SavedModelError: where there is neither.
+    """
+    if file is not None:
+        return read_inputs(file)
+    return (), tokenized(source, texts or TEXTS)
+
+
 def tokenized(folder, texts):
     """The named inputs that the tokenizer of a Hugging Face folder makes of texts.
 
     Raises:
         SavedModelError: where there is no tokenizer.
     """
-    transformers = _transformers()
     # transformers makes up an empty one where there is none.
     if not list(Path(folder).glob("tokenizer*")):
         raise SavedModelError(f"{folder} has no tokenizer; pass --inputs")
+    transformers = _transformers()
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         return dict(tokenizer(list(texts), padding=True, return_tensors="pt"))
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # of reading JSON and of the tokenizer's code
         raise SavedModelError(f"{folder} has no tokenizer that can be loaded: {error}") from error
 
 
-def quantize(source, target, qconfig=None, keep_float=(), allow_pickle=False):
+def quantize(
+    source,
+    target,
+    qconfig=None,
+    keep_float=(),
+    allow_pickle=False,
+    keep_float_below=None,
+    inputs=None,
+):
     """Quantizes the model saved as `source` and saves it as `target`, in the same form.
 
     Args:
@@ -90,6 +121,7 @@ def quantize(source, target, qconfig=None, keep_float=(), allow_pickle=False):
         qconfig: a QConfig.
         keep_float: names of modules that stay in float.
         allow_pickle: as for read.
+        keep_float_below, inputs: as for quantize_as.
 
     Returns:
         the quantized model.
@@ -104,18 +136,55 @@ def quantize(source, target, qconfig=None, keep_float=(), allow_pickle=False):
     check_folder_of(target)
     if source.is_dir() and source.resolve() in target.resolve().parents:
         raise SavedModelError(f"{target} is within {source}, which is copied")
+    if source.is_dir():
+        if keep_float_below is not None:
+            model = read(source, allow_pickle)
+            tried = quantize_as(model, qconfig, keep_float, keep_float_below, inputs)
+            keep_float = [*keep_float, *_kept(model, tried)]
+        model = _read_quantized(source, qconfig, keep_float, allow_pickle)
+    else:
+        model = read(source, allow_pickle)
+        model = quantize_as(model, qconfig, keep_float, keep_float_below, inputs)
     with whole(target) as made:
-        if source.is_dir():
-            model = _quantize_folder(source, made, qconfig, keep_float, allow_pickle)
-        else:
-            model = quantize_as(read(source, allow_pickle), qconfig, keep_float)
-            torch.save(model, made)
+        try:
+            if source.is_dir():
+                _save_folder(model, source, made)
+            else:
+                torch.save(model, made)
+        except Exception as error:  # a full disk has several names, and so has what no pickle holds
+            raise SavedModelError(f"{target} cannot be written: {error}") from error
     return model
 
 
-def quantize_as(model, qconfig, keep_float):
-    """quantize_dynamic with one config for everything but the modules named in keep_float."""
-    return quantize_dynamic(model, {**default_spec(qconfig), **dict.fromkeys(keep_float)})
+def quantize_as(model, qconfig, keep_float, keep_float_below=None, inputs=None):
+    """quantize_dynamic with one config for everything but the modules named in keep_float.
+
+    Args:
+        keep_float_below: dB, or None: layers that fall below stay in float as well.
+        inputs: (arguments, named ones) that the model is called with to measure that.
+
+    Raises:
+        SavedModelError: where nothing is quantized.
+    """
+    spec = {**default_spec(qconfig), **dict.fromkeys(keep_float)}
+    measured = {}
+    if keep_float_below is not None:
+        arguments, named = inputs
+        measured["keep_float_below"] = keep_float_below
+        measured["example_inputs"] = named or arguments  # read_inputs gives one or the other
+    quantized = quantize_dynamic(model, spec, **measured)
+    _check_quantized(quantized, qconfig)
+    return quantized
+
+
+def _check_quantized(model, qconfig):
+    if quantized_layers(model):
+        return
+    kinds = sorted({type(module).__name__ for module in model.modules()})
+    raise SavedModelError(
+        f"nothing of the model is quantized with dtype {qconfig.dtype}: it is made of "
+        f"{', '.join(kinds[:8])}{', ...' if len(kinds) > 8 else ''}"
+    )
 
 
 def check_folder_of(path):
@@ -180,40 +249,109 @@ def _read_module(file, allow_pickle):
         raise SavedModelError(
             f"{file} holds tensors without their model: load them into a quantized model instead"
         )
-    try:
-        value = torch.load(file, weights_only=not allow_pickle)
-    except Exception as error:
-        if allow_pickle:
-            raise SavedModelError(f"{file} cannot be loaded: {error}") from error
-        raise SavedModelError(
-            f"{file} is no file of plain tensors; if it is a saved module, unpickling it runs "
-            "whatever code it asks for: pass --allow-pickle if you trust it"
-        ) from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is an archive of TorchScript, which is said below
+        try:
+            value = torch.load(file, weights_only=not allow_pickle)
+        except OSError as error:
+            raise SavedModelError(f"{file} cannot be read: {error}") from error
+        except Exception as error:
+            raise SavedModelError(_why_not(file, error, allow_pickle)) from error
+    if isinstance(value, torch.jit.ScriptModule):
+        raise SavedModelError(f"{file} {_SCRIPTED}")
+    if isinstance(value, Mapping):
+        raise SavedModelError(f"{file} {_about_mapping(value)}")
     if not isinstance(value, nn.Module):
-        raise SavedModelError(
-            f"{file} holds a {type(value).__name__}, not a module: load a state dict into a "
-            "quantized model instead"
-        )
+        raise SavedModelError(f"{file} holds a {type(value).__name__}, not a module")
+    if by := _already_quantized(value):
+        raise SavedModelError(f"{file} is quantized already, by {by}")
     return value.eval()
 
 
-def _quantize_folder(folder, made, qconfig, keep_float, allow_pickle):
+_SCRIPTED = (
+    "is a ScriptModule, in which no module can be swapped: quantize the module that it was "
+    "scripted or traced from, and script or trace the result"
+)
+
+
+def _why_not(file, error, allow_pickle):
+    """What to do about a file that torch.load refuses."""
+    if "TorchScript" in str(error):
+        return f"{file} {_SCRIPTED}"
+    if allow_pickle:
+        return f"{file} cannot be loaded: {error}"
+    return (
+        f"{file} holds more than tensors, or no tensors at all. If it is a module that torch.save "
+        "wrote, pass --allow-pickle: loading it then runs whatever code the file asks for, so do "
+        "that only with a file that you trust"
+    )
+
+
+def _about_mapping(value):
+    tensors = [one for one in value.values() if isinstance(one, torch.Tensor)]
+    kind = type(value).__name__
+    kind = f"{'an' if kind[0] in 'AEIOU' else 'a'} {kind}"
+    if not tensors:
+        return f"holds {kind} with the keys {', '.join(map(repr, [*value][:5]))}, not a module"
+    if any(one.dtype == torch.int8 for one in tensors):
+        return (
+            f"holds {kind} with int8 weights: the state dict of a model that is quantized already"
+        )
+    return (
+        f"holds {kind} of {len(tensors)} tensors, a state dict without its model: quantize the "
+        "model in Python, whose quantized form loads this state dict"
+    )
+
+
+def _already_quantized(model):
+    """The library that quantized a model, or None."""
+    if quantized_layers(model):
+        return "dynquant"
+    of_torch = ("torch.ao.nn.quantized", "torch.nn.quantized")
+    kinds = [type(module).__module__ for module in model.modules()]
+    return "torch.ao" if any(kind.startswith(of_torch) for kind in kinds) else None
+
+
+def _kept(model, quantized):
+    """The names of the modules that stayed in float although their types have a quantized form."""
+    layers = quantized_layers(quantized)
+    forms = Forms(None)
+    return [
+        name
+        for name, module in model.named_modules()
+        if forms.of(type(module))[1] and not any(_is_within(name, layer) for layer in layers)
+    ]
+
+
+def _is_within(name, outer):
+    return outer == "" or f"{name}.".startswith(f"{outer}.")
+
+
+def _read_quantized(folder, qconfig, keep_float, allow_pickle):
     _transformers()
     from dynquant.transformers import DynquantConfig, only
+
+    if qconfig.dtype is not torch.qint8:
+        raise SavedModelError(
+            f"{folder}: a folder is quantized with dtype qint8; for {qconfig.dtype} call "
+            "quantize_dynamic in Python"
+        )
 
     config = DynquantConfig(
         qconfig.weight, qconfig.activation, qconfig.symmetric, [*map(only, keep_float)]
     )
     model = _read_folder(folder, allow_pickle, quantization_config=config)
-    names = dict(model.named_modules())
-    for name in keep_float:
-        if name not in names:
-            raise SavedModelError(f"the model has no module named {name!r}")
+    check_names(keep_float, dict(model.named_modules()))
+    _check_quantized(model, qconfig)
+    return model
+
+
+def _save_folder(model, folder, made):
+    """Writes the model, and what `folder` has that is no weight."""
     shutil.copytree(folder, made, ignore=_weights_in)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.save_pretrained(made)
-    return model
 
 
 def _weights_in(folder, names):

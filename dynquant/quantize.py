@@ -2,7 +2,6 @@
 
 import copy
 import inspect
-import math
 import warnings
 from collections import Counter
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from dynquant.stubs import QuantStub
 from dynquant.swap.own_thread import on_own_thread
 from dynquant.swap.plan import plan_from_attributes, plan_from_spec
 from dynquant.swap.registry import STUBS
-from dynquant.swap.ties import part_from_tables
+from dynquant.swap.ties import part_from_quantized
 from dynquant.swap.torch_ao_fused import load_fused
 
 _HOOKS = (
@@ -68,8 +67,8 @@ def quantize_dynamic(
         inplace: change `model` itself instead of a copy.
         qconfig: another name of qconfig_spec.
         keep_float_below: dB. A layer whose output has a lower signal-to-noise ratio, for what the
-            float layer gets when the model runs on example_inputs, stays in float, and a warning
-            names it.
+            float layer gets when the model runs on example_inputs, stays in float, as does one
+            that they do not reach; a warning names them.
         example_inputs: what the model is called with for keep_float_below: a tuple of arguments, a
             dict of named ones, or a single tensor.
         fuse: whether the blocks that dynquant.fuse knows run as single ops.
@@ -169,10 +168,9 @@ def _made_above(plan, model, keep_float_below, example_inputs):
     made = list(_made(list(plan.items)))
     layers = {item.name: form for item, form in made if not isinstance(item.module, STUBS)}
     ratios = losses(model, layers, inputs, named)
-    below = {name: ratio for name, ratio in ratios.items() if ratio < keep_float_below}
-    plan.keep_in_float(below, keep_float_below)
-    plan.warn_of_unreached([name for name, ratio in ratios.items() if math.isnan(ratio)])
-    return [(item, form) for item, form in made if item.name not in below]
+    kept = {name: ratio for name, ratio in ratios.items() if not ratio >= keep_float_below}
+    plan.keep_in_float(kept, keep_float_below)
+    return [(item, form) for item, form in made if item.name not in kept]
 
 
 def _example(example_inputs):
@@ -202,7 +200,7 @@ def _swap(made, model):
 
 def _prepare_for_others(model):
     load_fused(model)
-    part_from_tables(model)
+    part_from_quantized(model)
 
 
 def _made(items):

@@ -18,15 +18,17 @@ import regex
 import torch
 from torch import nn
 from transformers import __version__ as _version
+from transformers.core_model_loading import WeightRenaming
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from dynquant import nn as quantized
-from dynquant.nn._packed import PackedModule
-from dynquant.nn._plain import PlainState
+from dynquant.nn._module import QuantizedModule
 from dynquant.qconfig import QConfig
 from dynquant.quantize import quantize_dynamic
 from dynquant.swap.plan import default_spec, plan_from_spec
+from dynquant.swap.registry import Forms
+from dynquant.swap.selection import did_you_mean
 
 if int(_version.partition(".")[0]) < 5:
     raise ImportError(
@@ -89,6 +91,17 @@ class DynquantConfig(QuantizationConfigMixin):
         names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
         return {**spec, **dict.fromkeys(_kept(names, self.modules_to_not_convert))}
 
+    def warn_of_unknown_names(self, model):
+        """Warns of entries of modules_to_not_convert that no module of `model` fits."""
+        names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
+        for entry in self.modules_to_not_convert:
+            if not _kept(names, [entry]):
+                warnings.warn(
+                    f"modules_to_not_convert has {entry!r}, which fits no module of "
+                    f"{type(model).__name__}{did_you_mean(entry, names)}",
+                    stacklevel=2,
+                )
+
 
 def _kept(names, patterns):
     """Those of `names` that an entry of modules_to_not_convert fits: from the start to the end or a
@@ -150,13 +163,17 @@ class DynquantQuantizer(HfQuantizer):
             self._stand_ins = {
                 name: _StateStandIn(module)
                 for name, module in model.named_modules()
-                if isinstance(module, (PackedModule, PlainState))
+                if isinstance(module, QuantizedModule)
             }
             _replace(model, {one.form: one for one in self._stand_ins.values()})
             _forget_ties(model, self._stand_ins)
             return
+        self.quantization_config.warn_of_unknown_names(model)
         tied = set(chain.from_iterable(model.all_tied_weights_keys.items()))
         plan = plan_from_spec(model, spec, torch.qint8, None, True, None)
+        plan.warn_of_large_floats(model, Forms(None))
+        for message in plan.warnings:
+            warnings.warn(message, stacklevel=2)
         self._awaited = {  # by the name of the weight
             f"{item.name}.weight": item
             for item in plan.items
@@ -165,6 +182,10 @@ class DynquantQuantizer(HfQuantizer):
         }
         self._found = set()
         self._stand_ins = {}
+
+    def update_weight_conversions(self, weight_conversions, model):
+        conversions = super().update_weight_conversions(weight_conversions, model)
+        return [*conversions, _FloatNames()] if self.pre_quantized else conversions
 
     def param_needs_quantization(self, model, param_name, **kwargs):
         return not self.pre_quantized and param_name in self._awaited
@@ -200,6 +221,9 @@ class DynquantQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model, **kwargs):
         if self.pre_quantized:
+            # What is saved again has its own names.
+            own = [one for one in model._weight_conversions if not isinstance(one, _FloatNames)]
+            model._weight_conversions = own
             self._fill_quantized(model)
         else:
             _replace(model, {one: one.form for one in self._stand_ins.values()})
@@ -214,7 +238,7 @@ class DynquantQuantizer(HfQuantizer):
         for name, stand_in in self._stand_ins.items():
             found = stand_in.found()
             if found:
-                _load(stand_in.form, found, name)
+                stand_in.load(found, name)
                 forms[stand_in] = stand_in.form
             elif name in self._floats:
                 forms[stand_in] = _initialized(model, self._floats[name])
@@ -242,7 +266,7 @@ class DynquantQuantizer(HfQuantizer):
         state_dict = model.state_dict()
         seen = set()
         for name, module in model.named_modules():
-            if not isinstance(module, PackedModule):
+            if not isinstance(module, QuantizedModule):
                 continue
             for key in module.state_dict():
                 tensor = state_dict[f"{name}.{key}"]
@@ -274,6 +298,16 @@ class _QuantizeOnLoad:
         return kept
 
 
+class _FloatNames(WeightRenaming):
+    """Integers come under the float weight's name, as version 1 of the state dict had them.
+
+    So a float layer finds those that it cannot take.
+    """
+
+    def __init__(self):
+        super().__init__(source_patterns=r"^(.+)_u?int8$", target_patterns=r"\1")
+
+
 class _StandIn(nn.Module):
     """Hides a quantized module while a model is being loaded.
 
@@ -300,6 +334,7 @@ class _StateStandIn(_StandIn):
     def __init__(self, form):
         super().__init__(form)
         for key, value in form.state_dict().items():
+            key = key.removesuffix("_uint8").removesuffix("_int8")
             self.__dict__.pop(key, None)
             empty = torch.empty_like(value, device="meta")
             self.register_parameter(key, nn.Parameter(empty, requires_grad=False))
@@ -312,17 +347,16 @@ class _StateStandIn(_StandIn):
             if getattr(value, "_is_hf_initialized", False)
         }
 
-
-def _load(form, found, name):
-    """Loads what the checkpoint has of the quantized module `name`: all of it, or a float one."""
-    is_float = all(value.is_floating_point() for value in found.values())
-    missing = form.state_dict().keys() - found.keys()
-    if missing and not is_float:
-        raise ValueError(f"{name}: the checkpoint lacks {', '.join(sorted(missing))}")
-    try:
-        form.load_state_dict(found, assign=True)
-    except RuntimeError as error:
-        raise ValueError(f"{name}: {error}") from error
+    def load(self, found, name):
+        """Loads what the checkpoint has of the module `name`: all of it, or a float one."""
+        is_float = all(value.is_floating_point() for value in found.values())
+        missing = self._parameters.keys() - found.keys()
+        if missing and not is_float:
+            raise ValueError(f"{name}: the checkpoint lacks {', '.join(sorted(missing))}")
+        try:
+            self.form.load_state_dict(found, assign=True)
+        except RuntimeError as error:
+            raise ValueError(f"{name}: {error}") from error
 
 
 def _replace(model, replacements):

@@ -70,7 +70,7 @@ class TestFloat:
         model = dynquant.quantize_dynamic(net())
         model.load_state_dict(trained.state_dict())
         expected = dynquant.quantize_dynamic(trained)
-        assert_same(model[0].weight + 0, expected[0].weight + 0)
+        assert_same(model[0].weight.int_repr(), expected[0].weight.int_repr())
         assert_same(model[0].weight_scale, expected[0].weight_scale)
 
     def test_into_a_meta_model(self):
@@ -257,19 +257,19 @@ class TestTorchAo:
         for place in (0, 2):
             weight = saved[place].weight()
             values, loaded = weight.int_repr(), model[place]
-            scale = loaded.weight_scale[:, None]
             if (values == -128).any():
                 expected = ref.quantize_weight(
                     values.float().numpy() * torch_scale(weight).numpy()[:, None],
                     scheme == "per_channel",
                 )
-                assert_same(loaded.weight + 0, expected[0])
+                assert_same(loaded.weight.int_repr(), expected[0])
                 assert_same(loaded.weight_scale, expected[1])
             else:
-                assert_same(loaded.weight + 0, values)
+                assert_same(loaded.weight.int_repr(), values)
                 assert_same(loaded.weight_scale, torch_scale(weight))
-            error = (loaded.weight.float() * scale - weight.dequantize()).abs()
-            assert (error <= scale * 0.5001).all()  # halfway is a tie, up to rounding
+            error = (loaded.weight - weight.dequantize()).abs()
+            # Halfway is a tie, up to rounding.
+            assert (error <= loaded.weight_scale[:, None] * 0.5001).all()
             if saved[place].bias() is not None:
                 assert_same(loaded.bias, saved[place].bias().detach())
         x = torch.randn(64, 6)
@@ -285,7 +285,7 @@ class TestTorchAo:
         expected, scale = ref.quantize_weight(
             values.numpy() * np.float32(0.5), layer.weight_scale.numel() == 2
         )
-        assert_same(layer.weight + 0, expected)
+        assert_same(layer.weight.int_repr(), expected)
         assert_same(layer.weight_scale, scale)
 
     def test_offsets_are_requantized(self):
@@ -294,7 +294,7 @@ class TestTorchAo:
         layer = dynquant.quantize_dynamic(nn.Linear(2, 2, bias=False))
         layer.load_state_dict({"_packed_params._packed_params": (weight, None)})
         expected, scale = ref.quantize_weight(weight.dequantize().numpy())
-        assert_same(layer.weight + 0, expected)
+        assert_same(layer.weight.int_repr(), expected)
         assert_same(layer.weight_scale, scale)
 
     def test_float16(self):
@@ -361,10 +361,9 @@ class TestTorchAo:
                 assert_same(found[f"bias_{part}"], getattr(layer, f"bias_{part}_{suffix}").detach())
                 weight = getattr(layer, f"weight_{part}_{suffix}").detach()
                 scale = found.get(f"weight_{part}_scale", torch.tensor([2**-12]))
-                error = (
-                    found[f"weight_{part}"].float() * (scale if dtype == torch.qint8 else 1)
-                    - weight
-                ).abs()
+                is_int8 = dtype == torch.qint8
+                held = found[f"weight_{part}_int8"] * scale if is_int8 else found[f"weight_{part}"]
+                error = (held - weight).abs()
                 assert (error <= scale * 1.01).all()
 
     @pytest.mark.parametrize("assign", [False, True])
@@ -427,7 +426,9 @@ class TestTorchAo:
     def test_int8_into_16_bits_is_an_error(self):
         saved = of_torch(net(), {nn.Linear})
         model = dynquant.quantize_dynamic(net(), dtype=torch.float16)
-        with pytest.raises(RuntimeError, match="0.weight: expected torch.float16 .* torch.int8"):
+        with pytest.raises(
+            RuntimeError, match="0.weight_int8 is there, but 0.weight is held in an"
+        ):
             model.load_state_dict(saved.state_dict())
 
     def test_what_is_no_cell(self):
@@ -437,7 +438,7 @@ class TestTorchAo:
         packed = cell["0._packed_weight_ih"]
         with pytest.raises(ValueError, match="expected torch.ao's parameters of a cell"):
             plain_cell(packed)
-        assert plain_linear(packed)["weight"].shape == (16, 3)
+        assert plain_linear(packed)["weight_int8"].shape == (16, 3)
 
     def test_weights_of_other_dtypes_are_dequantized(self):
         weight = torch.quantize_per_tensor(torch.randn(3, 4), 0.1, 120, torch.quint8)
@@ -448,3 +449,51 @@ def torch_scale(weight):
     if weight.qscheme() == torch.per_tensor_affine:
         return torch.tensor([weight.q_scale()])
     return weight.q_per_channel_scales().float()
+
+
+class TestVersion1:
+    """Version 1 had the integers under the name of the float weight."""
+
+    @pytest.mark.parametrize("assign", [False, True])
+    @pytest.mark.parametrize(
+        ("module", "dtype"),
+        [
+            (nn.Linear(6, 5), torch.qint8),
+            (nn.MultiheadAttention(8, 2), torch.qint8),
+            (nn.LSTM(5, 7, 2, bidirectional=True, proj_size=3), torch.qint8),
+            (nn.GRUCell(5, 7), torch.qint8),
+            (nn.Embedding(9, 5), torch.quint8),
+            (nn.EmbeddingBag(9, 5), torch.quint4x2),
+            (nn.Linear(6, 5), torch.float16),
+        ],
+        ids=str,
+    )
+    def test_is_read(self, module, dtype, assign):
+        saved, model = (dynquant.quantize_dynamic(module, dtype=dtype) for _ in range(2))
+        for parameter in model.parameters():
+            parameter.data.zero_()
+        old = {}
+        for key, value in saved.state_dict().items():
+            value = torch.tensor(1) if key.endswith("version") else value
+            old[key.removesuffix("_uint8").removesuffix("_int8")] = value
+        assert model.load_state_dict(old, assign=assign) == ([], [])
+        assert_same_states(model, saved)
+
+    def test_integers_without_their_scale(self):
+        model = dynquant.quantize_dynamic(nn.Sequential(nn.Linear(6, 5)))
+        before = copy.deepcopy(model)
+        with pytest.raises(RuntimeError, match="0.weight_int8 without 0.weight_scale: both are"):
+            model.load_state_dict({"0.weight": torch.ones(5, 6).to(torch.int8)}, strict=False)
+        assert_same_states(model, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.qint8, torch.quint8, torch.quint4x2], ids=str)
+def test_integers_never_become_weights_of_a_float_model(dtype):
+    model = nn.Sequential(nn.Embedding(9, 5), nn.Linear(5, 4), nn.LSTM(4, 3), nn.GRUCell(3, 2))
+    before = copy.deepcopy(model)
+    state = dynquant.quantize_dynamic(model, dtype=dtype).state_dict()
+    with pytest.raises(RuntimeError, match="Missing key"):
+        model.load_state_dict(state)
+    model.load_state_dict(state, strict=False)
+    for key, value in model.state_dict().items():
+        assert_same(value, before.state_dict()[key], key)

@@ -1,5 +1,6 @@
 """python -m dynquant, called as a function and as a program."""
 
+import importlib.metadata
 import importlib.util
 import json
 import pickle
@@ -13,7 +14,7 @@ from compare import assert_same
 from torch import nn
 
 import dynquant
-from dynquant.__main__ import main
+from dynquant.__main__ import main, program
 
 HAS_TRANSFORMERS = importlib.util.find_spec("transformers") is not None
 needs_transformers = pytest.mark.skipif(
@@ -75,6 +76,9 @@ def strict_json(path):
     return json.loads(Path(path).read_text(), parse_constant=refuse)
 
 
+INT8 = dynquant.quantize_dynamic(nn.Sequential(nn.Linear(4, 4)))
+
+
 class TestQuantizeModule:
     def test_equals_quantize_dynamic(self, module, tmp_path, capsys):
         out = tmp_path / "q.pt"
@@ -92,6 +96,44 @@ class TestQuantizeModule:
         assert type(model[2]) is nn.Linear
         assert model[0].symmetric and not model[0].per_token
         assert model[0].weight_scale.numel() == 1
+
+    def test_names_before_the_files(self, module, tmp_path):
+        out = tmp_path / "q.pt"
+        given = ["--keep-float", "0,1", "--keep-float", "2", "--dtype", "bfloat16"]
+        assert (
+            main(["quantize", *given[:2], *given[4:], "--allow-pickle", str(module), str(out)]) == 0
+        )
+        model = loaded(out)
+        assert type(model[0]) is nn.Linear and type(model[2]) is dynquant.nn.HalfLinear
+        both = [*given, "--allow-pickle", str(module), str(tmp_path / "none")]
+        assert main(["quantize", *both]) == 2  # nothing is left
+
+    def test_keep_float_below(self, module, tmp_path):
+        torch.save(torch.randn(64, 32), tmp_path / "x.pt")
+        layers = dynquant.compare(
+            loaded(module), dynquant.quantize_dynamic(loaded(module)), torch.randn(64, 32)
+        ).rows
+        limit = str(sum(row["snr_db"] for row in layers) / 2)
+        given = ["--allow-pickle", "--keep-float-below", limit, "--inputs", str(tmp_path / "x.pt")]
+        with pytest.warns(UserWarning, match="left in float, below"):
+            assert main(["quantize", *given, str(module), str(tmp_path / "q.pt")]) == 0
+        kept = [type(one) is nn.Linear for one in loaded(tmp_path / "q.pt")]
+        assert sum(kept) == 1
+
+    def test_a_full_disk(self, module, tmp_path):
+        code = (
+            "import resource, signal, sys; from dynquant.__main__ import main\n"
+            "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+            "sys.exit(main(sys.argv[1:]))"
+        )
+        given = ["quantize", str(module), str(tmp_path / "q.pt"), "--allow-pickle"]
+        done = subprocess.run(
+            [sys.executable, "-c", code, *given], capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 2, done.stderr
+        assert "cannot be written" in done.stderr and "Traceback" not in done.stderr
+        assert [path.name for path in tmp_path.iterdir()] == ["m.pt"]
 
     def test_nothing_is_unpickled_unasked(self, tmp_path, capsys):
         trace = tmp_path / "trace"
@@ -115,7 +157,16 @@ class TestQuantizeModule:
         "make, message",
         [
             (lambda path: None, "does not exist"),
-            (lambda path: torch.save({"weight": torch.ones(2)}, path), "holds a dict"),
+            (lambda path: torch.save({"a": torch.ones(2)}, path), "a dict of 1 tensors"),
+            (
+                lambda path: torch.save(nn.Linear(4, 4).state_dict(), path),
+                "an OrderedDict of 2 tensors, a state dict",
+            ),
+            (lambda path: torch.save(INT8.state_dict(), path), "quantized already"),
+            (lambda path: torch.save({"lr": 1}, path), "the keys 'lr', not a module"),
+            (lambda path: torch.save(INT8, path), "quantized already, by dynquant"),
+            (lambda path: torch.jit.script(nn.Linear(4, 4)).save(path), "is a ScriptModule"),
+            (lambda path: torch.save(nn.Sequential(nn.ReLU()), path), "nothing of the model"),
             (lambda path: path.mkdir(), "no config.json"),
             (lambda path: path.write_text("text"), "cannot be loaded"),
         ],
@@ -128,9 +179,10 @@ class TestQuantizeModule:
         assert not out.exists()
 
     def test_a_name_that_is_not_there(self, module, tmp_path, capsys):
+        torch.save(nn.Sequential(nn.Transformer(8, 2, 1, 1, 8)), module)
         given = [str(module), str(tmp_path / "q"), "--allow-pickle", "--keep-float", "decoder"]
         assert main(["quantize", *given]) == 2
-        assert "decoder" in capsys.readouterr().err
+        assert "'decoder'; did you mean '0.decoder'" in capsys.readouterr().err
         assert [path.name for path in tmp_path.iterdir()] == ["m.pt"]
 
 
@@ -162,14 +214,33 @@ class TestQuantizeFolder:
         assert main(["quantize", str(tmp_path / "q"), str(tmp_path / "again")]) == 2
         assert "quantized already, by dynquant" in capsys.readouterr().err
 
+    def test_keep_float_below(self, folder, tmp_path, capsys):
+        from transformers import AutoModel
+
+        given = ["--keep-float-below", "60", "--keep-float", "pooler", "--text", "the cat sits"]
+        with pytest.warns(UserWarning, match="left in float, below 60.0 dB"):
+            assert main(["quantize", *given, str(folder), str(tmp_path / "q")]) == 2
+        assert "nothing of the model" in capsys.readouterr().err
+        given[1] = "0"
+        assert main(["quantize", *given, str(folder), str(tmp_path / "q")]) == 0
+        model = AutoModel.from_pretrained(tmp_path / "q")
+        assert type(model.pooler.dense) is nn.Linear
+        assert type(model.encoder.layer[0].output.dense) is dynquant.nn.Linear
+
+    def test_another_dtype(self, folder, tmp_path, capsys):
+        assert main(["quantize", str(folder), str(tmp_path / "q"), "--dtype", "float16"]) == 2
+        assert "with dtype qint8" in capsys.readouterr().err
+
     def test_weights_that_are_pickled(self, folder, tmp_path, capsys):
         (folder / "model.safetensors").unlink()
         assert main(["quantize", str(folder), str(tmp_path / "q")]) == 2
         assert "--allow-pickle" in capsys.readouterr().err
 
     def test_a_name_that_is_not_there(self, folder, tmp_path, capsys):
-        assert main(["quantize", str(folder), str(tmp_path / "q"), "--keep-float", "no"]) == 2
-        assert "'no'" in capsys.readouterr().err
+        given = [str(folder), str(tmp_path / "q"), "--keep-float", "poolr"]
+        with pytest.warns(UserWarning, match="fits no module of BertModel; did you mean 'pooler'"):
+            assert main(["quantize", *given]) == 2
+        assert "'poolr'; did you mean 'pooler'" in capsys.readouterr().err
         assert not (tmp_path / "q").exists()
 
 
@@ -231,7 +302,7 @@ class TestReport:
         report = str(tmp_path / "r.json")
         assert main(["report", *given, "--fail-below", "20", "--json", report]) == 1
         error = capsys.readouterr().err
-        assert "second" in error and "unreached" not in error
+        assert "second, the whole model" in error and "unreached" not in error
         rows = {row["name"]: row for row in strict_json(report)["rows"]}
         assert rows["unreached"]["snr_db"] is None
 
@@ -249,11 +320,13 @@ class TestReport:
         assert main(["report", *given, "--json", str(tmp_path / "r.json")]) == 0
         out = capsys.readouterr().out
         assert "SNR dB" in out and "total" in out
+        assert "in model: the same with the quantized model's input" in out
+        assert "no parameter stays in float" in out
         rows = strict_json(tmp_path / "r.json")["rows"]
         assert [row["name"] for row in rows] == ["0", "2"]
         assert min(row["snr_db"] for row in rows) > 30
         assert main(["report", *given, "--fail-below", "90"]) == 1
-        assert "below 90.0 dB: 0, 2" in capsys.readouterr().err
+        assert "below 90.0 dB: 0, 2, the whole model" in capsys.readouterr().err
 
     def test_plot(self, module, tmp_path):
         pytest.importorskip("matplotlib", reason="matplotlib is not installed")
@@ -280,7 +353,7 @@ class TestReport:
 
     @needs_transformers
     def test_of_a_folder(self, folder, capsys):
-        assert main(["report", str(folder), "--text", "the cat", "the cat sits."]) == 0
+        assert main(["report", str(folder), "--text", "the cat", "--text", "the cat sits."]) == 0
         assert "pooler.dense" in capsys.readouterr().out
 
     @needs_transformers
@@ -328,14 +401,31 @@ def test_help(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])
     assert stopped.value.code == 0
-    assert f"python -m dynquant {command}" in capsys.readouterr().out
+    assert f"dynquant {command}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["fly"], ["quantize", "one"], ["report", "one", "--fail-below", "nan"]]
+    "arguments", [["fly"], ["quantize", "one"], ["report", "one", "--fail-below", "nan"]]
 )
 def test_wrong_arguments(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 2
-    assert "usage: python -m dynquant" in capsys.readouterr().err
+    assert "usage: dynquant" in capsys.readouterr().err
+
+
+def test_the_bare_command(capsys):
+    assert main([]) == 0
+    assert "usage: dynquant" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"dynquant {dynquant.__version__}\n"
+
+
+def test_entry_point():
+    (entry,) = importlib.metadata.entry_points(group="console_scripts", name="dynquant")
+    assert entry.load() is program

@@ -510,7 +510,7 @@ class Test16Bits:
     def test_weights_and_state(self, dtype):
         attention = floats()
         layer = MultiheadAttention.from_float(attention, QConfig(dtype=dtype))
-        assert_same(layer.in_proj_weight + 0, attention.in_proj_weight.detach().to(dtype))
+        assert_same(layer.in_proj_weight + 0, attention.in_proj_weight.detach().to(dtype).float())
         assert_same(layer.in_proj_bias, attention.in_proj_bias.detach())
         other = MultiheadAttention.from_float(floats(seed=1), QConfig(dtype=dtype))
         other.load_state_dict(layer.state_dict())

@@ -53,7 +53,8 @@ def test_equals_a_linear_layer(spec, shape):
     expected = Linear.from_float(as_linear(conv))
     x = torch.randn(2, 3, shape[1])
     assert_same(quantized(x), expected(x))
-    assert_same(quantized.weight + 0, expected.weight + 0)
+    assert_same(quantized.weight + 0, expected.weight.t() + 0)
+    assert quantized.weight.shape == conv.weight.shape
     assert (quantized.nf, quantized.nx) == shape
 
 
@@ -66,7 +67,7 @@ def test_16_bits(dtype):
     x = torch.randn(2, 3, 4)
     assert_same(quantized(x), expected(x))
     quantized.load_state_dict(expected.state_dict())
-    assert_same(quantized.weight + 0, conv.weight.detach().t().to(dtype))
+    assert_same(quantized.weight + 0, conv.weight.detach().to(dtype).float())
 
 
 def test_is_kept_in_float():

@@ -195,7 +195,7 @@ class TestState:
     def test_dict_holds_plain_tensors(self, make, bits):
         state = make(bits, dim=7).state_dict()
         assert {key: (value.dtype, tuple(value.shape)) for key, value in state.items()} == {
-            "weight": (torch.uint8, (10, 7 if bits == 8 else 4)),
+            "weight_uint8": (torch.uint8, (10, 7 if bits == 8 else 4)),
             "weight_qparams": (torch.float32, (10, 2)),
             "version": (torch.int64, ()),
         }
@@ -217,7 +217,7 @@ class TestState:
     def test_errors_name_the_key(self, make, bits):
         module = nn.Sequential(make(bits))
         other = nn.Sequential(make(4 if bits == 8 else 8))
-        with pytest.raises(RuntimeError, match=r"0.weight: expected the shape \[10, [36]\]"):
+        with pytest.raises(RuntimeError, match=r"0.weight_uint8: expected the shape \[10, [36]\]"):
             module.load_state_dict(other.state_dict())
         state = module.state_dict()
         del state["0.weight_qparams"]

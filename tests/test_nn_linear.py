@@ -60,7 +60,7 @@ def test_is_the_specification(m, n, k, bias, dtype, config, seed):
     )
     layer = Linear.from_float(linear, config)
     assert_same(layer(x).float(), expected)
-    assert_same(layer.weight, weight)
+    assert_same(layer.weight.int_repr(), weight)
     assert_same(layer.weight_scale, scale)
     assert (layer.in_features, layer.out_features) == (k, n)
 
@@ -94,8 +94,7 @@ def test_gradient_of_the_input():
     layer = quantized()
     x = torch.randn(3, 12, requires_grad=True)
     layer(x).sum().backward()
-    weight = layer.weight.to(torch.float32) * layer.weight_scale[:, None]
-    torch.testing.assert_close(x.grad, weight.sum(0).expand(3, -1))
+    torch.testing.assert_close(x.grad, layer.weight.sum(0).expand(3, -1))
 
 
 @pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
@@ -113,7 +112,7 @@ class TestStateDict:
     def test_holds_plain_tensors(self):
         state = quantized().state_dict()
         assert {key: (value.dtype, tuple(value.shape)) for key, value in state.items()} == {
-            "weight": (torch.int8, (7, 12)),
+            "weight_int8": (torch.int8, (7, 12)),
             "weight_scale": (torch.float32, (7,)),
             "bias": (torch.float32, (7,)),
             "version": (torch.int64, ()),
@@ -162,14 +161,20 @@ class TestStateDict:
         safetensors.torch.load_model(other, tmp_path / "model")
         assert_equal_layers(other[2], model[2])
 
-    @pytest.mark.parametrize("key", ["weight", "weight_scale", "bias", "version"])
+    @pytest.mark.parametrize("key", ["weight_int8", "weight_scale", "bias", "version"])
     def test_missing_key(self, key):
         layer, other = nn.Sequential(quantized()), nn.Sequential(quantized())
         state = layer.state_dict()
         del state[f"0.{key}"]
         with pytest.raises(RuntimeError, match=f'Missing key.*"0.{key}"'):
             other.load_state_dict(state)
-        assert other.load_state_dict(state, strict=False).missing_keys == [f"0.{key}"]
+        if key.startswith("weight"):
+            before = copy.deepcopy(other)
+            with pytest.raises(RuntimeError, match=f"without 0.{key}: both are loaded, or neither"):
+                other.load_state_dict(state, strict=False)
+            assert_equal_layers(other[0], before[0])
+        else:
+            assert other.load_state_dict(state, strict=False).missing_keys == [f"0.{key}"]
 
     @pytest.mark.parametrize("key", ["packed", "scale", "bias", "weight.x"])
     def test_unexpected_key(self, key):
@@ -182,23 +187,23 @@ class TestStateDict:
     @pytest.mark.parametrize(
         ("key", "value", "message"),
         [
-            ("weight", torch.zeros(7, 12), "0.weight is torch.float32, but 0.weight_scale is"),
+            ("weight", torch.zeros(7, 12), "0.weight is torch.float32, but 0.weight_int8 is"),
             (
-                "weight",
+                "weight_int8",
                 torch.zeros(7, 12, dtype=torch.int16),
-                "0.weight: expected torch.int8, found torch.int16",
+                "0.weight_int8: expected torch.int8, found torch.int16",
             ),
             (
-                "weight",
+                "weight_int8",
                 torch.zeros(7, 11, dtype=torch.int8),
-                r"0.weight: expected the shape \[7, 12\], found \[7, 11\]",
+                r"0.weight_int8: expected the shape \[7, 12\], found \[7, 11\]",
             ),
-            ("weight", [1], "0.weight: expected a tensor, found list"),
+            ("weight_int8", [1], "0.weight_int8: expected a tensor, found list"),
             ("weight_scale", torch.ones(7).half(), "0.weight_scale: expected torch.float32, found"),
             ("weight_scale", torch.ones(6), r"0.weight_scale: expected the shape \[7\] or \[1\]"),
             ("bias", torch.zeros(8), r"0.bias: expected the shape \[7\], found \[8\]"),
             ("bias", torch.zeros(7, dtype=torch.int8), "0.bias: expected torch.float32 or"),
-            ("version", torch.tensor(2), "0.version is 2; this dynquant reads 1 to 1"),
+            ("version", torch.tensor(3), "0.version is 3; this dynquant reads 1 to 2"),
             ("version", torch.tensor(0), "0.version is 0"),
             ("version", torch.tensor(1.0), "0.version: expected torch.int64 or .* found"),
             ("version", torch.tensor([1]), r"0.version: expected the shape \[\], found \[1\]"),
@@ -217,12 +222,14 @@ class TestStateDict:
     def test_minus_128_is_requantized(self, config):
         layer = quantized(qconfig=config)
         state = layer.state_dict()
-        state["weight"][2, 3] = -128
-        values = state["weight"].numpy().astype(np.float32) * state["weight_scale"].numpy()[:, None]
+        state["weight_int8"][2, 3] = -128
+        values = (
+            state["weight_int8"].numpy().astype(np.float32) * state["weight_scale"].numpy()[:, None]
+        )
         layer.load_state_dict(state)
         weight, scale = ref.quantize_weight(values, config.weight == "per_channel")
         assert weight.min() == -127
-        assert_same(layer.weight, weight)
+        assert_same(layer.weight.int_repr(), weight)
         assert_same(layer.weight_scale, scale)
 
     def test_ties_are_kept(self):
@@ -269,7 +276,7 @@ class TestCopies:
     def test_pickles_hold_no_packed_weight(self):
         state = quantized().__getstate__()
         assert "packed" not in state["_buffers"]
-        assert state["_weights"]["weight"].shape == (7, 12)
+        assert state["_entries"]["weight"]["weight_int8"].shape == (7, 12)
 
     def test_attributes_survive(self):
         layer = quantized()
@@ -324,21 +331,28 @@ class TestMoves:
 
 
 class TestWeight:
-    def test_reads_as_an_int8_tensor(self):
-        layer = quantized()
-        weight, expected = layer.weight, layer.state_dict()["weight"]
+    def test_reads_as_the_dequantized_values(self):
+        layer = quantized(dtype=torch.bfloat16)
+        weight, integers = layer.weight, layer.state_dict()["weight_int8"]
+        expected = (integers.float() * layer.weight_scale[:, None]).bfloat16()
         assert isinstance(weight, torch.Tensor)
-        assert (weight.shape, weight.dtype, weight.device) == ((7, 12), torch.int8, expected.device)
+        assert (weight.shape, weight.dtype, weight.device) == (
+            (7, 12),
+            torch.bfloat16,
+            expected.device,
+        )
         assert not weight.requires_grad and weight.size(1) == 12 and weight.numel() == 84
+        assert_same(weight.int_repr(), integers)
         for one, other in [
             (weight + 0, expected),
-            (weight.T, expected.T),
-            (weight[2], expected[2]),
-            (weight.to(torch.float32), expected.float()),
-            (torch.from_numpy(weight.numpy()), expected),
+            (weight.T + 0, expected.T),
+            (weight[2] + 0, expected[2]),
+            (weight.to(torch.float64), expected.double()),
+            (torch.from_numpy(weight.float().numpy()), integers * layer.weight_scale[:, None]),
             (copy.deepcopy(weight), expected),
+            (weight.clone(), expected),
             (pickle.loads(pickle.dumps(weight)), expected),
-            (torch.tensor(weight.tolist(), dtype=torch.int8), expected),
+            (torch.tensor(weight.tolist()).bfloat16(), expected),
         ]:
             assert type(one) is torch.Tensor
             assert_same(one, other)

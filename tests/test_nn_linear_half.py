@@ -47,7 +47,7 @@ def test_is_the_specification(m, n, k, bias, dtype, half, seed):
     )
     layer = HalfLinear.from_float(linear, QConfig(dtype=half))
     assert_same(layer(x).float(), expected)
-    assert_same(layer._buffers["weight"], linear.weight.detach().to(half))
+    assert_same(layer._buffers["weight_16bit"], linear.weight.detach().to(half))
     assert (layer.in_features, layer.out_features) == (k, n)
 
 
@@ -128,7 +128,7 @@ def test_gradient_of_the_input():
     layer = halved()
     x = torch.randn(3, 12, requires_grad=True)
     layer(x).sum().backward()
-    torch.testing.assert_close(x.grad, layer._buffers["weight"].float().sum(0).expand(3, -1))
+    torch.testing.assert_close(x.grad, layer._buffers["weight_16bit"].float().sum(0).expand(3, -1))
     with torch.inference_mode():
         assert not layer(x).requires_grad
 
@@ -178,7 +178,7 @@ class TestStateDict:
             ("bias", None, "Missing key.*0.bias"),
             ("weight", None, "Missing key.*0.weight"),
             ("other", torch.zeros(1), "Unexpected key.*0.other"),
-            ("version", torch.tensor(2), "0.version is 2; this dynquant reads 1 to 1"),
+            ("version", torch.tensor(3), "0.version is 3; this dynquant reads 1 to 2"),
         ],
     )
     def test_errors_name_the_key(self, key, value, message):
@@ -216,10 +216,10 @@ class TestCopiesAndMoves:
     @pytest.mark.parametrize("bias", [False, True])
     def test_casts_leave_the_weight(self, half, bias):
         layer = halved(half=half, bias=bias)
-        before = copy.deepcopy(layer._buffers["weight"])
+        before = copy.deepcopy(layer._buffers["weight_16bit"])
         for dtype in (torch.float16, torch.bfloat16, torch.float32):
             layer.to(dtype)
-            assert_same(layer._buffers["weight"], before)
+            assert_same(layer._buffers["weight_16bit"], before)
             assert next(layer.parameters()).dtype == dtype
             assert all(parameter.dtype == dtype for parameter in layer.parameters())
             assert layer(torch.randn(2, 12, dtype=dtype)).dtype == dtype
@@ -227,7 +227,7 @@ class TestCopiesAndMoves:
     def test_to_meta_and_shared_memory(self):
         layer = halved()
         layer.share_memory()
-        assert layer._buffers["weight"].is_shared()
+        assert layer._buffers["weight_16bit"].is_shared()
         assert layer.to("meta").weight.is_meta
 
 

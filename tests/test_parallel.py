@@ -184,13 +184,13 @@ def check_state_errors():
     for entries, message in (
         (
             pair(37, 100, 51)[0].state_dict(),
-            r"up.weight: expected the shape \[101, 37\], found \[100, 37\]",
+            r"up.weight_int8: expected the shape \[101, 37\], found \[100, 37\]",
         ),
         ({"up.bias": torch.zeros(100)}, r"up.bias: expected the shape \[101\], found \[100\]"),
         # As long as the scales of one process.
         ({"up.weight_scale": torch.ones(51)}, r"up.weight_scale: expected the shape \[101\] or"),
-        ({"up.weight": torch.zeros(101, 37)}, "up.weight is torch.float32, but has a weight_scale"),
-        ({"up.weight": None}, "up.weight: expected a tensor, found NoneType"),
+        ({"up.weight": torch.zeros(101, 37)}, "up.weight is torch.float32, but up.weight_int8 is"),
+        ({"up.weight_int8": None}, "up.weight_int8: expected a tensor, found NoneType"),
     ):
         assert_refused(message, sharded.load_state_dict, {**expected, **entries})
     floats = Block(37, 101, 51).state_dict()

@@ -565,7 +565,7 @@ class TestOtherDtypes:
         }
         quantized = dynquant.quantize_dynamic(Words(), spec)
         assert quantized.words.bits == 8 and quantized.bag.bits == 4
-        assert quantized.fc.weight.dtype == torch.float16
+        assert quantized.fc.weight_16bit.dtype == torch.float16
         model = Words()
         model.words.qconfig = of_torch.float_qparams_weight_only_qconfig
         assert dynquant.convert(model).words.bits == 8
@@ -591,7 +591,7 @@ class TestOtherDtypes:
         assert type(quantized.rnn) is dynquant.nn.HalfLSTM
         assert type(quantized.fc) is dynquant.nn.HalfLinear
         assert type(quantized.words) is nn.Embedding
-        assert_same(quantized.fc._buffers["weight"], model.fc.weight.detach().to(dtype))
+        assert_same(quantized.fc._buffers["weight_16bit"], model.fc.weight.detach().to(dtype))
 
     @pytest.mark.parametrize("dtype", [torch.quint8, torch.float16])
     @pytest.mark.parametrize("inplace", [False, True])
@@ -607,11 +607,11 @@ class TestOtherDtypes:
 
     def test_16_bit_weights_are_shared(self):
         quantized = dynquant.quantize_dynamic(Tied(), dtype=torch.float16)
-        assert quantized.a._buffers["weight"] is quantized.b._buffers["weight"]
+        assert quantized.a._buffers["weight_16bit"] is quantized.b._buffers["weight_16bit"]
         spec = {"a": QConfig(dtype=torch.float16), "b": QConfig(dtype=torch.bfloat16), "c": {}}
         spec["c"] = spec["a"]
         quantized = dynquant.quantize_dynamic(Tied(), spec)
-        assert [quantized.a.weight.dtype, quantized.b.weight.dtype] == [
+        assert [quantized.a.weight_16bit.dtype, quantized.b.weight_16bit.dtype] == [
             torch.float16,
             torch.bfloat16,
         ]
@@ -782,7 +782,7 @@ class TestQuestionsOfHuggingFace:
     def test_placeholder_is_empty_and_not_saved(self):
         layer = dynquant.quantize_dynamic(nn.Linear(4, 4, bias=False))
         assert sum(p.numel() for p in layer.parameters()) == 0
-        assert set(layer.state_dict()) == {"weight", "weight_scale", "version"}
+        assert set(layer.state_dict()) == {"weight_int8", "weight_scale", "version"}
 
 
 class TestProgress:
@@ -821,3 +821,37 @@ def test_saved_and_loaded_into_a_new_model(net):
     other.load_state_dict(torch_saved(quantized.state_dict()))
     x = torch.randn(2, 8)
     assert_same(other(x), quantized(x))
+
+
+class TestWhatStaysInFloat:
+    """Much of a model in types without a quantized form is told, in percent."""
+
+    def test_convolutions(self):
+        model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8, 8))
+        total = 8 * 8 * 9 + 8 + 8 * 8 + 8
+        share = f"{8 * 8 * 9 / total:.1%}"
+        with pytest.warns(UserWarning, match=rf"^{share} \(Conv2d {share}\) of the parameters"):
+            dynquant.quantize_dynamic(model)
+
+    def test_experts(self):
+        class Experts(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.up = nn.Parameter(torch.randn(4, 8, 8))
+
+        model = nn.Sequential(Experts(), nn.Linear(8, 8, bias=False))
+        with pytest.warns(UserWarning, match=r"^80.0% \(Experts 80.0%\) of the parameters stay"):
+            dynquant.quantize_dynamic(model)
+
+    def test_scripted(self):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            model = nn.Sequential(torch.jit.script(nn.Linear(8, 8)), nn.Linear(8, 8))
+        with pytest.warns(UserWarning, match=r"\(ScriptModule 44.4%\) of the parameters stay"):
+            dynquant.quantize_dynamic(model)
+
+    def test_embeddings_and_small_parts_are_no_news(self):
+        model = nn.Sequential(nn.Embedding(100, 64), nn.Linear(64, 64), nn.Conv1d(2, 2, 3))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            dynquant.quantize_dynamic(model)

@@ -86,6 +86,19 @@ class TestLoading:
         assert not model.training
         assert_same(output(model), output(expected))
 
+    def test_version_1_is_read(self, bert, tmp_path):
+        from safetensors.torch import load_file, save_file
+
+        model = quantized(bert)
+        model.save_pretrained(tmp_path)
+        file = tmp_path / "model.safetensors"
+        old = {key.removesuffix("_int8"): one for key, one in load_file(file).items()}
+        save_file(old, file, {"format": "pt"})
+        again = AutoModel.from_pretrained(tmp_path)
+        assert_same(output(again), output(model))
+        again.save_pretrained(tmp_path / "new")
+        assert "pooler.dense.weight_int8" in load_file(tmp_path / "new" / "model.safetensors")
+
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_in_16_bits(self, bert, dtype):
         model = quantized(bert, dtype=dtype)
@@ -157,7 +170,7 @@ class TestRoundTrip:
         model = quantized(bert)
         model.save_pretrained(tmp_path / "q")
         tensors = load_file(tmp_path / "q" / "model.safetensors")
-        assert tensors["pooler.dense.weight"].dtype == torch.int8
+        assert tensors["pooler.dense.weight_int8"].dtype == torch.int8
         assert tensors["pooler.dense.weight_scale"].dtype == torch.float32
         held = json.loads((tmp_path / "q" / "config.json").read_text())["quantization_config"]
         assert held["quant_method"] == "dynquant"

@@ -1,78 +1,42 @@
 """What recurrent layers and cells share: the weights of a direction, and the call of its op."""
 
 import torch
-from torch import nn
 
 import dynquant.ops  # noqa: F401 (registers torch.ops.dynquant)
-from dynquant.nn._checks import check_config, check_parameters
-from dynquant.nn._half import HalfState, in_16_bits
-from dynquant.nn._packed import PackedModule, check_weight, packed_from_float, packed_name
-from dynquant.nn.weight import int8_weight
-from dynquant.qconfig import QConfig, parse_qconfig, per_channel, per_tensor, per_token
+from dynquant.nn._formats import Int8
+from dynquant.nn._module import QuantizedModule
 
 
-class Recurrent:
+class Recurrent(QuantizedModule):
     """A module whose weights come in directions: weight_ih{suffix}, weight_hh{suffix}, and so on.
 
-    What holds the weights is for another base class to tell: Int8Weights or HalfWeights, which
-    come after this one.
-
     Attributes:
-        FLOAT: the float module's type.
-        COPIED: what is copied of the float module.
         OP: the op of one direction of one layer.
     """
 
-    FLOAT = None
-    COPIED = ()
     OP = None
 
     bidirectional = False
 
-    def __init__(self, mod, suffixes, qconfig):
-        super().__init__()
-        for key in self.COPIED:
-            setattr(self, key, getattr(mod, key))
-        self._suffixes = suffixes
-        names = _parameter_names(mod, suffixes)
-        weights = {name: getattr(mod, name).detach() for name in names["weight"]}
-        biases = {}
-        for name in names["bias"]:
-            bias = getattr(mod, name, None)
-            biases[name] = None if bias is None else bias.detach().clone()
-        self._hold_float(weights, biases, qconfig)
+    def __init__(self, mod, qconfig, tied_to=None):
+        super().__init__(mod, qconfig, tied_to)
+        self._suffixes = self._suffixes_of(mod)
+
+    @staticmethod
+    def _suffixes_of(mod):
+        """The ends of the parameters' names, for each direction."""
+        raise NotImplementedError
 
     @classmethod
-    def from_float(cls, mod, qconfig=None):
-        """The quantized form of `mod`, which is not changed and shares no memory with it.
-
-        Args:
-            mod: the float module, with weights in fp32, bf16 or fp16.
-            qconfig: any form of a config; None means QConfig() of the first of DTYPES.
-
-        Raises:
-            ValueError: as check_float.
-        """
-        qconfig = QConfig(dtype=cls.DTYPES[0]) if qconfig is None else parse_qconfig(qconfig)
-        cls.check_float(mod, qconfig)
-        return cls(mod, cls._suffixes_of(mod), qconfig)
-
-    @classmethod
-    def check_float(cls, mod, qconfig, name=""):
-        """Raises what stands against quantizing `mod`, naming its parameters after `name`.
-
-        Raises:
-            ValueError: for a parameter that holds NaN or Inf or has another dtype than fp32, bf16
-                and fp16; for an int8 weight of more than 65,536 columns; for a dtype of the config
-                that is not in DTYPES; for dynamic=False.
-        """
-        check_config(name, f"nn.{cls.FLOAT.__name__}", qconfig, cls.DTYPES)
-        prefix = f"{name}." if name else ""
-        names = _parameter_names(mod, cls._suffixes_of(mod))
-        every = [*names["weight"], *names["bias"]]
-        check_parameters({prefix + key: getattr(mod, key, None) for key in every})
-        for key in names["weight"]:
-            cls.check_weight(prefix + key, getattr(mod, key))
+    def _float_parameters(cls, mod):
+        kinds = ["ih", "hh", "hr"] if getattr(mod, "proj_size", 0) else ["ih", "hh"]
+        suffixes = cls._suffixes_of(mod)
+        weights = [f"weight_{kind}{suffix}" for suffix in suffixes for kind in kinds]
+        biases = [f"bias_{kind}{suffix}" for suffix in suffixes for kind in kinds[:2]]
+        return (
+            {name: getattr(mod, name) for name in weights},
+            {name: getattr(mod, name, None) for name in biases},
+        )
 
     def _direction(self, x, states, place, batch_sizes=None):
         """One direction of one layer.
@@ -95,9 +59,9 @@ class Recurrent:
         y, *states = op(
             x,
             *states,
-            *self._held_form(f"weight_ih{suffix}"),
+            *self._arguments(f"weight_ih{suffix}"),
             parameters[f"bias_ih{suffix}"],
-            *self._held_form(f"weight_hh{suffix}"),
+            *self._arguments(f"weight_hh{suffix}"),
             parameters[f"bias_hh{suffix}"],
             *self._more_arguments(suffix),
             batch_sizes,
@@ -106,78 +70,30 @@ class Recurrent:
         )
         return y, states
 
+    def _arguments(self, name):
+        """What the op takes for the weight `name`, which need not be there."""
+        return [self._buffers.get(key) for key in self.FORMAT.buffers_of(name)]
+
     def _more_arguments(self, suffix):
         """What the op takes between the bias and the batch sizes."""
         return ()
 
-
-class Int8Weights(PackedModule):
-    """The int8 weights of a Recurrent, and how the input and the states are quantized."""
-
-    check_weight = staticmethod(check_weight)
-
-    def _hold_float(self, weights, biases, qconfig):
-        self.per_token = qconfig.activation == per_token
-        self.symmetric = qconfig.symmetric
-        packed = {
-            name: (*packed_from_float(weight, qconfig.weight), *weight.shape)
-            for name, weight in weights.items()
-        }
-        self._hold(packed, biases, next(iter(weights.values())).dtype)
-
-    def __getattr__(self, name):
-        shapes = self.__dict__.get("_shapes", {})
-        if name in shapes:
-            n, k = shapes[name]
-            return int8_weight([(self._packed(name), n)], k)
-        return super().__getattr__(name)
-
-    def _held_form(self, name):
-        """What an op takes for the weight `name`, which need not be there."""
-        return self._buffers.get(packed_name(name)), self._buffers.get(f"{name}_scale")
-
     def _scheme(self):
-        """What an op takes last."""
-        return self.per_token, self.symmetric
-
-    def _scheme_repr(self):
-        per_row = self._is_per_channel(next(iter(self._shapes)))
-        return (
-            f", weight={per_channel if per_row else per_tensor}"
-            f", activation={per_token if self.per_token else per_tensor}"
-            f", symmetric={self.symmetric}"
-        )
-
-
-class HalfWeights(HalfState):
-    """The 16-bit weights of a Recurrent."""
-
-    def _hold_float(self, weights, biases, qconfig):
-        for name, weight in weights.items():
-            self.register_buffer(name, in_16_bits(weight, qconfig.dtype))
-        for name, bias in biases.items():
-            bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-            self.register_parameter(name, bias)
-        self._set_placeholder(weight, weight.dtype)
-        self.eval()
-
-    def _held_form(self, name):
-        return (self._buffers.get(name),)
-
-    def _scheme(self):
+        """What the op takes last."""
         return ()
 
-    def _scheme_repr(self):
-        return f", dtype={next(iter(self._buffers.values())).dtype}"
+    def _format_repr(self):
+        return f", {next(iter(self._formats.values()))}"
 
 
-def _parameter_names(mod, suffixes):
-    """Those of a float module's weights and of its biases, which may be None."""
-    kinds = ["ih", "hh", "hr"] if getattr(mod, "proj_size", 0) else ["ih", "hh"]
-    return {
-        "weight": [f"weight_{kind}{suffix}" for suffix in suffixes for kind in kinds],
-        "bias": [f"bias_{kind}{suffix}" for suffix in suffixes for kind in kinds[:2]],
-    }
+class Int8Scheme:
+    """What a Recurrent with int8 weights has: how the input and the states are quantized."""
+
+    FORMAT = Int8
+    DTYPES = Int8.DTYPES
+
+    def _scheme(self):
+        return self.per_token, self.symmetric
 
 
 def check_states(module, hx, count):

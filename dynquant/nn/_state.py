@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import nn
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -81,59 +80,3 @@ def _complaints(key, value, entry):
 
 def _either(values):
     return " or ".join(str(value) for value in values)
-
-
-class OwnState(nn.Module):
-    """A module that says itself what its state dict holds, in a version that is part of it."""
-
-    VERSION = 1
-
-    def _state(self):
-        """The entries of the state dict by key, version among them."""
-        raise NotImplementedError
-
-    def _read(self, state_dict, prefix, *lists):
-        """What `state_dict` holds of this module, and a list of errors.
-
-        Args:
-            lists: strict, missing_keys and unexpected_keys, as for read_entries.
-        """
-        raise NotImplementedError
-
-    def _load(self, found, assign, prefix):
-        """Takes over what was read; as the module's own tensors where `assign`."""
-        raise NotImplementedError
-
-    def _translated(self, state_dict, prefix):
-        """A state dict in the names of this module, and a list of errors."""
-        return state_dict, []
-
-    def _save_to_state_dict(self, destination, prefix, keep_vars):
-        for key, value in self._state().items():
-            destination[prefix + key] = value if keep_vars else value.detach()
-
-    def _load_from_state_dict(
-        self,
-        state_dict,
-        prefix,
-        local_metadata,
-        strict,
-        missing_keys,
-        unexpected_keys,
-        error_msgs,
-    ):
-        lists = (strict, missing_keys, unexpected_keys)
-        for hook in self._load_state_dict_pre_hooks.values():
-            hook(state_dict, prefix, local_metadata, *lists, error_msgs)
-        state_dict, errors = self._translated(state_dict, prefix)
-        found, wrong = self._read(state_dict, prefix, *lists)
-        errors += wrong
-        version = found.pop("version", None)
-        if not (errors or version is None or version.is_meta or 1 <= version <= self.VERSION):
-            errors.append(
-                f"{prefix}version is {int(version)}; this dynquant reads 1 to {self.VERSION}"
-            )
-        if errors:
-            error_msgs.extend(errors)
-        elif found:
-            self._load(found, local_metadata.get("assign_to_params_buffers", False), prefix)

@@ -16,8 +16,8 @@ def with_plain_linear(state_dict, prefix):
     """`state_dict` with plain entries in place of those of a torch.ao Linear below `prefix`.
 
     torch.ao saves scale, zero_point, _packed_params.dtype and _packed_params._packed_params; in
-    their place come weight, weight_scale, bias where there is one, and version, or weight and bias
-    alone where the weight is float.
+    their place come weight_int8, weight_scale, bias where there is one, and version, or weight and
+    bias alone where the weight is float.
 
     Returns:
         the state dict, a new one where anything was replaced, and a list of error messages.
@@ -78,14 +78,14 @@ def plain_linear(packed_params):
         raise ValueError(f"expected a weight [N, K], found {weight!r}")
     entries = plain_weight(weight, "weight")
     if "weight_scale" in entries:
-        entries["version"] = torch.tensor(1)
+        entries["version"] = torch.tensor(2)
     if bias is not None:
         entries["bias"] = bias.detach()
     return entries
 
 
 def plain_weight(weight, name):
-    """A quantized weight [N, K] as {name: int8 [N, K], name_scale: fp32 [N] or [1]}.
+    """A quantized weight [N, K] as {name_int8: [N, K], name_scale: fp32 [N] or [1]}.
 
     A weight without zero point keeps its integers, -128 included. One with zero points, of another
     dtype than qint8, or scaled along another axis comes as {name: fp32 [N, K]}, its dequantized
@@ -106,7 +106,7 @@ def plain_weight(weight, name):
         rows = True
     if weight.dtype != torch.qint8 or not rows or offsets.any():
         return {name: weight.dequantize()}
-    return {name: weight.int_repr(), f"{name}_scale": scale.to(torch.float32)}
+    return {f"{name}_int8": weight.int_repr(), f"{name}_scale": scale.to(torch.float32)}
 
 
 def plain_cell(param):
@@ -117,8 +117,8 @@ def plain_cell(param):
             layer first.
 
     Returns:
-        weight_ih, weight_hh (int8, with weight_ih_scale and weight_hh_scale; or fp32 alone where
-        torch.ao kept 16 bits), and bias_ih, bias_hh.
+        weight_ih_int8, weight_hh_int8, weight_ih_scale and weight_hh_scale, or weight_ih and
+        weight_hh in fp32 where torch.ao kept 16 bits,, and bias_ih, bias_hh.
 
     Raises:
         ValueError: for another object.

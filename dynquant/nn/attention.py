@@ -7,10 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from dynquant.nn._checks import check_config, check_parameters
-from dynquant.nn._half import HalfWeight
 from dynquant.nn.linear import Linear, outputs_of
 from dynquant.nn.linear_half import HalfLinear
-from dynquant.nn.weight import int8_weight
 from dynquant.qconfig import QConfig, parse_qconfig
 
 _IN = ("q", "k", "v")
@@ -33,8 +31,8 @@ class MultiheadAttention(nn.Module):
         bias_k, bias_v: parameters [1, 1, embed_dim] without gradient, or None.
         embed_dim, kdim, vdim, num_heads, head_dim, dropout, batch_first, add_zero_attn: as in
             nn.MultiheadAttention.
-        in_proj_weight: int8 or 16 bits [3 * embed_dim, embed_dim], read-only; None where kdim or
-            vdim differ from embed_dim.
+        in_proj_weight: a QuantizedWeight [3 * embed_dim, embed_dim]; None where kdim or vdim differ
+            from embed_dim.
         in_proj_bias: [3 * embed_dim], or None.
     """
 
@@ -90,7 +88,7 @@ class MultiheadAttention(nn.Module):
         weights = {key: weight for key, weight, _ in _projections(mod)}
         check_parameters({prefix + key: value for key, value in {**own, **weights}.items()})
         for key, weight, _ in _projections(mod):
-            _form_for(qconfig).check_weight(prefix + key, weight)
+            _form_for(qconfig).FORMAT.check(prefix + key, weight)
 
     def forward(
         self,
@@ -221,18 +219,15 @@ class MultiheadAttention(nn.Module):
             parts.append(x.new_zeros(shape))
         return torch.cat(parts, 2) if len(parts) > 1 else x
 
-    # TorchScript takes neither an optional tensor where nn.TransformerEncoderLayer reads these, nor
-    # Int8Weight; what it reads is not used.
+    # TorchScript takes no optional tensor where nn.TransformerEncoderLayer reads these; it does not
+    # use what it reads.
     @property
     def in_proj_weight(self) -> torch.Tensor:
         if torch.jit.is_scripting():
             return self.q_proj.weight
         if self.kdim != self.embed_dim or self.vdim != self.embed_dim:
             return None
-        projections = (self.q_proj, self.k_proj, self.v_proj)
-        if isinstance(self.q_proj, HalfLinear):
-            return torch.cat([one.weight for one in projections]).as_subclass(HalfWeight)
-        return int8_weight([(one.packed, one.out_features) for one in projections], self.embed_dim)
+        return torch.cat([one.weight for one in (self.q_proj, self.k_proj, self.v_proj)])
 
     @property
     def in_proj_bias(self) -> torch.Tensor:

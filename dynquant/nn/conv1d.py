@@ -25,11 +25,13 @@ class _Conv1D:
     def _rows(weight):
         return weight.t()
 
+    _shown = _rows
+
 
 class Conv1D(_Conv1D, Linear):
     """transformers' Conv1D: y = x @ weight + bias with a float weight [in, out].
 
-    What it holds, and its state dict, are those of dynquant.nn.Linear: weight is int8 [out, in].
+    What it holds, and its state dict, are those of dynquant.nn.Linear: weight_int8 is [out, in].
     load_state_dict takes the float module's weight [in, out].
 
     Attributes:
@@ -40,7 +42,7 @@ class Conv1D(_Conv1D, Linear):
 class HalfConv1D(_Conv1D, HalfLinear):
     """transformers' Conv1D with a weight in 16 bits, computed in fp32.
 
-    What it holds, and its state dict, are those of dynquant.nn.HalfLinear: weight is [out, in].
+    What it holds, and its state dict, are those of dynquant.nn.HalfLinear: its weight is [out, in].
     load_state_dict takes the float module's weight [in, out].
 
     Attributes:

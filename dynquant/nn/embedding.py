@@ -3,112 +3,48 @@
 import torch
 
 import dynquant.ops  # noqa: F401 (registers torch.ops.dynquant)
-from dynquant.nn._checks import (
-    FLOAT_DTYPES,
-    check_config,
-    check_finite,
-    check_parameters,
-    check_row_qparams,
-)
-from dynquant.nn._plain import PlainState
-from dynquant.nn._state import Entry, check_assigned
-from dynquant.nn.weight import QuantizedTable
-from dynquant.qconfig import QConfig, parse_qconfig
-
-EMBEDDING_DTYPES = (torch.quint8, torch.quint4x2)
+from dynquant.nn._formats import Table
+from dynquant.nn._module import QuantizedModule
 
 _embedding = torch.ops.dynquant.embedding.default
 _embedding_bag = torch.ops.dynquant.embedding_bag.default
 
 
-class _Table(PlainState):
-    """What Embedding and EmbeddingBag share: the table, and how it is made."""
+class _EmbeddingTable(QuantizedModule):
+    """What Embedding and EmbeddingBag share.
 
-    DTYPES = EMBEDDING_DTYPES
-    __jit_unused_properties__ = ("weight",)  # TorchScript reads the buffer of that name
+    Rows that max_norm would shorten at each lookup are shortened once. scale_grad_by_freq and
+    sparse, which concern gradients alone, have no meaning here.
+    """
 
-    def __init__(self, mod, rows, qparams, dtype):
-        super().__init__()
+    FORMAT = Table
+    DTYPES = Table.DTYPES
+    COPIED = ("padding_idx", "max_norm", "norm_type")
+
+    def __init__(self, mod, qconfig, tied_to=None):
+        super().__init__(mod, qconfig, tied_to)
         self.num_embeddings, self.embedding_dim = mod.weight.shape
-        self.padding_idx = mod.padding_idx
-        self.max_norm, self.norm_type = mod.max_norm, mod.norm_type
-        self.bits = 8 if dtype == torch.quint8 else 4
-        self._buffers["weight"] = rows  # the property of that name reads it
-        self.register_buffer("weight_qparams", qparams)
-        self._set_placeholder(rows, mod.weight.dtype)
-        self.eval()
 
     @classmethod
-    def from_float(cls, mod, qconfig=None, tied_to=None):
-        """The quantized form of `mod`, which is not changed and shares no memory with it.
-
-        Rows that max_norm would shorten at each lookup are shortened once. scale_grad_by_freq and
-        sparse, which concern gradients alone, have no meaning here.
-
-        Args:
-            mod: the float module, with a weight in fp32, bf16 or fp16.
-            qconfig: any form of a config of dtype torch.quint8 (also where it is None) or
-                torch.quint4x2.
-            tied_to: what from_float gave for a module with the same weight and dtype, to share
-                its table.
-
-        Raises:
-            ValueError: as check_float.
-        """
-        qconfig = parse_qconfig(qconfig or QConfig(dtype=torch.quint8))
-        cls.check_float(mod, qconfig)
-        bits = 8 if qconfig.dtype == torch.quint8 else 4
-        norm = (mod.max_norm, mod.norm_type)
-        if tied_to is None or (tied_to.max_norm, tied_to.norm_type) != norm:
-            rows, qparams = _quantized(mod.weight, bits, *norm)
-        else:
-            rows, qparams = tied_to._buffers["weight"], tied_to._buffers["weight_qparams"]
-        return cls(mod, rows, qparams, qconfig.dtype)
+    def _float_parameters(cls, mod):
+        return {"weight": mod.weight}, {}
 
     @classmethod
-    def check_float(cls, mod, qconfig, name=""):
-        """Raises what stands against quantizing `mod`, naming its weight after `name`.
-
-        Raises:
-            ValueError: for a weight that holds NaN or Inf or a row that spans more than fp32 can
-                hold, or of another dtype than fp32, bf16 and fp16; for a dtype other than
-                torch.quint8 and torch.quint4x2; for dynamic=False.
-        """
-        check_config(name, f"nn.{cls.__name__}", qconfig, EMBEDDING_DTYPES)
-        prefix = f"{name}." if name else ""
-        check_parameters({f"{prefix}weight": mod.weight})
-        _check_weight(f"{prefix}weight", mod.weight)
-
-    def __setattr__(self, name, value):
-        if name == "weight":
-            self._assign_weight(value)
-        else:
-            super().__setattr__(name, value)
-
-    def _assign_weight(self, value):
-        """Takes a table, or quantizes a float weight, as where transformers ties tables again."""
-        if isinstance(value, QuantizedTable):
-            if (value.bits, value.width, len(value)) == (self.bits, *self._shape()[::-1]):
-                self._buffers["weight"] = value.as_subclass(torch.Tensor)
-                self._buffers["weight_qparams"] = value.qparams
-                return
-            value = value.dequantized()
-        check_assigned("weight", value, self._float_entries()["weight"])
-        with torch.inference_mode(False), torch.no_grad():
-            found = {"weight": value.detach()}
-            self._convert(found, "weight", "")
-            self._buffers.update(found)
-
-    def _shape(self):
-        return self.num_embeddings, self.embedding_dim
+    def _format_of(cls, name, rows, qconfig, mod):
+        return Table(name, rows, qconfig, mod.max_norm, mod.norm_type)
 
     @property
-    def weight(self):
-        """The rows as they are held, a QuantizedTable. Assigning a float weight quantizes it."""
-        buffers = self._buffers
-        return QuantizedTable.of(
-            buffers["weight"], buffers["weight_qparams"], self.bits, self.embedding_dim
-        )
+    def weight(self) -> torch.Tensor:
+        if torch.jit.is_scripting():
+            return torch.ops.dynquant.embedding(
+                torch.arange(self.num_embeddings, device=self.weight_uint8.device),
+                self.weight_uint8,
+                self.weight_qparams,
+                self.bits,
+                self.embedding_dim,
+                self.placeholder.dtype,
+            )
+        return self._weight("weight")
 
     @property
     def weight_scale(self):
@@ -120,31 +56,17 @@ class _Table(PlainState):
         """fp32 [num_embeddings]."""
         return self.weight_qparams[:, 1]
 
-    def _entries(self):
-        return {
-            "weight": Entry((torch.uint8,), (tuple(self._buffers["weight"].shape),)),
-            "weight_qparams": Entry(
-                (torch.float32,), ((self.num_embeddings, 2),), check_row_qparams
-            ),
-        }
-
-    def _weight_names(self):
-        return ["weight"]
-
-    def _float_entries(self):
-        return {"weight": Entry(FLOAT_DTYPES, (self._shape(),))}
-
-    def _convert(self, found, name, prefix):
-        _check_weight(prefix + name, found[name])
-        found[name], found["weight_qparams"] = _quantized(
-            found[name], self.bits, self.max_norm, self.norm_type
-        )
-
     def _table(self):
         """The op's arguments about the table and the output's dtype."""
         buffers = self._buffers
         dtype = self._parameters["placeholder"].dtype
-        return buffers["weight"], buffers["weight_qparams"], self.bits, self.embedding_dim, dtype
+        return (
+            buffers["weight_uint8"],
+            buffers["weight_qparams"],
+            self.bits,
+            self.embedding_dim,
+            dtype,
+        )
 
     def extra_repr(self):
         shape = f"{self.num_embeddings}, {self.embedding_dim}, bits={self.bits}"
@@ -152,7 +74,7 @@ class _Table(PlainState):
         return f"{shape}{padding}"
 
 
-class Embedding(_Table):
+class Embedding(_EmbeddingTable):
     """nn.Embedding with a table in 8 or 4 bits, each row with its own scale and offset.
 
     Made by from_float, which quantize_dynamic calls for dtype torch.quint8 or torch.quint4x2. The
@@ -160,23 +82,28 @@ class Embedding(_Table):
     to which the model is cast later. torch.ops.dynquant.quantize_embedding and embedding specify
     the numbers. padding_idx concerns gradients alone.
 
-    The state dict has weight (uint8 [V, D]; in 4 bits [V, (D + 1) // 2], two values to a byte, the
-    first in the lower four bits), weight_qparams (fp32 [V, 2]: scale, offset) and version (int64).
+    The state dict has weight_uint8 (uint8 [V, D]; in 4 bits [V, (D + 1) // 2], two values to a
+    byte, the first in the lower four bits), weight_qparams (fp32 [V, 2]: scale, offset) and version
+    (int64).
     load_state_dict also takes what the float module has, whose weight is then quantized.
 
     Attributes:
         num_embeddings, embedding_dim: V and D.
         padding_idx, max_norm, norm_type: as in nn.Embedding.
         bits: 8 or 4.
-        weight, weight_qparams: the table, as in the state dict; weight_scale and weight_offset are
-            views of weight_qparams.
+        weight: a QuantizedWeight, of the float module's shape and dtype. Assigning a float weight
+            quantizes it.
+        weight_uint8, weight_qparams: the table, as in the state dict; weight_scale and
+            weight_offset are views of weight_qparams.
     """
+
+    FLOAT = "nn.Embedding"
 
     def forward(self, input):
         if torch.jit.is_scripting():
             return torch.ops.dynquant.embedding(
                 input,
-                self.weight,
+                self.weight_uint8,
                 self.weight_qparams,
                 self.bits,
                 self.embedding_dim,
@@ -185,7 +112,7 @@ class Embedding(_Table):
         return _embedding(input, *self._table())
 
 
-class EmbeddingBag(_Table):
+class EmbeddingBag(_EmbeddingTable):
     """nn.EmbeddingBag with a table in 8 or 4 bits, each row with its own scale and offset.
 
     Everything that Embedding says holds; forward is called as nn.EmbeddingBag's, with all its
@@ -199,10 +126,8 @@ class EmbeddingBag(_Table):
         padding_idx: an index that is left out of the bags, or None.
     """
 
-    def __init__(self, mod, rows, qparams, dtype):
-        super().__init__(mod, rows, qparams, dtype)
-        self.mode = mod.mode
-        self.include_last_offset = mod.include_last_offset
+    FLOAT = "nn.EmbeddingBag"
+    COPIED = (*_EmbeddingTable.COPIED, "mode", "include_last_offset")
 
     def forward(
         self,
@@ -222,7 +147,7 @@ class EmbeddingBag(_Table):
         if torch.jit.is_scripting():
             return torch.ops.dynquant.embedding_bag(
                 input,
-                self.weight,
+                self.weight_uint8,
                 self.weight_qparams,
                 self.bits,
                 self.embedding_dim,
@@ -251,24 +176,3 @@ class EmbeddingBag(_Table):
 
     def extra_repr(self):
         return f"{super().extra_repr()}, mode={self.mode}"
-
-
-def _check_weight(key, weight):
-    """Raises ValueError for a float table [V, D] that cannot be quantized."""
-    check_finite(key, weight)
-    weight = weight.detach()
-    if weight.numel() and not weight.is_meta:
-        span = weight.amax(1).float() - weight.amin(1).float()
-        if not span.isfinite().all():
-            row = int(span.isinf().nonzero()[0])
-            raise ValueError(f"{key}: row {row} spans more than fp32 can hold")
-
-
-def _quantized(weight, bits, max_norm, norm_type):
-    """The rows and qparams of a float table [V, D], which is not changed."""
-    weight = weight.detach()
-    if max_norm is not None and weight.numel() and not weight.is_meta:
-        weight = weight.clone()
-        every = torch.arange(len(weight), device=weight.device)
-        torch.embedding_renorm_(weight, every, max_norm, norm_type)
-    return torch.ops.dynquant.quantize_embedding(weight, bits)

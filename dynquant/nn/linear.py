@@ -1,14 +1,14 @@
 """nn.Linear with an int8 weight, whose input is quantized at each call."""
 
+from types import SimpleNamespace
+
 import torch
 from torch.nn.modules.module import _has_any_global_hook
 
-from dynquant.nn._checks import check_config, check_parameters
-from dynquant.nn._packed import PackedModule, check_weight, packed_from_float
+from dynquant.nn._formats import Int8
+from dynquant.nn._module import QuantizedModule
 from dynquant.nn._torch_ao import with_plain_linear
 from dynquant.nn.quantize import remembered
-from dynquant.nn.weight import int8_weight
-from dynquant.qconfig import QConfig, parse_qconfig, per_channel, per_tensor, per_token
 
 _linear_dynamic = torch.ops.dynquant.linear_dynamic.default
 _linear_without_gradient = torch.ops.dynquant.linear_dynamic.inference
@@ -31,7 +31,8 @@ class _ScaledMM(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        weight = ctx.linear._plain_weight() * ctx.linear.weight_scale[:, None]
+        linear = ctx.linear
+        weight = linear._formats["weight"].values(linear._held("weight"))
         return (gradient.to(torch.float32) @ weight).to(ctx.dtype), None, None
 
 
@@ -65,87 +66,58 @@ def _is_plain(module):
     )
 
 
-class Linear(PackedModule):
+class LinearModule(QuantizedModule):
+    """What the quantized forms of nn.Linear share, whatever their format."""
+
+    FLOAT = "nn.Linear"
+
+    def __init__(self, mod, qconfig, tied_to=None):
+        super().__init__(mod, qconfig, tied_to)
+        self.out_features, self.in_features = self._rows(mod.weight).shape
+
+    @classmethod
+    def from_weight(cls, weight, bias, qconfig):
+        """The layer of a float weight [N, K] and bias [N] or None, neither of which it keeps.
+
+        Args:
+            weight, bias: what check_float accepts of a module.
+            qconfig: a QConfig.
+        """
+        return cls(SimpleNamespace(weight=weight, bias=bias), qconfig)
+
+    def _translated(self, state_dict, prefix):
+        return with_plain_linear(state_dict, prefix)
+
+    def extra_repr(self):
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}, {self._formats['weight']}"
+        )
+
+
+class Linear(LinearModule):
     """y = x @ weight.T + bias with an int8 weight and x quantized to 8 bits at each call.
 
     Made by from_float, which quantize_dynamic calls. x is fp32, bf16 or fp16 [..., in_features],
     y has x's dtype and shape [..., out_features]; a float64 x is an error. An x from
     dynquant.nn.Quantize is not quantized again. The parts of a nested x are separate inputs.
 
-    The weight is held once, packed for the machine; `weight` and the state dict unpack it. The
-    state dict has weight (int8 [N, K]), weight_scale (fp32 [N] or [1]), bias where there is one,
-    and version (int64). load_state_dict also takes what the float module has (its weight is then
-    quantized as this one was) and what torch.ao's dynamic quantization saves.
+    The weight is held once, packed for the machine. The state dict has weight_int8 (int8 [N, K]),
+    weight_scale (fp32 [N] or [1]), bias where there is one, and version (int64). load_state_dict
+    also takes what the float module has (its weight is then quantized as this one was), what
+    torch.ao's dynamic quantization saves, and version 1, in which weight was int8.
 
     Attributes:
         in_features, out_features: K and N.
-        weight: int8 [N, K], read-only. Assigning a float weight quantizes it.
+        weight: a QuantizedWeight, of the float module's shape and dtype. Assigning a float weight
+            quantizes it.
         weight_scale: fp32 [N] (per_channel) or [1] (per_tensor); fp32 in a model of any dtype.
         bias: a parameter [N] without gradient, or None.
         per_token, symmetric: how x is quantized.
     """
 
-    FLOAT = "nn.Linear"
-
-    check_weight = staticmethod(check_weight)
-
-    def __init__(self, in_features, out_features, packed, weight_scale, bias, dtype, qconfig):
-        super().__init__()
-        self.in_features = in_features
-        self.out_features = out_features
-        self.per_token = qconfig.activation == per_token
-        self.symmetric = qconfig.symmetric
-        weight = (packed, weight_scale, out_features, in_features)
-        self._hold({"weight": weight}, {"bias": bias}, dtype)
-
-    @classmethod
-    def from_float(cls, mod, qconfig=None, tied_to=None):
-        """The quantized form of `mod`, which is not changed and shares no memory with it.
-
-        Args:
-            mod: an nn.Linear with a weight in fp32, bf16 or fp16.
-            qconfig: any form of a config; None means QConfig().
-            tied_to: what from_float gave for a module with the same weight and weight scheme,
-                to share its packed weight.
-
-        Raises:
-            ValueError: as check_float.
-        """
-        qconfig = QConfig() if qconfig is None else parse_qconfig(qconfig)
-        cls.check_float(mod, qconfig)
-        return cls.from_weight(cls._rows(mod.weight), mod.bias, qconfig, tied_to)
-
-    @classmethod
-    def from_weight(cls, weight, bias, qconfig, tied_to=None):
-        """The layer of a float weight [N, K] and bias [N] or None, neither of which it keeps.
-
-        Args:
-            weight, bias: what check_parameters accepts.
-            qconfig: a QConfig.
-            tied_to: as for from_float.
-        """
-        weight = weight.detach()
-        if tied_to is None:
-            packed, weight_scale = packed_from_float(weight, qconfig.weight)
-        else:
-            packed, weight_scale = tied_to.packed, tied_to.weight_scale
-        bias = None if bias is None else bias.detach().clone()
-        n, k = weight.shape
-        return cls(k, n, packed, weight_scale, bias, weight.dtype, qconfig)
-
-    @classmethod
-    def check_float(cls, mod, qconfig, name=""):
-        """Raises what stands against quantizing `mod`, naming its parameters after `name`.
-
-        Raises:
-            ValueError: for a weight that is uninitialized, holds NaN or Inf, has another dtype
-                than fp32, bf16 and fp16, or has more than 65,536 columns; for a bias of another
-                dtype; for a dtype of the config other than torch.qint8; for dynamic=False.
-        """
-        check_config(name, cls.FLOAT, qconfig, cls.DTYPES)
-        prefix = f"{name}." if name else ""
-        check_parameters({f"{prefix}weight": mod.weight, f"{prefix}bias": mod.bias})
-        cls.check_weight(f"{prefix}weight", cls._rows(mod.weight))
+    FORMAT = Int8
+    DTYPES = Int8.DTYPES
 
     def forward(self, x):
         if torch.jit.is_scripting():
@@ -181,19 +153,8 @@ class Linear(PackedModule):
     @property
     def weight(self) -> torch.Tensor:
         if torch.jit.is_scripting():
-            return torch.ops.dynquant.unpack_weight(
+            integers = torch.ops.dynquant.unpack_weight(
                 self.packed, self.out_features, self.in_features
             )
-        return int8_weight([(self.packed, self.out_features)], self.in_features)
-
-    def _translated(self, state_dict, prefix):
-        return with_plain_linear(state_dict, prefix)
-
-    def extra_repr(self):
-        weight = per_channel if self._is_per_channel("weight") else per_tensor
-        activation = per_token if self.per_token else per_tensor
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"bias={self.bias is not None}, weight={weight}, activation={activation}, "
-            f"symmetric={self.symmetric}"
-        )
+            return integers.to(torch.float32) * self.weight_scale.unsqueeze(1)
+        return self._weight("weight")

@@ -5,7 +5,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
 from dynquant.nn._checks import FLOAT_DTYPES
-from dynquant.nn._packed import check_weight
+from dynquant.nn._formats import renamed_from_version_1
+from dynquant.nn._state import is_float
 from dynquant.nn.linear import Linear
 
 _ops = torch.ops.dynquant
@@ -22,7 +23,7 @@ class ShardedLinear(Linear):
 
     Attributes:
         in_features, out_features: of the whole layer.
-        weight: int8 [out_features, in_features], a DTensor.
+        weight: the dequantized values [out_features, in_features], a DTensor.
     """
 
     PLACEMENTS = {}  # of the entries of the state dict
@@ -41,15 +42,17 @@ class ShardedLinear(Linear):
             ).to_local()
             for key, value in whole.items()
         }
-        self._buffers["packed"] = _ops.pack_weight(self._held_form(local["weight"]))
+        integers = self._held_form(local["weight_int8"])
+        self._buffers["packed"] = _ops.pack_weight(integers)
         self._buffers["weight_scale"] = local["weight_scale"]
         if self.bias is not None:
             self._parameters["bias"] = nn.Parameter(local["bias"], requires_grad=False)
-        self._shapes = {"weight": tuple(self._held_form(local["weight"]).shape)}
+        self._formats["weight"].n, self._formats["weight"].k = integers.shape
         part = -(-self.in_features // mesh.size())
         self._local_in_features = max(0, min(part, self.in_features - part * mesh.get_local_rank()))
 
     def _placement(self, key, value):
+        key = "weight_int8" if key == "weight" else key
         if key == "weight_scale" and value.numel() != self.out_features:
             return Replicate()
         return self.PLACEMENTS[key]
@@ -66,8 +69,14 @@ class ShardedLinear(Linear):
 
     @property
     def weight(self):
-        weight = self._local_part(self._plain_weight())
-        return self._distributed("weight", weight, (self.out_features, self.in_features))
+        return self._whole("weight", self._values().to(self._dtype()))
+
+    def _values(self):
+        """The local part of the dequantized weight, fp32."""
+        return self._local_part(self._formats["weight"].values(self._held("weight")))
+
+    def _whole(self, key, local):
+        return self._distributed(key, local, (self.out_features, self.in_features))
 
     def _distributed(self, key, local, shape):
         like = torch.empty(shape, device="meta")
@@ -80,8 +89,8 @@ class ShardedLinear(Linear):
         if "_mesh" not in self.__dict__:
             return super()._state()
         state = super()._state()
-        state["weight"] = self.weight
-        scales = self.out_features if self._is_per_channel("weight") else 1
+        state["weight_int8"] = self._whole("weight_int8", self._local_part(state["weight_int8"]))
+        scales = self.out_features if self._formats["weight"].per_channel else 1
         state["weight_scale"] = self._distributed("weight_scale", self.weight_scale, (scales,))
         if self.bias is not None:
             state["bias"] = self._distributed("bias", self.bias.detach(), (self.out_features,))
@@ -90,33 +99,41 @@ class ShardedLinear(Linear):
     def _translated(self, state_dict, prefix):
         """The local parts of what a state dict has for the whole layer."""
         state_dict, errors = super()._translated(state_dict, prefix)
-        state_dict = dict(state_dict)
+        state_dict = dict(renamed_from_version_1(state_dict, prefix, self._formats.values()))
         errors += self._wrong_shapes(state_dict, prefix)
         if errors:
             return state_dict, errors
         weight = state_dict.get(prefix + "weight")
-        if isinstance(weight, torch.Tensor) and weight.is_floating_point():
-            if prefix + "weight_scale" in state_dict:
-                return state_dict, [f"{prefix}weight is {weight.dtype}, but has a weight_scale"]
+        if is_float(weight):
+            own = [key for key in self._formats["weight"].keys if prefix + key in state_dict]
+            if own:
+                return state_dict, [
+                    f"{prefix}weight is {weight.dtype}, but {prefix}{own[0]} is there"
+                ]
             weight = weight.full_tensor() if isinstance(weight, DTensor) else weight.detach()
             try:
-                weight, scale = self._quantized(f"{prefix}weight", weight)
+                entries = self._quantized(f"{prefix}weight", weight)
             except ValueError as error:
                 return state_dict, [str(error)]
-            version = torch.tensor(self.VERSION)
-            entries = {"weight": weight, "weight_scale": scale, "version": version}
+            del state_dict[f"{prefix}weight"]
+            entries["version"] = torch.tensor(self.VERSION)
             state_dict |= {prefix + key: value for key, value in entries.items()}
         for key in self.PLACEMENTS:
             value = state_dict.get(prefix + key)
             if isinstance(value, torch.Tensor):
                 local = self._localized(key, value)
-                state_dict[prefix + key] = self._held_form(local) if key == "weight" else local
+                state_dict[prefix + key] = self._held_form(local) if key == "weight_int8" else local
         return state_dict, errors
 
     def _wrong_shapes(self, state_dict, prefix):
         """Messages of what has not the shape of the whole layer's."""
         n, k = self.out_features, self.in_features
-        shapes = {"weight": ([n, k],), "weight_scale": ([n], [1]), "bias": ([n],)}
+        shapes = {
+            "weight": ([n, k],),
+            "weight_int8": ([n, k],),
+            "weight_scale": ([n], [1]),
+            "bias": ([n],),
+        }
         for key, allowed in shapes.items():
             value = state_dict.get(prefix + key)
             if isinstance(value, torch.Tensor) and list(value.shape) not in allowed:
@@ -124,12 +141,12 @@ class ShardedLinear(Linear):
                 yield f"{prefix}{key}: expected the shape {expected}, found {found}"
 
     def _quantized(self, key, weight):
-        """The int8 form of a whole float weight, and its scale; ValueError where it has none."""
+        """The entries of a whole float weight; ValueError where it has none."""
         if weight.dtype not in FLOAT_DTYPES:
             listed = " or ".join(map(str, FLOAT_DTYPES))
             raise ValueError(f"{key}: expected {listed}, found {weight.dtype}")
-        check_weight(key, weight)
-        return _ops.quantize_weight(weight, self._is_per_channel("weight"))
+        self.FORMAT.check(key, weight)
+        return self._formats["weight"].quantized(weight, key)
 
     def _localized(self, key, value):
         placement = self._placement(key, value)
@@ -139,7 +156,7 @@ class ShardedLinear(Linear):
             value.detach(), self._mesh, [placement], src_data_rank=None
         ).to_local()
 
-    def _quantize_weight(self, name, value):
+    def _assign(self, name, value):
         raise TypeError(f"{name} of a sharded layer cannot be assigned; use load_state_dict")
 
     def _input(self, x, placement, gradient):
@@ -177,7 +194,7 @@ class ShardedLinear(Linear):
 class ColwiseLinear(ShardedLinear):
     """A Linear of which each process computes some outputs."""
 
-    PLACEMENTS = {"weight": Shard(0), "weight_scale": Shard(0), "bias": Shard(0)}
+    PLACEMENTS = {"weight_int8": Shard(0), "weight_scale": Shard(0), "bias": Shard(0)}
 
     def forward(self, x):
         wants_gradient = x.requires_grad and torch.is_grad_enabled()
@@ -190,7 +207,7 @@ class ColwiseLinear(ShardedLinear):
 class RowwiseLinear(ShardedLinear):
     """A Linear of which each process multiplies some inputs."""
 
-    PLACEMENTS = {"weight": Shard(1), "weight_scale": Replicate(), "bias": Replicate()}
+    PLACEMENTS = {"weight_int8": Shard(1), "weight_scale": Replicate(), "bias": Replicate()}
 
     @staticmethod
     def _held_form(weight):
@@ -226,8 +243,7 @@ class _RowwiseProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         linear = ctx.linear
-        weight = linear._local_part(linear._plain_weight()) * linear.weight_scale[:, None]
-        return (gradient.to(torch.float32) @ weight).to(ctx.dtype), None
+        return (gradient.to(torch.float32) @ linear._values()).to(ctx.dtype), None
 
 
 def _whole_range(x, linear):

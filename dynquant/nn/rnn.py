@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
-from dynquant.nn._recurrent import Int8Weights, Recurrent, check_states
+from dynquant.nn._recurrent import Int8Scheme, Recurrent, check_states
 from dynquant.nn._script import no_script
 from dynquant.nn._torch_ao import plain_cell, with_plain_entries
 
@@ -46,7 +46,7 @@ class RecurrentLayers(Recurrent):
 
     @property
     def all_weights(self):
-        """The parameters of each layer and direction in torch's order, weights as they are held."""
+        """The parameters of each layer and direction in torch's order."""
         kinds = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if self.bias else [])]
         kinds += ["weight_hr"] if self.proj_size else []
         return [[getattr(self, kind + suffix) for kind in kinds] for suffix in self._suffixes]
@@ -132,11 +132,11 @@ class RecurrentLayers(Recurrent):
         return with_plain_entries(state_dict, readers)
 
     def extra_repr(self):
-        return nn.RNNBase.extra_repr(self) + self._scheme_repr()
+        return nn.RNNBase.extra_repr(self) + self._format_repr()
 
 
 class LSTMLayers(RecurrentLayers):
-    FLOAT = nn.LSTM
+    FLOAT = "nn.LSTM"
 
     get_expected_cell_size = nn.LSTM.get_expected_cell_size
     check_forward_args = nn.LSTM.check_forward_args
@@ -155,53 +155,52 @@ class LSTMLayers(RecurrentLayers):
         return tuple(states)
 
     def _more_arguments(self, suffix):
-        return self._held_form(f"weight_hr{suffix}")
+        return self._arguments(f"weight_hr{suffix}")
 
 
 class GRULayers(RecurrentLayers):
-    FLOAT = nn.GRU
+    FLOAT = "nn.GRU"
 
 
 class RNNLayers(RecurrentLayers):
-    FLOAT = nn.RNN
+    FLOAT = "nn.RNN"
     COPIED = (*RecurrentLayers.COPIED, "nonlinearity")
 
     def _more_arguments(self, suffix):
         return (self.nonlinearity == "relu",)
 
 
-class _Int8Layers(Int8Weights):
+class _Int8Layers(Int8Scheme):
     """Made by from_float, which quantize_dynamic calls. Takes and gives what the float module does:
     a PackedSequence, or fp32, bf16 or fp16 [T, B, input_size], with batch_first [B, T, input_size],
     or [T, input_size]; the states have the dtype of the input. Each layer and direction is one op.
     dropout acts in training mode alone.
 
-    The weights are held once, packed for the machine; attributes like weight_ih_l0 and the state
-    dict unpack them. The state dict has, for each weight of the float module, that name (int8
-    [N, K]) and the name with _scale (fp32 [N] or [1]), the biases, and version (int64).
-    load_state_dict also takes what the float module has and what torch.ao's dynamic quantization
-    saves.
+    The weights are held once, packed for the machine. The state dict has, for each weight of the
+    float module, that name with _int8 (int8 [N, K]) and with _scale (fp32 [N] or [1]), the biases,
+    and version (int64). load_state_dict also takes what the float module has, what torch.ao's
+    dynamic quantization saves, and version 1, in which the weights were int8.
 
     Attributes:
-        those of the float module; its weights are int8 and read-only, the biases parameters without
-        gradient, or None.
+        those of the float module; its weights are QuantizedWeights of its shapes and dtype, the
+        biases parameters without gradient, or None.
         per_token, symmetric: how the input and the states are quantized.
     """
 
 
-class LSTM(LSTMLayers, _Int8Layers):
+class LSTM(_Int8Layers, LSTMLayers):
     __doc__ = f"nn.LSTM, proj_size included.\n\n{_Int8Layers.__doc__}"
 
     OP = torch.ops.dynquant.lstm_dynamic
 
 
-class GRU(GRULayers, _Int8Layers):
+class GRU(_Int8Layers, GRULayers):
     __doc__ = f"nn.GRU.\n\n{_Int8Layers.__doc__}"
 
     OP = torch.ops.dynquant.gru_dynamic
 
 
-class RNN(RNNLayers, _Int8Layers):
+class RNN(_Int8Layers, RNNLayers):
     __doc__ = f"nn.RNN, with tanh or relu.\n\n{_Int8Layers.__doc__}"
 
     OP = torch.ops.dynquant.rnn_dynamic
@@ -216,8 +215,8 @@ def _permuted(states, permutation):
 def _plain_cell(prefix, suffix, param):
     """The entries of this module for one layer and direction of a torch.ao LSTM or GRU."""
     cell = plain_cell(param)
-    result = {f"{prefix}version": torch.tensor(1)} if "weight_ih_scale" in cell else {}
+    result = {f"{prefix}version": torch.tensor(2)} if "weight_ih_scale" in cell else {}
     for name, value in cell.items():
-        stem, scale = name.removesuffix("_scale"), "_scale" if name.endswith("_scale") else ""
-        result[f"{prefix}{stem}{suffix}{scale}"] = value
+        kind = next((end for end in ("_int8", "_scale") if name.endswith(end)), "")
+        result[f"{prefix}{name.removesuffix(kind)}{suffix}{kind}"] = value
     return result

@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from dynquant.nn._recurrent import Int8Weights, Recurrent, check_states
+from dynquant.nn._recurrent import Int8Scheme, Recurrent, check_states
 from dynquant.nn._torch_ao import plain_linear, with_plain_entries
 
 
@@ -19,7 +19,7 @@ class RecurrentCell(Recurrent):
     COPIED = ("input_size", "hidden_size", "bias")
     STATES = 1
     __constants__ = (*COPIED, "STATES")
-    __jit_ignored_attributes__ = ("FLOAT", "OP", "DTYPES", "COPIED")
+    __jit_ignored_attributes__ = ("FLOAT", "FORMAT", "OP", "DTYPES", "COPIED")
 
     @staticmethod
     def _suffixes_of(mod):
@@ -86,11 +86,11 @@ class RecurrentCell(Recurrent):
         return with_plain_entries(state_dict, readers)
 
     def extra_repr(self):
-        return nn.RNNCellBase.extra_repr(self) + self._scheme_repr()
+        return nn.RNNCellBase.extra_repr(self) + self._format_repr()
 
 
 class LSTMStep(RecurrentCell):
-    FLOAT = nn.LSTMCell
+    FLOAT = "nn.LSTMCell"
     STATES = 2
 
     def forward(self, input, hx: tuple[torch.Tensor, torch.Tensor] | None = None):
@@ -103,15 +103,15 @@ class LSTMStep(RecurrentCell):
         return states[0], states[1]
 
     def _more_arguments(self, suffix):
-        return self._held_form("weight_hr")
+        return self._arguments("weight_hr")
 
 
 class GRUStep(RecurrentCell):
-    FLOAT = nn.GRUCell
+    FLOAT = "nn.GRUCell"
 
 
 class RNNStep(RecurrentCell):
-    FLOAT = nn.RNNCell
+    FLOAT = "nn.RNNCell"
     COPIED = (*RecurrentCell.COPIED, "nonlinearity")
     __constants__ = (*RecurrentCell.__constants__, "nonlinearity")
 
@@ -119,23 +119,24 @@ class RNNStep(RecurrentCell):
         return (self.nonlinearity == "relu",)
 
 
-class _Int8Cell(Int8Weights):
+class _Int8Cell(Int8Scheme):
     """Made by from_float, which quantize_dynamic calls. Takes and gives what the float module does:
     fp32, bf16 or fp16 [B, input_size] or [input_size], and states of that dtype, [B, hidden_size]
     or [hidden_size].
 
-    The state dict has weight_ih and weight_hh (int8 [N, K]), weight_ih_scale and weight_hh_scale
-    (fp32 [N] or [1]), the biases, and version (int64). load_state_dict also takes what the float
-    module has and what torch.ao's dynamic quantization saves.
+    The state dict has weight_ih_int8 and weight_hh_int8 (int8 [N, K]), weight_ih_scale and
+    weight_hh_scale (fp32 [N] or [1]), the biases, and version (int64). load_state_dict also takes
+    what the float module has, what torch.ao's dynamic quantization saves, and version 1, in which
+    the weights were int8.
 
     Attributes:
-        those of the float module; its weights are int8 and read-only, the biases parameters without
-        gradient, or None.
+        those of the float module; its weights are QuantizedWeights of its shapes and dtype, the
+        biases parameters without gradient, or None.
         per_token, symmetric: how the input and the states are quantized.
     """
 
 
-class LSTMCell(LSTMStep, _Int8Cell):
+class LSTMCell(_Int8Cell, LSTMStep):
     __doc__ = f"nn.LSTMCell.\n\n{_Int8Cell.__doc__}"
 
     OP = torch.ops.dynquant.lstm_dynamic
@@ -157,7 +158,7 @@ class LSTMCell(LSTMStep, _Int8Cell):
         return [h, c]
 
 
-class GRUCell(GRUStep, _Int8Cell):
+class GRUCell(_Int8Cell, GRUStep):
     __doc__ = f"nn.GRUCell.\n\n{_Int8Cell.__doc__}"
 
     OP = torch.ops.dynquant.gru_dynamic
@@ -178,7 +179,7 @@ class GRUCell(GRUStep, _Int8Cell):
         return [h]
 
 
-class RNNCell(RNNStep, _Int8Cell):
+class RNNCell(_Int8Cell, RNNStep):
     __doc__ = f"nn.RNNCell, with tanh or relu.\n\n{_Int8Cell.__doc__}"
 
     OP = torch.ops.dynquant.rnn_dynamic

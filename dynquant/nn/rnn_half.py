@@ -2,7 +2,7 @@
 
 import torch
 
-from dynquant.nn._recurrent import HalfWeights
+from dynquant.nn._formats import Bits16
 from dynquant.nn.rnn import GRULayers, LSTMLayers, RNNLayers
 from dynquant.nn.rnn_cells import GRUStep, LSTMStep, RNNStep
 
@@ -17,30 +17,36 @@ _ABOUT = """Made by from_float, which quantize_dynamic calls for dtype torch.flo
     dynamic quantization saves in float16.
 
     Attributes:
-        those of the float module; its weights are buffers in 16 bits, which stay in a model that is
-        cast to another dtype, the biases parameters without gradient, or None.
+        those of the float module; its weights are QuantizedWeights of its shapes and dtype, the
+        biases parameters without gradient, or None. What is held are buffers by their names with
+        _16bit, which stay so in a model that is cast to another dtype.
     """
 
 
-class HalfLSTM(LSTMLayers, HalfWeights):
+class _Bits16Weights:
+    FORMAT = Bits16
+    DTYPES = Bits16.DTYPES
+
+
+class HalfLSTM(_Bits16Weights, LSTMLayers):
     __doc__ = f"nn.LSTM, proj_size included.\n\n    {_ABOUT}"
 
     OP = torch.ops.dynquant.lstm_half
 
 
-class HalfGRU(GRULayers, HalfWeights):
+class HalfGRU(_Bits16Weights, GRULayers):
     __doc__ = f"nn.GRU.\n\n    {_ABOUT}"
 
     OP = torch.ops.dynquant.gru_half
 
 
-class HalfRNN(RNNLayers, HalfWeights):
+class HalfRNN(_Bits16Weights, RNNLayers):
     __doc__ = f"nn.RNN, with tanh or relu.\n\n    {_ABOUT}"
 
     OP = torch.ops.dynquant.rnn_half
 
 
-class HalfLSTMCell(LSTMStep, HalfWeights):
+class HalfLSTMCell(_Bits16Weights, LSTMStep):
     __doc__ = f"nn.LSTMCell.\n\n    {_ABOUT}"
 
     OP = torch.ops.dynquant.lstm_half
@@ -50,15 +56,15 @@ class HalfLSTMCell(LSTMStep, HalfWeights):
             x,
             states[0],
             states[1],
-            self.weight_ih,
+            self.weight_ih_16bit,
             self.bias_ih,
-            self.weight_hh,
+            self.weight_hh_16bit,
             self.bias_hh,
         )
         return [h, c]
 
 
-class HalfGRUCell(GRUStep, HalfWeights):
+class HalfGRUCell(_Bits16Weights, GRUStep):
     __doc__ = f"nn.GRUCell.\n\n    {_ABOUT}"
 
     OP = torch.ops.dynquant.gru_half
@@ -67,15 +73,15 @@ class HalfGRUCell(GRUStep, HalfWeights):
         _, h = torch.ops.dynquant.gru_half(
             x,
             states[0],
-            self.weight_ih,
+            self.weight_ih_16bit,
             self.bias_ih,
-            self.weight_hh,
+            self.weight_hh_16bit,
             self.bias_hh,
         )
         return [h]
 
 
-class HalfRNNCell(RNNStep, HalfWeights):
+class HalfRNNCell(_Bits16Weights, RNNStep):
     __doc__ = f"nn.RNNCell, with tanh or relu.\n\n    {_ABOUT}"
 
     OP = torch.ops.dynquant.rnn_half
@@ -84,9 +90,9 @@ class HalfRNNCell(RNNStep, HalfWeights):
         _, h = torch.ops.dynquant.rnn_half(
             x,
             states[0],
-            self.weight_ih,
+            self.weight_ih_16bit,
             self.bias_ih,
-            self.weight_hh,
+            self.weight_hh_16bit,
             self.bias_hh,
             relu=self.nonlinearity == "relu",
         )

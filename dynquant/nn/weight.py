@@ -1,19 +1,34 @@
-"""Int8Weight and QuantizedTable: what `.weight` of a quantized module is."""
+"""QuantizedWeight: what `.weight` of a quantized module is."""
 
 import torch
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from dynquant.nn._checks import FLOAT_DTYPES
+
+_READ_ONLY = (
+    "the weight of a quantized module cannot be written to: assign a float tensor to the "
+    "attribute of the module (layer.weight = tensor), which quantizes it"
+)
 
 
-class Int8Weight(torch.Tensor):
-    """A read-only int8 tensor [N, K] that is unpacked only when its values are asked for.
+class QuantizedWeight(torch.Tensor):
+    """A float tensor that stands for the dequantized values of a weight [N, K] (or its transpose).
 
-    Code that merely looks at a weight (its shape, dtype or device) costs nothing and finds, by
+    It holds what the module holds, and takes no memory of its own. torch.nn.functional.linear and
+    matrix products with its transpose compute as the module does; slices of rows and concatenations
+    of rows, casts to other float dtypes and the transpose stay quantized. Every other operator sees
+    the dequantized values, and gives plain tensors.
+
+    Code that merely looks at it (shape, dtype, device) costs nothing and finds, by
     torch.overrides.has_torch_function, that this is no plain tensor. The fast path of
     nn.TransformerEncoder looks so at each call, and then runs the quantized modules instead of a
-    float kernel of its own. An operator sees a plain int8 tensor, and gives plain tensors.
+    float kernel of its own.
+
+    Under torch.compile it holds the values themselves; they are computed where they are used.
 
     Raises:
-        RuntimeError: when an operator writes to it, since the module would not see the change.
+        RuntimeError: when an operator writes to it or to a view of it, since the module would not
+            see the change.
     """
 
     @classmethod
@@ -21,109 +36,350 @@ class Int8Weight(torch.Tensor):
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **kwargs or {})
 
+    def whole(self, rows):
+        """The format and what it holds, where this is one weight, else None.
 
-class _PackedWeight(Int8Weight):
+        rows: what the module that asks does to the float weight.
+        """
+        return None
+
+    def dequantize(self):
+        """The values, as a plain tensor."""
+        return self.as_subclass(torch.Tensor)
+
+
+class _Quantized(QuantizedWeight):
+    """Has the formats, and no storage."""
+
     @staticmethod
-    def __new__(cls, parts, k):
+    def __new__(cls, parts, dtype, is_transposed=False):
+        n, k = sum(one.n for one, _ in parts), parts[0][0].k
+        shape, strides = ((k, n), (1, k)) if is_transposed else ((n, k), (k, 1))
+        device = parts[0][1][0].device
         weight = torch.Tensor._make_wrapper_subclass(
-            cls, (sum(n for _, n in parts), k), dtype=torch.int8, device=parts[0][0].device
+            cls, shape, strides=strides, dtype=dtype, device=device
         )
-        weight._parts = parts
+        weight._parts, weight._is_transposed = tuple(parts), is_transposed
         return weight
 
-    def _unpack(self):
-        with torch.inference_mode(False):  # whose tensors have no _version
-            return _unpacked(self._parts, self.shape[1])
+    def whole(self, rows):
+        if len(self._parts) > 1 or rows(self)._is_transposed:
+            return None
+        return self._parts[0]
+
+    def dequantize(self):
+        with torch.inference_mode(False), torch.no_grad():  # whose tensors have no _version
+            values = _values(self._parts, self.dtype)
+            return values.t() if self._is_transposed else values
+
+    def int_repr(self):
+        """The integers, as they stand in a state dict: [N, K], or [K, N] of the transpose.
+
+        Raises:
+            TypeError: for a weight in 16 bits.
+        """
+        integers = torch.cat([one.integers(held) for one, held in self._parts])
+        return integers.t() if self._is_transposed else integers
+
+    def data_ptr(self):
+        """The address of what is held: equal for weights that are tied."""
+        return self._parts[0][1][0].data_ptr()
+
+    def _like(self, **changes):
+        given = {
+            "parts": self._parts,
+            "dtype": self.dtype,
+            "is_transposed": self._is_transposed,
+            **changes,
+        }
+        return _Quantized(**given)
+
+    def _product(self, x, bias):
+        """x @ rows.T + bias."""
+        outputs, first = [], 0
+        for one, held in self._parts:
+            piece = None if bias is None else bias[first : first + one.n]
+            outputs.append(one.linear(x, held, piece))
+            first += one.n
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
+
+    def _slice(self, first, last):
+        """The rows from `first` to before `last`."""
+        parts, before = [], 0
+        for one, held in self._parts:
+            begin, end = max(first - before, 0), min(last - before, one.n)
+            if begin == 0 and end == one.n:
+                parts.append((one, held))
+            elif begin < end:
+                parts.append(one.part(held, begin, end))
+            before += one.n
+        return self._like(parts=parts or [self._parts[0][0].part(self._parts[0][1], 0, 0)])
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        handler = _HANDLERS.get(func)
+        if handler is not None:
+            result = handler(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
         with torch._C.DisableTorchFunctionSubclass():
-            if func.__name__ == "__get__":  # shape, dtype, device, ...
+            if func.__name__ == "__get__" or func in _LOOKS:
                 return func(*args, **kwargs)
+            if func.__name__ == "__set__":
+                raise RuntimeError(_READ_ONLY)
             unpacked = []
 
             def unpack(weight):
-                unpacked.append(weight._unpack())
+                unpacked.append(weight.dequantize())
                 return unpacked[-1]
 
-            args, kwargs = tree_map_only(cls, unpack, (args, kwargs))
+            args, kwargs = tree_map_only(_Quantized, unpack, (args, kwargs))
+            versions = [weight._version for weight in unpacked]
             result = func(*args, **kwargs)
-            if any(weight._version for weight in unpacked):
-                raise RuntimeError("the weight of a quantized module cannot be written to")
-            return result
+            if any(
+                weight._version != version
+                for weight, version in zip(unpacked, versions, strict=True)
+            ):
+                raise RuntimeError(_READ_ONLY)
+            return _read_only(result, unpacked)
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
-        args, kwargs = tree_map_only(cls, cls._unpack, (args, kwargs or {}))
+        args, kwargs = tree_map_only(cls, cls.dequantize, (args, kwargs or {}))
         return func(*args, **kwargs)
 
 
-def _unpacked(parts, k):
-    weights = [torch.ops.dynquant.unpack_weight(packed, n, k) for packed, n in parts]
-    return weights[0] if len(weights) == 1 else torch.cat(weights)
+class _ValuesView(torch.Tensor):
+    """A view of dequantized values, which cannot be written to either."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        with torch._C.DisableTorchFunctionSubclass():
+            if func.__name__ == "__get__" and func != torch.Tensor.data.__get__:
+                return func(*args)
+            views = [one for one in tree_leaves((args, kwargs)) if isinstance(one, cls)]
+            versions = [view._version for view in views]
+            result = func(*args, **kwargs or {})
+            written = any(
+                view._version != version for view, version in zip(views, versions, strict=True)
+            )
+            if written or func.__name__ == "__set__":
+                raise RuntimeError(_READ_ONLY)
+            return _read_only(result, views)
 
 
-def int8_weight(parts, k):
-    """The rows that `parts` hold, one below the other, as an Int8Weight.
+def _read_only(result, tensors):
+    """`result` with the views of any of the tensors marked, so that writing to one is an error."""
+
+    def marked(one):
+        if type(one) is torch.Tensor and any(
+            torch._C._is_alias_of(one, other) for other in tensors
+        ):
+            return one.as_subclass(_ValuesView)
+        return one
+
+    return tree_map_only(torch.Tensor, marked, result)
+
+
+def _values(parts, dtype):
+    values = [one.values(held).to(dtype) for one, held in parts]
+    return values[0] if len(values) == 1 else torch.cat(values)
+
+
+def quantized_weight(parts, dtype):
+    """The rows that `parts` hold, one below the other, as a QuantizedWeight.
 
     Args:
-        parts: each a packed weight and the number N of its rows.
-        k: the number of columns.
+        parts: each a Format and what it holds.
+        dtype: the float dtype that the weight shows.
     """
     if torch.compiler.is_dynamo_compiling():  # which cannot trace a tensor without storage
-        return _unpacked(parts, k).as_subclass(Int8Weight)
-    return _PackedWeight(parts, k)
+        return _values(parts, dtype).as_subclass(QuantizedWeight)
+    return _Quantized(parts, dtype)
 
 
-class QuantizedTable(torch.Tensor):
-    """The rows of a quantized embedding (uint8 [V, D], or [V, (D + 1) // 2] in 4 bits).
+# What some functions do instead of taking the dequantized values; NotImplemented: they take those.
 
-    It knows its scales, so that transformers can tie the weight of another module to it.
 
-    Attributes:
-        qparams: fp32 [V, 2], scale and offset.
-        bits: 8 or 4.
-        width: D.
-    """
+def _itself(weight, *args, **kwargs):
+    return weight
 
-    __torch_function__ = Int8Weight.__torch_function__
 
-    _CHUNK = 4096  # rows that are compared at once
+def _transposed(weight, *dims):
+    if dims in ((), (0, 1), (1, 0), (-1, -2), (-2, -1), ((1, 0),)):
+        return weight._like(is_transposed=not weight._is_transposed)
+    return NotImplemented
 
-    @staticmethod
-    def of(rows, qparams, bits, width):
-        table = rows.as_subclass(QuantizedTable)
-        table.qparams, table.bits, table.width = qparams, bits, width
-        return table
 
-    def dequantized(self, first=0, last=None):
-        """The rows from `first` to before `last` in fp32, [last - first, D]."""
-        last = len(self) if last is None else min(last, len(self))
-        indices = torch.arange(first, last, device=self.device)
-        rows = self.as_subclass(torch.Tensor)
-        return torch.ops.dynquant.embedding(
-            indices, rows, self.qparams, self.bits, self.width, torch.float32
+def _permuted(weight, *dims):
+    return _transposed(weight) if dims in ((1, 0), ((1, 0),), ([1, 0],)) else NotImplemented
+
+
+def _to(weight, *args, **kwargs):
+    if kwargs.pop("copy", False):
+        return NotImplemented
+    device, dtype, _, _ = torch._C._nn._parse_to(*args, **kwargs)
+    return _moved(weight, device, dtype)
+
+
+def _moved(weight, device, dtype):
+    dtype = dtype or weight.dtype
+    if dtype not in FLOAT_DTYPES:
+        return NotImplemented
+    if device is None or device == weight.device:
+        return weight if dtype == weight.dtype else weight._like(dtype=dtype)
+    parts = [(one, tuple(tensor.to(device) for tensor in held)) for one, held in weight._parts]
+    return weight._like(parts=parts, dtype=dtype)
+
+
+def _cast_to(dtype):
+    return lambda weight: _moved(weight, None, dtype)
+
+
+def _type_as(weight, other):
+    return _moved(weight, other.device, other.dtype) if isinstance(weight, _Quantized) else other
+
+
+def _item(weight, index):
+    rows = index[0] if isinstance(index, tuple) and index else index
+    rest = index[1:] if isinstance(index, tuple) else ()
+    plain = isinstance(rows, slice) and rows.step in (None, 1)
+    if weight._is_transposed or not plain or any(one != slice(None) for one in rest):
+        return NotImplemented
+    first, last, _ = rows.indices(weight.shape[0])
+    return weight._slice(first, last)
+
+
+def _narrow(weight, dim, start, length):
+    if weight._is_transposed or dim not in (0, -2):
+        return NotImplemented
+    if not (isinstance(start, int) and 0 <= start <= start + length <= weight.shape[0]):
+        return NotImplemented
+    return weight._slice(start, start + length)
+
+
+def _chunk(weight, chunks, dim=0):
+    return _split(weight, max(1, -(-weight.shape[0] // chunks)), dim)
+
+
+def _split(weight, sizes, dim=0):
+    n = weight.shape[0]
+    if weight._is_transposed or dim not in (0, -2):
+        return NotImplemented
+    if isinstance(sizes, int):
+        ends = [(first, min(first + sizes, n)) for first in range(0, n, sizes)] if sizes else []
+    else:
+        ends = [(sum(sizes[:place]), sum(sizes[: place + 1])) for place in range(len(sizes))]
+    if not ends or ends[-1][1] != n:
+        return NotImplemented
+    return tuple(weight._slice(*one) for one in ends)
+
+
+def _cat(tensors, dim=0):
+    tensors = list(tensors)
+    alike = all(
+        isinstance(one, _Quantized)
+        and not one._is_transposed
+        and (one.dtype, one.device, one.shape[1])
+        == (tensors[0].dtype, tensors[0].device, tensors[0].shape[1])
+        for one in tensors
+    )
+    if not alike or dim not in (0, -2):
+        return NotImplemented
+    return tensors[0]._like(parts=[part for one in tensors for part in one._parts])
+
+
+def _linear(input, weight, bias=None):
+    is_one = isinstance(weight, _Quantized) and not weight._is_transposed
+    return weight._product(_plain(input), _plain(bias)) if is_one else NotImplemented
+
+
+def _matmul(input, other):
+    is_one = isinstance(other, _Quantized) and other._is_transposed
+    if not is_one or isinstance(input, _Quantized) or input.dim() == 0:
+        return NotImplemented
+    return other._product(input, None)
+
+
+def _addmm(input, mat1, mat2, *, beta=1, alpha=1):
+    if beta != 1 or alpha != 1 or isinstance(input, _Quantized) or input.dim() != 1:
+        return NotImplemented
+    is_one = isinstance(mat2, _Quantized) and mat2._is_transposed
+    return mat2._product(_plain(mat1), input) if is_one else NotImplemented
+
+
+def _plain(tensor):
+    return tensor.dequantize() if isinstance(tensor, _Quantized) else tensor
+
+
+def _requires_grad(weight, value=True):
+    if value:
+        raise RuntimeError(
+            "the weight of a quantized module takes no gradient; weight.dequantize() is a plain "
+            "tensor that can"
         )
+    return weight
 
-    def is_alike(self, weight, scale=None):
-        """Whether both can be forms of one float weight [V, D], each within its rounding.
 
-        Args:
-            weight: int8 with `scale` (fp32 [V] or [1]), or in 16 bits without.
-        """
-        if tuple(weight.shape) != (len(self), self.width) or self.is_meta or weight.is_meta:
-            return False
-        eps = torch.finfo(torch.float32 if scale is not None else weight.dtype).eps
-        for first in range(0, len(self), self._CHUNK):
-            values = self.dequantized(first, first + self._CHUNK)
-            held = weight[first : first + self._CHUNK].float()
-            step = self.qparams[first : first + self._CHUNK, :1]
-            if scale is not None:
-                own = scale if scale.numel() == 1 else scale[first : first + self._CHUNK]
-                held, step = held * own[:, None], step + own[:, None]
-            # Half a step each, and what fp32 or 16 bits round off.
-            bound = 0.501 * step + 2 * eps * held.abs()
-            if not ((values - held).abs() <= bound).all():
-                return False
-        return True
+_T = torch.Tensor
+_HANDLERS = {
+    torch.nn.functional.linear: _linear,
+    torch.matmul: _matmul,
+    torch.mm: _matmul,
+    torch.addmm: _addmm,
+    torch.cat: _cat,
+    torch.concat: _cat,
+    torch.concatenate: _cat,
+    torch.vstack: _cat,
+    torch.t: _transposed,
+    torch.transpose: _transposed,
+    torch.permute: _permuted,
+    torch.narrow: _narrow,
+    torch.chunk: _chunk,
+    torch.split: _split,
+    torch.detach: _itself,
+    torch.dequantize: _Quantized.dequantize,
+    torch.int_repr: _Quantized.int_repr,
+    _T.data.__get__: _itself,
+    _T.T.__get__: _transposed,
+    _T.mT.__get__: _transposed,
+    _T.requires_grad.__set__: _requires_grad,
+    _T.requires_grad_: _requires_grad,
+    _T.detach: _itself,
+    _T.matmul: _matmul,
+    _T.__matmul__: _matmul,
+    _T.mm: _matmul,
+    _T.addmm: _addmm,
+    _T.t: _transposed,
+    _T.transpose: _transposed,
+    _T.permute: _permuted,
+    _T.narrow: _narrow,
+    _T.chunk: _chunk,
+    _T.split: _split,
+    _T.__getitem__: _item,
+    _T.to: _to,
+    _T.float: _cast_to(torch.float32),
+    _T.half: _cast_to(torch.float16),
+    _T.bfloat16: _cast_to(torch.bfloat16),
+    _T.type_as: _type_as,
+}
+_LOOKS = {
+    _T.__hash__,
+    _T.__len__,
+    _T.dim,
+    _T.element_size,
+    _T.get_device,
+    _T.is_complex,
+    _T.is_contiguous,
+    _T.is_floating_point,
+    _T.is_signed,
+    _T.ndimension,
+    _T.nelement,
+    _T.numel,
+    _T.size,
+    _T.stride,
+    torch.is_complex,
+    torch.is_floating_point,
+    torch.numel,
+}

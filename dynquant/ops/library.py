@@ -9,10 +9,10 @@ from dynquant import _C
 from dynquant.ops import cuda
 
 
-def unsupported_isa(name):
-    """The message about an instruction set that cannot run here."""
+def unsupported_isa(name, setting="DYNQUANT_ISA="):
+    """The message about an instruction set that cannot run here, and what asked for it."""
     available = ", ".join(_C.available())
-    return f"DYNQUANT_ISA={name} is not supported here; available: {available}"
+    return f"{setting}{name} is not supported here; available: {available}"
 
 
 torch.ops.load_library(Path(__file__).parents[1] / "libdynquant.so")

@@ -1,5 +1,6 @@
 """Which modules of a model are swapped for what: everything is checked before anything changes."""
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils.parametrize import is_parametrized
 
 from dynquant.qconfig import DTYPES, QConfig, one_of, parse_qconfig
+from dynquant.swap.floats import without_form
 from dynquant.swap.own_thread import on_own_thread
 from dynquant.swap.registry import STUBS, Forms, check_dtype, form_for
 from dynquant.swap.selection import Match, Spec, describe
@@ -80,17 +82,30 @@ class Plan:
             self.warnings.append(f"{what}: {'; '.join(subjects)}")
 
     def keep_in_float(self, ratios, threshold):
-        """Takes items out, with a warning. ratios: dB by the item's name."""
-        subjects = [
-            f"{_titled(item.name, item.module)} {ratios[item.name]:.1f} dB"
-            for item in self.items
-            if item.name in ratios
-        ]
-        self.items = [item for item in self.items if item.name not in ratios]
-        self._warn(f"left in float, below {threshold} dB", subjects)
+        """Takes items out, with a warning.
 
-    def warn_of_unreached(self, names):
-        self._warn("quantized without a measurement, not reached by example_inputs", names)
+        Args:
+            ratios: dB by the item's name; NaN where example_inputs have not reached it.
+            threshold: dB, which the warning names.
+        """
+        below, unreached = [], []
+        for item in self.items:
+            ratio = ratios.get(item.name)
+            if ratio is None:
+                continue
+            title = _titled(item.name, item.module)
+            if math.isnan(ratio):
+                unreached.append(title)
+            else:
+                below.append(f"{title} {ratio:.1f} dB")
+        self.items = [item for item in self.items if item.name not in ratios]
+        self._warn(f"left in float, below {threshold} dB", below)
+        self._warn("left in float, not measured since example_inputs do not reach it", unreached)
+
+    def warn_of_large_floats(self, model, forms):
+        """Adds a warning where much of the model is of types that have no quantized form."""
+        if message := without_form(model, [item.module for item in self.items], forms):
+            self.warnings.append(message)
 
     def warn_of_requests_without_form(self, modules, spec, forms):
         """Adds the warning that names the types and names that cover nothing to quantize."""
@@ -128,7 +143,9 @@ def plan_from_spec(model, qconfig_spec, dtype, mapping, inplace, qconfig):
     forms = Forms(mapping)
     if qconfig_spec is None:
         spec = Spec(forms.default_types(dtype), dtype, relatives=forms.relatives)
-        return Plan(modules, lambda name: spec.match(name, modules), forms)
+        plan = Plan(modules, lambda name: spec.match(name, modules), forms)
+        plan.warn_of_large_floats(model, forms)
+        return plan
     spec = Spec(qconfig_spec, dtype, argument, forms.relatives)
     spec.check_names(modules)
     if NonDynamicallyQuantizableLinear in spec.types:

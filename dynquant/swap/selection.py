@@ -61,11 +61,7 @@ class Spec:
 
     def check_names(self, modules):
         """Raises ValueError for a name or pattern that is not in `modules`, a dict by name."""
-        for name in self.names:
-            if name not in modules:
-                close = get_close_matches(name, modules)
-                hint = f"; did you mean {', '.join(map(repr, close))}?" if close else ""
-                raise ValueError(f"the model has no module named {name!r}{hint}")
+        check_names(self.names, modules)
         for pattern in self.patterns:
             if not any(_fits(pattern, name) for name in modules):
                 raise ValueError(f"the model has no module whose name fits {pattern!r}")
@@ -105,6 +101,21 @@ class Spec:
             return bases
         last = bases.index(nn.Module)
         return (*bases[:last], nn.Linear, *bases[last:])
+
+
+def check_names(names, modules):
+    """Raises ValueError for a name that is not in `modules`, a dict by name."""
+    for name in names:
+        if name not in modules:
+            raise ValueError(f"the model has no module named {name!r}{did_you_mean(name, modules)}")
+
+
+def did_you_mean(name, names):
+    """The end of a message about a name that is not one of `names`."""
+    close = get_close_matches(name, names)
+    # Of a long name, people often give the last part.
+    close = close or [one for one in names if one.rpartition(".")[2] == name][:3]
+    return f"; did you mean {', '.join(map(repr, close))}?" if close else ""
 
 
 def describe(key):

@@ -1,18 +1,14 @@
 """Ties of weights that transformers makes again, and that quantization has parted."""
 
-from torch import nn
-
-from dynquant.nn._packed import PackedModule
-from dynquant.nn._plain import PlainState
-from dynquant.nn.embedding import Embedding, EmbeddingBag
+from dynquant.nn._module import QuantizedModule
 
 
-def part_from_tables(model):
-    """Makes transformers leave float modules alone that were tied to a quantized embedding.
+def part_from_quantized(model):
+    """Makes transformers forget the ties to weights of quantized modules.
 
-    Such a module keeps its float weight, which has no other owner now. A model of transformers
-    names its ties in _tied_weights_keys and all_tied_weights_keys, {target: source}; tie_weights()
-    would assign the embedding's integers to the target. Quantized targets take them rightly.
+    A model of transformers names its ties in _tied_weights_keys and all_tied_weights_keys, {target:
+    source}; tie_weights() would look for the source among parameters and buffers, and not find it.
+    Both sides have what they need: a target keeps the weight that it has, quantized or float.
     """
     for module in model.modules():
         for key in ("_tied_weights_keys", "all_tied_weights_keys"):
@@ -22,13 +18,10 @@ def part_from_tables(model):
             kept = {
                 target: source
                 for target, source in ties.items()
-                if not (_is_of(module, source, _TABLES) and _is_float(module, target))
+                if not isinstance(_owner(module, source), QuantizedModule)
             }
             if len(kept) < len(ties):
                 setattr(module, key, kept)
-
-
-_TABLES = (Embedding, EmbeddingBag)
 
 
 def _owner(module, name):
@@ -37,12 +30,3 @@ def _owner(module, name):
         return module.get_submodule(name.rpartition(".")[0])
     except AttributeError:
         return None
-
-
-def _is_of(module, name, types):
-    return isinstance(_owner(module, name), types)
-
-
-def _is_float(module, name):
-    owner = _owner(module, name)
-    return isinstance(owner, nn.Module) and not isinstance(owner, (PackedModule, PlainState))
