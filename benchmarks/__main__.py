@@ -17,7 +17,7 @@ from benchmarks import (
     shapes,
     tables,
 )
-from benchmarks.peers import OF_LAYERS, PEERS, PeerError, check_name
+from benchmarks.peers import OF_LAYERS, OF_MODELS, PeerError, check_name
 
 COMPARE = """What became slower from one result to a later one; exit code 1 if anything did.
 
@@ -160,9 +160,14 @@ def _parser():
 
     add("layers", _layers, layers.__doc__, parents=[shaped, _peer_options(OF_LAYERS), output])
 
-    command = add("models", _models, models.__doc__, parents=[_peer_options(PEERS), output])
+    command = add(
+        "models",
+        _models,
+        models.__doc__,
+        parents=[_peer_options({**OF_LAYERS, **OF_MODELS}), output],
+    )
     command.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(models.CASES))
-    command.set_defaults(cases=list(models.CASES))
+    command.set_defaults(cases=[name for name in models.CASES if name != models.ENCODE])
 
     command = add("callers", _callers, callers.__doc__, parents=[shaped])
     command.add_argument("--rounds", type=_count, default=9)

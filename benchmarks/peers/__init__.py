@@ -31,7 +31,12 @@ OF_MODELS = {
     "ctranslate2": "benchmarks.peers.ctranslate2:CTranslate2",
     "openvino_static": "benchmarks.peers.openvino:OpenVinoStatic",
 }
-PEERS = {**OF_LAYERS, **OF_MODELS}
+# Of the case encode-500 alone; they need an environment of their own, see --python.
+OF_TEXTS = {
+    "sentence_onnx": "benchmarks.peers.sentences:Onnx",
+    "sentence_openvino": "benchmarks.peers.sentences:OpenVino",
+}
+PEERS = {**OF_LAYERS, **OF_MODELS, **OF_TEXTS}
 # These were given data to find the ranges of activations; all others need none.
 CALIBRATED = ("openvino_static",)
 REFERENCE = "benchmarks.peers.eager:Float64"
