@@ -160,12 +160,8 @@ def _parser():
 
     add("layers", _layers, layers.__doc__, parents=[shaped, _peer_options(OF_LAYERS), output])
 
-    command = add(
-        "models",
-        _models,
-        models.__doc__,
-        parents=[_peer_options({**OF_LAYERS, **OF_MODELS}), output],
-    )
+    peers = _peer_options({**OF_LAYERS, **OF_MODELS})
+    command = add("models", _models, models.__doc__, parents=[peers, output])
     command.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(models.CASES))
     command.set_defaults(cases=[name for name in models.CASES if name != models.ENCODE])
 

@@ -130,6 +130,8 @@ class Parts:
             if type(part) not in _LINEAR:
                 kind = type(part).__name__
                 raise _Obstacle(f"{name} is of type {kind}; dynquant.nn.Linear is fused")
+            if getattr(part, "activation_bits", 8) != 8:
+                raise _Obstacle(f"{name} quantizes its input to {part.activation_bits} bits")
         schemes = {(part.per_token, part.symmetric) for part in self.linears.values()}
         if len(schemes) > 1:
             raise _Obstacle("its linear layers quantize their inputs in different ways")
