@@ -16,6 +16,7 @@ from benchmarks import (
     results,
     shapes,
     tables,
+    threads,
 )
 from benchmarks.peers import OF_LAYERS, OF_MODELS, PeerError, check_name
 
@@ -66,9 +67,17 @@ def _models(options):
 
 
 def _callers(options):
+    return _print_table(callers, options)
+
+
+def _threads(options):
+    return _print_table(threads, options)
+
+
+def _print_table(measured, options):
     chosen = shapes.select(options.shapes, options.set, options.m)
     print(machine.summary(machine.facts()) + "\n")
-    print(callers.table(callers.run(chosen, options.rounds), options.markdown))
+    print(measured.table(measured.run(chosen, options.rounds), options.markdown))
     return 0
 
 
@@ -165,9 +174,10 @@ def _parser():
     command.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(models.CASES))
     command.set_defaults(cases=[name for name in models.CASES if name != models.ENCODE])
 
-    command = add("callers", _callers, callers.__doc__, parents=[shaped])
-    command.add_argument("--rounds", type=_count, default=9)
-    command.add_argument("--markdown", action="store_true", help="a table for a document")
+    for name, run, measured in (("callers", _callers, callers), ("threads", _threads, threads)):
+        command = add(name, run, measured.__doc__, parents=[shaped])
+        command.add_argument("--rounds", type=_count, default=9)
+        command.add_argument("--markdown", action="store_true", help="a table for a document")
 
     command = add("show", _show, "A saved result as a table or a picture.", parents=[output])
     command.add_argument("file", help="a result as --json writes it")

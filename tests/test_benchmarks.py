@@ -276,10 +276,11 @@ def test_few_columns_are_judged_together(tmp_path):
     assert quality.measure(other, tmp_path / "exact.npy")["cosine"] < 0.5
 
 
-def test_callers(capsys):
+@pytest.mark.parametrize("name", ["callers", "threads"])
+def test_callers_and_threads(name, capsys):
     threads = torch.get_num_threads()
     try:
-        assert command("callers", "3x40x20", "--rounds", 1) == 0
+        assert command(name, "3x40x20", "--rounds", 1) == 0
     finally:
         torch.set_num_threads(threads)
     assert "3x40x20" in capsys.readouterr().out

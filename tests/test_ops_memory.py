@@ -31,19 +31,72 @@ print(faults() - before)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is adjusted")
-def test_freed_memory_is_reused():
+SCRATCH = """
+import torch
+import dynquant
+from pathlib import Path
+
+def resident():
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096 / 2**20
+
+ops = torch.ops.dynquant
+packed, scale = [], []
+for n, k in ((4096, 8), (4096, 1024)):
+    weight, one = ops.quantize_weight(torch.randn(n, k))
+    packed.append(ops.pack_weight(weight))
+    scale.append(one)
+
+def call(batch):
+    state = torch.zeros(batch, 1024)
+    ops.lstm_dynamic.inference(
+        torch.zeros(1, batch, 8), state, state, packed[0], scale[0], None, packed[1], scale[1], None
+    )
+
+call(64)
+before = resident()
+call(3000)
+print(resident() - before)
+"""
+
+on_glibc = pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is adjusted"
+)
+
+
+def printed(code, **variables):
+    """What the code prints, in a process without settings of the allocator but these."""
     environment = {name: value for name, value in os.environ.items() if "MALLOC" not in name}
     environment.pop("LD_PRELOAD", None)
-    run = [sys.executable, "-c", FAULTS]
+    run = [sys.executable, "-c", code]
+    environment |= variables
     done = subprocess.run(run, env=environment, capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 1000  # giving the pages of every output back would fault 46,000 times
+    return float(done.stdout)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is adjusted")
+@on_glibc
+def test_freed_memory_is_reused():
+    assert printed(FAULTS) < 1000  # giving the pages of every output back would fault 46,000 times
+
+
+@on_glibc
 def test_what_the_user_has_set_stays():
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}
-    environment.pop("LD_PRELOAD", None)
-    run = [sys.executable, "-c", FAULTS]
-    done = subprocess.run(run, env=environment, capture_output=True, text=True, check=True)
-    assert int(done.stdout) > 10000
+    assert printed(FAULTS, MALLOC_MMAP_THRESHOLD_="131072") > 10000
+
+
+@on_glibc
+def test_the_allocator_can_be_left_alone():
+    assert printed(FAULTS, DYNQUANT_KEEP_MEMORY="0") > 10000
+
+
+def test_another_value_is_an_error():
+    run = [sys.executable, "-c", "import dynquant"]
+    environment = {**os.environ, "DYNQUANT_KEEP_MEMORY": "no"}
+    done = subprocess.run(run, env=environment, capture_output=True, text=True)
+    assert "DYNQUANT_KEEP_MEMORY=no is not supported; allowed: 0, 1" in done.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads Linux's /proc")
+def test_a_large_call_gives_its_memory_back():
+    # Its products alone are 94 MiB; glibc is told to keep nothing else.
+    assert printed(SCRATCH, MALLOC_MMAP_THRESHOLD_="1048576", OMP_NUM_THREADS="1") < 24

@@ -1,13 +1,13 @@
 // Registers the ops of ops.h for the device of the library that defines them.
 #pragma once
 
-#include "../cpu/float_env.h"
+#include "op_scope.h"
 #include "ops.h"
 
 namespace dynquant {
 
-// The one way to register an op: the dispatcher calls it in the arithmetic of the specification,
-// whatever the caller has set, and finds the caller's afterwards.
+// The one way to register an op: it is called within an OpScope, in the arithmetic of the
+// specification, whatever the caller has set, and the caller finds its own afterwards.
 class Implementations {
  public:
   explicit Implementations(torch::stable::detail::StableLibrary& library) : library_(library) {}
@@ -21,7 +21,7 @@ class Implementations {
  private:
   template <auto* op>
   static void call(StableIValue* stack, uint64_t inputs, uint64_t outputs) {
-    const FloatEnv env;
+    const OpScope scope;
     TORCH_BOX(op)(stack, inputs, outputs);
   }
 

@@ -10,7 +10,7 @@
 
 #include <algorithm>
 
-#include "../cpu/float_env.h"
+#include "op_scope.h"
 
 namespace dynquant {
 
@@ -33,7 +33,7 @@ void run_tasks(Threads threads, int64_t tasks, const F& f) {
   if (tasks == 1) return f(0);
   if (tasks <= 0) return;
   const auto run = [&f](int64_t begin, int64_t end) {
-    const FloatEnv env;
+    const OpScope scope;
     for (int64_t task = begin; task < end; ++task) f(task);
   };
   if (threads == Threads::kPool && !is_forked_child()) {

@@ -18,6 +18,9 @@ def unsupported_isa(name, setting="DYNQUANT_ISA="):
 torch.ops.load_library(Path(__file__).parents[1] / "libdynquant.so")
 if _C.current_isa() is None:
     raise RuntimeError(unsupported_isa(os.environ.get("DYNQUANT_ISA")))
+_keep = os.environ.get("DYNQUANT_KEEP_MEMORY", "")  # csrc/ops/kept_memory.cpp reads it
+if _keep not in ("", "0", "1"):
+    raise RuntimeError(f"DYNQUANT_KEEP_MEMORY={_keep} is not supported; allowed: 0, 1")
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 HALF_DTYPES = (torch.float16, torch.bfloat16)

@@ -1,0 +1,414 @@
+"""Calls of all ops, half of them hostile: `python -m tests.fuzz --calls N --seed S`.
+
+Right calls are the drawn cases of the op tests, compared with the reference for equal bits on an
+instruction set and a number of threads drawn as well. Hostile ones have arguments of any kind in
+the place of some right ones: a result or a Python exception with a text, never a crash. All run in
+child processes, a chunk of the calls each. Each call has random numbers of its own, so that
+`--first I --calls 1` with the same seed makes call I once more.
+
+Every op of tests/op_arguments.py has hostile calls as soon as it is there; one that has no right
+calls yet is an error (RIGHT).
+"""
+
+import argparse
+import faulthandler
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+if __name__ == "__main__":  # as a program, not as a part of the test run
+    sys.path.insert(0, str(Path(__file__).parent))
+
+import numpy as np
+import test_ops_embedding
+import test_ops_half
+import test_ops_linear
+import test_ops_parts
+import test_ops_rnn
+import torch
+from compare import assert_all_same
+from drawn import COLUMN_COUNTS, DEPTHS, DTYPES, LAYOUTS, LEADS, ROW_COUNTS, ROWS, Case
+from op_arguments import ALL_OPS, call, valid_call
+
+import dynquant
+
+CHUNK = 20_000
+SECONDS_A_CALL = 60  # after which a call counts as hanging
+ANY_DTYPES = (
+    *(torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.complex64, torch.bool),
+    *(torch.int8, torch.uint8, torch.int32, torch.int64),
+)
+INTEGERS = (-1, 0, 1, 4, 5, 7, 64, 1 << 31, 1 << 40, (1 << 63) - 1, -(1 << 63), 1 << 70)
+SIZES = ({"m": (3,)}, {"m": (2, 3), "n": 65}, {"m": (1,), "k": 64}, {"m": (0,)})
+
+
+def one_of(rng, values):
+    return values[int(rng.integers(len(values)))]
+
+
+def yes(rng):
+    return bool(rng.integers(2))
+
+
+# --- right calls: each draws a case and compares with the reference ---
+
+
+def _of_a_test(test, **drawn):
+    """Runs the body of a test that hypothesis draws for, with what was drawn here."""
+    test.hypothesis.inner_test(isa=None, **drawn)
+
+
+def _kinds(rng, names=tuple(ROWS)):
+    return one_of(rng, [("normal",), names, *((name,) for name in names)])
+
+
+def _case(rng, most_products=100_000):
+    while True:
+        case = Case(
+            m=one_of(rng, ROW_COUNTS),
+            n=one_of(rng, COLUMN_COUNTS),
+            k=one_of(rng, DEPTHS),
+            lead=one_of(rng, [*LEADS, "[M]"]),
+            layout=one_of(rng, list(LAYOUTS)),
+            dtype=one_of(rng, DTYPES),
+            kinds=_kinds(rng),
+            per_token=yes(rng),
+            symmetric=yes(rng),
+            per_channel=yes(rng),
+            bias_dtype=one_of(rng, [None, *DTYPES]),
+            weight_magnitude=one_of(rng, [1e-2, 1.0, 1e-38, 1e-43, 1e30]),
+            seed=int(rng.integers(1 << 32)),
+        )
+        if case.products <= most_products * (20 if rng.random() < 0.05 else 1):
+            return case
+
+
+def linear(rng):
+    _of_a_test(test_ops_linear.test_drawn, case=_case(rng))
+
+
+def activation(rng):
+    _of_a_test(test_ops_parts.test_activation, case=_case(rng))
+
+
+def given_parameters(rng):
+    _of_a_test(test_ops_parts.test_given_parameters, case=_case(rng), zeros=rng.random() < 0.1)
+
+
+def weight(rng):
+    _of_a_test(test_ops_parts.test_weight, case=_case(rng))
+
+
+def product(rng):
+    _of_a_test(test_ops_parts.test_product, case=_case(rng))
+
+
+def rescaled(rng):
+    _of_a_test(test_ops_parts.test_rescale, case=_case(rng), dtype=one_of(rng, DTYPES))
+
+
+def fused_product(rng):
+    _of_a_test(test_ops_parts.test_fused_product, case=_case(rng), dtype=one_of(rng, DTYPES))
+
+
+def half(rng):
+    case = _case(rng)
+    _of_a_test(
+        test_ops_half.test_is_the_specification,
+        m=1 if case.products > 100_000 else case.m,
+        n=min(case.n, 150),
+        k=min(case.k, 300),
+        dtype=case.dtype,
+        half=one_of(rng, test_ops_half.HALVES),
+        bias_dtype=case.bias_dtype,
+        layout=case.layout,
+        kinds=case.kinds,
+        seed=case.seed,
+    )
+
+
+def embedding_table(rng):
+    test = test_ops_embedding.TestQuantize()
+    test.test_is_the_specification.hypothesis.inner_test(
+        test,
+        isa=None,
+        count=int(rng.integers(10)),
+        dim=one_of(rng, test_ops_embedding.WIDTHS),
+        bits=one_of(rng, test_ops_embedding.BITS),
+        dtype=one_of(rng, DTYPES),
+        layout=one_of(rng, list(LAYOUTS)),
+        kinds=_kinds(rng, tuple(test_ops_embedding.FINITE)),
+        seed=int(rng.integers(1 << 32)),
+    )
+
+
+def embedding_rows(rng):
+    count, dim = int(rng.integers(1, 50)), one_of(rng, test_ops_embedding.WIDTHS)
+    bits, dtype = one_of(rng, test_ops_embedding.BITS), one_of(rng, DTYPES)
+    table, arguments = test_ops_embedding.table(rng, count, dim, bits)
+    indices = torch.from_numpy(rng.integers(0, count, (int(rng.integers(4)), 5)))
+    indices = indices.to(one_of(rng, [torch.int64, torch.int32]))
+    name = test_ops_embedding.NAMES[dtype]
+    y = torch.ops.dynquant.embedding(indices, *arguments, dtype)
+    assert_all_same([y], [test_ops_embedding.ref.embedding(indices.numpy(), *table, name)])
+
+
+def embedding_bags(rng):
+    _of_a_test(
+        test_ops_embedding.test_bags_are_the_specification,
+        sizes=[one_of(rng, [0, 0, 1, 2, 3, 11]) for _ in range(int(rng.integers(6)))],
+        count=one_of(rng, [1, 2, 50]),
+        dim=one_of(rng, test_ops_embedding.WIDTHS),
+        bits=one_of(rng, test_ops_embedding.BITS),
+        mode=one_of(rng, test_ops_embedding.MODES),
+        kinds=one_of(rng, [("normal",), tuple(test_ops_embedding.FINITE)]),
+        weights_dtype=one_of(rng, [None, *DTYPES]),
+        padding=yes(rng),
+        include_last=yes(rng),
+        index_dtype=one_of(rng, [torch.int64, torch.int32]),
+        offset_dtype=one_of(rng, [torch.int64, torch.int32]),
+        dtype=one_of(rng, DTYPES),
+        seed=int(rng.integers(1 << 32)),
+    )
+
+
+def _recurrent(cell, is_half):
+    def check(rng):
+        batch = one_of(rng, [0, 1, 2, 3, 7])
+        case = test_ops_rnn.Case(
+            cell=one_of(rng, [cell] if cell != "rnn" else ["rnn_tanh", "rnn_relu"]),
+            steps=one_of(rng, [1, 2, 3]),
+            batch=batch,
+            k=one_of(rng, [0, 1, 4, 15, 33]),
+            size=one_of(rng, [1, 3, 7, 8, 15, 16, 17, 31]),
+            projected=one_of(rng, [None, 1, 5]) if cell == "lstm" else None,
+            dtype=one_of(rng, DTYPES),
+            bias_dtypes=tuple(one_of(rng, [None, *DTYPES]) for _ in range(2)),
+            packed=batch > 0 and yes(rng),
+            reverse=yes(rng),
+            per_token=yes(rng),
+            symmetric=yes(rng),
+            per_channel=yes(rng),
+            half=one_of(rng, test_ops_rnn.HALVES) if is_half else None,
+            layout=one_of(rng, list(LAYOUTS)),
+            kinds=one_of(rng, [("normal",), ("normal", "zero"), tuple(ROWS)]),
+            seed=int(rng.integers(1 << 32)),
+        )
+        assert_all_same(case.run(), case.expected())
+
+    return check
+
+
+RIGHT = {
+    "quantize_weight": weight,
+    "pack_weight": weight,
+    "unpack_weight": weight,
+    "choose_qparams": activation,
+    "quantize_activation": activation,
+    "quantize_with": given_parameters,
+    "int_mm": product,
+    "rescale": rescaled,
+    "scaled_mm": fused_product,
+    "linear_dynamic": linear,
+    "linear_half": half,
+    "quantize_embedding": embedding_table,
+    "embedding": embedding_rows,
+    "embedding_bag": embedding_bags,
+    "lstm_dynamic": _recurrent("lstm", False),
+    "gru_dynamic": _recurrent("gru", False),
+    "rnn_dynamic": _recurrent("rnn", False),
+    "lstm_half": _recurrent("lstm", True),
+    "gru_half": _recurrent("gru", True),
+    "rnn_half": _recurrent("rnn", True),
+}
+
+
+# --- hostile calls ---
+
+
+def any_tensor(rng):
+    shape = tuple(int(size) for size in rng.choice([0, 1, 3, 5, 7, 8], rng.integers(0, 5)))
+    with np.errstate(all="ignore"):
+        values = torch.tensor(rng.standard_normal(shape) * 10.0 ** rng.integers(-3, 40))
+    tensor = torch.as_tensor(values).to(one_of(rng, ANY_DTYPES))
+    change = rng.integers(10)
+    if change == 0:
+        return tensor.to("meta")
+    if change == 1:
+        return tensor.to_sparse()
+    if change == 2 and tensor.ndim:
+        return tensor.transpose(0, -1)
+    if change == 3 and tensor.ndim:
+        return tensor[..., ::2]
+    if change == 4 and tensor.ndim and tensor.shape[0]:
+        return tensor[:1].expand(tensor.shape)
+    if change == 5 and tensor.is_floating_point():
+        return tensor.requires_grad_()
+    if change == 6 and tensor.numel():
+        sizes, steps = rng.integers(0, 9, 2), rng.integers(0, 2, 2)
+        enough = tensor.new_zeros(64)
+        return enough.as_strided(sizes.tolist(), steps.tolist(), int(rng.integers(0, 40)))
+    return tensor
+
+
+def damaged(tensor, rng):
+    """The right tensor with bytes overwritten, of another dtype or rank, shorter or longer."""
+    change = rng.integers(7)
+    if change == 0 and tensor.numel():
+        tensor = tensor.clone().contiguous()
+        flat = tensor.view(-1).view(torch.uint8)
+        where = rng.integers(0, min(64, flat.numel()), 3)
+        flat[where] = torch.from_numpy(rng.integers(0, 256, 3, dtype=np.uint8))
+        return tensor
+    if change == 1 and tensor.ndim:
+        return tensor[: rng.integers(0, tensor.shape[0] + 1)]
+    if change == 2 and tensor.ndim:
+        return torch.cat([tensor, tensor])
+    if change == 3:
+        return tensor.to(one_of(rng, ANY_DTYPES))
+    if change == 4 and tensor.ndim > 1:
+        return tensor.mT
+    if change == 5 and tensor.numel() and not tensor.is_floating_point():
+        tensor = tensor.clone()
+        tensor.view(-1)[rng.integers(tensor.numel())] = int(rng.choice([-1, 5, 100, 127]))
+        return tensor
+    return tensor[None]
+
+
+def any_value(valid, rng):
+    kind = rng.integers(4)
+    if kind == 0:
+        return any_tensor(rng)
+    if kind == 1:
+        return one_of(rng, INTEGERS)
+    if kind == 2:
+        choices = (None, "text", 1.5, torch.float64, torch.int8, True, [], torch.empty(0))
+        return one_of(rng, choices)
+    return damaged(valid, rng) if isinstance(valid, torch.Tensor) else valid
+
+
+class Hostile:
+    """Hostile calls of the ops, which all start from the same right ones."""
+
+    def __init__(self):
+        self.valid = {name: [valid_call(name, **sizes) for sizes in SIZES] for name in ALL_OPS}
+
+    def __call__(self, name, rng):
+        """Whether the call gave a result instead of an exception."""
+        values = dict(one_of(rng, self.valid[name]))
+        for argument in ALL_OPS[name]:
+            if rng.random() < 0.25:
+                values[argument] = any_value(values[argument], rng)
+        try:
+            call(name, values)
+        except Exception as error:
+            assert str(error), f"{name}: an exception without a text"
+            return False
+        return True
+
+
+# --- the tool ---
+
+
+def make_calls(first, calls, seed, note=lambda index: None):
+    """What calls first, first + 1, ... gave; `note` is told of each before it is made."""
+    hostile, sets, names = Hostile(), dynquant.info()["available"], list(ALL_OPS)
+    isa, threads = dynquant.info()["isa"], torch.get_num_threads()
+    found = {"right": 0, "hostile, a result": 0, "hostile, an exception": 0, "wrong": []}
+    for index in range(first, first + calls):
+        note(index)
+        rng = np.random.default_rng([seed, index])
+        name = one_of(rng, names)
+        used = one_of(rng, sets)
+        dynquant.set_isa(used)
+        torch.set_num_threads(int(rng.integers(1, 4)))
+        try:
+            if index % 2:
+                has_result = hostile(name, rng)
+                found["hostile, a result" if has_result else "hostile, an exception"] += 1
+            else:
+                RIGHT[name](rng)
+                found["right"] += 1
+        except AssertionError as error:
+            found["wrong"].append(f"call {index}, {name}, {used}: {error}")
+    dynquant.set_isa(isa)
+    torch.set_num_threads(threads)
+    return found
+
+
+def _child(first, calls, seed, place):
+    """Makes the calls, writes the one under way to the file `place`, prints what they gave."""
+    with open(place, "r+b", buffering=0) as file:
+
+        def note(index):
+            faulthandler.dump_traceback_later(SECONDS_A_CALL, exit=True)
+            os.pwrite(file.fileno(), b"%020d" % index, 0)
+
+        print(json.dumps(make_calls(first, calls, seed, note)))
+
+
+def _run_child(first, calls, seed):
+    """What a child gives, and the index of the call that ended it and how, or None."""
+    with tempfile.NamedTemporaryFile() as place:
+        numbers = map(str, (first, calls, seed))
+        done = subprocess.run(
+            [sys.executable, "-X", "faulthandler", __file__, "--child", *numbers, place.name],
+            # Freed memory is overwritten; waiting threads soon give their core to the others.
+            env={"MALLOC_PERTURB_": "165", "GOMP_SPINCOUNT": "1000", **os.environ},
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode == 0:
+            return json.loads(done.stdout), None
+        under_way = int(Path(place.name).read_bytes() or first)
+    how = f"exit code {done.returncode}"
+    if done.returncode < 0:
+        how = signal.Signals(-done.returncode).name
+    return None, (under_way, f"{how}\n{done.stderr[-3000:]}")
+
+
+def run(calls, seed, first=0, chunk=CHUNK):
+    """Makes the calls in child processes and prints what they gave; the number of failures."""
+    begin, totals, failures = time.monotonic(), {}, []
+    while calls > 0:
+        found, ended = _run_child(first, min(chunk, calls), seed)
+        if ended is not None:  # once more up to there, and on behind it
+            under_way, how = ended
+            failures.append(f"call {under_way} ended the process: {how}")
+            found, again = _run_child(first, under_way - first, seed)
+            if again is not None:
+                failures.append(f"calls {first} to {under_way} end only sometimes: {again[1]}")
+                found = {}
+            done = under_way - first + 1
+        else:
+            done = min(chunk, calls)
+        failures += found.pop("wrong", [])
+        for key, count in found.items():
+            totals[key] = totals.get(key, 0) + count
+        first, calls = first + done, calls - done
+        parts = ", ".join(f"{key}: {count:,}" for key, count in totals.items())
+        print(f"{time.monotonic() - begin:.0f} s, {parts}, failures: {len(failures)}", flush=True)
+    for failure in failures:
+        print(failure)
+    return len(failures)
+
+
+def main():
+    if sys.argv[1:2] == ["--child"]:
+        _child(*map(int, sys.argv[2:5]), sys.argv[5])
+        return 0
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser.add_argument("--calls", type=int, default=CHUNK)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=0, help="the index of the first call")
+    options = parser.parse_args()
+    return 1 if run(options.calls, options.seed, options.first) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
