@@ -63,7 +63,7 @@ class OpenVino(Peer):
             module.name, self.FORM, ("openvino", "nncf"), lambda folder: self._make(module, folder)
         )
         model = self.core.read_model(path / "model.xml")
-        model.reshape([list(x.shape) for x in inputs])
+        model.reshape({i: list(x.shape) for i, x in enumerate(inputs)})
         return self._call(model, {})
 
     def _make(self, module, folder):
