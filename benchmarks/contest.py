@@ -7,7 +7,7 @@ from benchmarks import machine, race, results, tables
 from benchmarks.peers import CALIBRATED, REFERENCE
 
 OURS, FLOAT = "dynquant", "fp32"
-FUSED = "dynquant_fused"
+FUSED, OURS_COMPILED, OURS_16_BIT = "dynquant_fused", "dynquant_compiled", "dynquant_16bit"
 
 
 def run(kind, cases, options, limits):

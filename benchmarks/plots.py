@@ -125,7 +125,12 @@ def _bars(result, value, label):
             heights.append(middle)
             low.append(middle * (1 - row["median"] / row["quartiles"][1]))
             high.append(middle * (row["median"] / row["quartiles"][0] - 1))
-        ours = {contest.OURS: "black", "dynquant_compiled": "dimgray", contest.FUSED: "black"}
+        ours = {
+            contest.OURS: "black",
+            contest.FUSED: "black",
+            contest.OURS_COMPILED: "dimgray",
+            contest.OURS_16_BIT: "darkgray",
+        }
         color = ours.get(name, colors[i % len(colors)])
         axis.bar(
             places, heights, width, yerr=[low, high], label=name, color=color, error_kw={"lw": 0.6}

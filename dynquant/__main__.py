@@ -12,6 +12,7 @@ import torch
 import dynquant
 from dynquant import model_files
 from dynquant.qconfig import (
+    ACTIVATION_BITS,
     ACTIVATION_SCHEMES,
     DTYPES,
     WEIGHT_SCHEMES,
@@ -129,12 +130,13 @@ def _report(options):
     return 1 if below else 0
 
 
-def _for_json(row):
+def _for_json(value):
     """JSON has no NaN and no infinite numbers: null stands for them."""
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in row.items()
-    }
+    if isinstance(value, dict):
+        return {key: _for_json(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_for_json(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _is_below(row, limit):
@@ -153,8 +155,13 @@ def _bench(arguments):
 
 
 def _qconfig(options):
-    dtype = getattr(torch, options.dtype)
-    return QConfig(options.weight, options.activation, options.symmetric, dtype=dtype)
+    return QConfig(
+        options.weight,
+        options.activation,
+        options.symmetric,
+        dtype=getattr(torch, options.dtype),
+        activation_bits=options.activation_bits,
+    )
 
 
 def _size(path):
@@ -220,6 +227,13 @@ def _source_options():
     options.add_argument("--activation", choices=ACTIVATION_SCHEMES, default=per_token)
     options.add_argument(
         "--symmetric", action="store_true", help="ranges of activations centered on zero"
+    )
+    options.add_argument(
+        "--activation-bits",
+        type=int,
+        choices=ACTIVATION_BITS,
+        default=8,
+        help="16: where activations have outliers",
     )
     options.add_argument(
         "--dtype",

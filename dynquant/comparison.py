@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from dynquant.nn import DeQuantize, Quantize
+from dynquant.qconfig import EIGHT_BITS
 from dynquant.swap.registry import Forms
 from dynquant.whole_files import whole
 
@@ -18,7 +19,8 @@ REPETITIONS = 5  # of the timed runs, after one that is not timed
 # Heading, key of the row, how its value is written, and what it is.
 _COLUMNS = (
     ("layer", "name", lambda value: value or "(model)", "its name"),
-    ("type", "type", str, "of the quantized layer"),
+    ("type", "type", str, "of the quantized layer; a product's line tells of it alone quantized"),
+    ("bits", "bits", str, "of its activations"),
     (
         "SNR dB",
         "snr_db",
@@ -46,6 +48,9 @@ class Comparison:
     Attributes:
         rows: a dict for each quantized layer, in the order of the model:
             name, type: of the layer;
+            bits: of its activations: "8", "16", "float" (weights in 16 bits), or "mixed";
+            products: for each product of a recurrent layer or an attention a dict with its name,
+                type, bits, and snr_db, of the layer's output where nothing else is quantized;
             snr_db: signal-to-noise ratio of its output for the input that the float layer has;
             model_snr_db: the same with the input that it has in the quantized model;
             seconds, float_seconds: median time of its calls in one run of either model;
@@ -61,8 +66,9 @@ class Comparison:
 
     def __str__(self):
         lines = [[heading for heading, *_ in _COLUMNS]]
-        for row in (*self.rows, {**self.total, "name": "total"}):
-            lines.append([write(row[key]) for _, key, write, _ in _COLUMNS])
+        rows = [one for row in self.rows for one in (row, *row["products"])]
+        for row in (*rows, {**self.total, "name": "total"}):
+            lines.append([write(row[key]) if key in row else "" for _, key, write, _ in _COLUMNS])
         widths = [max(len(line[place]) for line in lines) for place in range(len(_COLUMNS))]
         return "\n".join(
             "  ".join(
@@ -152,7 +158,9 @@ def compare(float_model, quantized_model, *inputs, **kwargs):
     layers = {name: after.get_submodule(name) for name in names}
     kept = {}
     with torch.no_grad():
-        ratios, wanted = _ratios(before, layers, inputs, kwargs, kept)
+        every = {name: (name, layer) for name, layer in layers.items()}
+        every |= _products_alone(before, layers)
+        ratios, wanted = _ratios(before, every, inputs, kwargs, kept)
         in_model, total_ratio = _ratios_in_model(after, layers, inputs, kwargs, kept, wanted)
         float_seconds, float_total = _times(before, names, inputs, kwargs)
         seconds, total = _times(after, names, inputs, kwargs)
@@ -160,6 +168,8 @@ def compare(float_model, quantized_model, *inputs, **kwargs):
         {
             "name": name,
             "type": type(layers[name]).__name__,
+            "bits": _bits(layers[name], before.get_submodule(name)),
+            "products": _products(name, layers[name], before, ratios),
             "snr_db": ratios[name].db(),
             "model_snr_db": in_model[name].db(),
             "time_share": seconds[name] / total,
@@ -175,6 +185,8 @@ def compare(float_model, quantized_model, *inputs, **kwargs):
         {
             "name": "",
             "type": type(quantized_model).__name__,
+            "bits": "",
+            "products": [],
             "snr_db": total_ratio.db(),
             "model_snr_db": total_ratio.db(),
             "time_share": 1.0,
@@ -186,16 +198,65 @@ def compare(float_model, quantized_model, *inputs, **kwargs):
     )
 
 
+def _configs_of_products(layer, mod):
+    """By name, where a quantized layer tells the products of the float one, `mod`, apart."""
+    if not getattr(layer, "MIXED", None):
+        return {}
+    return {product: layer.config_of(product) for product in layer.products_of(mod)}
+
+
+def _products_alone(before, layers):
+    """Forms of the layers in which one product alone is quantized, as _ratios takes them."""
+    alone = {}
+    for name, layer in layers.items():
+        mod = before.get_submodule(name)
+        configs = _configs_of_products(layer, mod)
+        for product, config in configs.items():
+            if config is not None:
+                products = {**dict.fromkeys(configs), product: config}
+                alone[name, product] = (name, layer.from_float(mod, config, products=products))
+    return alone
+
+
+def _products(name, layer, before, ratios):
+    """What a row has of the layer's products."""
+    rows = []
+    for product, config in _configs_of_products(layer, before.get_submodule(name)).items():
+        ratio = ratios.get((name, product))
+        rows.append(
+            {
+                "name": ".".join(filter(None, (name, product))),
+                "type": "product",
+                "bits": _bits_of(config),
+                "snr_db": math.inf if ratio is None else ratio.db(),
+            }
+        )
+    return rows
+
+
+def _bits_of(config):
+    eight = config is not None and config.dtype in EIGHT_BITS
+    return str(config.activation_bits) if eight else "float"
+
+
+def _bits(layer, mod):
+    configs = _configs_of_products(layer, mod).values()
+    found = {_bits_of(config) for config in configs}
+    if not found:
+        return str(getattr(layer, "activation_bits", "float"))
+    return found.pop() if len(found) == 1 else "mixed"
+
+
 def losses(model, forms, inputs, kwargs):
     """The signal-to-noise ratio, in dB, of quantized layers for what they get in the float model.
 
     Args:
         model: the float model, which is not changed.
-        forms: the quantized form of each layer, by name.
+        forms: for each key the layer's name and a quantized form of it.
         inputs, kwargs: what the model is called with.
 
     Returns:
-        dB by name; NaN for a layer that was not called.
+        dB by key; NaN for a layer that was not called.
     """
     with torch.no_grad():
         ratios, _ = _ratios(_twin(model), forms, inputs, kwargs)
@@ -234,23 +295,24 @@ def _floats(output):
 
 
 def _ratios(model, forms, inputs, kwargs, kept=None):
-    """Runs the float model, and `forms` on what its layers get: a _Ratio by name, the output.
+    """Runs the float model, and `forms` on what its layers get: a _Ratio by key, the output.
 
-    kept: receives the layers' outputs, a list of them for each name.
+    forms: for each key the layer's name and a form of it.
+    kept: receives the layers' outputs, a list of them for each key.
     """
-    ratios = {name: _Ratio() for name in forms}
+    ratios = {key: _Ratio() for key in forms}
 
-    def watching(name):
+    def watching(key, form):
         def hook(module, args, kwargs, output):
-            ratios[name].add(output, forms[name](*args, **kwargs))
+            ratios[key].add(output, form(*args, **kwargs))
             if kept is not None:
-                kept.setdefault(name, []).append(output)
+                kept.setdefault(key, []).append(output)
 
         return hook
 
     handles = [
-        model.get_submodule(name).register_forward_hook(watching(name), with_kwargs=True)
-        for name in forms
+        model.get_submodule(name).register_forward_hook(watching(key, form), with_kwargs=True)
+        for key, (name, form) in forms.items()
     ]
     output = model(*inputs, **kwargs)
     for handle in handles:

@@ -338,7 +338,11 @@ def _read_quantized(folder, qconfig, keep_float, allow_pickle):
         )
 
     config = DynquantConfig(
-        qconfig.weight, qconfig.activation, qconfig.symmetric, [*map(only, keep_float)]
+        qconfig.weight,
+        qconfig.activation,
+        qconfig.symmetric,
+        [*map(only, keep_float)],
+        activation_bits=qconfig.activation_bits,
     )
     model = _read_folder(folder, allow_pickle, quantization_config=config)
     check_names(keep_float, dict(model.named_modules()))

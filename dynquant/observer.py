@@ -86,7 +86,7 @@ class Observer(nn.Module):
         """Whether any input was seen."""
         return self.qmin.numel() > 0 and not bool((self.qmin > self.qmax).any())
 
-    def calculate_qparams(self, symmetric=False):
+    def calculate_qparams(self, symmetric=False, bits=8):
         """The scale (fp32) and zero point (int32) of the range seen, in qmin's shape.
 
         They are what dynquant quantizes 8 bits with: torch.ops.dynquant.quantize_with takes them.
@@ -103,7 +103,7 @@ class Observer(nn.Module):
             raise ValueError("the Observer has seen NaN or Inf; reset() forgets it")
         if self.dtype == torch.bfloat16:
             return torch.ones_like(self.qmin), torch.zeros_like(self.qmin, dtype=torch.int32)
-        return torch.ops.dynquant.choose_qparams(ends, True, symmetric)
+        return torch.ops.dynquant.choose_qparams(ends, True, symmetric, bits)
 
     def _apply(self, fn, recurse=True):
         return super()._apply(partial(moved, fn), recurse)

@@ -53,6 +53,11 @@ class _LinearStyle(ParallelStyle):
                 f"{name} is for dynquant.nn.Linear, not {type(module).__name__}; quantize the "
                 "model first"
             )
+        if self.FORM is RowwiseLinear and module.activation_bits != 8:
+            raise ValueError(
+                f"{name} is there for activations in 8 bits, not {module.activation_bits}, of whose two "
+                "bytes no sums are exchanged; ColwiseParallel takes them"
+            )
         if device_mesh.ndim != 1:
             raise ValueError(
                 f"{name} needs a mesh of one dimension, got {device_mesh.ndim}: pass mesh[name]"

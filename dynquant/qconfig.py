@@ -12,6 +12,7 @@ per_tensor = "per_tensor"
 
 WEIGHT_SCHEMES = (per_channel, per_tensor)
 ACTIVATION_SCHEMES = (per_token, per_tensor)
+ACTIVATION_BITS = (8, 16)
 
 EIGHT_BITS = (torch.qint8, torch.quint8)
 # Each dtype of a weight, with the dtypes that the activation beside it may name.
@@ -37,6 +38,8 @@ class QConfig:
             torch.quint4x2 (embeddings).
         dynamic: True quantizes at run time, also in a stub that has seen data; False asks for
             statistics, which a stub alone has; None leaves it to the module.
+        activation_bits: 8, or 16 where 8 lose too much (outliers): asymmetric, exact, for int8
+            weights.
 
     Raises:
         TypeError, ValueError: for an argument that is none of these.
@@ -47,6 +50,7 @@ class QConfig:
     symmetric: bool = False
     dtype: torch.dtype = torch.qint8
     dynamic: bool | None = None
+    activation_bits: int = 8
 
     def __post_init__(self):
         one_of("weight", self.weight, WEIGHT_SCHEMES)
@@ -56,12 +60,29 @@ class QConfig:
             raise TypeError(f"symmetric must be a bool, not {self.symmetric!r}")
         if self.dynamic is not None and not isinstance(self.dynamic, bool):
             raise TypeError(f"dynamic must be a bool or None, not {self.dynamic!r}")
+        if isinstance(self.activation_bits, bool) or not isinstance(self.activation_bits, int):
+            raise TypeError(f"activation_bits must be 8 or 16, not {self.activation_bits!r}")
+        one_of("activation_bits", self.activation_bits, ACTIVATION_BITS)
+        if self.activation_bits != 8 and self.symmetric:
+            raise ValueError("activation_bits is 16, but symmetric activations have 8 bits")
+        if self.activation_bits != 8 and self.dtype != torch.qint8:
+            raise ValueError(
+                f"activation_bits is 16, but beside weights of {self.dtype} activations stay float"
+            )
+
+
+def bits_repr(config):
+    """What extra_repr adds for activations in other than 8 bits; of a QConfig or a module."""
+    bits = config.activation_bits
+    return "" if bits == 8 else f", activation_bits={bits}"
 
 
 def one_of(name, value, allowed):
     """Raises ValueError unless `value` is one of `allowed`."""
     # Comparing a tensor or an array with a string is no plain bool.
-    if not any(value is item or (isinstance(value, str) and value == item) for item in allowed):
+    if not any(
+        value is item or (isinstance(value, (str, int)) and value == item) for item in allowed
+    ):
         listed = ", ".join(str(item) for item in allowed)
         raise ValueError(f"{name} is {value!r}; allowed: {listed}")
 
@@ -115,6 +136,7 @@ def _from_dict(config, dtype, name):
         symmetric=symmetric,
         dtype=weight_dtype,
         dynamic=config.get("dynamic"),
+        activation_bits=activation.get("bits", 8),
     )
 
 
@@ -128,7 +150,8 @@ def _part(config, key, name):
     part = config.get(key, {})
     if not isinstance(part, Mapping):
         raise TypeError(f"{name}[{key!r}] is {part!r}; expected a dict")
-    _known_keys(part, ("dtype", "qscheme"), f"{name}[{key!r}]")
+    allowed = ("dtype", "qscheme", "bits") if key == "activation" else ("dtype", "qscheme")
+    _known_keys(part, allowed, f"{name}[{key!r}]")
     return part
 
 

@@ -5,6 +5,7 @@ import inspect
 import warnings
 from collections import Counter
 from collections.abc import Mapping
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -12,6 +13,7 @@ from dynquant.comparison import losses
 from dynquant.fused import fuse as fuse_blocks
 from dynquant.stubs import QuantStub
 from dynquant.swap.own_thread import on_own_thread
+from dynquant.swap.places import replace_modules
 from dynquant.swap.plan import plan_from_attributes, plan_from_spec
 from dynquant.swap.registry import STUBS
 from dynquant.swap.ties import part_from_quantized
@@ -38,6 +40,7 @@ def quantize_dynamic(
     *,
     qconfig=None,
     keep_float_below=None,
+    raise_bits_below=None,
     example_inputs=None,
     fuse=False,
 ):
@@ -57,6 +60,8 @@ def quantize_dynamic(
             a dict from those to configs, of which None keeps a module in float. The most specific
             entry wins: exact name, longest parent name, pattern, exact type, base type, types of
             parents.
+            A product of a recurrent layer is named by its weight ('lstm.weight_ih_l0'), one of an
+            attention by its projection ('attn.q_proj'); so each can have a config of its own.
             A config is a QConfig, dynquant.per_channel, per_token or per_tensor, a dict, a torch
             QConfig, or the class QuantStub for the default.
         dtype: for configs that name no dtype: torch.qint8; torch.float16 or torch.bfloat16
@@ -68,9 +73,12 @@ def quantize_dynamic(
         qconfig: another name of qconfig_spec.
         keep_float_below: dB. A layer whose output has a lower signal-to-noise ratio, for what the
             float layer gets when the model runs on example_inputs, stays in float, as does one
-            that they do not reach; a warning names them.
-        example_inputs: what the model is called with for keep_float_below: a tuple of arguments, a
-            dict of named ones, or a single tensor.
+            that they do not reach; a warning names them. Each product of a recurrent layer (named
+            by its weight) and of an attention (by its projection) counts on its own.
+        raise_bits_below: dB. A layer or product that loses more than that with activations in 8
+            bits gets 16, and a warning names it. It is tried before keep_float_below.
+        example_inputs: what the model is called with for these two: a tuple of arguments, a dict of
+            named ones, or a single tensor.
         fuse: whether the blocks that dynquant.fuse knows run as single ops.
 
     Returns:
@@ -88,8 +96,9 @@ def quantize_dynamic(
     """
     plan = plan_from_spec(model, qconfig_spec, dtype, mapping, inplace, qconfig)
     made = None
-    if keep_float_below is not None or example_inputs is not None:
-        made = _made_above(plan, model, keep_float_below, example_inputs)
+    limits = {"raise_bits_below": raise_bits_below, "keep_float_below": keep_float_below}
+    if example_inputs is not None or any(limit is not None for limit in limits.values()):
+        made = _made_above(plan, model, example_inputs, limits)
     _show_warnings(plan)
     model = _carry_out(plan, model, inplace, made)
     return fuse_blocks(model, inplace=True) if fuse else model
@@ -111,6 +120,11 @@ def prepare(
     for item in plan.items:
         module = model.get_submodule(item.name)
         if not isinstance(module, QuantStub):
+            if item.products is not None:
+                raise ValueError(
+                    f"{item.name}: prepare takes no config for a product of a layer; "
+                    "quantize_dynamic does"
+                )
             module.qconfig = item.qconfig
         elif module.observer is None:
             module.observe(item.qconfig)
@@ -158,19 +172,66 @@ def _carry_out(plan, model, inplace, made=None):
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def _made_above(plan, model, keep_float_below, example_inputs):
-    """The items with their quantized forms; what loses more is taken out of the plan."""
-    if keep_float_below is None or example_inputs is None:
-        raise ValueError("keep_float_below and example_inputs need each other: pass both")
-    if isinstance(keep_float_below, bool) or not isinstance(keep_float_below, (int, float)):
-        raise TypeError(f"keep_float_below is {keep_float_below!r}; expected a number of dB")
+def _made_above(plan, model, example_inputs, limits):
+    """The items with their quantized forms; what loses more is raised to 16 bits, or taken out.
+
+    limits: raise_bits_below and keep_float_below.
+    """
+    limits = {name: limit for name, limit in limits.items() if limit is not None}
+    if not limits or example_inputs is None:
+        raise ValueError(
+            f"{' or '.join(limits or ('keep_float_below', 'raise_bits_below'))} and example_inputs "
+            "need each other: pass both"
+        )
+    for name, limit in limits.items():
+        if isinstance(limit, bool) or not isinstance(limit, (int, float)):
+            raise TypeError(f"{name} is {limit!r}; expected a number of dB")
     inputs, named = _example(example_inputs)
-    made = list(_made(list(plan.items)))
-    layers = {item.name: form for item, form in made if not isinstance(item.module, STUBS)}
-    ratios = losses(model, layers, inputs, named)
-    kept = {name: ratio for name, ratio in ratios.items() if not ratio >= keep_float_below}
-    plan.keep_in_float(kept, keep_float_below)
-    return [(item, form) for item, form in made if item.name not in kept]
+    made = _forms_of(plan.items)
+    parts = [
+        (item, product)
+        for item in plan.items
+        if not isinstance(item.module, STUBS)
+        for product in item.parts()
+        if item.config(product) is not None
+    ]
+
+    def measured(parts):
+        forms = {part: (part[0].name, _form_of_part(*part, made)) for part in parts}
+        return losses(model, forms, inputs, named)
+
+    if "raise_bits_below" in limits:
+        limit = limits["raise_bits_below"]
+        ratios = measured(part for part in parts if _can_rise(*part))
+        plan.raise_bits({part: one for part, one in ratios.items() if one < limit}, limit)
+        made |= _forms_of(item for item in plan.items if item.is_changed)
+    if "keep_float_below" in limits:
+        limit = limits["keep_float_below"]
+        ratios = measured(parts)
+        plan.keep_in_float({part: one for part, one in ratios.items() if not one >= limit}, limit)
+        made |= _forms_of(item for item in plan.items if item.is_changed)
+    return [(item, made[item]) for item in plan.items]
+
+
+def _can_rise(item, product):
+    config = item.config(product)
+    return config.dtype == torch.qint8 and config.activation_bits == 8 and not config.symmetric
+
+
+def _form_of_part(item, product, made):
+    """The quantized form of a layer, or one of which the product alone is quantized."""
+    if product is None:
+        return made[item]
+    products = {**dict.fromkeys(item.parts()), product: item.config(product)}
+    return item.form.from_float(item.module, item.config(product), products=products)
+
+
+def _forms_of(items):
+    """The quantized form of each item."""
+    items = list(items)
+    for item in items:
+        item.is_changed = False
+    return dict(_made(items.copy()))
 
 
 def _example(example_inputs):
@@ -188,12 +249,15 @@ def _example(example_inputs):
 
 def _swap(made, model):
     model.eval()
+    made_of = WeakKeyDictionary()  # keeps no float module alive
     for item, form in made:
         _keep_hooks(item.module, form, lambda hooks: hooks)
+        made_of[item.module] = form
         for parent, key in item.places:
             parent._modules[key] = form
         if item.module is model:
             model = form
+    replace_modules(model, made_of)  # in plain lists
     _prepare_for_others(model)
     return model
 
@@ -217,6 +281,8 @@ def _made(items):
 def _from_float(item, tied_to):
     wanted = inspect.signature(item.form.from_float).parameters
     offered = {"qconfig": item.qconfig, "tied_to": tied_to}
+    if item.products is not None:
+        offered["products"] = item.products
     given = {key: value for key, value in offered.items() if key in wanted}
     return item.form.from_float(item.module, **given)
 

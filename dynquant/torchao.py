@@ -17,7 +17,7 @@ class DynquantConfig(AOBaseConfig):
     """How quantize_ quantizes a module that its filter_fn selects: as dynquant does.
 
     Args:
-        weight, activation, symmetric: as in dynquant.QConfig.
+        weight, activation, symmetric, activation_bits: as in dynquant.QConfig.
 
     Raises:
         TypeError, ValueError: for an argument that is none of these.
@@ -26,13 +26,19 @@ class DynquantConfig(AOBaseConfig):
     weight: str = per_channel
     activation: str = per_token
     symmetric: bool = False
+    activation_bits: int = 8
 
     def __post_init__(self):
         self.qconfig()
 
     def qconfig(self):
         """The dynquant.QConfig of the same meaning."""
-        return QConfig(self.weight, self.activation, self.symmetric)
+        return QConfig(
+            self.weight,
+            self.activation,
+            self.symmetric,
+            activation_bits=self.activation_bits,
+        )
 
 
 @register_quantize_module_handler(DynquantConfig)

@@ -26,6 +26,7 @@ from dynquant import nn as quantized
 from dynquant.nn._module import QuantizedModule
 from dynquant.qconfig import QConfig
 from dynquant.quantize import quantize_dynamic
+from dynquant.swap.places import replace_modules
 from dynquant.swap.plan import default_spec, plan_from_spec
 from dynquant.swap.registry import Forms
 from dynquant.swap.selection import did_you_mean
@@ -47,9 +48,12 @@ class DynquantConfig(QuantizationConfigMixin):
     It is saved in the model's config.json.
 
     Args:
-        weight, activation, symmetric: as in dynquant.QConfig.
+        weight, activation, symmetric, activation_bits: as in dynquant.QConfig.
         modules_to_not_convert: names of modules that stay in float, each of which covers its
-            submodules, or regular expressions, as for other methods of transformers.
+            submodules, or regular expressions, as for other methods of transformers. Those that
+            lose too much are found on the float model, by dynquant.compare or by
+            quantize_dynamic(model, keep_float_below=..., example_inputs=...); the command
+            `dynquant quantize --keep-float-below` does both.
         quant_method: "dynquant", which config.json holds.
 
     Raises:
@@ -63,8 +67,9 @@ class DynquantConfig(QuantizationConfigMixin):
         symmetric=False,
         modules_to_not_convert=None,
         quant_method=METHOD,
+        activation_bits=8,
     ):
-        QConfig(weight, activation, symmetric)  # checks them
+        QConfig(weight, activation, symmetric, activation_bits=activation_bits)  # checks them
         if quant_method != METHOD:
             raise ValueError(f"quant_method is {quant_method!r}; allowed: {METHOD}")
         names = [] if modules_to_not_convert is None else modules_to_not_convert
@@ -83,11 +88,18 @@ class DynquantConfig(QuantizationConfigMixin):
         self.weight = weight
         self.activation = activation
         self.symmetric = symmetric
+        self.activation_bits = activation_bits
         self.modules_to_not_convert = sorted(names)
 
     def spec_for(self, model):
         """The qconfig_spec of quantize_dynamic that says the same of `model`."""
-        spec = default_spec(QConfig(self.weight, self.activation, self.symmetric))
+        qconfig = QConfig(
+            self.weight,
+            self.activation,
+            self.symmetric,
+            activation_bits=self.activation_bits,
+        )
+        spec = default_spec(qconfig)
         names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
         return {**spec, **dict.fromkeys(_kept(names, self.modules_to_not_convert))}
 
@@ -165,7 +177,13 @@ class DynquantQuantizer(HfQuantizer):
                 for name, module in model.named_modules()
                 if isinstance(module, QuantizedModule)
             }
-            _replace(model, {one.form: one for one in self._stand_ins.values()})
+            replace_modules(model, {one.form: one for one in self._stand_ins.values()})
+            self._attentions = {
+                module: _AttentionStandIn(module)
+                for module in model.modules()
+                if isinstance(module, quantized.MultiheadAttention)
+            }
+            replace_modules(model, self._attentions)
             _forget_ties(model, self._stand_ins)
             return
         self.quantization_config.warn_of_unknown_names(model)
@@ -226,15 +244,15 @@ class DynquantQuantizer(HfQuantizer):
             model._weight_conversions = own
             self._fill_quantized(model)
         else:
-            _replace(model, {one: one.form for one in self._stand_ins.values()})
+            replace_modules(model, {one: one.form for one in self._stand_ins.values()})
             missing = [item.name for key, item in self._awaited.items() if key not in self._found]
             self._keep_float(missing)
             quantize_dynamic(model, self.quantization_config.spec_for(model), inplace=True)
-        self._stand_ins = self._awaited = self._floats = None
+        self._stand_ins = self._awaited = self._floats = self._attentions = None
         return model
 
     def _fill_quantized(self, model):
-        forms, missing = {}, []
+        forms, missing = {one: form for form, one in self._attentions.items()}, []
         for name, stand_in in self._stand_ins.items():
             found = stand_in.found()
             if found:
@@ -245,7 +263,7 @@ class DynquantQuantizer(HfQuantizer):
                 missing.append(name)
             else:
                 raise ValueError(f"the checkpoint has nothing for {name}")
-        _replace(model, forms)
+        replace_modules(model, forms)
         self._keep_float(missing)
         for name, module in model.named_modules():
             weight = module._parameters.get("weight")
@@ -312,20 +330,41 @@ class _StandIn(nn.Module):
     """Hides a quantized module while a model is being loaded.
 
     The loader overwrites every buffer that no state dict has, which packed weights are. Some models
-    initialize weights of submodules; one that is marked is left alone.
+    initialize weights of submodules, and read their sizes; what is marked is left alone.
     """
 
     def __init__(self, form):
         super().__init__()
         self._form = [form]  # in a list, so that it is no submodule
         self._is_hf_initialized = True
-        for key in ("weight", "bias"):
+        for key in self.HIDDEN:
             self.__dict__[key] = torch.empty(0)
             self.__dict__[key]._is_hf_initialized = True
+
+    HIDDEN = ("weight", "bias")
 
     @property
     def form(self):
         return self._form[0]
+
+    def reset_parameters(self):
+        """What a model calls to initialize a float layer."""
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.form, name)
+
+
+class _AttentionStandIn(_StandIn):
+    """One of an attention: its parts are its own, by their names."""
+
+    HIDDEN = ("in_proj_weight", "in_proj_bias")
+
+    def __init__(self, form):
+        super().__init__(form)
+        self._modules, self._parameters = form._modules, form._parameters
 
 
 class _StateStandIn(_StandIn):
@@ -337,7 +376,8 @@ class _StateStandIn(_StandIn):
             key = key.removesuffix("_uint8").removesuffix("_int8")
             self.__dict__.pop(key, None)
             empty = torch.empty_like(value, device="meta")
-            self.register_parameter(key, nn.Parameter(empty, requires_grad=False))
+            # register_parameter would find the form's own attribute.
+            self._parameters[key] = nn.Parameter(empty, requires_grad=False)
 
     def found(self):
         """What the loader has set; what it has made up for a missing entry is left out."""
@@ -357,14 +397,6 @@ class _StateStandIn(_StandIn):
             self.form.load_state_dict(found, assign=True)
         except RuntimeError as error:
             raise ValueError(f"{name}: {error}") from error
-
-
-def _replace(model, replacements):
-    """Swaps submodules. replacements: a dict from each to what takes its place."""
-    for parent in list(model.modules()):
-        for key, child in parent._modules.items():
-            if child in replacements:
-                parent._modules[key] = replacements[child]
 
 
 def _forget_ties(model, names):

@@ -10,13 +10,16 @@ OPS = {
     "quantize_weight": ("weight", "per_channel"),
     "pack_weight": ("qweight",),
     "unpack_weight": ("packed", "n", "k"),
-    "choose_qparams": ("x", "per_token", "symmetric"),
-    "quantize_activation": ("x", "per_token", "symmetric"),
-    "quantize_with": ("x", "scale", "zero_point", "symmetric"),
+    "choose_qparams": ("x", "per_token", "symmetric", "bits"),
+    "quantize_activation": ("x", "per_token", "symmetric", "bits"),
+    "quantize_with": ("x", "scale", "zero_point", "symmetric", "bits"),
     "int_mm": ("q", "zero_point", "packed", "n"),
     "rescale": ("acc", "scale", "weight_scale", "bias", "dtype"),
     "scaled_mm": ("q", "scale", "zero_point", "packed", "weight_scale", "bias", "dtype"),
-    "linear_dynamic": ("x", "packed", "weight_scale", "bias", "per_token", "symmetric"),
+    "linear_dynamic": (
+        *("x", "packed", "weight_scale", "bias"),
+        *("per_token", "symmetric", "activation_bits"),
+    ),
     "linear_half": ("x", "half_weight", "bias"),
     "quantize_embedding": ("weight", "bits"),
     "embedding": (*TABLE, "dtype"),
@@ -31,7 +34,12 @@ _INT8 = (
 )
 _HALF = ("weight_ih", "bias_ih", "weight_hh", "bias_hh")
 _STEPS = ("batch_sizes", "reverse")
-_SCHEME = ("per_token", "symmetric")
+_SCHEME = ("per_token", "symmetric", "activation_bits")
+_MIXED = (
+    *("weight_ih", "weight_scale_ih", "bias_ih"),
+    *("weight_hh", "weight_scale_hh", "bias_hh"),
+)
+_SCHEMES = tuple(f"{one}_{part}" for part in ("ih", "hh") for one in _SCHEME)
 RECURRENT = {
     "lstm_dynamic": (
         *("x", "h0", "c0", *_INT8, "packed_hr", "weight_scale_hr"),
@@ -42,6 +50,12 @@ RECURRENT = {
     "lstm_half": ("x", "h0", "c0", *_HALF, "weight_hr", *_STEPS),
     "gru_half": ("x", "h0", *_HALF, *_STEPS),
     "rnn_half": ("x", "h0", *_HALF, "relu", *_STEPS),
+    "lstm_mixed": (
+        *("x", "h0", "c0", *_MIXED, "weight_hr", "weight_scale_hr", *_STEPS, *_SCHEMES),
+        *("per_token_hr", "symmetric_hr", "activation_bits_hr"),
+    ),
+    "gru_mixed": ("x", "h0", *_MIXED, *_STEPS, *_SCHEMES),
+    "rnn_mixed": ("x", "h0", *_MIXED, "relu", *_STEPS, *_SCHEMES),
 }
 ALL_OPS = OPS | RECURRENT
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
@@ -89,6 +103,7 @@ def valid_arguments(m=(M,), n=N, k=K, dtype=torch.float32, per_channel=True):
         "per_channel": True,
         "per_token": True,
         "symmetric": False,
+        "activation_bits": 8,
     }
 
 
@@ -106,6 +121,7 @@ def valid_recurrent_arguments(name, m=(M,), n=N, k=K, dtype=torch.float32, per_c
         "reverse": False,
         "per_token": True,
         "symmetric": False,
+        "activation_bits": 8,
     }
     for part, rows, depth in (("ih", columns, k), ("hh", columns, n), ("hr", n, n)):
         weight = torch.randint(-127, 128, (rows, depth), generator=generator).to(torch.int8)
@@ -114,6 +130,11 @@ def valid_recurrent_arguments(name, m=(M,), n=N, k=K, dtype=torch.float32, per_c
         values[f"weight_scale_{part}"] = scale
         values[f"weight_{part}"] = (weight * 0.002).half()
         values[f"bias_{part}"] = torch.randn(rows, generator=generator).to(dtype)
+        values |= {f"per_token_{part}": True, f"symmetric_{part}": False}
+        values[f"activation_bits_{part}"] = 16
+    if name.endswith("_mixed"):  # int8, fp32, int8
+        values |= {"weight_ih": values["packed_ih"], "weight_hr": values["packed_hr"]}
+        values |= {"weight_hh": values["weight_hh"].float(), "weight_scale_hh": None}
     return values
 
 

@@ -4,6 +4,9 @@ Arithmetic is IEEE fp32, round to nearest even, subnormals kept, one rounding fo
 written. Floats arrive as float32 arrays, since bf16 and fp16 widen to fp32 without loss; a result
 in a narrower dtype comes back as the float32 array that holds its exact values.
 
+Activations have 8 bits, or, where they are asymmetric, 16: q = 256 * h + l, two bytes whose sums
+are exact on their own and joined in float.
+
 A row is the last axis. `scale` and `zero_point` have the shape x.shape[:-1] (per_token) or [1].
 """
 
@@ -26,14 +29,14 @@ def quantize_weight(w, per_channel=True):
 
 
 @ignoring_overflow
-def _qparams(x, per_token, symmetric):
+def _qparams(x, per_token, symmetric, bits):
     """scale, zero_point and the factor `inv` (0 where every q of the row is 0)."""
     rows = x if per_token else x.reshape(1, -1)
     lo = np.min(rows, axis=-1, initial=F(0))  # NaN in the row makes both NaN
     hi = np.max(rows, axis=-1, initial=F(0))
-    span, steps = (np.maximum(-lo, hi), F(127)) if symmetric else (hi - lo, F(255))
+    span, steps = (np.maximum(-lo, hi), F(127)) if symmetric else (hi - lo, F(2**bits - 1))
     scale, inv = span / steps, steps / span
-    zero_point = np.zeros_like(span) if symmetric else np.clip(np.rint(-lo * inv), F(0), F(255))
+    zero_point = np.zeros_like(span) if symmetric else np.clip(np.rint(-lo * inv), F(0), steps)
     broken = ~np.isfinite(span)  # NaN or Inf in the row, or hi - lo overflows
     flat = ~broken & ~np.isfinite(inv)  # the range is 0 or tiny
     scale = np.where(broken, F(np.nan), np.where(flat, F(1), scale))
@@ -41,8 +44,8 @@ def _qparams(x, per_token, symmetric):
     return scale, np.where(void, F(0), zero_point).astype(np.int32), np.where(void, F(0), inv)
 
 
-def choose_qparams(x, per_token=True, symmetric=False):
-    scale, zero_point, _ = _qparams(x, per_token, symmetric)
+def choose_qparams(x, per_token=True, symmetric=False, bits=8):
+    scale, zero_point, _ = _qparams(x, per_token, symmetric, bits)
     return scale, zero_point
 
 
@@ -51,29 +54,31 @@ def _per_row(v, lead):
     return v[..., None] if v.shape == lead else v
 
 
-def _to_integers(scaled, zero_point, symmetric):
+def _to_integers(scaled, zero_point, symmetric, bits):
     if symmetric:
         q, dtype = np.clip(np.rint(scaled), F(-127), F(127)), np.int8
     else:
-        q, dtype = np.clip(np.rint(scaled) + zero_point.astype(F), F(0), F(255)), np.uint8
+        q = np.clip(np.rint(scaled) + zero_point.astype(F), F(0), F(2**bits - 1))
+        dtype = {8: np.uint8, 16: np.uint16}[bits]
     return np.where(np.isnan(q), F(0), q).astype(dtype)
 
 
 @ignoring_overflow
-def quantize_activation(x, per_token=True, symmetric=False):
-    """x [..., K] -> q uint8 (symmetric: int8) [..., K], scale, zero_point."""
-    scale, zero_point, inv = _qparams(x, per_token, symmetric)
+def quantize_activation(x, per_token=True, symmetric=False, bits=8):
+    """x [..., K] -> q uint8, in 16 bits uint16 (symmetric: int8) [..., K], scale, zero_point."""
+    scale, zero_point, inv = _qparams(x, per_token, symmetric, bits)
     lead = x.shape[:-1]
     inv = _per_row(inv, lead)
     used = np.where(inv == 0, F(0), x)  # 0 * Inf would be NaN
-    return _to_integers(used * inv, _per_row(zero_point, lead), symmetric), scale, zero_point
+    zero = _per_row(zero_point, lead)
+    return _to_integers(used * inv, zero, symmetric, bits), scale, zero_point
 
 
 @ignoring_overflow
-def quantize_with(x, scale, zero_point, symmetric=False):
+def quantize_with(x, scale, zero_point, symmetric=False, bits=8):
     """q from given parameters; a quotient that is NaN gives 0."""
     lead = x.shape[:-1]
-    return _to_integers(x / _per_row(scale, lead), _per_row(zero_point, lead), symmetric)
+    return _to_integers(x / _per_row(scale, lead), _per_row(zero_point, lead), symmetric, bits)
 
 
 def int_mm(q, zero_point, w):
@@ -86,7 +91,7 @@ def int_mm(q, zero_point, w):
 
 @ignoring_overflow
 def rescale(acc, scale, weight_scale, bias, dtype):
-    """acc [..., N] -> y [..., N], rounded to `dtype` by its name."""
+    """acc [..., N], int32 or float32 -> y [..., N], rounded to `dtype` by its name."""
     y = (acc.astype(F) * _per_row(scale, acc.shape[:-1])) * weight_scale
     if bias is not None:
         y = y + bias
@@ -108,11 +113,18 @@ def round_to(y, dtype):
 
 
 def scaled_mm(q, scale, zero_point, w, weight_scale, bias, dtype):
-    return rescale(int_mm(q, zero_point, w), scale, weight_scale, bias, dtype)
+    if q.dtype == np.uint16:
+        high, low = int_mm(q >> 8, zero_point >> 8, w), int_mm(q & 255, zero_point & 255, w)
+        acc = F(256) * high.astype(F) + low.astype(F)
+    else:
+        acc = int_mm(q, zero_point, w)
+    return rescale(acc, scale, weight_scale, bias, dtype)
 
 
-def linear_dynamic(x, w, weight_scale, bias, per_token=True, symmetric=False, dtype="float32"):
-    q, scale, zero_point = quantize_activation(x, per_token, symmetric)
+def linear_dynamic(
+    x, w, weight_scale, bias, per_token=True, symmetric=False, dtype="float32", bits=8
+):
+    q, scale, zero_point = quantize_activation(x, per_token, symmetric, bits)
     return scaled_mm(q, scale, zero_point, w, weight_scale, bias, dtype)
 
 

@@ -9,8 +9,8 @@ One step of one row, everything in fp32, each operation rounded on its own:
     gru:   r, z = sigmoid(input + hidden), n = tanh(input_n + r * hidden_n),  h = (h - n) * z + n
     rnn:   h = tanh(input + hidden) or relu(input + hidden)
 
-where linear is linear_dynamic for an int8 weight and linear_half for one in 16 bits. States enter
-widened to fp32, stay fp32 within the call, and are rounded to x's dtype where they come out.
+where linear is linear_dynamic for an int8 weight and linear_half for one in 16 bits or fp32. States
+enter widened to fp32, stay fp32 within the call, and are rounded to x's dtype where they come out.
 sigmoid and tanh are these very operations, not the real functions.
 """
 
@@ -82,34 +82,38 @@ def recurrent(
     reverse=False,
     per_token=True,
     symmetric=False,
+    bits=8,
     dtype="float32",
+    schemes=None,
 ):
     """One direction of one layer.
 
     x is [T, B, K], or [rows, K] where batch_sizes tells the rows of each step; h is [B, P] and c
     [B, H] or None. A weight is a pair of int8 [N, K] and its scale, or the values [N, K] of its 16
-    bits. Returns y, h and c.
+    bits or fp32. `schemes` has (per_token, symmetric, bits) for "ih", "hh" and "hr" where they are
+    not the same. Returns y, h and c.
     """
     lead = x.shape[:-1]
     sizes = [lead[1]] * lead[0] if batch_sizes is None else list(batch_sizes)
     starts = np.cumsum([0, *sizes])
 
-    def linear(x, weight, bias):
+    def linear(x, weight, bias, part):
         if isinstance(weight, tuple):
-            return ref.linear_dynamic(x, *weight, bias, per_token, symmetric)
+            scheme = (per_token, symmetric, bits) if schemes is None else schemes[part]
+            return ref.linear_dynamic(x, *weight, bias, *scheme[:2], bits=scheme[2])
         return ref.linear_half(x, weight, bias)
 
-    given = linear(x.reshape(starts[-1], x.shape[-1]), weight_ih, bias_ih)
+    given = linear(x.reshape(starts[-1], x.shape[-1]), weight_ih, bias_ih, "ih")
     h, c = h.copy(), None if c is None else c.copy()
     y = np.zeros((starts[-1], h.shape[-1]), F)
     for t in reversed(range(len(sizes))) if reverse else range(len(sizes)):
         rows, here = slice(0, sizes[t]), slice(starts[t], starts[t + 1])
-        hidden = linear(h[rows], weight_hh, bias_hh)
+        hidden = linear(h[rows], weight_hh, bias_hh, "hh")
         state, cell_state = gates(
             cell, given[here], hidden, h[rows], None if c is None else c[rows]
         )
         if weight_hr is not None:
-            state = linear(state, weight_hr, None)
+            state = linear(state, weight_hr, None, "hr")
         h[rows] = y[here] = state
         if c is not None:
             c[rows] = cell_state

@@ -92,8 +92,9 @@ class TestCompare:
     def test_table(self, net, x):
         text = str(dynquant.compare(net, dynquant.quantize_dynamic(net), x))
         lines = text.splitlines()
-        assert lines[0].split()[:3] == ["layer", "type", "SNR"] and lines[-1].startswith("total")
-        assert len(lines) == 6 and "MultiheadAttention" in lines[2] and "%" in lines[2]
+        assert lines[0].split()[:4] == ["layer", "type", "bits", "SNR"]
+        assert lines[-1].startswith("total")
+        assert len(lines) == 10 and "MultiheadAttention" in lines[2] and "%" in lines[2]
 
     def test_dataframe(self, net, x):
         pandas = pytest.importorskip("pandas", reason="pandas is not installed")

@@ -67,6 +67,16 @@ def made_tables():
     assert forked(lambda: agree(quantized, x, expected))
 
 
+def loaded():
+    model, x = blocks()
+    quantized = dynquant.quantize_dynamic(model)
+    other = dynquant.quantize_dynamic(model)
+    # Without assign, torch copies large tensors on its pool, those of float models as well.
+    other.load_state_dict(quantized.state_dict(), assign=True)
+    expected = of_a_thread(other, x)
+    assert forked(lambda: agree(other, x, expected))
+
+
 def made_in_the_child():
     model, x = blocks()
     expected = of_a_thread(dynquant.quantize_dynamic(model), x)
@@ -98,6 +108,7 @@ SCENES = [
     made_in_place,
     made_in_16_bits,
     made_tables,
+    loaded,
     made_in_the_child,
     forked_twice,
     run_before,

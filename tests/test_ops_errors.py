@@ -130,16 +130,6 @@ def test_weight_that_is_not_finite(value, per_channel):
             torch.ops.dynquant.quantize_weight(weight, per_channel)
 
 
-def test_pack_refuses_the_least_int8():
-    for shape in ((1, 1), (5, 7), (129, 130)):
-        qweight = torch.zeros(shape, dtype=torch.int8)
-        for row in {0, shape[0] - 1}:
-            wrong = qweight.clone()
-            wrong[row, -1] = -128
-            with pytest.raises(EXCEPTIONS, match="qweight.*-128|-128.*qweight"):
-                torch.ops.dynquant.pack_weight(wrong)
-
-
 @pytest.mark.parametrize("dtype, values", [(torch.uint8, (-1, 256)), (torch.int8, (-129, 128))])
 def test_zero_point_out_of_its_range(dtype, values):
     for value in (*values, -(1 << 31), (1 << 31) - 1):

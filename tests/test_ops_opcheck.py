@@ -22,6 +22,7 @@ FLAGS = {
     "defaults": {},
     "other schemes": {"per_token": False, "per_channel": False, "bias": None},
     "symmetric": {"symmetric": True, "zero_point": None},
+    "16 bits": {"activation_bits": 16},
 }
 
 
@@ -30,6 +31,9 @@ def arguments_of(name, sizes, flags):
     if values["zero_point"] is None:
         values["zero_point"] = torch.zeros(values["scale"].shape, dtype=torch.int32)
         values["q"] = values["q"].view(torch.int8)
+    if values["activation_bits"] == 16:
+        values["bits"] = 16 if "x" in OPS[name] else 8
+        values["q"] = values["q"].to(torch.uint16) if name == "scaled_mm" else values["q"]
     return values, tuple(values[argument] for argument in OPS[name])
 
 

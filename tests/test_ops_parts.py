@@ -14,7 +14,8 @@ ops = torch.ops.dynquant
 
 def drawn_integers(case):
     """q over its whole type, zero points over theirs, [1] or one for each row."""
-    rng, dtype = case.rng, np.int8 if case.symmetric else np.uint8
+    rng = case.rng
+    dtype = np.int8 if case.symmetric else {8: np.uint8, 16: np.uint16}[case.bits]
     low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
     q = rng.integers(low, high + 1, (*case.lead_shape, case.k), dtype=dtype)
     if rng.random() < 0.2:
@@ -41,7 +42,7 @@ def reference_bias(bias):
 @given(case=cases())
 def test_activation(isa, case):
     x = case.activation()
-    arguments = case.per_token, case.symmetric
+    arguments = case.scheme
     expected = ref.quantize_activation(widened(x), *arguments)
     assert_all_same(ops.quantize_activation(x, *arguments), expected)
     assert_all_same(ops.choose_qparams(x, *arguments), expected[1:])
@@ -51,13 +52,13 @@ def test_activation(isa, case):
 @given(case=cases(), zeros=st.booleans())
 def test_given_parameters(isa, case, zeros):
     x, scale = case.activation(), drawn_scale(case)
-    zero_point = torch.from_numpy(case.rng.integers(0, 256, scale.shape, dtype=np.int32))
+    zero_point = torch.from_numpy(case.rng.integers(0, 2**case.bits, scale.shape, dtype=np.int32))
     if case.symmetric:
         zero_point.zero_()
     if zeros:
         scale = scale * 0  # quotients are NaN or infinite
-    q = ops.quantize_with(x, scale, zero_point, case.symmetric)
-    arguments = scale.numpy(), zero_point.numpy(), case.symmetric
+    q = ops.quantize_with(x, scale, zero_point, case.symmetric, case.bits)
+    arguments = scale.numpy(), zero_point.numpy(), case.symmetric, case.bits
     assert_same(q, ref.quantize_with(widened(x), *arguments))
 
 
@@ -86,7 +87,7 @@ def test_weight(isa, case):
 
 
 @settings(max_examples=350)
-@given(case=cases())
+@given(case=cases(bits=(8,)))
 def test_product(isa, case):
     (q, zero_point), (weight, _) = drawn_integers(case), case.weight()
     acc = ops.int_mm(q, zero_point, ops.pack_weight(weight), weight.shape[0])
@@ -117,15 +118,16 @@ def test_fused_product(isa, case, dtype):
     expected = ref.scaled_mm(q.numpy(), scale.numpy(), zero_point.numpy(), *arguments, name)
     assert y.dtype == dtype
     assert_same(y, expected)
-    acc = ops.int_mm(q, zero_point, packed, weight.shape[0])
-    assert_same(ops.rescale(acc, scale, weight_scale, bias, dtype), y, "int_mm and rescale")
+    if case.bits == 8:
+        acc = ops.int_mm(q, zero_point, packed, weight.shape[0])
+        assert_same(ops.rescale(acc, scale, weight_scale, bias, dtype), y, "int_mm and rescale")
 
 
 @settings(max_examples=150)
 @given(case=cases())
 def test_the_parts_make_the_whole(isa, case):
     x, (weight, weight_scale), bias = case.activation(), case.weight(), case.bias()
-    packed, schemes = ops.pack_weight(weight), (case.per_token, case.symmetric)
+    packed, schemes = ops.pack_weight(weight), case.scheme
     whole = ops.linear_dynamic(x, packed, weight_scale, bias, *schemes)
     quantized = ops.quantize_activation(x, *schemes)
     assert_same(ops.scaled_mm(*quantized, packed, weight_scale, bias, x.dtype), whole)
@@ -143,6 +145,54 @@ def test_the_extreme_products(isa, low, high):
         acc = ops.int_mm(q, torch.tensor([zero], dtype=torch.int32), packed, 2)
         exact = (value - zero) * 127 * k
         assert acc.tolist() == [[exact, -exact]] * 2
+
+
+@pytest.mark.parametrize("m", [1, 2, 7])
+def test_the_extreme_products_of_16_bits(isa, m):
+    """Each half's sum fits int32, -128 among the weights included."""
+    k = 65536
+    weight = torch.tensor([[127], [-127], [-128]], dtype=torch.int8).repeat(1, k)
+    packed, ones = ops.pack_weight(weight), torch.ones(3)
+    for value in (0, 255, 256, 65280, 65535):
+        for zero in (0, 255, 256, 65280, 65535):
+            q = torch.full((m, k), value, dtype=torch.int32).to(torch.uint16)
+            zero_point = torch.tensor([zero], dtype=torch.int32)
+            y = ops.scaled_mm(q, ones[:1], zero_point, packed, ones, None, torch.float32)
+            arguments = (np.ones(1, np.float32), zero_point.numpy(), weight.numpy())
+            expected = ref.scaled_mm(q.numpy(), *arguments, ones.numpy(), None, "float32")
+            assert_same(y, expected, f"{value}, {zero}")
+
+
+def test_int_mm_has_no_int32_for_16_bits():
+    q = torch.zeros(3, 8, dtype=torch.uint16)
+    packed = ops.pack_weight(torch.zeros(5, 8, dtype=torch.int8))
+    with pytest.raises(RuntimeError, match="q must have dtype uint8, int8, got uint16"):
+        ops.int_mm(q, torch.zeros(1, dtype=torch.int32), packed, 5)
+
+
+@pytest.mark.parametrize(
+    "scheme, message",
+    [
+        ((True, True, 16), "symmetric activations have 8 bits"),
+        ((True, False, 12), "must be 8 or 16, got 12"),
+        ((False, False, 0), "must be 8 or 16, got 0"),
+    ],
+)
+def test_bits_that_are_not_there(scheme, message):
+    x, scale, zero = torch.zeros(3, 8), torch.ones(1), torch.zeros(1, dtype=torch.int32)
+    packed = ops.pack_weight(torch.zeros(5, 8, dtype=torch.int8))
+    calls = {
+        "bits": [
+            lambda: ops.choose_qparams(x, *scheme),
+            lambda: ops.quantize_activation(x, *scheme),
+            lambda: ops.quantize_with(x, scale, zero, *scheme[1:]),
+        ],
+        "activation_bits": [lambda: ops.linear_dynamic(x, packed, scale, None, *scheme)],
+    }
+    for name, each in calls.items():
+        for one in each:
+            with pytest.raises(RuntimeError, match=f"^{name} .*{message}"):
+                one()
 
 
 def test_arguments_with_strides(isa):

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import op_arguments
 import pytest
 import reference_rnn as ref
 import torch
@@ -39,6 +40,10 @@ class Case:
     symmetric: bool = False
     per_channel: bool = True
     half: torch.dtype | None = None  # of 16-bit weights; None: int8 ones
+    bits: int = 8
+    # The kind of each product's weight, ih, hh and hr, in an op that mixes them: (per_token,
+    # symmetric, bits) of int8, or a float dtype. None: all are alike.
+    mixed: tuple | None = None
     layout: str = "contiguous"
     kinds: tuple = ("normal",)
     seed: int = 0
@@ -51,11 +56,15 @@ class Case:
     def hidden(self):
         return self.size if self.projected is None else self.projected
 
-    def weight(self, n, k):
+    def weight(self, n, k, part):
         """Such that gates neither vanish nor saturate everywhere; int8 [n, k] with its scale."""
-        if self.half is not None:
+        half = self.half
+        if self.mixed is not None:
+            kind = self.kinds_of_products[part]
+            half = kind if isinstance(kind, torch.dtype) else None
+        if half is not None:
             values = self.rng.standard_normal((n, k)).astype(np.float32) / max(k, 1) ** 0.5
-            return torch.from_numpy(values).to(self.half)
+            return torch.from_numpy(values).to(half)
         weight = self.rng.integers(-127, 128, (n, k), dtype=np.int8)
         count = n if self.per_channel else 1
         scale = self.rng.uniform(0.5, 2, count) / 100 / max(k, 1) ** 0.5
@@ -89,21 +98,29 @@ class Case:
             "x": self.x(),
             "h": self.state(self.hidden),
             "c": self.state(self.size) if self.cell == "lstm" else None,
-            "weight_ih": self.weight(columns, self.k),
+            "weight_ih": self.weight(columns, self.k, "ih"),
             "bias_ih": self.bias(self.bias_dtypes[0]),
-            "weight_hh": self.weight(columns, self.hidden),
+            "weight_hh": self.weight(columns, self.hidden, "hh"),
             "bias_hh": self.bias(self.bias_dtypes[1]),
-            "weight_hr": None if self.projected is None else self.weight(self.hidden, self.size),
+            "weight_hr": None
+            if self.projected is None
+            else self.weight(self.hidden, self.size, "hr"),
             "batch_sizes": self.__dict__.get("batch_sizes"),
             "reverse": self.reverse,
             "per_token": self.per_token,
             "symmetric": self.symmetric,
+            "bits": self.bits,
         }
+
+    @property
+    def kinds_of_products(self):
+        return dict(zip(("ih", "hh", "hr"), self.mixed, strict=True))
 
     def expected(self):
         values = pytree.tree_map_only(torch.Tensor, widened, self.arguments)
         dtype = str(self.dtype).removeprefix("torch.")
-        results = ref.recurrent(self.cell, **values, dtype=dtype)
+        schemes = None if self.mixed is None else self.kinds_of_products
+        results = ref.recurrent(self.cell, **values, dtype=dtype, schemes=schemes)
         return results if self.cell == "lstm" else results[:2]
 
     def run(self, **changes):
@@ -111,6 +128,8 @@ class Case:
         return op(*arguments)
 
     def call(self, **changes):
+        if self.mixed is not None:
+            return call_mixed(self.cell, self.arguments | changes, self.mixed)
         return call(self.cell, self.arguments | changes)
 
 
@@ -120,7 +139,7 @@ def call(cell, a):
         return call_half(cell, a)
     ih, hh = ((ops.pack_weight(a[key][0]), a[key][1]) for key in ("weight_ih", "weight_hh"))
     arguments = (*ih, a["bias_ih"], *hh, a["bias_hh"])
-    rest = (a["batch_sizes"], a["reverse"], a["per_token"], a["symmetric"])
+    rest = (a["batch_sizes"], a["reverse"], a["per_token"], a["symmetric"], a["bits"])
     if cell == "lstm":
         hr = (None, None)
         if a["weight_hr"] is not None:
@@ -132,6 +151,25 @@ def call(cell, a):
     return ops.rnn_dynamic.default, (a["x"], a["h"], *arguments, relu, *rest)
 
 
+def call_mixed(cell, a, kinds):
+    def held(name):
+        weight = a[name]
+        if isinstance(weight, tuple):
+            return ops.pack_weight(weight[0]), weight[1]
+        return weight, None
+
+    arguments = (*held("weight_ih"), a["bias_ih"], *held("weight_hh"), a["bias_hh"])
+    schemes = [(True, False, 8) if isinstance(kind, torch.dtype) else kind for kind in kinds]
+    rest = (a["batch_sizes"], a["reverse"], *schemes[0], *schemes[1])
+    if cell == "lstm":
+        states = (a["h"], a["c"])
+        arguments = (a["x"], *states, *arguments, *held("weight_hr"), *rest, *schemes[2])
+        return ops.lstm_mixed.default, arguments
+    if cell == "gru":
+        return ops.gru_mixed.default, (a["x"], a["h"], *arguments, *rest)
+    return ops.rnn_mixed.default, (a["x"], a["h"], *arguments, cell == "rnn_relu", *rest)
+
+
 def call_half(cell, a):
     arguments = (a["weight_ih"], a["bias_ih"], a["weight_hh"], a["bias_hh"])
     rest = (a["batch_sizes"], a["reverse"])
@@ -141,6 +179,14 @@ def call_half(cell, a):
     if cell == "gru":
         return ops.gru_half.default, (a["x"], a["h"], *arguments, *rest)
     return ops.rnn_half.default, (a["x"], a["h"], *arguments, cell == "rnn_relu", *rest)
+
+
+# Of one product's weight: int8 with per_token, symmetric and bits, or a float dtype.
+KINDS = (
+    *((True, False, 8), (True, False, 16), (False, True, 8), (False, False, 16)),
+    *DTYPES,
+)
+MIXED = ((True, False, 16), torch.float32, (True, True, 8))
 
 
 def cases():
@@ -160,13 +206,17 @@ def cases():
         symmetric=st.booleans(),
         per_channel=st.booleans(),
         half=st.sampled_from([None, *HALVES]),
+        bits=st.sampled_from([8, 8, 16]),
+        mixed=st.one_of(st.none(), st.tuples(*[st.sampled_from(KINDS)] * 3)),
         layout=st.sampled_from(list(LAYOUTS)),
         kinds=st.sampled_from([("normal",), ("normal", "zero"), tuple(ROWS)]),
         seed=st.integers(0, 2**32 - 1),
     )
     return drawn.filter(
         lambda case: (
-            (case.projected is None or case.cell == "lstm") and not (case.packed and not case.batch)
+            (case.projected is None or case.cell == "lstm")
+            and not (case.packed and not case.batch)
+            and not (case.symmetric and case.bits == 16)
         )
     )
 
@@ -183,15 +233,20 @@ SPLIT = [(3, 1, 520, 300), (2, 40, 70, 260), (5, 200, 16, 33), (3, 2, 64, 1030)]
 
 
 HELD = pytest.mark.parametrize("half", [None, torch.float16], ids=["int8", "float16"])
+EACH = pytest.mark.parametrize(
+    "held",
+    [{}, {"half": torch.float16}, {"bits": 16}, {"mixed": MIXED}],
+    ids=["int8", "float16", "16-bit activations", "mixed"],
+)
 
 
-@HELD
+@EACH
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("sizes", SPLIT, ids=str)
-def test_any_number_of_threads(isa, cell, sizes, half):
+def test_any_number_of_threads(isa, cell, sizes, held):
     steps, batch, k, size = sizes
     projected = 130 if cell == "lstm" else None
-    case = Case(cell, steps, batch, k, size, projected, kinds=("normal", "NaN"), half=half)
+    case = Case(cell, steps, batch, k, size, projected, kinds=("normal", "NaN"), **held)
     before = torch.get_num_threads()
     try:
         for threads in (1, 2, 3):
@@ -205,12 +260,12 @@ def test_any_number_of_threads(isa, cell, sizes, half):
         torch.set_num_threads(before)
 
 
-@HELD
+@EACH
 @pytest.mark.parametrize("cell", CELLS)
-def test_long_sequences(isa, cell, half):
+def test_long_sequences(isa, cell, held):
     """More steps than one product of inputs takes, in both directions."""
     for reverse in (False, True):
-        case = Case(cell, 250, 3, 9, 18, None, packed=True, reverse=reverse, half=half)
+        case = Case(cell, 250, 3, 9, 18, None, packed=True, reverse=reverse, **held)
         assert_all_same(case.run(), case.expected())
 
 
@@ -233,10 +288,10 @@ def test_a_broken_row_is_alone(isa, cell, value, half):
         assert not spread or one[3].isnan().all()
 
 
-@HELD
+@EACH
 @pytest.mark.parametrize("cell", CELLS)
-def test_rows_alone_and_in_a_batch(isa, cell, half):
-    case = Case(cell, 5, 9, 21, 34, 11 if cell == "lstm" else None, half=half)
+def test_rows_alone_and_in_a_batch(isa, cell, held):
+    case = Case(cell, 5, 9, 21, 34, 11 if cell == "lstm" else None, **held)
     whole = case.run()
     for row in range(9):
         changes = {
@@ -249,10 +304,10 @@ def test_rows_alone_and_in_a_batch(isa, cell, half):
             assert_same(one[0], other[row])
 
 
-@HELD
+@EACH
 @pytest.mark.parametrize("cell", CELLS)
-def test_a_sequence_in_two_parts(cell, half):
-    case = Case(cell, 8, 3, 21, 34, 11 if cell == "lstm" else None, half=half)
+def test_a_sequence_in_two_parts(cell, held):
+    case = Case(cell, 8, 3, 21, 34, 11 if cell == "lstm" else None, **held)
     whole, x = case.run(), case.arguments["x"]
     first = case.run(x=x[:3])
     states = dict(zip(("h", "c"), first[1:], strict=False))
@@ -312,6 +367,10 @@ VARIANTS = {
     "packed": {"packed": True},
     "bfloat16, reversed": {"dtype": torch.bfloat16, "reverse": True},
     "one scale": {"per_channel": False, "per_token": False, "symmetric": True},
+    "16-bit activations": {"bits": 16},
+    "mixed": {"mixed": MIXED},
+    "mixed, projected": {"mixed": (torch.float32, *MIXED[:1], torch.bfloat16), "projected": 4},
+    "mixed, projected in int8": {"mixed": MIXED, "projected": 4, "packed": True},
     "16-bit weights": {"half": torch.float16},
     "16-bit weights, projected": {"half": torch.bfloat16, "projected": 4},
     "16-bit weights, without bias": {"half": torch.bfloat16, "bias_dtypes": (None, None)},
@@ -457,7 +516,7 @@ class TestErrors(Refusals):
     ARGUMENTS = (
         *("x", "h0", "c0", "packed_ih", "weight_scale_ih", "bias_ih"),
         *("packed_hh", "weight_scale_hh", "bias_hh", "packed_hr", "weight_scale_hr"),
-        *("batch_sizes", "reverse", "per_token", "symmetric"),
+        *("batch_sizes", "reverse", "per_token", "symmetric", "activation_bits"),
     )
 
     @pytest.mark.parametrize("argument", ARGUMENTS[:12])
@@ -561,3 +620,30 @@ class TestErrorsOf16BitWeights(Refusals):
     def test_other_devices(self, argument):
         held = self.named()[argument]
         self.refused(argument, held.to("meta"), "device|meta|Meta|cpu|CPU")
+
+
+class TestErrorsOfMixedWeights(Refusals):
+    CASE = Case("lstm", 4, 3, 6, 5, 2, mixed=MIXED)
+    ARGUMENTS = op_arguments.RECURRENT["lstm_mixed"]
+
+    def refused(self, argument, value, text=None):
+        super().refused(argument, value, text)
+        self.refused_by_the_fake(argument, value, text)
+
+    def test_weights(self):
+        for part in ("ih", "hh", "hr"):
+            name = f"weight_{part}"
+            for dtype in (torch.float64, torch.int32):
+                self.refused(name, torch.zeros(20, 6, dtype=dtype))
+        # What has a scale is a packed weight, and what has none is a float one.
+        self.refused("weight_scale_ih", None, "weight_ih")
+        self.refused("weight_scale_hh", torch.ones(20), "weight_hh")
+        self.refused("weight_hr", None, "weight_scale_hr")
+
+    @pytest.mark.parametrize("part", ["ih", "hh", "hr"])
+    def test_bits(self, part):
+        self.refused(f"activation_bits_{part}", 12)
+        op, _ = self.CASE.call()
+        changed = {f"activation_bits_{part}": 16, f"symmetric_{part}": True}
+        with pytest.raises(RuntimeError, match=f"activation_bits_{part}"):
+            op(*self.named(**changed).values())

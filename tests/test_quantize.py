@@ -855,3 +855,35 @@ class TestWhatStaysInFloat:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             dynquant.quantize_dynamic(model)
+
+
+class Listing(nn.Module):
+    """Calls its layers in a plain list, as MaskFormer's heads do, a tuple and a dict."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = [nn.Linear(8, 8), nn.ReLU()]
+        for place, layer in enumerate(self.layers):
+            self.add_module(str(place), layer)
+        self.last = nn.Linear(8, 8)
+        self.held = {"pair": (self.last, 3)}
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return self.held["pair"][0](x)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_modules_in_plain_containers(inplace):
+    model, x = Listing(), torch.randn(2, 8)
+    layers = model.layers
+    expected = nn.Sequential(*map(dynquant.quantize_dynamic, (model.layers[0], layers[1])))(x)
+    expected = dynquant.quantize_dynamic(model.last)(expected)
+    quantized = dynquant.quantize_dynamic(model, inplace=inplace)
+    assert_same(quantized(x), expected)
+    assert quantized.layers[0] is getattr(quantized, "0")
+    assert quantized.held["pair"] == (quantized.last, 3)
+    assert (layers[0] is getattr(model, "0")) and type(model.last) is (
+        dynquant.nn.Linear if inplace else nn.Linear
+    )

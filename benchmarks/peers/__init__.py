@@ -10,6 +10,7 @@ OF_LAYERS = {
     "fp32": "benchmarks.peers.eager:Float32",
     "bf16": "benchmarks.peers.eager:BFloat16",
     "dynquant": "benchmarks.peers.eager:Dynquant",
+    "dynquant_16bit": "benchmarks.peers.eager:Dynquant16Bit",
     "dynquant_compiled": "benchmarks.peers.eager:DynquantCompiled",
     "fbgemm": "benchmarks.peers.torch_ao:Fbgemm",
     "x86": "benchmarks.peers.torch_ao:X86",

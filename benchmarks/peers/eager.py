@@ -45,7 +45,6 @@ class BFloat16Compiled(BFloat16):
 class Dynquant(Peer):
     packages = ("torch", "dynquant")
     modules = ("dynquant",)
-    fuse = False
 
     def __init__(self, threads, spin=False):
         super().__init__(threads, spin)
@@ -56,13 +55,24 @@ class Dynquant(Peer):
     def convert(self, module, inputs):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it names what it leaves in float
-            model = self.dynquant.quantize_dynamic(module, fuse=self.fuse)
+            model = self.quantized(module)
         if not any(type(part).__module__.startswith("dynquant.") for part in model.modules()):
             raise Unsupported("dynquant quantizes nothing of this model")
         return model
 
+    def quantized(self, module):
+        return self.dynquant.quantize_dynamic(module)
+
     def facts(self):
         return {**super().facts(), "isa": self.dynquant.info()["isa"]}
+
+
+class Dynquant16Bit(Dynquant):
+    """With activations in 16 bits."""
+
+    def quantized(self, module):
+        config = {"activation": {"bits": 16}}
+        return self.dynquant.quantize_dynamic(module, {"": config})
 
 
 class DynquantCompiled(Dynquant):
@@ -76,13 +86,11 @@ class DynquantCompiled(Dynquant):
 class DynquantFused(Dynquant):
     """With the blocks of the model run as single ops."""
 
-    fuse = True
-
-    def convert(self, module, inputs):
-        model = super().convert(module, inputs)
+    def quantized(self, module):
+        model = self.dynquant.quantize_dynamic(module, fuse=True)
         blocks = self.dynquant.fused_blocks(model)
         if not blocks or any(blocks.values()):
-            raise Unsupported("dynquant.fuse knows no block of this model")
+            raise Unsupported("dynquant.fuse does not fuse the blocks of this model")
         return model
 
 

@@ -19,6 +19,8 @@ struct Avx2 : Ymm {
   static constexpr int kParts = 2;
   static constexpr int kTemporaries = 1;
   static constexpr int kGroupBytes = 8;
+  static constexpr Costs kCosts = {0.012, 0.019, 0.2, 8.0};
+  static constexpr Costs kHalfCosts = {0.022, 0.022, 0.0, 6.0};
   struct Weights {
     __m256i even, odd;
   };

@@ -1,106 +1,20 @@
 // VPDPBUSD on 512 bits: 24 registers of sums, four of weights, one broadcast activation.
-#include <immintrin.h>
-
-#include "convert.h"
 #include "sets.h"
 #include "table.inl.h"
+#include "zmm.h"
 
 namespace dynquant {
 namespace {
 
-struct Avx512Vnni {
-  static constexpr int kLanes = 16;
+struct Avx512Vnni : Zmm {
   static constexpr int kTileRows = 6;
-  static constexpr int kRegisters = 32;
   static constexpr int kParts = 1;
   static constexpr int kTemporaries = 0;
   static constexpr int kGroupBytes = kGroup;
-
-  using Float = __m512;
-  using Int = __m512i;
-  using Mask = __mmask16;
+  static constexpr Costs kCosts = {0.0043, 0.011, 0.13, 6.0};
+  static constexpr Costs kHalfCosts = {0.022, 0.022, 0.0, 6.0};
   using Weights = __m512i;
   using Activation = __m512i;
-
-  static inline Float load(const float* p) { return _mm512_loadu_ps(p); }
-  static inline Float load(const Bfloat16* p) {
-    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
-  }
-  static inline Float load(const Half* p) {
-    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-  }
-  static inline void store(float* p, Float x) { _mm512_storeu_ps(p, x); }
-  static inline void store(Bfloat16* p, Float x) {
-    const Int bits = _mm512_castps_si512(x);
-    const Int odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    Int rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
-    rounded = _mm512_mask_or_epi32(rounded, is_nan(x), bits, _mm512_set1_epi32(0x400000));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
-                        _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
-  }
-  static inline void store(Half* p, Float x) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
-                        _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-  }
-  static inline Float set(float x) { return _mm512_set1_ps(x); }
-  static inline Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
-  static inline Float div(Float a, Float b) { return _mm512_div_ps(a, b); }
-  static inline Float add_float(Float a, Float b) { return _mm512_add_ps(a, b); }
-  static inline Float sub_float(Float a, Float b) { return _mm512_sub_ps(a, b); }
-  static inline Float min(Float a, Float b) { return _mm512_min_ps(a, b); }
-  static inline Float max(Float a, Float b) { return _mm512_max_ps(a, b); }
-  static inline Mask unordered(Float a, Float b) { return _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q); }
-  static inline Mask is_nan(Float a) { return unordered(a, a); }
-  static inline Mask is_negative(Float a) { return _mm512_movepi32_mask(_mm512_castps_si512(a)); }
-  static inline Mask no_mask() { return 0; }
-  static inline Mask either(Mask a, Mask b) { return static_cast<Mask>(a | b); }
-  static inline bool any(Mask a) { return a != 0; }
-  static inline Float select(Mask mask, Float set, Float unset) {
-    return _mm512_mask_mov_ps(unset, mask, set);
-  }
-  static inline Int round_to_int(Float x) { return _mm512_cvtps_epi32(x); }
-  static inline Float to_float(Int x) { return _mm512_cvtepi32_ps(x); }
-  static inline Float with_sign_of(Float magnitude, Float sign) {
-    const Int sign_bit = _mm512_set1_epi32(INT32_MIN);
-    constexpr int kChosenByFirst = 0xCA;  // first ? second : third, for each bit
-    return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(
-        sign_bit, _mm512_castps_si512(sign), _mm512_castps_si512(magnitude), kChosenByFirst));
-  }
-  static inline Float power_of_two(Int n) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, _mm512_set1_epi32(127)), 23));
-  }
-  static inline float reduce_min(Float x) { return _mm512_reduce_min_ps(x); }
-  static inline float reduce_max(Float x) { return _mm512_reduce_max_ps(x); }
-  static inline float reduce_add(Float x) {
-    const __m256 low = _mm512_castps512_ps256(x), high = _mm512_extractf32x8_ps(x, 1);
-    const __m256 half = _mm256_add_ps(low, high);
-    __m128 four = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
-    four = _mm_add_ps(four, _mm_movehl_ps(four, four));
-    return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
-  }
-
-  static inline Int load_int(const int32_t* p) { return _mm512_loadu_si512(p); }
-  static inline void store_int(int32_t* p, Int x) { _mm512_storeu_si512(p, x); }
-  static inline Int set_int(int32_t x) { return _mm512_set1_epi32(x); }
-  static inline Int add(Int a, Int b) { return _mm512_add_epi32(a, b); }
-  static inline Int sub(Int a, Int b) { return _mm512_sub_epi32(a, b); }
-  static inline Int mul_int(Int a, Int b) { return _mm512_mullo_epi32(a, b); }
-  static inline Int min_int(Int a, Int b) { return _mm512_min_epi32(a, b); }
-  static inline Int max_int(Int a, Int b) { return _mm512_max_epi32(a, b); }
-  static inline Int load_bytes(const uint8_t* p) {
-    return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-  }
-  static inline Int load_nibbles(const uint8_t* p, int64_t first) {
-    const __m128i pairs = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + first / 2));
-    const __m128i words = _mm_cvtepu8_epi16(pairs);
-    const __m128i bytes =
-        _mm_and_si128(_mm_or_si128(words, _mm_slli_epi16(words, 4)), _mm_set1_epi8(15));
-    return _mm512_cvtepu8_epi32(bytes);
-  }
-  static inline void store_bytes(uint8_t* p, Int x) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x));
-  }
 
   static inline void stage(const uint8_t* q, int64_t groups, uint8_t* staged) {
     memcpy(staged, q, static_cast<size_t>(groups * kGroup));

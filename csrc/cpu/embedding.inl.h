@@ -47,7 +47,7 @@ inline void quantize_above(const T* x, int64_t count, float lo, float scale, int
     value = Isa::div(Isa::add_float(value, minus_lo), divisor);
     return Isa::min_int(Isa::max_int(Isa::round_to_int(value), zero), most);
   };
-  quantize_run<Isa>(bytes, x, count, q);
+  quantize_run<Isa>(bytes, x, count, ByteRows<1>{{q}});
 }
 
 template <class Isa, class T>

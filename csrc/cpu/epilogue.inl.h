@@ -16,14 +16,87 @@ constexpr bool kIsInt32<int32_t> = true;
 // One register of columns of one row. Every step is rounded on its own: files are compiled without
 // contraction.
 template <class Isa, class Out>
+inline void finish_float(typename Isa::Float acc, float scale, const float* weight_scale,
+                         const float* bias, Out* out) {
+  typename Isa::Float y = Isa::mul(acc, Isa::set(scale));
+  y = Isa::mul(y, Isa::load(weight_scale));
+  Isa::store(out, Isa::add_float(y, Isa::load(bias)));
+}
+
+template <class Isa, class Out>
 inline void finish(typename Isa::Int acc, float scale, const float* weight_scale, const float* bias,
                    Out* out) {
   if constexpr (kIsInt32<Out>) {
     Isa::store_int(out, acc);
   } else {
-    typename Isa::Float y = Isa::mul(Isa::to_float(acc), Isa::set(scale));
-    y = Isa::mul(y, Isa::load(weight_scale));
-    Isa::store(out, Isa::add_float(y, Isa::load(bias)));
+    finish_float<Isa>(Isa::to_float(acc), scale, weight_scale, bias, out);
+  }
+}
+
+// The sums of the high and the low bytes of activations in 16 bits as one float. The product is
+// exact, so there is one rounding for each sum and one for joining them.
+template <class Isa>
+inline typename Isa::Float joined(typename Isa::Int high, typename Isa::Int low) {
+  return Isa::add_float(Isa::mul(Isa::set(256.0f), Isa::to_float(high)), Isa::to_float(low));
+}
+
+// Where the results of some rows and columns go, and the values that they need.
+template <class Out>
+struct TileOut {
+  const float* scale;
+  const int32_t* zero_point;
+  const int32_t* column_sums;
+  const float* weight_scale;
+  const float* bias;
+  Out* out;
+  int64_t out_stride;
+  bool pairs;  // two staged rows give one of the output
+
+  // From that staged row and column on. Made anew each time: changing a copy in place would wait
+  // for the stores of the tile before.
+  inline TileOut at(int64_t row, int64_t column) const {
+    const int64_t out_row = pairs ? row / 2 : row;
+    return {scale == nullptr ? nullptr : scale + out_row,
+            zero_point + row,
+            column_sums + column,
+            weight_scale + column,
+            bias + column,
+            out + out_row * out_stride + column,
+            out_stride,
+            pairs};
+  }
+};
+
+// The one epilogue of every product: V registers of a row's sums, which were in registers or in
+// memory, become the outputs of its columns.
+template <class Isa, int V, class Out>
+inline void finish_row(const typename Isa::Int (&acc)[V], const TileOut<Out>& to, int64_t row) {
+  const typename Isa::Int zero_point = Isa::set_int(to.zero_point[row]);
+  const float scale = to.scale == nullptr ? 0.0f : to.scale[row];
+  Out* out = to.out + row * to.out_stride;
+#pragma GCC unroll 16
+  for (int v = 0; v < V; ++v) {
+    const int c = v * Isa::kLanes;
+    const typename Isa::Int sums = Isa::load_int(to.column_sums + c);
+    finish<Isa>(Isa::sub(acc[v], Isa::mul_int(zero_point, sums)), scale, to.weight_scale + c,
+                to.bias + c, out + c);
+  }
+}
+
+// The same of the staged rows `row` and `row + 1`, which are a pair; `row` is even.
+template <class Isa, int V, class Out>
+inline void finish_pair(const typename Isa::Int (&high)[V], const typename Isa::Int (&low)[V],
+                        const TileOut<Out>& to, int64_t row) {
+  const typename Isa::Int high_zero = Isa::set_int(to.zero_point[row]);
+  const typename Isa::Int low_zero = Isa::set_int(to.zero_point[row + 1]);
+  Out* out = to.out + row / 2 * to.out_stride;
+#pragma GCC unroll 16
+  for (int v = 0; v < V; ++v) {
+    const int c = v * Isa::kLanes;
+    const typename Isa::Int sums = Isa::load_int(to.column_sums + c);
+    const typename Isa::Float acc = joined<Isa>(Isa::sub(high[v], Isa::mul_int(high_zero, sums)),
+                                                Isa::sub(low[v], Isa::mul_int(low_zero, sums)));
+    finish_float<Isa>(acc, to.scale[row / 2], to.weight_scale + c, to.bias + c, out + c);
   }
 }
 

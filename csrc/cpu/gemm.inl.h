@@ -43,30 +43,6 @@ constexpr int64_t kStaysInL2 = 1024 * 1024;  // weights of which nothing needs t
 constexpr int64_t kLine = 64;
 constexpr int64_t kNearGroups = 8;  // this panel, on its way from the L2 to the L1 cache
 
-// Where one tile's results go, and the column values that they need.
-template <class Out>
-struct TileOut {
-  const float* scale;
-  const int32_t* zero_point;
-  const int32_t* column_sums;
-  const float* weight_scale;
-  const float* bias;
-  Out* out;
-  int64_t out_stride;
-
-  // From that row and column on. Made anew each time: changing a copy in place would wait for the
-  // stores of the tile before.
-  inline TileOut at(int64_t row, int64_t column) const {
-    return {scale == nullptr ? nullptr : scale + row,
-            zero_point + row,
-            column_sums + column,
-            weight_scale + column,
-            bias + column,
-            out + row * out_stride + column,
-            out_stride};
-  }
-};
-
 template <class Isa, int R>
 inline typename Isa::Weights weights_of(const int8_t* p) {
   const typename Isa::Weights w = Isa::load_weights(p);
@@ -139,20 +115,15 @@ __attribute__((noinline)) void tile(const uint8_t* staged, int64_t staged_stride
     staged += Isa::kGroupBytes;
     weights += kStep;
   }
-
+  if constexpr (R % 2 == 0 && !kIsInt32<Out>) {
+    if (to.pairs) {
 #pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) {
-    const typename Isa::Int zero_point = Isa::set_int(to.zero_point[r]);
-    const float scale = to.scale == nullptr ? 0.0f : to.scale[r];
-    Out* out = to.out + r * to.out_stride;
-#pragma GCC unroll 16
-    for (int v = 0; v < V; ++v) {
-      const int c = v * Isa::kLanes;
-      const typename Isa::Int sums = Isa::load_int(to.column_sums + c);
-      finish<Isa>(Isa::sub(acc[r][v], Isa::mul_int(zero_point, sums)), scale, to.weight_scale + c,
-                  to.bias + c, out + c);
+      for (int r = 0; r < R; r += 2) finish_pair<Isa>(acc[r], acc[r + 1], to, r);
+      return;
     }
   }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) finish_row<Isa>(acc[r], to, r);
 }
 
 // The last columns of a weight, fewer than V registers: whole registers are computed beside the
@@ -168,9 +139,9 @@ inline void rest(const uint8_t* staged, int64_t staged_stride, const int8_t* wei
   }
   Out result[R * kStep];
   const TileOut<Out> beside = {to.scale, to.zero_point, to.column_sums, to.weight_scale,
-                               to.bias,  result,        kStep};
+                               to.bias,  result,        kStep,          to.pairs};
   tile<Isa, R, V>(staged, staged_stride, weights, groups, {weights, 0}, beside);
-  for (int r = 0; r < R; ++r) {
+  for (int r = 0; r < (to.pairs ? R / 2 : R); ++r) {
     memcpy(to.out + r * to.out_stride, result + r * kStep,
            static_cast<size_t>(columns) * sizeof(Out));
   }
@@ -206,7 +177,12 @@ template <class Isa, class Out>
 inline void gemm_to(const GemmArgs& a, Out*) {
   constexpr int kPasses =
       static_cast<int>(kPanelColumns) / (Isa::kLanes * tile_vectors<Isa>(Isa::kTileRows));
-  const int64_t strips = ceil_div(a.m, Isa::kTileRows);
+  // Pairs are never parted, so a tile has an even number of rows of them.
+  constexpr int kPairRows = Isa::kTileRows < 2 ? 2 : Isa::kTileRows / 2 * 2;
+  constexpr int kMostRows = Isa::kTileRows < kPairRows ? kPairRows : Isa::kTileRows;
+  const int64_t unit = a.pairs ? 2 : 1;
+  const int64_t units = a.m / unit;
+  const int64_t strips = ceil_div(a.m, a.pairs ? kPairRows : Isa::kTileRows);
   const int64_t panel_stride = kPanelColumns * kGroup * (1 + a.groups);
   const bool fetch = (a.n_end - a.n_begin) * a.groups * kGroup > kStaysInL2;
   for (int64_t n0 = a.n_begin; n0 < a.n_end; n0 += kPanelColumns) {
@@ -214,9 +190,9 @@ inline void gemm_to(const GemmArgs& a, Out*) {
     const int8_t* panel = a.panels + n0 / kPanelColumns * panel_stride;
     const PanelColumns values(a.epilogue, n0, columns);
     const TileOut<Out> to = {
-        a.epilogue.scale,     a.zero_point, reinterpret_cast<const int32_t*>(panel),
-        values.weight_scale,  values.bias,  static_cast<Out*>(a.epilogue.out) + n0,
-        a.epilogue.out_stride};
+        a.epilogue.scale,      a.zero_point, reinterpret_cast<const int32_t*>(panel),
+        values.weight_scale,   values.bias,  static_cast<Out*>(a.epilogue.out) + n0,
+        a.epilogue.out_stride, a.pairs};
     Ahead ahead = {panel, 0};
     if (fetch && n0 + kPanelColumns < a.n_end) {
       const int64_t each = kPanelColumns * kGroup / (strips * kPasses);
@@ -224,8 +200,8 @@ inline void gemm_to(const GemmArgs& a, Out*) {
     }
     int64_t m0 = 0;
     for (int64_t s = 0; s < strips; ++s) {
-      const int64_t rows = a.m / strips + (s < a.m % strips ? 1 : 0);
-      strip_of<Isa, Isa::kTileRows>(rows, a, m0, panel, columns, to, ahead);
+      const int64_t rows = unit * (units / strips + (s < units % strips ? 1 : 0));
+      strip_of<Isa, kMostRows>(rows, a, m0, panel, columns, to, ahead);
       m0 += rows;
     }
   }

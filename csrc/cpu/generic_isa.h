@@ -12,14 +12,15 @@
 //   float part       load store set mul div add_float sub_float min max is_nan unordered
 //                    is_negative either any no_mask select with_sign_of round_to_int to_float
 //                    power_of_two reduce_min reduce_max reduce_add
-//   integer part     load_int store_int set_int add sub mul_int min_int max_int store_bytes
-//                    load_bytes load_nibbles
+//   integer part     load_int store_int set_int add sub mul_int min_int max_int high_byte
+//                    store_bytes load_bytes load_nibbles
 //   product          stage load_weights load_activation dot, and keep, which hides a value from
 //                    the optimizer
 // min and max give their second operand where either is NaN, which `unordered` tells. Integer
 // arithmetic wraps. reduce_add adds the upper half of the lanes to the lower until one is left.
 // is_negative reads the sign bit, with_sign_of(a, b) is a's magnitude with b's sign bit, and
 // power_of_two(n) is 2^n for n in -126..127, 0 for -127, and any value for other n.
+// store_bytes stores the lowest byte of each lane, high_byte moves the one above it there.
 // load_nibbles(p, i) takes four bits each, from number i of those at p, the lower of a byte first;
 // i is even unless kLanes is 1. kLanes divides 16.
 #pragma once
@@ -27,6 +28,7 @@
 #include <math.h>
 
 #include "convert.h"
+#include "kernels.h"
 #include "layout.h"
 
 namespace dynquant {
@@ -40,6 +42,8 @@ struct GenericIsa {
   static constexpr int kParts = 1;
   static constexpr int kTemporaries = 0;
   static constexpr int kGroupBytes = kGroup;
+  static constexpr Costs kCosts = {0.1, 0.1, 1.0, 60.0};
+  static constexpr Costs kHalfCosts = {0.3, 0.3, 0.0, 60.0};
 
   struct Float {
     float v[Lanes];
@@ -177,6 +181,9 @@ struct GenericIsa {
       const int64_t at = first + i;
       return (p[at / 2] >> (at % 2 * 4)) & 15;
     });
+  }
+  static inline Int high_byte(Int x) {
+    return each<Int>([=](int i) { return x.v[i] >> 8; });
   }
   static inline void store_bytes(uint8_t* p, Int x) {
     for (int i = 0; i < Lanes; ++i) p[i] = static_cast<uint8_t>(x.v[i]);

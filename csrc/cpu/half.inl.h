@@ -1,5 +1,5 @@
-// The product of fp32 rows and a 16-bit weight as it lies in memory, W[N, K] row by row, written
-// once over an `Isa` type.
+// The product of fp32 rows and a weight in 16 bits (or fp32) as it lies in memory, W[N, K] row by
+// row, written once over an `Isa` type.
 //
 // Each output is a sum of 16 partial sums: partial j takes the products of k = j, j + 16, ... in
 // that order, and then j takes in j + 8, j + 4, j + 2, j + 1. Every product and every sum is
@@ -168,7 +168,7 @@ inline void half_strip_of(int64_t rows, const HalfGemmArgs& a, const float* x, i
 }
 
 template <class Isa, class T>
-inline void half_gemm_of(const HalfGemmArgs& a) {
+inline void half_gemm_of(const HalfGemmArgs& a, const T*) {
   const int64_t strips = ceil_div(a.m, kHalfRows<Isa>);
   for (int64_t n0 = a.n_begin; n0 < a.n_end; n0 += kHalfColumns) {
     const int64_t columns = a.n_end - n0 < kHalfColumns ? a.n_end - n0 : kHalfColumns;
@@ -190,8 +190,7 @@ inline void half_gemm_of(const HalfGemmArgs& a) {
 
 template <class Isa>
 void half_gemm(const HalfGemmArgs& a) {
-  if (a.weight_dtype == Dtype::bf16) return half_gemm_of<Isa, Bfloat16>(a);
-  return half_gemm_of<Isa, Half>(a);
+  with_type(a.weight, a.weight_dtype, [&](const auto* weight) { half_gemm_of<Isa>(a, weight); });
 }
 
 template <class Isa>

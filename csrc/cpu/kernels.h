@@ -18,8 +18,9 @@ struct Range {
   bool has_nan;
 };
 
-// How values become bytes: q = clamp(rint(x * factor) + zero_point, q_min, q_max) + shift, or
-// x / factor in place of the product.
+// How values become integers: q = clamp(rint(x * factor) + zero_point, q_min, q_max) + shift, or
+// x / factor in place of the product. 16-bit ones come out as two bytes, each kind in memory of its
+// own.
 struct QuantizeArgs {
   const void* x;
   Dtype dtype;
@@ -29,7 +30,8 @@ struct QuantizeArgs {
   int32_t q_min;
   int32_t q_max;
   int32_t shift;
-  uint8_t* q;
+  uint8_t* q;    // where q has 16 bits: its high bytes
+  uint8_t* low;  // the low bytes; null where q has 8 bits
 };
 
 // From the int32 sums to the output: y = (float(acc) * scale[m]) * weight_scale[n] + bias[n].
@@ -46,11 +48,16 @@ struct EpilogueArgs {
 
 // Rows of staged activations (unsigned bytes in the order that the instruction set reads) times the
 // columns [n_begin, n_end) of a packed weight. n_begin is a multiple of the panel's width.
+// The rows lie as the product's StagedLayout says; the first is the first of a tile.
+//
+// Activations in 16 bits are pairs of rows, the high bytes and then the low ones, that give one row
+// of float output: 256 * float(high sum) + float(low sum) takes the place of float(acc).
 struct GemmArgs {
   const uint8_t* staged;
-  int64_t staged_stride;      // bytes between rows
+  int64_t staged_stride;      // of the layout
   const int32_t* zero_point;  // one for each row, of the unsigned form
-  int64_t m;
+  int64_t m;                  // even where rows come in pairs
+  bool pairs;                 // scale then has one value for each pair
   const int8_t* panels;
   int64_t groups;
   int64_t n_begin;
@@ -67,7 +74,7 @@ struct RescaleArgs {
   EpilogueArgs epilogue;
 };
 
-// fp32 rows times the rows [n_begin, n_end) of a weight in bf16 or fp16, plus bias:
+// fp32 rows times the rows [n_begin, n_end) of a weight in bf16, fp16 or fp32, plus bias:
 // out[m, n] = sum over k of x[m, k] * weight[n, k] + bias[n], in fp32, then rounded to out_dtype.
 // half.inl.h says in which order.
 struct HalfGemmArgs {
@@ -134,19 +141,49 @@ struct GatesArgs {
   float* c;  // [n], the same of lstm's cell state; the others have none
 };
 
-struct Kernels {
-  const char* name;
-  int64_t group_bytes;  // staged bytes for four k of one row
-  Range (*range)(const void* x, Dtype dtype, int64_t k);
-  void (*quantize)(const QuantizeArgs&);  // x * factor, plain bytes
+// What one core takes for the parts of a product, in nanoseconds: by these, work is split over
+// threads.
+struct Costs {
+  double multiply_add;     // of one row and one weight
+  double weight_byte;      // to have one from the L2 or L3 cache, once for each block of rows
+  double quantized_value;  // reading, ranging and rounding one activation
+  double panel_row;        // the epilogue of one row of one panel
+};
+
+// How the bytes of staged rows lie. A row is a run of groups of four k. Where tile_rows is 1, it
+// lies on its own. Else tile_rows rows share a tile, the rows' next kTileLine bytes one after the
+// other, and a block of them is tile after tile, first along k.
+struct StagedLayout {
+  int64_t group_bytes;  // for four k of one row
+  int64_t tile_rows;
+};
+
+constexpr int64_t kTileLine = 64;
+
+// A way to multiply staged rows: how it wants them staged, the kernels, and what they cost.
+struct Product {
+  int64_t row_multiple;  // parts of a product are worth whole multiples of so many rows
+  StagedLayout layout;
+  Costs costs;
   void (*quantize_staged)(
       const QuantizeArgs&);  // x * factor, staged and filled up to a whole group
-  void (*quantize_divide)(
-      const QuantizeArgs&);  // x / factor, plain bytes; NaN gives q_min..q_max's 0
   void (*stage)(const uint8_t* q, int64_t k, uint8_t flip, uint8_t* staged);  // staged = q ^ flip
   void (*gemm)(const GemmArgs&);
+};
+
+// Filled by name, in table.inl.h.
+struct Kernels {
+  const char* name;
+  Product product;           // for any number of rows
+  const Product* many_rows;  // faster from many_rows_from rows on, or null
+  int64_t many_rows_from;
+  Range (*range)(const void* x, Dtype dtype, int64_t k);
+  void (*quantize)(const QuantizeArgs&);         // x * factor, plain bytes
+  void (*quantize_divide)(const QuantizeArgs&);  // x / factor, plain bytes; NaN gives
+                                                 // q_min..q_max's 0
   void (*rescale)(const RescaleArgs&);
   void (*half_gemm)(const HalfGemmArgs&);
+  Costs half_costs;
   void (*widen)(const void* x, Dtype dtype, int64_t k, float* out);  // to fp32
   // One row of a table to 8 or 4 bits, and its scale and offset; false where it holds NaN or Inf or
   // spans more than fp32 can hold.
@@ -160,5 +197,10 @@ struct Kernels {
   int64_t (*peak)(int64_t steps);
   int32_t (*read)(const void* data, int64_t bytes);
 };
+
+inline const Product& product_for(const Kernels& kernels, int64_t rows) {
+  const bool many = kernels.many_rows != nullptr && rows >= kernels.many_rows_from;
+  return many ? *kernels.many_rows : kernels.product;
+}
 
 }  // namespace dynquant

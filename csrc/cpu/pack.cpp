@@ -21,26 +21,21 @@ void pack_header(int8_t* packed, int64_t n, int64_t k) {
   memcpy(packed, &header, sizeof header);
 }
 
-bool pack_panel(const int8_t* weight, int64_t stride, int64_t n, int64_t k, int64_t p,
+void pack_panel(const int8_t* weight, int64_t stride, int64_t n, int64_t k, int64_t p,
                 int8_t* packed) {
   int8_t* panel = packed + kHeaderBytes + p * panel_bytes(k);
   memset(panel, 0, static_cast<size_t>(panel_bytes(k)));
   int8_t* groups = panel + kPanelColumns * kGroup;
-  int8_t least = 0;
   for (int64_t c = 0; c < kPanelColumns && p * kPanelColumns + c < n; ++c) {
     const int8_t* row = weight + (p * kPanelColumns + c) * stride;
     int32_t sum = 0;
-    for (int64_t i = 0; i < k; ++i) {
-      sum += row[i];
-      least = row[i] < least ? row[i] : least;
-    }
+    for (int64_t i = 0; i < k; ++i) sum += row[i];
     memcpy(panel + c * kGroup, &sum, sizeof sum);
     for (int64_t g = 0; g < groups_of(k); ++g) {
       memcpy(groups + (g * kPanelColumns + c) * kGroup, row + g * kGroup,
              static_cast<size_t>(bytes_of_group(k, g)));
     }
   }
-  return least >= -127;
 }
 
 void unpack_row(const int8_t* packed, int64_t k, int64_t row, int8_t* out) {

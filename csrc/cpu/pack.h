@@ -8,9 +8,8 @@ namespace dynquant {
 // Writes what surrounds the panels: the header and the padding.
 void pack_header(int8_t* packed, int64_t n, int64_t k);
 
-// Writes panel `p` of a weight whose rows are `stride` bytes apart. False where it holds -128,
-// which symmetric weights do not have.
-bool pack_panel(const int8_t* weight, int64_t stride, int64_t n, int64_t k, int64_t p,
+// Writes panel `p` of a weight whose rows are `stride` bytes apart.
+void pack_panel(const int8_t* weight, int64_t stride, int64_t n, int64_t k, int64_t p,
                 int8_t* packed);
 
 // Reads row `row` of the weight back.

@@ -100,17 +100,17 @@ struct Divide {
                                         typename Isa::Float nan) {
     typename Isa::Float quotient = Isa::div(x, factor);
     quotient = Isa::select(Isa::is_nan(quotient), nan, quotient);
-    quotient = Isa::min(Isa::max(quotient, Isa::set(-1024.0f)), Isa::set(1024.0f));
+    quotient = Isa::min(Isa::max(quotient, Isa::set(-131072.0f)), Isa::set(131072.0f));
     return Isa::round_to_int(quotient);
   }
 };
 
 template <class Isa, class Scaling>
-struct ToBytes {
+struct ToIntegers {
   typename Isa::Float factor, nan;
   typename Isa::Int zero_point, q_min, q_max;  // of the shifted q
 
-  explicit inline ToBytes(const QuantizeArgs& a)
+  explicit inline ToIntegers(const QuantizeArgs& a)
       : factor(Isa::set(a.factor)),
         nan(Isa::set(static_cast<float>(-a.zero_point))),
         zero_point(Isa::set_int(a.zero_point + a.shift)),
@@ -123,25 +123,53 @@ struct ToBytes {
   }
 };
 
-// k values as bytes, where `to_bytes` makes a register of them integers from 0 to 255.
-template <class Isa, class F, class T>
-inline void quantize_run(const F& to_bytes, const T* x, int64_t k, uint8_t* q) {
+// Where the bytes of integers go: those of 8 bits, or the high and the low ones of 16.
+template <int Bytes>
+struct ByteRows {
+  uint8_t* row[Bytes];
+
+  inline ByteRows from(int64_t i) const {
+    ByteRows moved = *this;
+    for (int b = 0; b < Bytes; ++b) moved.row[b] += i;
+    return moved;
+  }
+  template <class Isa>
+  inline void store(int64_t i, typename Isa::Int x) const {
+    if constexpr (Bytes == 2) Isa::store_bytes(row[0] + i, Isa::high_byte(x));
+    Isa::store_bytes(row[Bytes - 1] + i, x);
+  }
+};
+
+// Calls f with the ByteRows of the arguments.
+template <class F>
+inline void with_byte_rows(const QuantizeArgs& a, F f) {
+  if (a.low == nullptr) return f(ByteRows<1>{{a.q}});
+  return f(ByteRows<2>{{a.q, a.low}});
+}
+
+// k values as bytes, where `to_integers` makes a register of them integers that fit.
+template <class Isa, int Bytes, class F, class T>
+inline void quantize_run(const F& to_integers, const T* x, int64_t k, const ByteRows<Bytes>& q) {
   int64_t i = 0;
   for (; i + Isa::kLanes <= k; i += Isa::kLanes) {
-    Isa::store_bytes(q + i, to_bytes(Isa::load(x + i)));
+    q.template store<Isa>(i, to_integers(Isa::load(x + i)));
   }
   if (i == k) return;
-  const typename Isa::Int last = to_bytes(load_last<Isa>(x, k));
-  if (k >= Isa::kLanes) return Isa::store_bytes(q + k - Isa::kLanes, last);
-  uint8_t bytes[Isa::kLanes];
-  Isa::store_bytes(bytes, last);
-  memcpy(q, bytes, static_cast<size_t>(k));
+  const typename Isa::Int last = to_integers(load_last<Isa>(x, k));
+  if (k >= Isa::kLanes) return q.template store<Isa>(k - Isa::kLanes, last);
+  uint8_t bytes[Bytes * Isa::kLanes];
+  ByteRows<Bytes> beside;
+  for (int b = 0; b < Bytes; ++b) beside.row[b] = bytes + b * Isa::kLanes;
+  beside.template store<Isa>(0, last);
+  for (int b = 0; b < Bytes; ++b) memcpy(q.row[b], beside.row[b], static_cast<size_t>(k));
 }
 
 template <class Isa, class Scaling>
 void quantize(const QuantizeArgs& a) {
-  const ToBytes<Isa, Scaling> to_bytes(a);
-  with_type(a.x, a.dtype, [&](const auto* x) { quantize_run<Isa>(to_bytes, x, a.k, a.q); });
+  const ToIntegers<Isa, Scaling> to_integers(a);
+  with_type(a.x, a.dtype, [&](const auto* x) {
+    with_byte_rows(a, [&](const auto& q) { quantize_run<Isa>(to_integers, x, a.k, q); });
+  });
 }
 
 // Plain bytes, filled up with zeros to a whole group, in the order that Isa reads.
@@ -158,21 +186,32 @@ inline void stage_padded(const uint8_t* q, int64_t k, uint8_t* staged) {
 
 constexpr int64_t kChunk = 512;  // values that wait on the stack for being brought in order
 
+template <class Isa, int Bytes, class F, class T>
+inline void quantize_run_staged(const F& to_integers, const T* x, int64_t k,
+                                const ByteRows<Bytes>& staged) {
+  if constexpr (Isa::kGroupBytes == kGroup) {
+    quantize_run<Isa>(to_integers, x, k, staged);
+    for (int b = 0; b < Bytes; ++b) {
+      for (int64_t i = k; i < groups_of(k) * kGroup; ++i) staged.row[b][i] = 0;
+    }
+  } else {
+    uint8_t bytes[Bytes * kChunk];
+    ByteRows<Bytes> chunk;
+    for (int b = 0; b < Bytes; ++b) chunk.row[b] = bytes + b * kChunk;
+    for (int64_t i = 0; i < k; i += kChunk) {
+      const int64_t count = k - i < kChunk ? k - i : kChunk;
+      quantize_run<Isa>(to_integers, x + i, count, chunk);
+      const ByteRows<Bytes> to = staged.from(i / kGroup * Isa::kGroupBytes);
+      for (int b = 0; b < Bytes; ++b) stage_padded<Isa>(chunk.row[b], count, to.row[b]);
+    }
+  }
+}
+
 template <class Isa>
 void quantize_staged(const QuantizeArgs& a) {
-  const ToBytes<Isa, Multiply> to_bytes(a);
+  const ToIntegers<Isa, Multiply> to_integers(a);
   with_type(a.x, a.dtype, [&](const auto* x) {
-    if constexpr (Isa::kGroupBytes == kGroup) {
-      quantize_run<Isa>(to_bytes, x, a.k, a.q);
-      for (int64_t i = a.k; i < groups_of(a.k) * kGroup; ++i) a.q[i] = 0;
-    } else {
-      uint8_t chunk[kChunk];
-      for (int64_t i = 0; i < a.k; i += kChunk) {
-        const int64_t count = a.k - i < kChunk ? a.k - i : kChunk;
-        quantize_run<Isa>(to_bytes, x + i, count, chunk);
-        stage_padded<Isa>(chunk, count, a.q + i / kGroup * Isa::kGroupBytes);
-      }
-    }
+    with_byte_rows(a, [&](const auto& q) { quantize_run_staged<Isa>(to_integers, x, a.k, q); });
   });
 }
 

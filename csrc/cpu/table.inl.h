@@ -12,24 +12,37 @@ namespace dynquant {
 namespace {
 
 template <class Isa>
+constexpr Product product_of() {
+  Product p = {};
+  p.row_multiple = 1;
+  p.layout.group_bytes = Isa::kGroupBytes;
+  p.layout.tile_rows = 1;
+  p.costs = Isa::kCosts;
+  p.quantize_staged = &quantize_staged<Isa>;
+  p.stage = &stage<Isa>;
+  p.gemm = &gemm<Isa>;
+  return p;
+}
+
+template <class Isa>
 constexpr Kernels table_of(const char* name) {
-  return {name,
-          Isa::kGroupBytes,
-          &range<Isa>,
-          &quantize<Isa, Multiply>,
-          &quantize_staged<Isa>,
-          &quantize<Isa, Divide>,
-          &stage<Isa>,
-          &gemm<Isa>,
-          &rescale<Isa>,
-          &half_gemm<Isa>,
-          &widen_row<Isa>,
-          &quantize_row<Isa>,
-          &bags<Isa>,
-          &activate<Isa>,
-          &gates<Isa>,
-          &peak<Isa>,
-          &read<Isa>};
+  Kernels t = {};
+  t.name = name;
+  t.product = product_of<Isa>();
+  t.range = &range<Isa>;
+  t.quantize = &quantize<Isa, Multiply>;
+  t.quantize_divide = &quantize<Isa, Divide>;
+  t.rescale = &rescale<Isa>;
+  t.half_gemm = &half_gemm<Isa>;
+  t.half_costs = Isa::kHalfCosts;
+  t.widen = &widen_row<Isa>;
+  t.quantize_row = &quantize_row<Isa>;
+  t.bags = &bags<Isa>;
+  t.activate = &activate<Isa>;
+  t.gates = &gates<Isa>;
+  t.peak = &peak<Isa>;
+  t.read = &read<Isa>;
+  return t;
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <immintrin.h>
 
 #include "convert.h"
+#include "kernels.h"
 #include "layout.h"
 
 namespace dynquant {
@@ -102,6 +103,7 @@ struct Ymm {
         _mm_and_si128(_mm_or_si128(words, _mm_slli_epi16(words, 4)), _mm_set1_epi8(15));
     return _mm256_cvtepu8_epi32(bytes);
   }
+  static inline Int high_byte(Int x) { return _mm256_srli_epi32(x, 8); }
   static inline void store_bytes(uint8_t* p, Int x) {
     const __m128i words = low_halves(_mm256_and_si256(x, _mm256_set1_epi32(0xFF)));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));

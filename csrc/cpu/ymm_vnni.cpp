@@ -12,6 +12,8 @@ struct YmmVnni : Ymm {
   static constexpr int kParts = 1;
   static constexpr int kTemporaries = 0;
   static constexpr int kGroupBytes = kGroup;
+  static constexpr Costs kCosts = {0.0048, 0.011, 0.15, 8.0};
+  static constexpr Costs kHalfCosts = {0.022, 0.022, 0.0, 6.0};
   using Weights = __m256i;
   using Activation = __m256i;
 

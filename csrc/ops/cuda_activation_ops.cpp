@@ -43,21 +43,25 @@ std::tuple<Tensor, Tensor> quantize_rows(const CudaCall& call, const Tensor& x, 
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> choose_qparams(const Tensor& x, bool per_token, bool symmetric) {
+std::tuple<Tensor, Tensor> choose_qparams(const Tensor& x, bool per_token, bool symmetric,
+                                          int64_t bits) {
+  check_cuda_bits("bits", bits);
   const CudaCall call(x, "x");
   return quantize_rows(call, x, per_token, symmetric, nullptr);
 }
 
 std::tuple<Tensor, Tensor, Tensor> quantize_activation(const Tensor& x, bool per_token,
-                                                       bool symmetric) {
+                                                       bool symmetric, int64_t bits) {
+  check_cuda_bits("bits", bits);
   const CudaCall call(x, "x");
   Tensor q;
   const auto [scale, zero_point] = quantize_rows(call, x, per_token, symmetric, &q);
   return {q, scale, zero_point};
 }
 
-Tensor quantize_with(const Tensor& x, const Tensor& scale, const Tensor& zero_point,
-                     bool symmetric) {
+Tensor quantize_with(const Tensor& x, const Tensor& scale, const Tensor& zero_point, bool symmetric,
+                     int64_t bits) {
+  check_cuda_bits("bits", bits);
   const CudaCall call(x, "x");
   const Dtype dtype = check_float(x, "x");
   const Rows rows = rows_of(x, "x");

@@ -35,6 +35,11 @@ class CudaCall {
   std::optional<Stream> stream_;
 };
 
+// Activations in 16 bits are computed on the CPU alone.
+inline void check_cuda_bits(const char* name, int64_t bits) {
+  check(bits == 8, name, " must be 8 for CUDA tensors (16 is there on the CPU), got ", bits);
+}
+
 // Memory of several kinds in one tensor: `take` all, then `allocate`, then ask for pointers.
 class CudaMemory {
  public:

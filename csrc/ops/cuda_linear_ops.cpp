@@ -132,7 +132,9 @@ Tensor scaled_mm(const Tensor& q, const Tensor& scale, const Tensor& zero_point,
 }
 
 Tensor linear_dynamic(const Tensor& x, const Tensor& packed, const Tensor& weight_scale,
-                      const std::optional<Tensor>& bias, bool per_token, bool symmetric) {
+                      const std::optional<Tensor>& bias, bool per_token, bool symmetric,
+                      int64_t activation_bits) {
+  check_cuda_bits("activation_bits", activation_bits);
   const CudaCall call(x, "x");
   const Dtype dtype = check_float(x, "x");
   const Rows rows = rows_of(x, "x");

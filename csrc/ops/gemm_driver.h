@@ -6,6 +6,8 @@
 
 #include "../cpu/layout.h"
 #include "../cpu/qparams.h"
+#include "../cpu/staged.h"
+#include "activation.h"
 #include "columns.h"
 #include "packed.h"
 #include "parallel.h"
@@ -15,55 +17,135 @@
 
 namespace dynquant {
 
-// Rows of activations: `stage(m, row)` writes row m as the kernels read it, and gives its scale and
-// the zero point of its unsigned form.
+// Rows of activations: `stage(product, m, row, low)` writes row m as that product reads it, and
+// gives its scale and the zero point of its unsigned form. Where `bytes()` is 2, the high bytes go
+// to `row` and the low ones to `low`: two staged rows.
 struct StagedRow {
   float scale;
   int32_t zero_point;
 };
 
+// Staged rows for one product, `bytes` for each row of the source, with their scales and zero
+// points, in the calling thread's memory. They may be staged and multiplied part by part, on any
+// threads; all parts are of staged rows.
+class StagedRows {
+ public:
+  StagedRows(const Product& product, int64_t k, int64_t rows, int64_t bytes_of_value,
+             Purpose purpose)
+      : product_(product),
+        bytes_(bytes_of_value),
+        groups_(groups_of(k)),
+        stride_(staged_stride(product.layout, groups_)) {
+    const int64_t bytes = staged_bytes(product.layout, stride_, rows);
+    staged_ = scratch(static_cast<size_t>(bytes + rows * kBytesBeside), purpose);
+    scale_ = reinterpret_cast<float*>(staged_ + bytes);
+    zero_point_ = reinterpret_cast<int32_t*>(scale_ + rows);
+  }
+
+  // Rows of the source from that of the staged row `first` on become the rows [begin, end).
+  template <class Source>
+  void stage(const Source& source, int64_t first, int64_t begin, int64_t end) const {
+    for (int64_t row = begin; row < end; row += bytes_) {
+      const int64_t m = (first + row - begin) / bytes_;
+      uint8_t* low = bytes_ == 2 ? at(row + 1) : nullptr;
+      const StagedRow values = source.stage(product_, m, at(row), low);
+      scale_[row / bytes_] = values.scale;
+      if (bytes_ == 2) {
+        zero_point_[row] = values.zero_point / 256;
+        zero_point_[row + 1] = values.zero_point % 256;
+      } else {
+        zero_point_[row] = values.zero_point;
+      }
+    }
+  }
+
+  // Rows [begin, end) times the columns [n_begin, n_end). `begin` is the first row of a tile;
+  // `epilogue.out` is where its results go.
+  void multiply(int64_t begin, int64_t end, const Packed& weight, int64_t n_begin, int64_t n_end,
+                const EpilogueArgs& epilogue) const {
+    GemmArgs a = {};
+    a.staged = at(begin);
+    a.pairs = bytes_ == 2;
+    a.staged_stride = stride_;
+    a.zero_point = zero_point_ + begin;
+    a.m = end - begin;
+    a.panels = weight.panels;
+    a.groups = groups_;
+    a.n_begin = n_begin;
+    a.n_end = n_end;
+    a.epilogue = epilogue;
+    a.epilogue.scale = scale_ + begin / bytes_;
+    product_.gemm(a);
+  }
+
+ private:
+  uint8_t* at(int64_t row) const { return staged_ + staged_offset(product_.layout, stride_, row); }
+
+  static constexpr int64_t kBytesBeside = sizeof(float) + sizeof(int32_t);  // of a row
+
+  const Product& product_;
+  const int64_t bytes_, groups_, stride_;
+  uint8_t* staged_;
+  float* scale_;
+  int32_t* zero_point_;
+};
+
 constexpr int64_t kBlockRows = 192;  // rows whose staged form waits for one pass over panels
-constexpr int64_t kBlockBytes = 1024 * 1024;  // but not more than this, where rows are long
+constexpr int64_t kBlockBytes = 1024 * 1024;        // but not more than this, where rows are long
+constexpr int64_t kSharedBytes = 32 * 1024 * 1024;  // staged before the product, at most
+
+// f(begin, end) for blocks of the rows [0, rows), of about the same size, which begin at multiples
+// of `multiple`.
+template <class F>
+void for_each_block(int64_t rows, int64_t row_bytes, int64_t multiple, const F& f) {
+  const int64_t most = std::min(kBlockRows, kBlockBytes / std::max<int64_t>(row_bytes, 1));
+  const int64_t block = std::max({int64_t{8}, 2 * multiple, most});
+  const int64_t units = ceil_div(rows, multiple), blocks = ceil_div(rows, block);
+  for (int64_t b = 0; b < blocks; ++b) {
+    f(units * b / blocks * multiple, std::min(rows, units * (b + 1) / blocks * multiple));
+  }
+}
 
 // The product of all rows of `source` and a packed weight, split over threads.
 template <class Source>
 void multiply(const Kernels& kernels, const Source& source, int64_t m, const Packed& weight,
               const EpilogueArgs& epilogue, int64_t out_bytes) {
-  const int64_t groups = groups_of(weight.k);
-  // Rows at a power of two would share few cache sets: a line more between them spreads them.
-  const int64_t stride = ceil_div(groups * kernels.group_bytes, 64) * 64 + 64;
-  const int64_t block = std::max<int64_t>(8, std::min(kBlockRows, kBlockBytes / stride));
-  const Split split = choose_split(m, weight.n, weight.k, num_threads());
-  run_tasks(split.rows * split.columns, [&](int64_t task) {
-    const Part part = part_of(split, task, m, weight.n);
+  // From here on rows are staged ones.
+  const int64_t bytes = source.bytes(), rows = m * bytes;
+  const Product& product = product_for(kernels, rows);
+  const int64_t multiple = std::max(product.row_multiple, bytes);
+  const int64_t row_bytes = staged_stride(product.layout, groups_of(weight.k));
+  const int64_t threads = num_threads();
+  const Split split = choose_split(rows, weight.n, weight.k, threads, product.costs, multiple);
+  const auto epilogue_from = [&](int64_t row) {
+    EpilogueArgs from = epilogue;
+    from.out = static_cast<char*>(epilogue.out) + row / bytes * epilogue.out_stride * out_bytes;
+    return from;
+  };
+  std::optional<StagedRows> shared;
+  if (split.stage_first && rows * row_bytes <= kSharedBytes) {
+    shared.emplace(product, weight.k, rows, bytes, Purpose::shared_rows);
+    const int64_t units = ceil_div(rows, multiple), parts = std::min(units, threads);
+    run_tasks(parts, [&](int64_t part) {
+      const int64_t begin = units * part / parts * multiple;
+      const int64_t end = std::min(rows, units * (part + 1) / parts * multiple);
+      shared->stage(source, begin, begin, end);
+    });
+  }
+  run_tasks(split.parts(), [&](int64_t task) {
+    const Part part = part_of(split, task, rows, weight.n);
     if (part.is_empty()) return;
-    GemmArgs a = {};
-    a.panels = weight.panels;
-    a.groups = groups;
-    a.n_begin = part.n_begin;
-    a.n_end = part.n_end;
-    const int64_t rows = part.m_end - part.m_begin;
-    const int64_t blocks = ceil_div(rows, block);
-    uint8_t* staged = scratch(static_cast<size_t>(std::min(block, rows) * stride));
-    float scale[kBlockRows];
-    int32_t zero_point[kBlockRows];
-    a.staged = staged;
-    a.staged_stride = stride;
-    a.zero_point = zero_point;
-    for (int64_t b = 0; b < blocks; ++b) {
-      const int64_t begin = part.m_begin + rows * b / blocks;
-      const int64_t end = part.m_begin + rows * (b + 1) / blocks;
-      for (int64_t row = begin; row < end; ++row) {
-        const StagedRow values = source.stage(row, staged + (row - begin) * stride);
-        scale[row - begin] = values.scale;
-        zero_point[row - begin] = values.zero_point;
+    for_each_block(part.m_end - part.m_begin, row_bytes, multiple, [&](int64_t b, int64_t e) {
+      const int64_t begin = part.m_begin + b, end = part.m_begin + e;
+      const EpilogueArgs to = epilogue_from(begin);
+      if (shared.has_value()) {
+        shared->multiply(begin, end, weight, part.n_begin, part.n_end, to);
+      } else {
+        const StagedRows own(product, weight.k, end - begin, bytes, Purpose::staged_rows);
+        own.stage(source, begin, 0, end - begin);
+        own.multiply(0, end - begin, weight, part.n_begin, part.n_end, to);
       }
-      a.m = end - begin;
-      a.epilogue = epilogue;
-      a.epilogue.scale = scale;
-      a.epilogue.out = static_cast<char*>(epilogue.out) + begin * epilogue.out_stride * out_bytes;
-      kernels.gemm(a);
-    }
+    });
   });
 }
 
@@ -72,19 +154,21 @@ struct FloatRows {
   const Kernels& kernels;
   Rows rows;
   Dtype dtype;
-  bool symmetric;
+  ActivationScheme scheme;
   std::optional<QParams> whole;  // per_tensor
 
-  StagedRow stage(int64_t m, uint8_t* staged) const {
+  int64_t bytes() const { return scheme.bits / 8; }
+
+  StagedRow stage(const Product& product, int64_t m, uint8_t* staged, uint8_t* low) const {
     const char* x = rows.data + m * rows.stride;
-    const QParams p =
-        whole.has_value() ? *whole : choose_qparams(kernels.range(x, dtype, rows.k), symmetric);
-    QuantizeArgs a = quantize_args(p, symmetric, true);
+    const QParams p = whole.has_value() ? *whole : scheme.choose(kernels.range(x, dtype, rows.k));
+    QuantizeArgs a = quantize_args(p, scheme.symmetric, true, scheme.bits);
     a.x = x;
     a.dtype = dtype;
     a.k = rows.k;
     a.q = staged;
-    kernels.quantize_staged(a);
+    a.low = low;
+    product.quantize_staged(a);
     return {p.scale, p.zero_point + a.shift};
   }
 };

@@ -7,7 +7,7 @@
 
 namespace dynquant {
 
-// W[N, K] in bf16 or fp16, each row without gaps.
+// W[N, K] in bf16 or fp16, or in fp32 where that is allowed, each row without gaps.
 struct HalfWeight {
   Tensor holder;
   Dtype dtype;
@@ -16,7 +16,7 @@ struct HalfWeight {
   int64_t k;
   int64_t stride;  // elements between rows
 };
-HalfWeight check_half_weight(const Tensor& weight, const char* name);
+HalfWeight check_half_weight(const Tensor& weight, const char* name, bool fp32_too = false);
 
 // Rows of floats as half_matmul reads them.
 struct FloatMatrix {

@@ -35,13 +35,17 @@ HalfGemmArgs block_of(const Kernels& kernels, const FloatMatrix& x, int64_t k, i
 
 }  // namespace
 
-HalfWeight check_half_weight(const Tensor& weight, const char* name) {
-  check_tensor(weight, name, {ScalarType::BFloat16, ScalarType::Half});
+HalfWeight check_half_weight(const Tensor& weight, const char* name, bool fp32_too) {
+  if (fp32_too) {
+    check_float(weight, name);
+  } else {
+    check_tensor(weight, name, {ScalarType::BFloat16, ScalarType::Half});
+  }
   check(weight.dim() == 2, name, " must have two dimensions [N, K], got ", ShapeOf(weight));
   Rows rows = rows_of(weight, name);
   return {rows.holder, check_out_dtype(weight.scalar_type()),
           rows.data,   rows.m,
-          rows.k,      rows.stride / static_cast<int64_t>(sizeof(uint16_t))};
+          rows.k,      rows.stride / static_cast<int64_t>(weight.element_size())};
 }
 
 void half_matmul(const Kernels& kernels, const FloatMatrix& x, const HalfWeight& weight,
@@ -49,8 +53,8 @@ void half_matmul(const Kernels& kernels, const FloatMatrix& x, const HalfWeight&
   const int64_t out_bytes = out_dtype == Dtype::f32 ? 4 : 2;
   const int64_t block =
       std::max<int64_t>(6, kBlockBytes / (std::max<int64_t>(weight.k, 1) * 4) / 6 * 6);
-  const Split split = choose_split(x.m, weight.n, weight.k, num_threads());
-  run_tasks(split.rows * split.columns, [&](int64_t task) {
+  const Split split = choose_split(x.m, weight.n, weight.k, num_threads(), kernels.half_costs, 1);
+  run_tasks(split.parts(), [&](int64_t task) {
     const Part part = part_of(split, task, x.m, weight.n);
     if (part.is_empty()) return;
     for (int64_t begin = part.m_begin; begin < part.m_end; begin += block) {

@@ -18,11 +18,15 @@ STABLE_TORCH_LIBRARY(dynquant, m) {
   m.def("quantize_weight(Tensor weight, bool per_channel=True) -> (Tensor, Tensor)");
   m.def("pack_weight(Tensor qweight) -> Tensor");
   m.def("unpack_weight(Tensor packed, int n, int k) -> Tensor");
-  m.def("choose_qparams(Tensor x, bool per_token=True, bool symmetric=False) -> (Tensor, Tensor)");
   m.def(
-      "quantize_activation(Tensor x, bool per_token=True, bool symmetric=False) -> "
+      "choose_qparams(Tensor x, bool per_token=True, bool symmetric=False, int bits=8) -> "
+      "(Tensor, Tensor)");
+  m.def(
+      "quantize_activation(Tensor x, bool per_token=True, bool symmetric=False, int bits=8) -> "
       "(Tensor, Tensor, Tensor)");
-  m.def("quantize_with(Tensor x, Tensor scale, Tensor zero_point, bool symmetric=False) -> Tensor");
+  m.def(
+      "quantize_with(Tensor x, Tensor scale, Tensor zero_point, bool symmetric=False, int bits=8) "
+      "-> Tensor");
   m.def("int_mm(Tensor q, Tensor zero_point, Tensor packed, int n) -> Tensor");
   m.def(
       "rescale(Tensor acc, Tensor scale, Tensor weight_scale, Tensor? bias, ScalarType dtype) -> "
@@ -32,12 +36,12 @@ STABLE_TORCH_LIBRARY(dynquant, m) {
       "Tensor? bias, ScalarType dtype) -> Tensor");
   m.def(
       "linear_dynamic(Tensor x, Tensor packed, Tensor weight_scale, Tensor? bias=None, "
-      "bool per_token=True, bool symmetric=False) -> Tensor");
+      "bool per_token=True, bool symmetric=False, int activation_bits=8) -> Tensor");
   // The same without a gradient: a gradient registered from Python costs a call several
   // microseconds even where none is asked for.
   m.def(
       "linear_dynamic.inference(Tensor x, Tensor packed, Tensor weight_scale, Tensor? bias=None, "
-      "bool per_token=True, bool symmetric=False) -> Tensor");
+      "bool per_token=True, bool symmetric=False, int activation_bits=8) -> Tensor");
   m.def("quantize_embedding(Tensor weight, int bits=8) -> (Tensor, Tensor)");
   m.def(
       "embedding(Tensor indices, Tensor rows, Tensor qparams, int bits, int dim, "
@@ -52,17 +56,18 @@ STABLE_TORCH_LIBRARY(dynquant, m) {
       "(Tensor x, Tensor h0, Tensor c0, Tensor packed_ih, Tensor weight_scale_ih, "
       "Tensor? bias_ih, Tensor packed_hh, Tensor weight_scale_hh, Tensor? bias_hh, "
       "Tensor? packed_hr=None, Tensor? weight_scale_hr=None, Tensor? batch_sizes=None, "
-      "bool reverse=False, bool per_token=True, bool symmetric=False) -> "
+      "bool reverse=False, bool per_token=True, bool symmetric=False, int activation_bits=8) -> "
       "(Tensor, Tensor, Tensor)";
   constexpr const char* kGru =
       "(Tensor x, Tensor h0, Tensor packed_ih, Tensor weight_scale_ih, Tensor? bias_ih, "
       "Tensor packed_hh, Tensor weight_scale_hh, Tensor? bias_hh, Tensor? batch_sizes=None, "
-      "bool reverse=False, bool per_token=True, bool symmetric=False) -> (Tensor, Tensor)";
+      "bool reverse=False, bool per_token=True, bool symmetric=False, int activation_bits=8) -> "
+      "(Tensor, Tensor)";
   constexpr const char* kRnn =
       "(Tensor x, Tensor h0, Tensor packed_ih, Tensor weight_scale_ih, Tensor? bias_ih, "
       "Tensor packed_hh, Tensor weight_scale_hh, Tensor? bias_hh, bool relu=False, "
       "Tensor? batch_sizes=None, bool reverse=False, bool per_token=True, "
-      "bool symmetric=False) -> (Tensor, Tensor)";
+      "bool symmetric=False, int activation_bits=8) -> (Tensor, Tensor)";
   constexpr const char* kLstmHalf =
       "(Tensor x, Tensor h0, Tensor c0, Tensor weight_ih, Tensor? bias_ih, Tensor weight_hh, "
       "Tensor? bias_hh, Tensor? weight_hr=None, Tensor? batch_sizes=None, bool reverse=False) -> "
@@ -74,7 +79,27 @@ STABLE_TORCH_LIBRARY(dynquant, m) {
       "(Tensor x, Tensor h0, Tensor weight_ih, Tensor? bias_ih, Tensor weight_hh, "
       "Tensor? bias_hh, bool relu=False, Tensor? batch_sizes=None, bool reverse=False) -> "
       "(Tensor, Tensor)";
+  constexpr const char* kProducts =
+      "Tensor weight_ih, Tensor? weight_scale_ih, Tensor? bias_ih, "
+      "Tensor weight_hh, Tensor? weight_scale_hh, Tensor? bias_hh, ";
+  constexpr const char* kSequence = "Tensor? batch_sizes=None, bool reverse=False";
+  const auto scheme = [](const std::string& part) {
+    return ", bool per_token_" + part + "=True, bool symmetric_" + part +
+           "=False, int activation_bits_" + part + "=8";
+  };
+  const std::string schemes = scheme("ih") + scheme("hh");
+  const std::string lstm_mixed = std::string("(Tensor x, Tensor h0, Tensor c0, ") + kProducts +
+                                 "Tensor? weight_hr=None, Tensor? weight_scale_hr=None, " +
+                                 kSequence + schemes + scheme("hr") +
+                                 ") -> (Tensor, Tensor, Tensor)";
+  const std::string gru_mixed = std::string("(Tensor x, Tensor h0, ") + kProducts + kSequence +
+                                schemes + ") -> (Tensor, Tensor)";
+  const std::string rnn_mixed = std::string("(Tensor x, Tensor h0, ") + kProducts +
+                                "bool relu=False, " + kSequence + schemes + ") -> (Tensor, Tensor)";
   for (const char* overload : {"", ".inference"}) {
+    m.def((std::string("lstm_mixed") + overload + lstm_mixed).c_str());
+    m.def((std::string("gru_mixed") + overload + gru_mixed).c_str());
+    m.def((std::string("rnn_mixed") + overload + rnn_mixed).c_str());
     m.def((std::string("lstm_dynamic") + overload + kLstm).c_str());
     m.def((std::string("gru_dynamic") + overload + kGru).c_str());
     m.def((std::string("rnn_dynamic") + overload + kRnn).c_str());
@@ -97,4 +122,7 @@ STABLE_TORCH_LIBRARY_IMPL(dynquant, CPU, m) {
   ops.add<&dynquant::lstm_half>("lstm_half", "lstm_half.inference");
   ops.add<&dynquant::gru_half>("gru_half", "gru_half.inference");
   ops.add<&dynquant::rnn_half>("rnn_half", "rnn_half.inference");
+  ops.add<&dynquant::lstm_mixed>("lstm_mixed", "lstm_mixed.inference");
+  ops.add<&dynquant::gru_mixed>("gru_mixed", "gru_mixed.inference");
+  ops.add<&dynquant::rnn_mixed>("rnn_mixed", "rnn_mixed.inference");
 }

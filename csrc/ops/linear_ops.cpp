@@ -8,36 +8,56 @@ namespace dynquant {
 namespace {
 
 struct QuantizedRows {
-  const Kernels& kernels;
   Rows rows;
   bool is_signed;
+  bool is_wide;
   PerRow zero_points;
   std::optional<PerRow> scales;
 
-  QuantizedRows(const Kernels& k, const Tensor& q, const Tensor& zero_point)
-      : kernels(k),
-        rows(check_q(q)),
+  // Where `wide_too`, q may have 16 bits.
+  QuantizedRows(const Tensor& q, const Tensor& zero_point, bool wide_too)
+      : rows(check_q(q, wide_too)),
         is_signed(q.scalar_type() == ScalarType::Char),
+        is_wide(q.scalar_type() == ScalarType::UInt16),
         zero_points(per_row(zero_point, "zero_point", ScalarType::Int, q)) {
     const int32_t lowest = is_signed ? -128 : 0;
+    const int32_t highest = is_wide ? 65535 : lowest + 255;
     for (int64_t m = 0; m < (zero_points.step == 0 ? 1 : rows.m); ++m) {
       const int32_t value = zero_points.at<int32_t>(m);
-      check(value >= lowest && value <= lowest + 255, "zero_point must lie in [", lowest, ", ",
-            lowest + 255, "] for q of ", dtype_text(q.scalar_type()), ", got ", value);
+      check(value >= lowest && value <= highest, "zero_point must lie in [", lowest, ", ", highest,
+            "] for q of ", dtype_text(q.scalar_type()), ", got ", value);
     }
   }
 
-  StagedRow stage(int64_t m, uint8_t* staged) const {
-    const uint8_t* q = reinterpret_cast<const uint8_t*>(rows.data + m * rows.stride);
-    // Flipping the top bit adds 128.
-    kernels.stage(q, rows.k, is_signed ? 0x80 : 0, staged);
+  int64_t bytes() const { return is_wide ? 2 : 1; }
+
+  StagedRow stage(const Product& product, int64_t m, uint8_t* staged, uint8_t* low) const {
+    const char* row = rows.data + m * rows.stride;
+    if (is_wide) {
+      stage_wide(product, reinterpret_cast<const uint16_t*>(row), staged, low);
+    } else {
+      // Flipping the top bit adds 128.
+      product.stage(reinterpret_cast<const uint8_t*>(row), rows.k, is_signed ? 0x80 : 0, staged);
+    }
     return {scales.has_value() ? scales->at<float>(m) : 0.0f,
             zero_points.at<int32_t>(m) + (is_signed ? 128 : 0)};
   }
 
  private:
-  static Rows check_q(const Tensor& q) {
-    check_tensor(q, "q", {ScalarType::Byte, ScalarType::Char});
+  void stage_wide(const Product& product, const uint16_t* q, uint8_t* high, uint8_t* low) const {
+    uint8_t* bytes = scratch(static_cast<size_t>(rows.k), Purpose::bytes_of_row);
+    for (const auto& [staged, shift] : {std::pair{high, 8}, std::pair{low, 0}}) {
+      for (int64_t i = 0; i < rows.k; ++i) bytes[i] = static_cast<uint8_t>(q[i] >> shift);
+      product.stage(bytes, rows.k, 0, staged);
+    }
+  }
+
+  static Rows check_q(const Tensor& q, bool wide_too) {
+    if (wide_too) {
+      check_tensor(q, "q", {ScalarType::Byte, ScalarType::Char, ScalarType::UInt16});
+    } else {
+      check_tensor(q, "q", {ScalarType::Byte, ScalarType::Char});
+    }
     return rows_of(q, "q");
   }
 };
@@ -51,7 +71,7 @@ void check_inner(const char* name, const Rows& rows, const Tensor& given, const 
 
 Tensor int_mm(const Tensor& q, const Tensor& zero_point, const Tensor& packed, int64_t n) {
   const Kernels& kernels = kernels_in_use();
-  const QuantizedRows source(kernels, q, zero_point);
+  const QuantizedRows source(q, zero_point, false);
   const Packed weight = check_packed(packed);
   check_inner("q", source.rows, q, weight);
   check(n == weight.n, "n must be that of packed, ", weight.n, ", got ", n);
@@ -97,7 +117,7 @@ Tensor scaled_mm(const Tensor& q, const Tensor& scale, const Tensor& zero_point,
                  const Tensor& packed, const Tensor& weight_scale,
                  const std::optional<Tensor>& bias, ScalarType dtype) {
   const Kernels& kernels = kernels_in_use();
-  QuantizedRows source(kernels, q, zero_point);
+  QuantizedRows source(q, zero_point, true);
   source.scales = per_row(scale, "scale", ScalarType::Float, q);
   const Packed weight = check_packed(packed);
   check_inner("q", source.rows, q, weight);
@@ -112,16 +132,16 @@ Tensor scaled_mm(const Tensor& q, const Tensor& scale, const Tensor& zero_point,
 }
 
 Tensor linear_dynamic(const Tensor& x, const Tensor& packed, const Tensor& weight_scale,
-                      const std::optional<Tensor>& bias, bool per_token, bool symmetric) {
+                      const std::optional<Tensor>& bias, bool per_token, bool symmetric,
+                      int64_t activation_bits) {
+  const ActivationScheme scheme(per_token, symmetric, activation_bits, "activation_bits");
   const Kernels& kernels = kernels_in_use();
   const Dtype dtype = check_float(x, "x");
-  FloatRows source{kernels, rows_of(x, "x"), dtype, symmetric, std::nullopt};
+  FloatRows source{kernels, rows_of(x, "x"), dtype, scheme, std::nullopt};
   const Packed weight = check_packed(packed);
   check_inner("x", source.rows, x, weight);
   Columns columns(weight_scale, bias, weight.n);
-  if (!per_token) {
-    source.whole = choose_qparams(range_of_rows(kernels, source.rows, dtype), symmetric);
-  }
+  source.whole = scheme.whole(kernels, source.rows, dtype);
   Tensor out = empty(leading_shape(x, weight.n), x.scalar_type());
   columns.args.out = out.mutable_data_ptr();
   columns.args.out_dtype = dtype;

@@ -16,11 +16,12 @@ std::tuple<Tensor, Tensor> quantize_weight(const Tensor& weight, bool per_channe
 Tensor pack_weight(const Tensor& qweight);
 Tensor unpack_weight(const Tensor& packed, int64_t n, int64_t k);
 
-std::tuple<Tensor, Tensor> choose_qparams(const Tensor& x, bool per_token, bool symmetric);
+std::tuple<Tensor, Tensor> choose_qparams(const Tensor& x, bool per_token, bool symmetric,
+                                          int64_t bits);
 std::tuple<Tensor, Tensor, Tensor> quantize_activation(const Tensor& x, bool per_token,
-                                                       bool symmetric);
-Tensor quantize_with(const Tensor& x, const Tensor& scale, const Tensor& zero_point,
-                     bool symmetric);
+                                                       bool symmetric, int64_t bits);
+Tensor quantize_with(const Tensor& x, const Tensor& scale, const Tensor& zero_point, bool symmetric,
+                     int64_t bits);
 
 Tensor int_mm(const Tensor& q, const Tensor& zero_point, const Tensor& packed, int64_t n);
 Tensor rescale(const Tensor& acc, const Tensor& scale, const Tensor& weight_scale,
@@ -29,7 +30,8 @@ Tensor scaled_mm(const Tensor& q, const Tensor& scale, const Tensor& zero_point,
                  const Tensor& packed, const Tensor& weight_scale,
                  const std::optional<Tensor>& bias, ScalarType dtype);
 Tensor linear_dynamic(const Tensor& x, const Tensor& packed, const Tensor& weight_scale,
-                      const std::optional<Tensor>& bias, bool per_token, bool symmetric);
+                      const std::optional<Tensor>& bias, bool per_token, bool symmetric,
+                      int64_t activation_bits);
 
 Tensor linear_half(const Tensor& x, const Tensor& half_weight, const std::optional<Tensor>& bias);
 
@@ -45,21 +47,22 @@ std::tuple<Tensor, Tensor, Tensor> lstm_dynamic(
     const Tensor& weight_scale_ih, const std::optional<Tensor>& bias_ih, const Tensor& packed_hh,
     const Tensor& weight_scale_hh, const std::optional<Tensor>& bias_hh,
     const std::optional<Tensor>& packed_hr, const std::optional<Tensor>& weight_scale_hr,
-    const std::optional<Tensor>& batch_sizes, bool reverse, bool per_token, bool symmetric);
+    const std::optional<Tensor>& batch_sizes, bool reverse, bool per_token, bool symmetric,
+    int64_t activation_bits);
 std::tuple<Tensor, Tensor> gru_dynamic(const Tensor& x, const Tensor& h0, const Tensor& packed_ih,
                                        const Tensor& weight_scale_ih,
                                        const std::optional<Tensor>& bias_ih,
                                        const Tensor& packed_hh, const Tensor& weight_scale_hh,
                                        const std::optional<Tensor>& bias_hh,
                                        const std::optional<Tensor>& batch_sizes, bool reverse,
-                                       bool per_token, bool symmetric);
+                                       bool per_token, bool symmetric, int64_t activation_bits);
 std::tuple<Tensor, Tensor> rnn_dynamic(const Tensor& x, const Tensor& h0, const Tensor& packed_ih,
                                        const Tensor& weight_scale_ih,
                                        const std::optional<Tensor>& bias_ih,
                                        const Tensor& packed_hh, const Tensor& weight_scale_hh,
                                        const std::optional<Tensor>& bias_hh, bool relu,
                                        const std::optional<Tensor>& batch_sizes, bool reverse,
-                                       bool per_token, bool symmetric);
+                                       bool per_token, bool symmetric, int64_t activation_bits);
 
 std::tuple<Tensor, Tensor, Tensor> lstm_half(
     const Tensor& x, const Tensor& h0, const Tensor& c0, const Tensor& weight_ih,
@@ -74,5 +77,35 @@ std::tuple<Tensor, Tensor> rnn_half(const Tensor& x, const Tensor& h0, const Ten
                                     const std::optional<Tensor>& bias_ih, const Tensor& weight_hh,
                                     const std::optional<Tensor>& bias_hh, bool relu,
                                     const std::optional<Tensor>& batch_sizes, bool reverse);
+
+// Each product of these has a weight of its own kind: packed int8 with a scale, or without one
+// [N, K] in fp32, bf16 or fp16; and its own scheme for the activations.
+std::tuple<Tensor, Tensor, Tensor> lstm_mixed(
+    const Tensor& x, const Tensor& h0, const Tensor& c0, const Tensor& weight_ih,
+    const std::optional<Tensor>& weight_scale_ih, const std::optional<Tensor>& bias_ih,
+    const Tensor& weight_hh, const std::optional<Tensor>& weight_scale_hh,
+    const std::optional<Tensor>& bias_hh, const std::optional<Tensor>& weight_hr,
+    const std::optional<Tensor>& weight_scale_hr, const std::optional<Tensor>& batch_sizes,
+    bool reverse, bool per_token_ih, bool symmetric_ih, int64_t activation_bits_ih,
+    bool per_token_hh, bool symmetric_hh, int64_t activation_bits_hh, bool per_token_hr,
+    bool symmetric_hr, int64_t activation_bits_hr);
+std::tuple<Tensor, Tensor> gru_mixed(const Tensor& x, const Tensor& h0, const Tensor& weight_ih,
+                                     const std::optional<Tensor>& weight_scale_ih,
+                                     const std::optional<Tensor>& bias_ih, const Tensor& weight_hh,
+                                     const std::optional<Tensor>& weight_scale_hh,
+                                     const std::optional<Tensor>& bias_hh,
+                                     const std::optional<Tensor>& batch_sizes, bool reverse,
+                                     bool per_token_ih, bool symmetric_ih,
+                                     int64_t activation_bits_ih, bool per_token_hh,
+                                     bool symmetric_hh, int64_t activation_bits_hh);
+std::tuple<Tensor, Tensor> rnn_mixed(const Tensor& x, const Tensor& h0, const Tensor& weight_ih,
+                                     const std::optional<Tensor>& weight_scale_ih,
+                                     const std::optional<Tensor>& bias_ih, const Tensor& weight_hh,
+                                     const std::optional<Tensor>& weight_scale_hh,
+                                     const std::optional<Tensor>& bias_hh, bool relu,
+                                     const std::optional<Tensor>& batch_sizes, bool reverse,
+                                     bool per_token_ih, bool symmetric_ih,
+                                     int64_t activation_bits_ih, bool per_token_hh,
+                                     bool symmetric_hh, int64_t activation_bits_hh);
 
 }  // namespace dynquant

@@ -8,6 +8,7 @@
 #include <memory>
 
 #include "../cpu/layout.h"
+#include "layer_product.h"
 #include "ops.h"
 #include "parallel.h"
 #include "scratch.h"
@@ -35,20 +36,11 @@ void check_size(int64_t given, int64_t wanted, const Parts&... what) {
   check(given == wanted, what..., " = ", wanted, ", got ", given);
 }
 
-// A `Scheme` multiplies rows of floats by a weight:
-//   Product               a weight [n(), k()] with its bias; `name` is what messages call it
-//   Whole                 what a product of some rows must know of all of them
-//   whole(kernels, rows, dtype) -> Whole
-//   multiply(kernels, rows, dtype, whole, product, out)
-//                         the products in fp32, rows of n() values without gaps
-template <class Scheme>
 class Recurrence {
  public:
-  using Product = typename Scheme::Product;
-
   Recurrence(Cell cell, const Tensor& x, const Tensor& h0, const std::optional<Tensor>& c0,
-             Product input, Product hidden, std::optional<Product> projection,
-             const std::optional<Tensor>& batch_sizes, bool reverse, Scheme scheme)
+             LayerProduct input, LayerProduct hidden, std::optional<LayerProduct> projection,
+             const std::optional<Tensor>& batch_sizes, bool reverse)
       : kernels_(kernels_in_use()),
         cell_(cell),
         dtype_(check_float(x, "x")),
@@ -59,20 +51,19 @@ class Recurrence {
         input_(std::move(input)),
         hidden_(std::move(hidden)),
         projection_(std::move(projection)),
-        reverse_(reverse),
-        scheme_(scheme) {
+        reverse_(reverse) {
     if (c0.has_value()) c_.emplace(*c0, "c0", x, starts_[1]);
     size_ = c_.has_value() ? c_->size : h_.size;
     const int64_t gates = cell == Cell::lstm ? 4 : cell == Cell::gru ? 3 : 1;
-    check_size(x_rows_.k, input_.k(), "x must have K, like ", input_.name, ",");
-    check_size(h_.size, hidden_.k(), "h0 must have a size, like the K of ", hidden_.name, ",");
-    for (const Product* gated : {&input_, &hidden_}) {
-      check_size(gated->n(), gates * size_, gated->name,
+    check_size(x_rows_.k, input_.k(), "x must have K, like ", input_.name(), ",");
+    check_size(h_.size, hidden_.k(), "h0 must have a size, like the K of ", hidden_.name(), ",");
+    for (const LayerProduct* gated : {&input_, &hidden_}) {
+      check_size(gated->n(), gates * size_, gated->name(),
                  " must have N, from the size of the state,");
     }
     if (projection_.has_value()) {
-      check_size(projection_->k(), size_, projection_->name, " must have K, the size of c0,");
-      check_size(projection_->n(), h_.size, projection_->name, " must have N, the size of h0,");
+      check_size(projection_->k(), size_, projection_->name(), " must have K, the size of c0,");
+      check_size(projection_->n(), h_.size, projection_->name(), " must have N, the size of h0,");
     } else {
       check_size(h_.size, size_, "h0 must have a size, like c0,");
     }
@@ -114,7 +105,7 @@ class Recurrence {
         scratch(static_cast<size_t>(count) * sizeof(float), Purpose::recurrence));
     hidden_products_ = input_products_ + input_rows * columns;
     unprojected_ = hidden_products_ + batch * columns;
-    x_whole_ = scheme_.whole(kernels_, x_rows_, dtype_);
+    x_whole_ = input_.whole(kernels_, x_rows_, dtype_);
   }
 
   // Steps [low, high), the last one first where the direction is reversed.
@@ -122,7 +113,7 @@ class Recurrence {
     Rows rows = x_rows_;
     rows.data += starts_[low] * x_rows_.stride;
     rows.m = starts_[high] - starts_[low];
-    scheme_.multiply(kernels_, rows, dtype_, x_whole_, input_, input_products_);
+    input_.multiply(kernels_, rows, dtype_, x_whole_, input_products_);
     for (int64_t i = 0; i < high - low; ++i) {
       const int64_t step = reverse_ ? high - 1 - i : low + i;
       run_step(step, input_products_ + (starts_[step] - starts_[low]) * input_.n());
@@ -152,13 +143,13 @@ class Recurrence {
     narrow_row(h_.row(0), rows * h_.size, dtype_, y);
   }
 
-  void multiply_state(const float* state, int64_t rows, const Product& by, float* out) const {
+  void multiply_state(const float* state, int64_t rows, const LayerProduct& by, float* out) const {
     Rows all{};
     all.data = reinterpret_cast<const char*>(state);
     all.m = rows;
     all.k = by.k();
     all.stride = by.k() * static_cast<int64_t>(sizeof(float));
-    scheme_.multiply(kernels_, all, Dtype::f32, scheme_.whole(kernels_, all, Dtype::f32), by, out);
+    by.multiply(kernels_, all, Dtype::f32, by.whole(kernels_, all, Dtype::f32), out);
   }
 
   const Kernels& kernels_;
@@ -169,38 +160,34 @@ class Recurrence {
   const Rows x_rows_;
   State h_;
   std::optional<State> c_;
-  const Product input_, hidden_;
-  const std::optional<Product> projection_;
+  const LayerProduct input_, hidden_;
+  const std::optional<LayerProduct> projection_;
   const bool reverse_;
-  const Scheme scheme_;
   int64_t size_ = 0;
   Tensor y_;
-  typename Scheme::Whole x_whole_ = {};
+  std::optional<QParams> x_whole_;
   float *input_products_ = nullptr, *hidden_products_ = nullptr, *unprojected_ = nullptr;
 };
 
 // A layer without a cell state and a projection: y and h after the last step.
-template <class Scheme>
-std::tuple<Tensor, Tensor> run_plain(Cell cell, const Tensor& x, const Tensor& h0,
-                                     typename Scheme::Product input,
-                                     typename Scheme::Product hidden,
-                                     const std::optional<Tensor>& batch_sizes, bool reverse,
-                                     Scheme scheme) {
-  Recurrence<Scheme> layer(cell, x, h0, std::nullopt, std::move(input), std::move(hidden),
-                           std::nullopt, batch_sizes, reverse, scheme);
+inline std::tuple<Tensor, Tensor> run_plain(Cell cell, const Tensor& x, const Tensor& h0,
+                                            LayerProduct input, LayerProduct hidden,
+                                            const std::optional<Tensor>& batch_sizes,
+                                            bool reverse) {
+  Recurrence layer(cell, x, h0, std::nullopt, std::move(input), std::move(hidden), std::nullopt,
+                   batch_sizes, reverse);
   layer.run();
   return {layer.y(), layer.h_n()};
 }
 
-template <class Scheme>
-std::tuple<Tensor, Tensor, Tensor> run_lstm(const Tensor& x, const Tensor& h0, const Tensor& c0,
-                                            typename Scheme::Product input,
-                                            typename Scheme::Product hidden,
-                                            std::optional<typename Scheme::Product> projection,
-                                            const std::optional<Tensor>& batch_sizes, bool reverse,
-                                            Scheme scheme) {
-  Recurrence<Scheme> layer(Cell::lstm, x, h0, c0, std::move(input), std::move(hidden),
-                           std::move(projection), batch_sizes, reverse, scheme);
+inline std::tuple<Tensor, Tensor, Tensor> run_lstm(const Tensor& x, const Tensor& h0,
+                                                   const Tensor& c0, LayerProduct input,
+                                                   LayerProduct hidden,
+                                                   std::optional<LayerProduct> projection,
+                                                   const std::optional<Tensor>& batch_sizes,
+                                                   bool reverse) {
+  Recurrence layer(Cell::lstm, x, h0, c0, std::move(input), std::move(hidden),
+                   std::move(projection), batch_sizes, reverse);
   layer.run();
   return {layer.y(), layer.h_n(), layer.c_n()};
 }

@@ -12,16 +12,13 @@
 namespace dynquant {
 namespace {
 
-// Costs in multiply-adds of one core (230 a nanosecond), measured on a Zen 4 with AVX512-VNNI. On
-// slower instruction sets a product costs more, so what pays here pays there.
-constexpr double kWeightByte = 2.5;    // one weight byte from the L2 or L3 cache: 90 GB/s
-constexpr double kQuantizeValue = 30;  // reading, ranging and rounding one activation: 0.13 ns
-constexpr double kPanelRow = 1300;     // the epilogue of one row of one panel: 6 ns
-// A parallel region: 2 microseconds where the pool's threads still spin, and one more, so that no
-// call is slower for it; 48 where they were told to sleep between regions, and
-// about as many to start threads, as a forked child does.
-constexpr double kSpinningThreads = 0.7e6;
-constexpr double kSleepingThreads = 11.5e6;
+// A parallel region, in nanoseconds: what two threads take to meet where the pool's threads still
+// spin, and one microsecond more, so that no call is slower for it; or where they were told to
+// sleep between regions, and about as long to start threads, as a forked child does. torch wakes
+// all of its threads, whatever the number of parts.
+constexpr double kSpinningThreads = 3e3;
+constexpr double kSleepingThreads = 50e3;
+constexpr double kAnotherThread = 50;
 
 bool equals(const char* name, std::string_view wanted) {
   const char* value = std::getenv(name);
@@ -32,43 +29,72 @@ bool equals(const char* name, std::string_view wanted) {
 }
 
 // As the OpenMP run-time libraries read it: once, from the environment.
-double wake_threads() {
+double wake_threads(int64_t threads) {
   static const bool sleep = equals("OMP_WAIT_POLICY", "passive") || equals("GOMP_SPINCOUNT", "0") ||
                             equals("KMP_BLOCKTIME", "0");
-  return sleep || is_forked_child() ? kSleepingThreads : kSpinningThreads;
+  const double more = static_cast<double>(threads - 2) * kAnotherThread;
+  return (sleep || is_forked_child() ? kSleepingThreads : kSpinningThreads) + more;
 }
 
-double cost(int64_t m, int64_t n, int64_t k, int64_t row_parts, int64_t column_parts) {
-  const double rows = static_cast<double>(ceil_div(m, row_parts));
-  const double columns = static_cast<double>(ceil_div(panels_of(n), column_parts) * kPanelColumns);
-  const double depth = static_cast<double>(k);
-  const double product = std::max(rows, kWeightByte) * columns * depth;
-  return product + rows * columns / kPanelColumns * kPanelRow + rows * depth * kQuantizeValue;
-}
+// A product as the choice sees it: rows in multiples, columns in panels.
+struct Work {
+  int64_t m, units, panels;
+  double k;
+  const Costs& costs;
+  int64_t row_multiple;
+
+  // Of the largest of so many parts of the rows.
+  double rows_of_part(int64_t parts) const {
+    return static_cast<double>(std::min(m, ceil_div(units, parts) * row_multiple));
+  }
+  double stage(int64_t row_parts) const {
+    return rows_of_part(row_parts) * k * costs.quantized_value;
+  }
+  double multiply(int64_t row_parts, int64_t column_parts) const {
+    const double rows = rows_of_part(row_parts);
+    const double part_panels = static_cast<double>(ceil_div(panels, column_parts));
+    const double weight = std::max(rows * costs.multiply_add, costs.weight_byte);
+    return part_panels * (weight * static_cast<double>(kPanelColumns) * k + rows * costs.panel_row);
+  }
+};
 
 }  // namespace
 
-Split choose_split(int64_t m, int64_t n, int64_t k, int64_t threads) {
-  Split best{1, 1};
-  const double wake = wake_threads();
-  double least = cost(m, n, k, 1, 1);
-  for (int64_t used = 2; used <= threads; ++used) {
-    for (int64_t row_parts = 1; row_parts <= std::min(used, m); ++row_parts) {
-      if (used % row_parts != 0) continue;
-      const double candidate = cost(m, n, k, row_parts, used / row_parts) + wake;
-      if (candidate < least) {
-        least = candidate;
-        best = {row_parts, used / row_parts};
-      }
+Split choose_split(int64_t m, int64_t n, int64_t k, int64_t threads, const Costs& costs,
+                   int64_t row_multiple) {
+  Split best{1, 1, row_multiple, false};
+  const Work work = {
+      m, ceil_div(m, row_multiple), panels_of(n), static_cast<double>(k), costs, row_multiple};
+  if (threads < 2 || work.units == 0 || work.panels == 0) return best;
+  const double wake = wake_threads(threads);
+  double least = work.stage(1) + work.multiply(1, 1);
+  if (least <= wake) return best;
+  const auto consider = [&](int64_t row_parts) {
+    row_parts = std::min(row_parts, work.units);
+    // As few as give parts of that size: more would have nothing to do.
+    const int64_t most = std::max<int64_t>(1, std::min(threads / row_parts, work.panels));
+    const int64_t column_parts = ceil_div(work.panels, ceil_div(work.panels, most));
+    const double product = wake + work.multiply(row_parts, column_parts);
+    const double first = wake + work.stage(threads), anew = work.stage(row_parts);
+    const double candidate = product + std::min(first, anew);
+    if (candidate < least) {
+      least = candidate;
+      best = {row_parts, column_parts, row_multiple, first < anew};
     }
+  };
+  // Each number of row parts that is a power of two, or leaves one to the columns.
+  for (int64_t parts = 1; parts <= threads; parts *= 2) {
+    consider(parts);
+    consider(threads / parts);
   }
   return best;
 }
 
 Part part_of(const Split& split, int64_t task, int64_t m, int64_t n) {
   const int64_t row = task / split.columns, column = task % split.columns;
-  const int64_t panels = panels_of(n);
-  return {m * row / split.rows, m * (row + 1) / split.rows,
+  const int64_t units = ceil_div(m, split.row_multiple), panels = panels_of(n);
+  return {units * row / split.rows * split.row_multiple,
+          std::min(m, units * (row + 1) / split.rows * split.row_multiple),
           panels * column / split.columns * kPanelColumns,
           std::min(n, panels * (column + 1) / split.columns * kPanelColumns)};
 }

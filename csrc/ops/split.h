@@ -3,14 +3,24 @@
 
 #include <stdint.h>
 
+#include "../cpu/kernels.h"
+
 namespace dynquant {
 
 struct Split {
-  int64_t rows;     // parts of M; each reads the whole weight
-  int64_t columns;  // parts of N; each quantizes all of its rows anew, which spares a barrier
+  int64_t rows;          // parts of M; each reads the whole weight
+  int64_t columns;       // parts of N
+  int64_t row_multiple;  // parts of M begin at multiples of this
+  // Rows are staged before, each once, on all threads; else each part stages its own anew, which
+  // spares a barrier.
+  bool stage_first;
+
+  int64_t parts() const { return rows * columns; }
 };
 
-Split choose_split(int64_t m, int64_t n, int64_t k, int64_t threads);
+// The split of a product of M rows by a weight [N, K] that costs least.
+Split choose_split(int64_t m, int64_t n, int64_t k, int64_t threads, const Costs& costs,
+                   int64_t row_multiple);
 
 // What one task of a product of M rows and N columns computes; columns by whole panels.
 struct Part {

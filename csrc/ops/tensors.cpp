@@ -26,6 +26,8 @@ const char* dtype_text(ScalarType dtype) {
       return "uint8";
     case ScalarType::Char:
       return "int8";
+    case ScalarType::UInt16:
+      return "uint16";
     case ScalarType::Int:
       return "int32";
     case ScalarType::Long:

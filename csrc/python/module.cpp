@@ -12,6 +12,7 @@
 #include "../cpu/dispatch.h"
 #include "../cpu/float_env.h"
 #include "../cpu/layout.h"
+#include "../cpu/staged.h"
 #include "probes.h"
 
 namespace py = pybind11;
@@ -95,15 +96,18 @@ Array<int32_t> gemm(const std::string& isa, const Array<uint8_t>& q,
   if (q.ndim() != 2 || q.shape(1) != header.k || zero_point.size() != q.shape(0)) {
     throw py::value_error("q must have the shape [M, K] of packed, and zero_point [M]");
   }
-  const int64_t m = q.shape(0), stride = groups_of(header.k) * kernels.group_bytes;
-  std::vector<uint8_t> staged(static_cast<size_t>(m * stride));
+  const int64_t m = q.shape(0);
+  const Product& product = product_for(kernels, m);
+  const int64_t stride = staged_stride(product.layout, groups_of(header.k));
+  const Aligned staged(staged_bytes(product.layout, stride, m));
   Array<int32_t> out({m, header.n});
   const FloatEnv env;
   for (int64_t row = 0; row < m; ++row) {
-    kernels.stage(q.data() + row * header.k, header.k, 0, staged.data() + row * stride);
+    product.stage(q.data() + row * header.k, header.k, 0,
+                  staged.data + staged_offset(product.layout, stride, row));
   }
   GemmArgs a = {};
-  a.staged = staged.data();
+  a.staged = staged.data;
   a.staged_stride = stride;
   a.zero_point = zero_point.data();
   a.m = m;
@@ -113,7 +117,7 @@ Array<int32_t> gemm(const std::string& isa, const Array<uint8_t>& q,
   a.epilogue.out = out.mutable_data();
   a.epilogue.out_dtype = Dtype::i32;
   a.epilogue.out_stride = header.n;
-  kernels.gemm(a);
+  product.gemm(a);
   return out;
 }
 

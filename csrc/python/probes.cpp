@@ -7,6 +7,7 @@
 #include "../cpu/float_env.h"
 #include "../cpu/layout.h"
 #include "../cpu/qparams.h"
+#include "../cpu/staged.h"
 
 namespace dynquant {
 namespace {
@@ -35,14 +36,6 @@ double time_calls(double seconds, const F& f) {
   return shortest;
 }
 
-struct Aligned {
-  std::vector<uint8_t> memory;
-  uint8_t* data;
-  explicit Aligned(int64_t bytes) : memory(static_cast<size_t>(bytes) + 64, 1) {
-    data = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64;
-  }
-};
-
 }  // namespace
 
 double peak_rate(const Kernels& kernels, double seconds) {
@@ -64,8 +57,9 @@ double linear_seconds(const Kernels& kernels, int64_t m, int64_t n, int64_t k, d
   std::vector<float> x(static_cast<size_t>(m * k)), columns(static_cast<size_t>(n), 0.5f);
   for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i % 251) - 100.0f;
   const Aligned packed(packed_bytes(n, k)), out(m * n * static_cast<int64_t>(sizeof(float)));
-  const int64_t stride = ceil_div(groups_of(k) * kernels.group_bytes, 64) * 64 + 64;
-  const Aligned staged(m * stride);
+  const Product& product = product_for(kernels, m);
+  const int64_t stride = staged_stride(product.layout, groups_of(k));
+  const Aligned staged(staged_bytes(product.layout, stride, m));
   std::vector<float> scale(static_cast<size_t>(m));
   std::vector<int32_t> zero_point(static_cast<size_t>(m));
   GemmArgs a = {};
@@ -85,12 +79,12 @@ double linear_seconds(const Kernels& kernels, int64_t m, int64_t n, int64_t k, d
       q.x = values;
       q.dtype = Dtype::f32;
       q.k = k;
-      q.q = staged.data + row * stride;
-      kernels.quantize_staged(q);
+      q.q = staged.data + staged_offset(product.layout, stride, row);
+      product.quantize_staged(q);
       scale[static_cast<size_t>(row)] = p.scale;
       zero_point[static_cast<size_t>(row)] = p.zero_point;
     }
-    kernels.gemm(a);
+    product.gemm(a);
   });
 }
 

@@ -3,9 +3,21 @@
 
 #include <stdint.h>
 
+#include <cstddef>
+#include <vector>
+
 #include "../cpu/kernels.h"
 
 namespace dynquant {
+
+// Memory that starts where a cache line does.
+struct Aligned {
+  std::vector<uint8_t> memory;
+  uint8_t* data;
+  explicit Aligned(int64_t bytes) : memory(static_cast<std::size_t>(bytes) + 64, 1) {
+    data = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64;
+  }
+};
 
 // Multiply-adds a second of the set's product on registers alone.
 double peak_rate(const Kernels& kernels, double seconds);

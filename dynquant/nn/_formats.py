@@ -14,10 +14,10 @@ import warnings
 import torch
 
 import dynquant.ops  # noqa: F401 (registers torch.ops.dynquant)
-from dynquant.nn._checks import check_finite, check_row_qparams, check_scale
+from dynquant.nn._checks import FLOAT_DTYPES, check_finite, check_row_qparams, check_scale
 from dynquant.nn._state import Entry, is_float
 from dynquant.ops.library import HALF_DTYPES
-from dynquant.qconfig import per_channel, per_tensor, per_token
+from dynquant.qconfig import bits_repr, per_channel, per_tensor, per_token
 
 MAX_IN_FEATURES = 65536  # beyond it a sum could leave int32
 
@@ -28,7 +28,7 @@ class Format:
     Args:
         name: of the float module's parameter.
         rows: the float weight [N, K].
-        qconfig: a QConfig.
+        qconfig: a QConfig; None where the weight stays in float.
 
     Attributes:
         n, k: N and K.
@@ -42,6 +42,7 @@ class Format:
 
     def __init__(self, name, rows, qconfig):
         self.name = name
+        self.qconfig = qconfig
         self.n, self.k = rows.shape
         self.float_shape = tuple(rows.shape)
         self.keys = self.keys_of(name)
@@ -117,6 +118,13 @@ class Format:
         """x @ rows.T + bias, as a layer with this weight computes it."""
         raise NotImplementedError
 
+    # How x is quantized: per_token, symmetric and activation_bits. It says nothing for float ones.
+    scheme = (True, False, 8)
+
+    def mixed(self, held):
+        """The weight and its scale, or None, as the ops take them that mix formats."""
+        return (*held, None)
+
 
 class Int8(Format):
     """int8 [N, K], and fp32 scales [N] or [1]; packed for the kernels."""
@@ -128,6 +136,14 @@ class Int8(Format):
         self.per_channel = qconfig.weight == per_channel
         self.per_token = qconfig.activation == per_token
         self.symmetric = qconfig.symmetric
+        self.activation_bits = qconfig.activation_bits
+
+    @property
+    def scheme(self):
+        return self.per_token, self.symmetric, self.activation_bits
+
+    def mixed(self, held):
+        return held
 
     @staticmethod
     def keys_of(name):
@@ -139,7 +155,11 @@ class Int8(Format):
 
     @staticmethod
     def settings(qconfig):
-        return {"per_token": qconfig.activation == per_token, "symmetric": qconfig.symmetric}
+        return {
+            "per_token": qconfig.activation == per_token,
+            "symmetric": qconfig.symmetric,
+            "activation_bits": qconfig.activation_bits,
+        }
 
     @staticmethod
     def check(key, rows):
@@ -165,9 +185,6 @@ class Int8(Format):
     def held_of(self, entries, device):
         integers, scale = super().held_of(entries, device)
         self.per_channel = scale.numel() == self.n
-        if not integers.is_meta and (integers == -128).any():
-            values = integers.to(torch.float32) * scale[:, None]
-            integers, scale = torch.ops.dynquant.quantize_weight(values, self.per_channel)
         return torch.ops.dynquant.pack_weight(integers), scale
 
     def entries(self, held):
@@ -192,12 +209,13 @@ class Int8(Format):
         return torch.ops.dynquant.pack_weight(integers), scale
 
     def linear(self, x, held, bias):
-        return torch.ops.dynquant.linear_dynamic(x, *held, bias, self.per_token, self.symmetric)
+        return torch.ops.dynquant.linear_dynamic(x, *held, bias, *self.scheme)
 
     def __str__(self):
         weight = per_channel if self.per_channel else per_tensor
         activation = per_token if self.per_token else per_tensor
-        return f"weight={weight}, activation={activation}, symmetric={self.symmetric}"
+        scheme = f"weight={weight}, activation={activation}, symmetric={self.symmetric}"
+        return f"{scheme}{bits_repr(self)}"
 
 
 class Bits16(Format):
@@ -246,6 +264,51 @@ class Bits16(Format):
 
     def __str__(self):
         return f"dtype={self.dtype}"
+
+
+class Float(Format):
+    """fp32, bf16 or fp16 [N, K], as in the float module."""
+
+    @staticmethod
+    def keys_of(name):
+        return (name,)
+
+    @staticmethod
+    def buffers_of(name):
+        return (f"{name}_float",)
+
+    def holds_like(self, other):
+        return isinstance(other, Float)
+
+    def quantized(self, rows, key):
+        copied = rows.detach().clone(memory_format=torch.contiguous_format)
+        return {self.name: copied}
+
+    def expected(self):
+        return {self.name: Entry(FLOAT_DTYPES, ((self.n, self.k),))}
+
+    def is_own(self, state_dict, prefix):
+        return f"{prefix}version" in state_dict
+
+    def values(self, held):
+        return held[0].to(torch.float32)
+
+    def steps(self, held):
+        return 2 * torch.finfo(held[0].dtype).eps * held[0].to(torch.float32).abs()
+
+    def linear(self, x, held, bias):
+        bias = None if bias is None else bias.to(x.dtype)
+        return torch.nn.functional.linear(x, held[0].to(x.dtype), bias)
+
+    def __str__(self):
+        return "float"
+
+
+def format_of(qconfig):
+    """The class of the format that a config asks for; None asks for the float weight."""
+    if qconfig is None:
+        return Float
+    return Bits16 if qconfig.dtype in Bits16.DTYPES else Int8
 
 
 class Table(Format):

@@ -3,24 +3,89 @@
 import torch
 
 import dynquant.ops  # noqa: F401 (registers torch.ops.dynquant)
-from dynquant.nn._formats import Int8
+from dynquant.nn._checks import check_config, check_parameters
+from dynquant.nn._formats import Bits16, Float, Format, Int8, format_of
 from dynquant.nn._module import QuantizedModule
+from dynquant.qconfig import QConfig, one_of, parse_qconfig
 
 
 class Recurrent(QuantizedModule):
     """A module whose weights come in directions: weight_ih{suffix}, weight_hh{suffix}, and so on.
 
+    Each weight belongs to a product of its own, which may have a config of its own.
+
     Attributes:
         OP: the op of one direction of one layer.
+        MIXED: the op that takes weights of different formats.
     """
 
     OP = None
+    MIXED = None
 
     bidirectional = False
 
-    def __init__(self, mod, qconfig, tied_to=None):
+    def __init__(self, mod, qconfig, tied_to=None, products=None):
+        self.__dict__["_products"] = products
         super().__init__(mod, qconfig, tied_to)
         self._suffixes = self._suffixes_of(mod)
+        # The op of one format takes one way to quantize for all products.
+        kinds = {(type(one), one.scheme) for one in self._formats.values()}
+        self._is_mixed = len(kinds) > 1 or Float in {kind for kind, _ in kinds}
+
+    @classmethod
+    def from_float(cls, mod, qconfig=None, tied_to=None, products=None):
+        """The quantized form of `mod`, which is not changed and shares no memory with it.
+
+        Args:
+            mod, qconfig, tied_to: as for other modules.
+            products: configs by the names of weights, where they are not `qconfig`; None keeps a
+                weight in float.
+
+        Raises:
+            ValueError: as check_float; for a name that is no weight's.
+        """
+        if not products:
+            return super().from_float(mod, qconfig, tied_to)
+        qconfig = QConfig() if qconfig is None else parse_qconfig(qconfig)
+        products = {
+            name: None if config is None else parse_qconfig(config, name=name)
+            for name, config in products.items()
+        }
+        cls.check_float(mod, qconfig, products=products)
+        return cls(mod, qconfig, None, products)
+
+    @classmethod
+    def products_of(cls, mod):
+        """The names of the products of a float module: those of their weights."""
+        return tuple(cls._float_parameters(mod)[0])
+
+    def config_of(self, product):
+        """The QConfig of a product, or None where its weight is in float."""
+        return self._formats[product].qconfig
+
+    @classmethod
+    def check_float(cls, mod, qconfig, name="", products=None):
+        """As of other modules. products: as for from_float, parsed."""
+        if not products:
+            return super().check_float(mod, qconfig, name)
+        prefix = f"{name}." if name else ""
+        weights, biases = cls._float_parameters(mod)
+        for key in products:
+            one_of(f"{name or cls.FLOAT}: a product", key, tuple(weights))
+        check_parameters({prefix + key: value for key, value in {**weights, **biases}.items()})
+        for key, weight in weights.items():
+            config = products.get(key, qconfig)
+            if config is not None:
+                allowed = (*Int8.DTYPES, *Bits16.DTYPES)
+                check_config(prefix + key, cls.FLOAT, config, allowed)
+                format_of(config).check(prefix + key, weight)
+
+    def _format_of(self, name, rows, qconfig, mod):
+        products = self._products
+        if not products:
+            return super()._format_of(name, rows, qconfig, mod)
+        config = products.get(name, qconfig)
+        return format_of(config)(name, rows, config)
 
     @staticmethod
     def _suffixes_of(mod):
@@ -53,7 +118,8 @@ class Recurrent(QuantizedModule):
         wants_gradient = torch.is_grad_enabled() and (
             x.requires_grad or any(state.requires_grad for state in states)
         )
-        op = self.OP.default if wants_gradient else self.OP.inference
+        op = self.MIXED if self._is_mixed else self.OP
+        op = op.default if wants_gradient else op.inference
         suffix = self._suffixes[place]
         parameters = self._parameters  # nn.Module.__getattr__ would cost 0.4 microseconds for each
         y, *states = op(
@@ -66,12 +132,15 @@ class Recurrent(QuantizedModule):
             *self._more_arguments(suffix),
             batch_sizes,
             place % 2 == 1 and self.bidirectional,
-            *self._scheme(),
+            *(self._schemes(suffix) if self._is_mixed else self._scheme()),
         )
         return y, states
 
     def _arguments(self, name):
         """What the op takes for the weight `name`, which need not be there."""
+        if self._is_mixed:
+            one = self._formats.get(name)
+            return (None, None) if one is None else one.mixed(self._held(name))
         return [self._buffers.get(key) for key in self.FORMAT.buffers_of(name)]
 
     def _more_arguments(self, suffix):
@@ -82,7 +151,15 @@ class Recurrent(QuantizedModule):
         """What the op takes last."""
         return ()
 
+    def _schemes(self, suffix):
+        """What the op of mixed formats takes last."""
+        parts = ("ih", "hh", "hr") if self.MIXED is torch.ops.dynquant.lstm_mixed else ("ih", "hh")
+        formats = (self._formats.get(f"weight_{part}{suffix}") for part in parts)
+        return [value for one in formats for value in (Format if one is None else one).scheme]
+
     def _format_repr(self):
+        if self._is_mixed:
+            return "".join(f", {name}=({one})" for name, one in self._formats.items())
         return f", {next(iter(self._formats.values()))}"
 
 
@@ -93,7 +170,7 @@ class Int8Scheme:
     DTYPES = Int8.DTYPES
 
     def _scheme(self):
-        return self.per_token, self.symmetric
+        return self.per_token, self.symmetric, self.activation_bits
 
 
 def check_states(module, hx, count):

@@ -9,9 +9,10 @@ from torch import nn
 from dynquant.nn._checks import check_config, check_parameters
 from dynquant.nn.linear import Linear, outputs_of
 from dynquant.nn.linear_half import HalfLinear
-from dynquant.qconfig import QConfig, parse_qconfig
+from dynquant.qconfig import QConfig, one_of, parse_qconfig
 
 _IN = ("q", "k", "v")
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
 class MultiheadAttention(nn.Module):
@@ -37,6 +38,7 @@ class MultiheadAttention(nn.Module):
     """
 
     DTYPES = (*Linear.DTYPES, *HalfLinear.DTYPES)
+    MIXED = True  # each projection may have a config of its own
 
     merge_masks = nn.MultiheadAttention.merge_masks  # public there, too
 
@@ -59,36 +61,63 @@ class MultiheadAttention(nn.Module):
         self.eval()
 
     @classmethod
-    def from_float(cls, mod, qconfig=None):
+    def from_float(cls, mod, qconfig=None, products=None):
         """The quantized form of `mod`, an nn.MultiheadAttention, which is not changed.
 
         Args:
-            qconfig: any form of a config; None means QConfig(). It holds for all four projections.
+            qconfig: any form of a config; None means QConfig(). It holds for all four projections
+                but those of `products`.
+            products: configs by the names of projections; None keeps one in float.
 
         Raises:
-            ValueError: as check_float.
+            ValueError: as check_float; for a name that is no projection's.
         """
         qconfig = QConfig() if qconfig is None else parse_qconfig(qconfig)
-        cls.check_float(mod, qconfig)
-        form = _form_for(qconfig)
-        made = [form.from_weight(weight, bias, qconfig) for _, weight, bias in _projections(mod)]
+        products = {
+            name: None if config is None else parse_qconfig(config, name=name)
+            for name, config in (products or {}).items()
+        }
+        cls.check_float(mod, qconfig, products=products)
+        configs = _configs(qconfig, products)
+        made = []
+        for (_, weight, bias), config in zip(_projections(mod), configs, strict=True):
+            if config is None:
+                made.append(_float_linear(weight, bias))
+            else:
+                made.append(_form_for(config).from_weight(weight, bias, config))
         return cls(mod, made)
 
     @classmethod
-    def check_float(cls, mod, qconfig, name=""):
+    def products_of(cls, mod):
+        """The names of the products of a float module: those of the projections."""
+        return PROJECTIONS
+
+    def config_of(self, product):
+        """The QConfig of a projection, or None where it is in float."""
+        linear = getattr(self, product)
+        return None if isinstance(linear, nn.Linear) else linear._formats["weight"].qconfig
+
+    @classmethod
+    def check_float(cls, mod, qconfig, name="", products=None):
         """Raises what stands against quantizing `mod`, naming its parameters after `name`.
 
         Raises:
             ValueError: as check_float of the projections.
         """
-        check_config(name, "nn.MultiheadAttention", qconfig, cls.DTYPES)
+        for one in products or {}:
+            one_of(f"{name or 'nn.MultiheadAttention'}: a product", one, PROJECTIONS)
+        configs = _configs(qconfig, products)
+        for config in (*configs, qconfig):
+            if config is not None:
+                check_config(name, "nn.MultiheadAttention", config, cls.DTYPES)
         prefix = f"{name}." if name else ""
         own = {"in_proj_bias": mod.in_proj_bias, "bias_k": mod.bias_k, "bias_v": mod.bias_v}
         own["out_proj.bias"] = mod.out_proj.bias
         weights = {key: weight for key, weight, _ in _projections(mod)}
         check_parameters({prefix + key: value for key, value in {**own, **weights}.items()})
-        for key, weight, _ in _projections(mod):
-            _form_for(qconfig).FORMAT.check(prefix + key, weight)
+        for (key, weight, _), config in zip(_projections(mod), configs, strict=True):
+            if config is not None:
+                _form_for(config).FORMAT.check(prefix + key, weight)
 
     def forward(
         self,
@@ -246,6 +275,19 @@ class MultiheadAttention(nn.Module):
             f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, "
             f"batch_first={self.batch_first}"
         )
+
+
+def _configs(qconfig, products):
+    """Those of the four projections."""
+    return [(products or {}).get(name, qconfig) for name in PROJECTIONS]
+
+
+def _float_linear(weight, bias):
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    for name, value in (("weight", weight), ("bias", bias)):
+        if value is not None:
+            setattr(linear, name, nn.Parameter(value.detach().clone(), requires_grad=False))
+    return linear.eval()
 
 
 def _form_for(qconfig):

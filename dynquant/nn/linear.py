@@ -45,7 +45,7 @@ def outputs_of(linears, x):
         type(linear) is Linear and _is_plain(linear) for linear in linears
     ):
         return [linear(x) for linear in linears]
-    schemes = {(linear.per_token, linear.symmetric) for linear in linears}
+    schemes = {(linear.per_token, linear.symmetric, linear.activation_bits) for linear in linears}
     wants_gradient = x.requires_grad and torch.is_grad_enabled()
     autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)
     if len(schemes) > 1 or wants_gradient or autocast or remembered(x) is not None:
@@ -96,7 +96,7 @@ class LinearModule(QuantizedModule):
 
 
 class Linear(LinearModule):
-    """y = x @ weight.T + bias with an int8 weight and x quantized to 8 bits at each call.
+    """y = x @ weight.T + bias with an int8 weight and x quantized at each call, to 8 or 16 bits.
 
     Made by from_float, which quantize_dynamic calls. x is fp32, bf16 or fp16 [..., in_features],
     y has x's dtype and shape [..., out_features]; a float64 x is an error. An x from
@@ -113,7 +113,7 @@ class Linear(LinearModule):
             quantizes it.
         weight_scale: fp32 [N] (per_channel) or [1] (per_tensor); fp32 in a model of any dtype.
         bias: a parameter [N] without gradient, or None.
-        per_token, symmetric: how x is quantized.
+        per_token, symmetric, activation_bits: how x is quantized.
     """
 
     FORMAT = Int8
@@ -122,7 +122,13 @@ class Linear(LinearModule):
     def forward(self, x):
         if torch.jit.is_scripting():
             return torch.ops.dynquant.linear_dynamic(
-                x, self.packed, self.weight_scale, self.bias, self.per_token, self.symmetric
+                x,
+                self.packed,
+                self.weight_scale,
+                self.bias,
+                self.per_token,
+                self.symmetric,
+                self.activation_bits,
             )
         # nn.Module.__getattr__ would cost 0.4 microseconds for each of these.
         packed = self._buffers["packed"]
@@ -139,9 +145,11 @@ class Linear(LinearModule):
                 linear = _linear_without_gradient
             else:
                 linear = _linear_without_frame
-            if self.per_token and not self.symmetric:  # each argument costs 0.2 microseconds
+            bits = self.activation_bits
+            # Each argument costs 0.2 microseconds.
+            if self.per_token and not self.symmetric and bits == 8:
                 return linear(x, packed, weight_scale, bias)
-            return linear(x, packed, weight_scale, bias, self.per_token, self.symmetric)
+            return linear(x, packed, weight_scale, bias, self.per_token, self.symmetric, bits)
         dtype = x.dtype
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)

@@ -11,7 +11,14 @@ import dynquant.ops  # noqa: F401 (registers torch.ops.dynquant)
 from dynquant.nn._checks import check_scale
 from dynquant.nn._move import moved
 from dynquant.nn._script import no_script
-from dynquant.qconfig import EIGHT_BITS, QConfig, one_of, parse_qconfig, per_token
+from dynquant.qconfig import (
+    EIGHT_BITS,
+    QConfig,
+    bits_repr,
+    one_of,
+    parse_qconfig,
+    per_token,
+)
 
 _REMEMBERS = "makes tensors remember their quantized form"
 
@@ -19,8 +26,8 @@ _REMEMBERS = "makes tensors remember their quantized form"
 class QuantizedForm:
     """The integers that a float tensor stands for: float = (q - zero_point) * scale.
 
-    q is uint8 or int8 of the tensor's shape; scale (fp32) and zero_point (int32) have the shape
-    x.shape[:-1] or [1].
+    q is uint8, int8 or uint16 of the tensor's shape; scale (fp32) and zero_point (int32) have the
+    shape x.shape[:-1] or [1].
     """
 
     __slots__ = ("q", "scale", "zero_point", "_tensor", "_version", "_address")
@@ -74,7 +81,7 @@ class _StraightThrough(torch.autograd.Function):
 
 
 class Quantize(nn.Module):
-    """Rounds a float tensor to 8 bits; the quantized linears that it is fed to share the integers.
+    """Rounds a float tensor to 8 or 16 bits; quantized linears that take it share the integers.
 
     The result is an ordinary float tensor of x's shape and dtype, (q - zero_point) * scale, which
     any module or operator takes. It also remembers q, scale and zero_point, and dynquant.nn.Linear
@@ -87,7 +94,7 @@ class Quantize(nn.Module):
     with NaN gives NaN; without, each x gives its own. The gradient passes through unchanged.
 
     Args:
-        qconfig: its activation scheme, symmetry and `dynamic` count.
+        qconfig: its activation scheme, symmetry, activation_bits and `dynamic` count.
         scale, zero_point: fp32 [1] and int32 [1], or None.
     """
 
@@ -107,7 +114,9 @@ class Quantize(nn.Module):
         qconfig = mod.qconfig or (QConfig() if qconfig is None else parse_qconfig(qconfig))
         if qconfig.dynamic is True or mod.observer is None or not mod.observer.has_data:
             return cls(qconfig)
-        scale, zero_point = mod.observer.calculate_qparams(qconfig.symmetric)
+        scale, zero_point = mod.observer.calculate_qparams(
+            qconfig.symmetric, qconfig.activation_bits
+        )
         return cls(qconfig, scale.reshape(1), zero_point.reshape(1))
 
     @classmethod
@@ -146,9 +155,11 @@ class Quantize(nn.Module):
         qconfig = self.qconfig
         if self.scale is None:
             return torch.ops.dynquant.quantize_activation(
-                x, qconfig.activation == per_token, qconfig.symmetric
+                x, qconfig.activation == per_token, qconfig.symmetric, qconfig.activation_bits
             )
-        q = torch.ops.dynquant.quantize_with(x, self.scale, self.zero_point, qconfig.symmetric)
+        q = torch.ops.dynquant.quantize_with(
+            x, self.scale, self.zero_point, qconfig.symmetric, qconfig.activation_bits
+        )
         scale = torch.where(x.isnan().any(-1), torch.nan, self.scale.squeeze(0))
         return q, scale, self.zero_point.squeeze(0).expand(scale.shape)
 
@@ -178,7 +189,7 @@ class Quantize(nn.Module):
     def extra_repr(self):
         when = "dynamic" if self.scale is None else "calibrated"
         symmetry = "symmetric" if self.qconfig.symmetric else "asymmetric"
-        return f"{self.qconfig.activation}, {symmetry}, {when}"
+        return f"{self.qconfig.activation}, {symmetry}, {when}{bits_repr(self.qconfig)}"
 
 
 class DeQuantize(nn.Module):

@@ -184,7 +184,7 @@ class _Int8Layers(Int8Scheme):
     Attributes:
         those of the float module; its weights are QuantizedWeights of its shapes and dtype, the
         biases parameters without gradient, or None.
-        per_token, symmetric: how the input and the states are quantized.
+        per_token, symmetric, activation_bits: how the input and the states are quantized.
     """
 
 
@@ -192,18 +192,21 @@ class LSTM(_Int8Layers, LSTMLayers):
     __doc__ = f"nn.LSTM, proj_size included.\n\n{_Int8Layers.__doc__}"
 
     OP = torch.ops.dynquant.lstm_dynamic
+    MIXED = torch.ops.dynquant.lstm_mixed
 
 
 class GRU(_Int8Layers, GRULayers):
     __doc__ = f"nn.GRU.\n\n{_Int8Layers.__doc__}"
 
     OP = torch.ops.dynquant.gru_dynamic
+    MIXED = torch.ops.dynquant.gru_mixed
 
 
 class RNN(_Int8Layers, RNNLayers):
     __doc__ = f"nn.RNN, with tanh or relu.\n\n{_Int8Layers.__doc__}"
 
     OP = torch.ops.dynquant.rnn_dynamic
+    MIXED = torch.ops.dynquant.rnn_mixed
 
 
 def _permuted(states, permutation):

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from dynquant.nn._recurrent import Int8Scheme, Recurrent, check_states
+from dynquant.nn._script import no_script
 from dynquant.nn._torch_ao import plain_linear, with_plain_entries
 
 
@@ -19,7 +20,7 @@ class RecurrentCell(Recurrent):
     COPIED = ("input_size", "hidden_size", "bias")
     STATES = 1
     __constants__ = (*COPIED, "STATES")
-    __jit_ignored_attributes__ = ("FLOAT", "FORMAT", "OP", "DTYPES", "COPIED")
+    __jit_ignored_attributes__ = ("FLOAT", "FORMAT", "OP", "MIXED", "DTYPES", "COPIED")
 
     @staticmethod
     def _suffixes_of(mod):
@@ -48,6 +49,11 @@ class RecurrentCell(Recurrent):
         else:
             _, states = self._direction(x.unsqueeze(0), states, 0)
         return states if is_batched else [state.squeeze(0) for state in states]
+
+    def __prepare_scriptable__(self):
+        if self._is_mixed:
+            raise no_script(self, "has products of several formats")
+        return self
 
     def _check_dimensions(self, input, states):
         name = self._get_name()
@@ -132,7 +138,7 @@ class _Int8Cell(Int8Scheme):
     Attributes:
         those of the float module; its weights are QuantizedWeights of its shapes and dtype, the
         biases parameters without gradient, or None.
-        per_token, symmetric: how the input and the states are quantized.
+        per_token, symmetric, activation_bits: how the input and the states are quantized.
     """
 
 
@@ -140,6 +146,7 @@ class LSTMCell(_Int8Cell, LSTMStep):
     __doc__ = f"nn.LSTMCell.\n\n{_Int8Cell.__doc__}"
 
     OP = torch.ops.dynquant.lstm_dynamic
+    MIXED = torch.ops.dynquant.lstm_mixed
 
     def _scripted_step(self, x, states: list[torch.Tensor]) -> list[torch.Tensor]:
         _, h, c = torch.ops.dynquant.lstm_dynamic(
@@ -154,6 +161,7 @@ class LSTMCell(_Int8Cell, LSTMStep):
             self.bias_hh,
             per_token=self.per_token,
             symmetric=self.symmetric,
+            activation_bits=self.activation_bits,
         )
         return [h, c]
 
@@ -162,6 +170,7 @@ class GRUCell(_Int8Cell, GRUStep):
     __doc__ = f"nn.GRUCell.\n\n{_Int8Cell.__doc__}"
 
     OP = torch.ops.dynquant.gru_dynamic
+    MIXED = torch.ops.dynquant.gru_mixed
 
     def _scripted_step(self, x, states: list[torch.Tensor]) -> list[torch.Tensor]:
         _, h = torch.ops.dynquant.gru_dynamic(
@@ -175,6 +184,7 @@ class GRUCell(_Int8Cell, GRUStep):
             self.bias_hh,
             per_token=self.per_token,
             symmetric=self.symmetric,
+            activation_bits=self.activation_bits,
         )
         return [h]
 
@@ -183,6 +193,7 @@ class RNNCell(_Int8Cell, RNNStep):
     __doc__ = f"nn.RNNCell, with tanh or relu.\n\n{_Int8Cell.__doc__}"
 
     OP = torch.ops.dynquant.rnn_dynamic
+    MIXED = torch.ops.dynquant.rnn_mixed
 
     def _scripted_step(self, x, states: list[torch.Tensor]) -> list[torch.Tensor]:
         _, h = torch.ops.dynquant.rnn_dynamic(
@@ -197,6 +208,7 @@ class RNNCell(_Int8Cell, RNNStep):
             relu=self.nonlinearity == "relu",
             per_token=self.per_token,
             symmetric=self.symmetric,
+            activation_bits=self.activation_bits,
         )
         return [h]
 

@@ -46,6 +46,14 @@ def check_dtype(name, tensor, *allowed):
     )
 
 
+def check_bits(name, bits, symmetric):
+    torch._check(bits in (8, 16), lambda: f"{name} must be 8 or 16, got {bits}")
+    torch._check(
+        bits == 8 or not symmetric,
+        lambda: f"{name} = 16 is asymmetric: symmetric activations have 8 bits",
+    )
+
+
 def check_device(**tensors):
     devices = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
     torch._check(

@@ -7,6 +7,7 @@ from dynquant.ops.library import (
     FLOAT_DTYPES,
     LIBRARY,
     OPS,
+    check_bits,
     check_columns,
     check_device,
     check_dtype,
@@ -50,7 +51,7 @@ def _(qweight):
         int8 [bytes]: a header (N, K, layout version), the weight and its column sums.
 
     Raises:
-        RuntimeError: another dtype, device or shape; a value of -128.
+        RuntimeError: another dtype, device or shape; on CUDA, a value of -128.
     """
     check_dtype("qweight", qweight, torch.int8)
     check_matrix("qweight", qweight)
@@ -70,65 +71,76 @@ def _(packed, n, k):
 
 
 @fake("choose_qparams")
-def _(x, per_token=True, symmetric=False):
+def _(x, per_token=True, symmetric=False, bits=8):
     """Scale (fp32) and zero point (int32) of activations, each of shape x.shape[:-1] or [1].
 
     Asymmetric: lo = min(0, min x), hi = max(0, max x), scale = (hi - lo) / 255, zero_point =
     clamp(rint(-lo * (255 / (hi - lo))), 0, 255). Symmetric: scale = max|x| / 127, zero_point = 0.
+    In 16 bits (asymmetric) 65535 takes the place of 255.
     A row without range has scale 1, one with NaN or Inf has scale NaN.
 
     Args:
         x: fp32, bf16 or fp16 [..., K], any strides.
         per_token: for each row; otherwise one for the whole tensor.
         symmetric: the scheme.
+        bits: 8 or 16.
 
     Raises:
-        RuntimeError: another dtype or device, or a scalar.
+        RuntimeError: another dtype or device, or a scalar; 16 bits that are to be symmetric, or
+            on CUDA.
     """
+    check_bits("bits", bits, symmetric)
     check_dtype("x", x, *FLOAT_DTYPES)
     shape = leading_shape("x", x) if per_token else (1,)
     return x.new_empty(shape, dtype=torch.float32), x.new_empty(shape, dtype=torch.int32)
 
 
-def _q_dtype(symmetric):
-    return torch.int8 if symmetric else torch.uint8
+def _q_dtype(symmetric, bits):
+    if symmetric:
+        return torch.int8
+    return torch.uint16 if bits == 16 else torch.uint8
 
 
 @fake("quantize_activation")
-def _(x, per_token=True, symmetric=False):
-    """x in 8 bits under the parameters that choose_qparams gives.
+def _(x, per_token=True, symmetric=False, bits=8):
+    """x in 8 or 16 bits under the parameters that choose_qparams gives.
 
     Returns:
-        q, uint8 (asymmetric) or int8 (symmetric) of x's shape; scale; zero_point.
+        q, uint8 (asymmetric; in 16 bits uint16) or int8 (symmetric) of x's shape; scale;
+        zero_point.
 
     Raises:
         RuntimeError: as choose_qparams.
     """
+    check_bits("bits", bits, symmetric)
     check_dtype("x", x, *FLOAT_DTYPES)
     shape = leading_shape("x", x) if per_token else (1,)
-    q = x.new_empty(x.shape, dtype=_q_dtype(symmetric))
+    q = x.new_empty(x.shape, dtype=_q_dtype(symmetric, bits))
     return q, x.new_empty(shape, dtype=torch.float32), x.new_empty(shape, dtype=torch.int32)
 
 
 @fake("quantize_with")
-def _(x, scale, zero_point, symmetric=False):
-    """x in 8 bits under given parameters: clamp(rint(x / scale) + zero_point); NaN gives 0.
+def _(x, scale, zero_point, symmetric=False, bits=8):
+    """x in 8 or 16 bits under given parameters: clamp(rint(x / scale) + zero_point); NaN gives 0.
 
     Args:
         x: fp32, bf16 or fp16 [..., K].
         scale: fp32 of shape x.shape[:-1] or [1].
-        zero_point: int32 likewise, in [0, 255]; 0 where symmetric.
-        symmetric: q is int8 in [-127, 127]; otherwise uint8.
+        zero_point: int32 likewise, in [0, 255], in 16 bits [0, 65535]; 0 where symmetric.
+        symmetric: q is int8 in [-127, 127]; otherwise uint8, in 16 bits uint16.
+        bits: 8 or 16.
 
     Raises:
-        RuntimeError: another dtype, device, shape, or, on the CPU, a zero point out of range.
+        RuntimeError: another dtype, device, shape, or, on the CPU, a zero point out of range; 16
+            bits that are to be symmetric, or on CUDA.
     """
+    check_bits("bits", bits, symmetric)
     check_device(x=x, scale=scale, zero_point=zero_point)
     check_dtype("x", x, *FLOAT_DTYPES)
     leading_shape("x", x)
     check_per_row("scale", scale, x, torch.float32)
     check_per_row("zero_point", zero_point, x, torch.int32)
-    return x.new_empty(x.shape, dtype=_q_dtype(symmetric))
+    return x.new_empty(x.shape, dtype=_q_dtype(symmetric, bits))
 
 
 @fake("int_mm")
@@ -182,6 +194,9 @@ def _(acc, scale, weight_scale, bias, dtype):
 def _(q, scale, zero_point, packed, weight_scale, bias, dtype):
     """int_mm and rescale in one step, with the arguments of both; the same bits.
 
+    q may also be uint16 (on the CPU), a byte h and a byte l: then 256 * float(acc of h) +
+    float(acc of l), rounded once, takes the place of float(acc).
+
     Returns:
         [..., N] in dtype.
 
@@ -191,7 +206,7 @@ def _(q, scale, zero_point, packed, weight_scale, bias, dtype):
     check_device(
         q=q, scale=scale, zero_point=zero_point, packed=packed, weight_scale=weight_scale, bias=bias
     )
-    check_dtype("q", q, torch.uint8, torch.int8)
+    check_dtype("q", q, torch.uint8, torch.int8, torch.uint16)
     lead = leading_shape("q", q)
     check_per_row("scale", scale, q, torch.float32)
     check_per_row("zero_point", zero_point, q, torch.int32)
@@ -199,7 +214,9 @@ def _(q, scale, zero_point, packed, weight_scale, bias, dtype):
     return q.new_empty((*lead, n), dtype=dtype)
 
 
-def _fake_linear(x, packed, weight_scale, bias=None, per_token=True, symmetric=False):
+def _fake_linear(
+    x, packed, weight_scale, bias=None, per_token=True, symmetric=False, activation_bits=8
+):
     """A linear layer whose input is quantized at run time: quantize_activation and scaled_mm fused.
 
     Under autocast x alone is cast. The gradient of x is that of a float linear with the
@@ -211,14 +228,15 @@ def _fake_linear(x, packed, weight_scale, bias=None, per_token=True, symmetric=F
         packed: what pack_weight gave, of that K.
         weight_scale: fp32 [N] or [1].
         bias: fp32, bf16 or fp16 [N], or None.
-        per_token, symmetric: as in choose_qparams.
+        per_token, symmetric, activation_bits: as in choose_qparams (there `bits`).
 
     Returns:
         [..., N] in x's dtype.
 
     Raises:
-        RuntimeError: another dtype, device or shape.
+        RuntimeError: another dtype, device or shape; 16 bits that are to be symmetric, or on CUDA.
     """
+    check_bits("activation_bits", activation_bits, symmetric)
     check_device(x=x, packed=packed, weight_scale=weight_scale, bias=bias)
     check_dtype("x", x, *FLOAT_DTYPES)
     lead = leading_shape("x", x)
@@ -236,7 +254,7 @@ def _input_gradient(ctx, gradient):
     packed, weight_scale = ctx.saved_tensors
     weight = OPS.unpack_weight(packed, ctx.out_features, ctx.in_features)
     weight = weight.to(torch.float32) * weight_scale[:, None]
-    return (gradient.to(torch.float32) @ weight).to(ctx.dtype), None, None, None, None, None
+    return (gradient.to(torch.float32) @ weight).to(ctx.dtype), None, None, None, None, None, None
 
 
 torch.library.register_autograd(

@@ -12,6 +12,7 @@ from dynquant.ops.library import (
     LIBRARY,
     OPS,
     check_bias,
+    check_bits,
     check_columns,
     check_device,
     check_dtype,
@@ -28,19 +29,19 @@ def _check_state(name, state, x, batch):
     )
 
 
-def _check_packed(part, packed, n, k):
-    check_dtype(f"packed_{part}", packed, torch.int8)
-    torch._check(packed.dim() == 1, lambda: f"packed_{part} must have one dimension")
+def _check_packed(name, packed, n, k):
+    check_dtype(name, packed, torch.int8)
+    torch._check(packed.dim() == 1, lambda: f"{name} must have one dimension")
     size = packed.shape[0]
     if isinstance(size, int) and isinstance(n, int) and isinstance(k, int):
         torch._check(
             size == _C.packed_bytes(n, k),
-            lambda: f"packed_{part} must be a packed weight of shape [{n}, {k}]",
+            lambda: f"{name} must be a packed weight of shape [{n}, {k}]",
         )
 
 
-def _check_half_weight(part, weight, n, k):
-    check_dtype(f"weight_{part}", weight, *HALF_DTYPES)
+def _check_float_weight(part, weight, n, k, dtypes):
+    check_dtype(f"weight_{part}", weight, *dtypes)
     torch._check(
         weight.dim() == 2 and weight.shape[0] == n and weight.shape[1] == k,
         lambda: f"weight_{part} must have the shape [{n}, {k}], got {list(weight.shape)}",
@@ -49,19 +50,25 @@ def _check_half_weight(part, weight, n, k):
 
 def _check_product(given, part, n, k):
     """What holds the weight [n, k] and the bias of the product `part`: ih, hh or hr."""
-    bias = given.get(f"bias_{part}")
-    if f"packed_{part}" in given:
-        scale = given[f"weight_scale_{part}"]
-        _check_packed(part, given[f"packed_{part}"], n, k)
+    bias, scale = given.get(f"bias_{part}"), given.get(f"weight_scale_{part}")
+    if scale is not None:
+        name = f"packed_{part}" if f"packed_{part}" in given else f"weight_{part}"
+        _check_packed(name, given[name], n, k)
         check_dtype(f"weight_scale_{part}", scale, torch.float32)
         check_columns(n, scale, bias, f"_{part}")
     else:
-        _check_half_weight(part, given[f"weight_{part}"], n, k)
+        mixed = f"weight_scale_{part}" in given
+        dtypes = FLOAT_DTYPES if mixed else HALF_DTYPES
+        _check_float_weight(part, given[f"weight_{part}"], n, k, dtypes)
         check_bias(n, bias, f"_{part}")
 
 
 def _has_projection(given):
     if "weight_hr" in given:
+        torch._check(
+            given["weight_hr"] is not None or given.get("weight_scale_hr") is None,
+            lambda: "weight_scale_hr must be None where weight_hr is None",
+        )
         return given["weight_hr"] is not None
     held = {given.get(f"{name}_hr") is not None for name in ("packed", "weight_scale")}
     torch._check(
@@ -75,6 +82,10 @@ def _fake_layer(cell, given):
     x, batch_sizes = given["x"], given["batch_sizes"]
     states = {name: given[name] for name in ("h0", "c0") if name in given}
     projection = _has_projection(given)
+    for name in given:
+        if name.startswith("activation_bits"):
+            symmetric = given[name.replace("activation_bits", "symmetric")]
+            check_bits(name, given[name], symmetric)
     tensors = {name: one for name, one in given.items() if isinstance(one, torch.Tensor)}
     tensors.pop("batch_sizes", None)  # on the CPU whatever the device
     check_device(**tensors)
@@ -133,8 +144,8 @@ _register(
         packed_hr, weight_scale_hr: the projection, of [P, H]; or None.
         batch_sizes: int64 [T], the rows of each step, not increasing, as a PackedSequence has them.
         reverse: from the last step to the first.
-        per_token, symmetric: as in choose_qparams, for x and h; per_tensor spans all of x, and the
-            h of one step.
+        per_token, symmetric, activation_bits: as in choose_qparams (there `bits`), for x and h;
+            per_tensor spans all of x, and the h of one step.
 
     Returns:
         h of each step, [T, B, P] or [rows, P]; h [B, P] and c [B, H] after the last one.
@@ -217,5 +228,58 @@ _register(
 
     Raises:
         RuntimeError: as lstm_half.
+    """,
+)
+_register(
+    "lstm_mixed",
+    """One direction of one LSTM layer, each product with a weight of its own kind.
+
+    As lstm_dynamic, with `product` as in linear_dynamic where there is a weight_scale. Otherwise it
+    is as in linear_half, with a weight in fp32 as well, and nothing is quantized.
+
+    Args:
+        x, h0, c0, batch_sizes, reverse: as for lstm_dynamic.
+        weight_ih, weight_scale_ih, bias_ih: a packed weight of [4 * H, K] and its scale; or fp32,
+            bf16 or fp16 [4 * H, K] and None; fp32, bf16 or fp16 [4 * H], or None.
+        weight_hh, weight_scale_hh, bias_hh: likewise, of [4 * H, P].
+        weight_hr, weight_scale_hr: the projection, likewise of [P, H]; or None.
+        per_token_ih, symmetric_ih, activation_bits_ih: as in linear_dynamic, for x; where weight_ih
+            is float they say nothing.
+        per_token_hh, symmetric_hh, activation_bits_hh: for h.
+        per_token_hr, symmetric_hr, activation_bits_hr: for what is projected.
+
+    Returns:
+        as lstm_dynamic.
+
+    Raises:
+        RuntimeError: as lstm_dynamic.
+    """,
+)
+_register(
+    "gru_mixed",
+    """One direction of one GRU layer, each product with a weight of its own kind.
+
+    As gru_dynamic, with `product`, weights and their arguments as in lstm_mixed, of [3 * H, K] and
+    [3 * H, H].
+
+    Returns:
+        as gru_dynamic.
+
+    Raises:
+        RuntimeError: as lstm_dynamic.
+    """,
+)
+_register(
+    "rnn_mixed",
+    """One direction of one plain recurrent layer, each product with a weight of its kind.
+
+    As rnn_dynamic, with `product`, weights and their arguments as in lstm_mixed, of [H, K] and
+    [H, H].
+
+    Returns:
+        as rnn_dynamic.
+
+    Raises:
+        RuntimeError: as lstm_dynamic.
     """,
 )

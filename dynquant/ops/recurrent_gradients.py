@@ -49,10 +49,10 @@ def _float_layer(step, x, states, ih, hh, hr, batch_sizes, reverse):
 
 def _float_weight(saved, part, n, k):
     """The weight [n, k] of the product `part` in fp32; None where there is none."""
-    if f"packed_{part}" in saved:
-        plain = OPS.unpack_weight(saved[f"packed_{part}"], n, k)
+    weight = saved.get(f"packed_{part}", saved.get(f"weight_{part}"))
+    if f"weight_scale_{part}" in saved:
+        plain = OPS.unpack_weight(weight, n, k)
         return plain.to(torch.float32) * saved[f"weight_scale_{part}"][:, None]
-    weight = saved.get(f"weight_{part}")
     return None if weight is None else weight.to(torch.float32)
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
@@ -15,12 +15,13 @@ from dynquant.swap.registry import STUBS, Forms, check_dtype, form_for
 from dynquant.swap.selection import Match, Spec, describe
 
 
-@dataclass
+@dataclass(eq=False)
 class Item:
     """One swap: `module`, found as `name` and in `places`, gives way to its quantized form.
 
     places: each (parent module, key in its _modules); none for the model itself.
     tie: equal for items whose forms can share a packed weight.
+    products: where those of the module differ, the config of each by name; None keeps one in float.
     """
 
     name: str
@@ -29,6 +30,30 @@ class Item:
     qconfig: QConfig
     places: list
     tie: tuple
+    products: dict | None = None
+    is_changed: bool = False  # since its form was made
+
+    def config(self, product=None):
+        """The config of a product, or of the layer where that is None."""
+        return self.qconfig if product is None or self.products is None else self.products[product]
+
+    def set_config(self, product, qconfig):
+        self.is_changed = True
+        if product is None:
+            self.qconfig = qconfig
+            return
+        if self.products is None:
+            self.products = dict.fromkeys(self.parts(), self.qconfig)
+        self.products[product] = qconfig
+
+    def is_quantized(self):
+        configs = [self.qconfig] if self.products is None else self.products.values()
+        return any(config is not None for config in configs)
+
+    def parts(self):
+        """Its products, where the form tells them apart; else None alone."""
+        apart = getattr(self.form, "MIXED", None)
+        return self.form.products_of(self.module) if apart else (None,)
 
 
 class Plan:
@@ -38,9 +63,11 @@ class Plan:
         modules: those of the model, a dict by name.
         match: gives for a name the Match that tells the module's config, or None.
         forms: a Forms.
+        products: configs of products by name, a dict for each module's name.
     """
 
-    def __init__(self, modules, match, forms):
+    def __init__(self, modules, match, forms, products=None):
+        products = products or {}
         self.items = []
         self.warnings = []
         left, within = [], []
@@ -50,11 +77,13 @@ class Plan:
         for name, module in modules.items():
             found = match(name)
             if outer is not None and (outer == "" or name.startswith(f"{outer}.")):
-                if found is not None and found.by_name:
+                if found is not None and found.by_name and not _is_product(name, products):
                     within.append(_titled(name, module))
                 continue
             if found is None and isinstance(module, STUBS):
                 found = Match(QConfig(), False)
+            if found is None and name in products:
+                found = Match(None, False)
             base, candidates = _candidates(name, module, found, forms)
             if not candidates:
                 continue
@@ -62,6 +91,10 @@ class Plan:
             if qconfig != found.qconfig:
                 raise ValueError(f"{first!r} and {name!r} are one module, asked for differently")
             form = form_for(candidates, qconfig.dtype) if qconfig is not None else None
+            each = None
+            if name in products:
+                form, each = _mixed(module, candidates, qconfig, products[name])
+                qconfig = QConfig() if qconfig is None else qconfig
             if form is None or first != name:
                 continue
             parents = [parent for parent, _ in places[id(module)]]
@@ -69,10 +102,11 @@ class Plan:
                 left.append(f"{_titled(name, module)} {obstacle}")
                 continue
             if hasattr(form, "check_float"):
-                form.check_float(module, qconfig, name)
+                more = {} if each is None else {"products": each}
+                form.check_float(module, qconfig, name, **more)
             weight = module._parameters.get("weight", module)
             tie = (id(weight), form, qconfig.weight, qconfig.dtype)
-            self.items.append(Item(name, module, form, qconfig, places[id(module)], tie))
+            self.items.append(Item(name, module, form, qconfig, places[id(module)], tie, each))
             outer = name
         self._warn("left in float", left)
         self._warn("part of a module that is quantized as a whole", within)
@@ -82,25 +116,31 @@ class Plan:
             self.warnings.append(f"{what}: {'; '.join(subjects)}")
 
     def keep_in_float(self, ratios, threshold):
-        """Takes items out, with a warning.
+        """Takes layers and products of layers out, with a warning.
 
         Args:
-            ratios: dB by the item's name; NaN where example_inputs have not reached it.
+            ratios: dB by (item, product, or None for the layer); NaN where example_inputs have not
+                reached it.
             threshold: dB, which the warning names.
         """
-        below, unreached = [], []
-        for item in self.items:
-            ratio = ratios.get(item.name)
-            if ratio is None:
-                continue
-            title = _titled(item.name, item.module)
-            if math.isnan(ratio):
-                unreached.append(title)
-            else:
-                below.append(f"{title} {ratio:.1f} dB")
-        self.items = [item for item in self.items if item.name not in ratios]
-        self._warn(f"left in float, below {threshold} dB", below)
+        for item, product in ratios:
+            item.set_config(product, None)
+        self.items = [item for item in self.items if item.is_quantized()]
+        below = {part: ratio for part, ratio in ratios.items() if not math.isnan(ratio)}
+        unreached = [_titled_part(*part) for part in ratios if part not in below]
+        self._warn_of_ratios(f"left in float, below {threshold} dB", below)
         self._warn("left in float, not measured since example_inputs do not reach it", unreached)
+
+    def raise_bits(self, ratios, threshold):
+        """Gives layers and products 16 bits, with a warning; arguments as for keep_in_float."""
+        for item, product in ratios:
+            item.set_config(product, replace(item.config(product), activation_bits=16))
+        self._warn_of_ratios(f"activations in 16 bits, below {threshold} dB in 8", ratios)
+
+    def _warn_of_ratios(self, what, ratios):
+        self._warn(
+            what, [f"{_titled_part(*part)} {ratio:.1f} dB" for part, ratio in ratios.items()]
+        )
 
     def warn_of_large_floats(self, model, forms):
         """Adds a warning where much of the model is of types that have no quantized form."""
@@ -147,6 +187,7 @@ def plan_from_spec(model, qconfig_spec, dtype, mapping, inplace, qconfig):
         plan.warn_of_large_floats(model, forms)
         return plan
     spec = Spec(qconfig_spec, dtype, argument, forms.relatives)
+    products = _taken_products(spec, modules, forms)
     spec.check_names(modules)
     if NonDynamicallyQuantizableLinear in spec.types:
         forms.allow(NonDynamicallyQuantizableLinear)
@@ -154,9 +195,38 @@ def plan_from_spec(model, qconfig_spec, dtype, mapping, inplace, qconfig):
         if config is None:
             continue
         check_dtype(forms.of(base)[1], config.dtype, f"{argument}[{describe(base)}]")
-    plan = Plan(modules, lambda name: spec.match(name, modules), forms)
+    plan = Plan(modules, lambda name: spec.match(name, modules), forms, products)
     plan.warn_of_requests_without_form(modules, spec, forms)
     return plan
+
+
+def _taken_products(spec, modules, forms):
+    """Takes the names of products out of a spec: their configs, a dict for each module's name."""
+    taken = {}
+    for name in list(spec.names):
+        outer, _, product = name.rpartition(".")
+        module = modules.get(outer) if name else None
+        for form in () if module is None else forms.of(type(module))[1]:
+            if getattr(form, "MIXED", None) and product in form.products_of(module):
+                taken.setdefault(outer, {})[product] = spec.names.pop(name)
+                break
+    return taken
+
+
+def _is_product(name, products):
+    outer, _, product = name.rpartition(".")
+    return product in products.get(outer, {})
+
+
+def _mixed(module, forms, qconfig, configs):
+    """The form whose products may differ, or None where all stay in float, and their configs."""
+    form = next(one for one in forms if getattr(one, "MIXED", None))
+    each = {name: configs.get(name, qconfig) for name in form.products_of(module)}
+    return (None if set(each.values()) == {None} else form), each
+
+
+def _titled_part(item, product):
+    return _titled(".".join(filter(None, (item.name, product))), item.module)
 
 
 def default_spec(qconfig):

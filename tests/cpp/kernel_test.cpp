@@ -1,9 +1,13 @@
 // The kernels against loops that say the same in plain C++, without torch or Python: for every
 // instruction set that runs here, and for plain sets of odd widths and tiles that no processor has.
 // Built with the sanitizers by `make sanitize`; every buffer is allocated at its exact size.
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <cfenv>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <random>
@@ -15,6 +19,7 @@
 #include "layout.h"
 #include "pack.h"
 #include "qparams.h"
+#include "staged.h"
 #include "table.inl.h"
 
 using namespace dynquant;
@@ -76,14 +81,56 @@ struct Case {
   }
 };
 
-void test_gemm(const Kernels& kernels, const Case& c) {
+// Memory whose end is the start of a page that nothing may touch, where the system has such pages.
+class Guarded {
+ public:
+  explicit Guarded(int64_t bytes) {
+    const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    const size_t whole = (static_cast<size_t>(bytes) + page - 1) / page * page;
+    size_ = whole + page;
+    void* memory = mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED ||
+        mprotect(static_cast<char*>(memory) + whole, page, PROT_NONE) != 0) {
+      std::perror("guard page");
+      std::exit(1);
+    }
+    begin_ = static_cast<uint8_t*>(memory);
+    data = begin_ + whole - bytes;
+  }
+  ~Guarded() { munmap(begin_, size_); }
+  Guarded(const Guarded&) = delete;
+
+  uint8_t* data;
+
+ private:
+  uint8_t* begin_;
+  size_t size_;
+};
+
+// The rows of a case as pairs of high and low bytes. `a` is set but for what pairs need.
+void test_pairs(const Kernels& kernels, const Product& product, const Case& c, GemmArgs a) {
+  std::vector<float> y(static_cast<size_t>(c.m / 2 * c.n));
+  a.pairs = true;
+  a.epilogue.out = y.data();
+  product.gemm(a);
+  for (int64_t i = 0; i < c.m / 2 * c.n; ++i) {
+    const int64_t pair = i / c.n, n = i % c.n;
+    const float high = static_cast<float>(c.acc(2 * pair, n));
+    const float low = static_cast<float>(c.acc(2 * pair + 1, n));
+    float wanted = 256.0f * high + low;
+    wanted *= c.scale[pair];
+    wanted *= c.weight_scale[a.epilogue.per_channel ? n : 0];
+    if (a.epilogue.bias != nullptr) wanted += c.bias[n];
+    expect(same(y[i], wanted), kernels.name, "pairs", c.m, c.n, c.k);
+  }
+}
+
+void test_gemm(const Kernels& kernels, const Product& product, const Case& c) {
   std::vector<int8_t> packed(static_cast<size_t>(packed_bytes(c.n, c.k)));
   pack_header(packed.data(), c.n, c.k);
-  bool in_range = true;
   for (int64_t p = 0; p < panels_of(c.n); ++p) {
-    in_range &= pack_panel(c.weight.data(), c.k, c.n, c.k, p, packed.data());
+    pack_panel(c.weight.data(), c.k, c.n, c.k, p, packed.data());
   }
-  expect(in_range, kernels.name, "pack", c.m, c.n, c.k);
   std::vector<int8_t> row(static_cast<size_t>(c.k));
   for (int64_t n = 0; n < c.n; ++n) {
     unpack_row(packed.data(), c.k, n, row.data());
@@ -92,15 +139,20 @@ void test_gemm(const Kernels& kernels, const Case& c) {
   }
 
   GemmArgs a = {};
-  a.staged_stride = groups_of(c.k) * kernels.group_bytes;
-  std::vector<uint8_t> staged(static_cast<size_t>(c.m * a.staged_stride));
+  const StagedLayout& layout = product.layout;
+  a.staged_stride = staged_stride(layout, groups_of(c.k));
+  Guarded staged(staged_bytes(layout, a.staged_stride, c.m));
   for (int64_t m = 0; m < c.m; ++m) {
-    kernels.stage(c.q.data() + m * c.k, c.k, 0, staged.data() + m * a.staged_stride);
+    product.stage(c.q.data() + m * c.k, c.k, 0,
+                  staged.data + staged_offset(layout, a.staged_stride, m));
   }
-  a.staged = staged.data();
+  a.staged = staged.data;
   a.zero_point = c.zero_point.data();
   a.m = c.m;
-  a.panels = packed.data() + kHeaderBytes;
+  const int64_t panels = panels_of(c.n) * panel_bytes(c.k);
+  Guarded weight(panels);
+  std::memcpy(weight.data, packed.data() + kHeaderBytes, static_cast<size_t>(panels));
+  a.panels = reinterpret_cast<const int8_t*>(weight.data);
   a.groups = groups_of(c.k);
   a.n_end = c.n;
 
@@ -108,7 +160,7 @@ void test_gemm(const Kernels& kernels, const Case& c) {
   a.epilogue.out = sums.data();
   a.epilogue.out_dtype = Dtype::i32;
   a.epilogue.out_stride = c.n;
-  kernels.gemm(a);
+  product.gemm(a);
 
   for (int with_bias = 0; with_bias < 2; ++with_bias) {
     for (int per_channel = 0; per_channel < 2; ++per_channel) {
@@ -120,10 +172,11 @@ void test_gemm(const Kernels& kernels, const Case& c) {
                     y.data(),
                     Dtype::f32,
                     c.n};
-      kernels.gemm(a);
+      product.gemm(a);
       RescaleArgs r = {sums.data(), c.n, c.m, c.n, a.epilogue};
       r.epilogue.out = rescaled.data();
       kernels.rescale(r);
+      if (c.m % 2 == 0) test_pairs(kernels, product, c, a);
       for (int64_t m = 0; m < c.m; ++m) {
         for (int64_t n = 0; n < c.n; ++n) {
           const int64_t i = m * c.n + n;
@@ -139,7 +192,8 @@ void test_gemm(const Kernels& kernels, const Case& c) {
   }
 }
 
-void test_quantize(const Kernels& kernels, int64_t k, bool symmetric, std::mt19937& random) {
+void test_quantize(const Kernels& kernels, const Product& product, int64_t k, bool symmetric,
+                   int bits, std::mt19937& random) {
   std::normal_distribution<float> real;
   std::vector<float> x(static_cast<size_t>(k));
   for (float& value : x) value = real(random);
@@ -147,31 +201,42 @@ void test_quantize(const Kernels& kernels, int64_t k, bool symmetric, std::mt199
   float lo = 0.0f, hi = 0.0f;
   for (float value : x) lo = std::fmin(lo, value), hi = std::fmax(hi, value);
   expect(range.lo == lo && range.hi == hi && !range.has_nan, kernels.name, "range", 1, 0, k);
-  const QParams p = choose_qparams(range, symmetric);
+  const QParams p = choose_qparams(range, symmetric, bits);
 
-  std::vector<uint8_t> q(static_cast<size_t>(k));
-  QuantizeArgs a = quantize_args(p, symmetric, false);
+  std::vector<uint8_t> q(static_cast<size_t>(k)), low_bytes(q.size());
+  QuantizeArgs a = quantize_args(p, symmetric, false, bits);
   a.x = x.data();
   a.dtype = Dtype::f32;
   a.k = k;
   a.q = q.data();
+  a.low = bits == 16 ? low_bytes.data() : nullptr;
   kernels.quantize(a);
+  const float lowest = symmetric ? -127.0f : 0.0f;
+  const float highest = symmetric ? 127.0f : bits == 16 ? 65535.0f : 255.0f;
   for (int64_t i = 0; i < k; ++i) {
     float value = std::nearbyint(x[i] * p.inv) + static_cast<float>(p.zero_point);
-    value = std::fmin(std::fmax(value, symmetric ? -127.0f : 0.0f), symmetric ? 127.0f : 255.0f);
-    expect(q[i] == static_cast<uint8_t>(static_cast<int>(value)), kernels.name, "q", 1, 0, k);
+    const int wanted = static_cast<int>(std::fmin(std::fmax(value, lowest), highest));
+    const int found = bits == 16 ? q[i] << 8 | low_bytes[i] : q[i];
+    expect(found == (bits == 16 ? wanted : wanted & 255), kernels.name, "q", 1, 0, k);
   }
 
-  const size_t staged_bytes = static_cast<size_t>(groups_of(k) * kernels.group_bytes);
-  std::vector<uint8_t> staged(staged_bytes), in_two_steps(staged_bytes);
-  kernels.stage(q.data(), k, symmetric ? 0x80 : 0, in_two_steps.data());
-  QuantizeArgs fused = quantize_args(p, symmetric, true);
+  const int64_t stride = staged_stride(product.layout, groups_of(k));
+  const size_t bytes = static_cast<size_t>(staged_bytes(product.layout, stride, 1));
+  std::vector<uint8_t> staged(bytes), in_two_steps(bytes);
+  std::vector<uint8_t> staged_low(bytes), low_in_two_steps(bytes);
+  product.stage(q.data(), k, symmetric ? 0x80 : 0, in_two_steps.data());
+  product.stage(low_bytes.data(), k, 0, low_in_two_steps.data());
+  QuantizeArgs fused = quantize_args(p, symmetric, true, bits);
   fused.x = x.data();
   fused.dtype = Dtype::f32;
   fused.k = k;
   fused.q = staged.data();
-  kernels.quantize_staged(fused);
+  fused.low = bits == 16 ? staged_low.data() : nullptr;
+  product.quantize_staged(fused);
   expect(staged == in_two_steps, kernels.name, "staged q", 1, 0, k);
+  if (bits == 16) {
+    expect(staged_low == low_in_two_steps, kernels.name, "staged low bytes", 1, 0, k);
+  }
 
   if (k == 0) return;
   x[static_cast<size_t>(random() % static_cast<unsigned>(k))] = NAN;
@@ -407,6 +472,25 @@ void test_float_env() {
   expect(is_zero(tiny * one), "caller", "flushing given back", 0, 0, 0);
 }
 
+void test_product(const Kernels& kernels, const Product& product, std::mt19937& random) {
+  for (int64_t m : {0, 1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 17, 32}) {
+    for (int64_t n : {0, 1, 7, 8, 16, 17, 32, 33, 63, 64, 65, 129}) {
+      for (int64_t k : {0, 1, 3, 4, 5, 31, 64, 65}) {
+        test_gemm(kernels, product, Case(m, n, k, random));
+      }
+    }
+  }
+  test_gemm(kernels, product, Case(7, 65, 1027, random));
+  for (int64_t k = 0; k < 140; ++k) {
+    test_quantize(kernels, product, k, false, 8, random);
+    test_quantize(kernels, product, k, true, 8, random);
+    test_quantize(kernels, product, k, false, 16, random);
+  }
+  for (int64_t k : {511, 512, 513, 515, 1024, 1025}) {
+    for (int bits : {8, 16}) test_quantize(kernels, product, k, false, bits, random);
+  }
+}
+
 void test_kernels(const Kernels& kernels) {
   std::mt19937 random(1);
   for (int64_t dim = 0; dim < 140; ++dim) {
@@ -417,17 +501,8 @@ void test_kernels(const Kernels& kernels) {
       for (int64_t k : {0, 1, 15, 16, 17, 32, 47}) test_half_gemm(kernels, m, n, k, random);
     }
   }
-  for (int64_t m : {0, 1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 17, 32}) {
-    for (int64_t n : {0, 1, 7, 8, 16, 17, 32, 33, 63, 64, 65, 129}) {
-      for (int64_t k : {0, 1, 3, 4, 5, 31, 64, 65}) test_gemm(kernels, Case(m, n, k, random));
-    }
-  }
-  test_gemm(kernels, Case(7, 65, 1027, random));
-  for (int64_t k = 0; k < 140; ++k) {
-    test_quantize(kernels, k, false, random);
-    test_quantize(kernels, k, true, random);
-  }
-  for (int64_t k : {511, 512, 513, 515, 1024, 1025}) test_quantize(kernels, k, false, random);
+  test_product(kernels, kernels.product, random);
+  if (kernels.many_rows != nullptr) test_product(kernels, *kernels.many_rows, random);
   test_16_bits<Bfloat16>(kernels, Dtype::bf16);
   test_16_bits<Half>(kernels, Dtype::f16);
   for (int64_t n = 0; n < 70; ++n) {
