@@ -118,6 +118,11 @@ class TestCall:
         )
         assert decibels(hidden(model), hidden(quantized)) > 25
 
+    def test_another_device(self, made):
+        quantized = copy.deepcopy(made[0]).to("meta")
+        with pytest.warns(UserWarning, match="encoder.layer.0: is on meta"):
+            dynquant.fuse(quantized)
+
     def test_float_layers_are_left_alone(self):
         quantized = dynquant.quantize_dynamic(bert(), {"encoder.layer.1", "encoder.layer.0.output"})
         with pytest.warns(UserWarning, match="encoder.layer.0: .*is of type Linear"):
