@@ -55,8 +55,8 @@ class _LinearStyle(ParallelStyle):
             )
         if self.FORM is RowwiseLinear and module.activation_bits != 8:
             raise ValueError(
-                f"{name} is there for activations in 8 bits, not {module.activation_bits}, of whose two "
-                "bytes no sums are exchanged; ColwiseParallel takes them"
+                f"{name} is there for activations in 8 bits, not 16: the sums "
+                "of both bytes would have to be exchanged; ColwiseParallel takes them"
             )
         if device_mesh.ndim != 1:
             raise ValueError(

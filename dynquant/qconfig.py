@@ -91,8 +91,8 @@ def parse_qconfig(config, dtype=torch.qint8, name="qconfig"):
     """The QConfig that `config` means.
 
     Args:
-        config: a QConfig; one of the constants per_channel, per_token, per_tensor; a dict; or
-            one of torch's own QConfig objects.
+        config: a QConfig; one of the constants per_channel, per_token, per_tensor; a dtype; a
+            dict; or one of torch's own QConfig objects.
         dtype: what holds where `config` names no dtype.
         name: what messages call `config`.
 
@@ -107,13 +107,16 @@ def parse_qconfig(config, dtype=torch.qint8, name="qconfig"):
         if config == per_token:
             return QConfig(activation=config, dtype=dtype)
         return QConfig(weight=config, dtype=dtype)
+    if isinstance(config, torch.dtype):
+        one_of(name, config, DTYPES)
+        return QConfig(dtype=config)
     if isinstance(config, Mapping):
         return _from_dict(config, dtype, name)
     if isinstance(config, tuple) and getattr(config, "_fields", None) == ("activation", "weight"):
         return _from_dict(_observed(config, name), dtype, name)
     raise TypeError(
         f"{name} is {config!r}; expected a dynquant.QConfig, dynquant.per_channel, per_token or "
-        "per_tensor, a dict, or a torch QConfig"
+        "per_tensor, a dtype, a dict, or a torch QConfig"
     )
 
 

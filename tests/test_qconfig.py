@@ -100,7 +100,7 @@ def test_forms(config, expected):
         ({"activation": {"qscheme": torch.per_channel_symmetric}}, "of an activation is"),
         ({"dynamic": 1}, "dynamic must be a bool or None"),
         ("per_row", "here is 'per_row'; allowed: per_channel"),
-        (torch.qint8, "here is torch.qint8; expected a dynquant.QConfig"),
+        (torch.float32, "here is torch.float32; allowed: torch.qint8"),
         (True, "here is True; expected"),
         (("per_channel",), "expected a dynquant.QConfig"),
     ],
@@ -211,3 +211,29 @@ class TestTorchQConfigs:
             warnings.simplefilter("error")
             parse_qconfig(torch_qconfig.default_dynamic_qconfig)
             parse_qconfig(torch_qconfig.get_default_qconfig("fbgemm"))
+
+
+def test_bits_of_activations():
+    assert parse_qconfig({"activation": {"bits": 16}}) == QConfig(activation_bits=16)
+    assert parse_qconfig({"activation": {"bits": 8}}) == QConfig()
+
+
+def test_a_dtype_alone():
+    assert parse_qconfig(torch.bfloat16) == QConfig(dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="torch.float32; allowed: torch.qint8"):
+        parse_qconfig(torch.float32)
+
+
+@pytest.mark.parametrize(
+    "arguments, error, message",
+    [
+        ({"activation_bits": 4}, ValueError, "activation_bits is 4; allowed: 8, 16"),
+        ({"activation_bits": "16"}, TypeError, "activation_bits must be 8 or 16, not '16'"),
+        ({"activation_bits": True}, TypeError, "activation_bits must be 8 or 16, not True"),
+        ({"activation_bits": 16, "symmetric": True}, ValueError, "symmetric activations have 8"),
+        ({"activation_bits": 16, "dtype": torch.float16}, ValueError, "activations stay float"),
+    ],
+)
+def test_bits_that_are_refused(arguments, error, message):
+    with pytest.raises(error, match=message):
+        QConfig(**arguments)
