@@ -53,7 +53,7 @@ aarch64: $(VENV)/tools
 	cmake --build build/aarch64 --target kernel_test && qemu-aarch64 build/aarch64/kernel_test
 
 sanitize: $(VENV)/tools
-	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -G Ninja -S . -B build/sanitize -DDYNQUANT_TORCH=OFF -DDYNQUANT_CUDA=off -DDYNQUANT_SANITIZE=ON
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -G Ninja -S . -B build/sanitize -DDYNQUANT_TORCH=OFF -DDYNQUANT_CUDA=off -DDYNQUANT_AMX_EMULATED=ON -DDYNQUANT_SANITIZE=ON
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/sanitize --target kernel_test cuda_host_test
 	build/sanitize/kernel_test
 	build/sanitize/cuda_host_test brief
@@ -88,6 +88,6 @@ $(VENV)/bench: $(VENV)/built
 	touch $@
 
 build/kernel_test build/cuda_host_test: $(VENV)/tools CMakeLists.txt $(NATIVE)
-	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -G Ninja -S . -B build/kernels -DDYNQUANT_TORCH=OFF -DDYNQUANT_CUDA=off
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -G Ninja -S . -B build/kernels -DDYNQUANT_TORCH=OFF -DDYNQUANT_CUDA=off -DDYNQUANT_AMX_EMULATED=ON
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/kernels --target $(@F)
 	cp build/kernels/$(@F) $@

@@ -67,8 +67,9 @@ def _kinds(rng, names=tuple(ROWS)):
     return one_of(rng, [("normal",), names, *((name,) for name in names)])
 
 
-def _case(rng, most_products=100_000):
+def _case(rng, most_products=100_000, widths=(8, 16)):
     while True:
+        symmetric = yes(rng)
         case = Case(
             m=one_of(rng, ROW_COUNTS),
             n=one_of(rng, COLUMN_COUNTS),
@@ -78,7 +79,8 @@ def _case(rng, most_products=100_000):
             dtype=one_of(rng, DTYPES),
             kinds=_kinds(rng),
             per_token=yes(rng),
-            symmetric=yes(rng),
+            symmetric=symmetric,
+            bits=8 if symmetric else one_of(rng, widths),
             per_channel=yes(rng),
             bias_dtype=one_of(rng, [None, *DTYPES]),
             weight_magnitude=one_of(rng, [1e-2, 1.0, 1e-38, 1e-43, 1e30]),
@@ -105,7 +107,7 @@ def weight(rng):
 
 
 def product(rng):
-    _of_a_test(test_ops_parts.test_product, case=_case(rng))
+    _of_a_test(test_ops_parts.test_product, case=_case(rng, widths=(8,)))
 
 
 def rescaled(rng):
@@ -113,7 +115,9 @@ def rescaled(rng):
 
 
 def fused_product(rng):
-    _of_a_test(test_ops_parts.test_fused_product, case=_case(rng), dtype=one_of(rng, DTYPES))
+    _of_a_test(
+        test_ops_parts.test_fused_product, case=_case(rng, widths=(8,)), dtype=one_of(rng, DTYPES)
+    )
 
 
 def half(rng):
@@ -177,9 +181,12 @@ def embedding_bags(rng):
     )
 
 
-def _recurrent(cell, is_half):
+def _recurrent(cell, held):
+    """held: what the weights are: "int8", "half", or "mixed"."""
+
     def check(rng):
-        batch = one_of(rng, [0, 1, 2, 3, 7])
+        batch, symmetric = one_of(rng, [0, 1, 2, 3, 7]), yes(rng)
+        kinds = tuple(one_of(rng, test_ops_rnn.KINDS) for _ in range(3))
         case = test_ops_rnn.Case(
             cell=one_of(rng, [cell] if cell != "rnn" else ["rnn_tanh", "rnn_relu"]),
             steps=one_of(rng, [1, 2, 3]),
@@ -192,9 +199,11 @@ def _recurrent(cell, is_half):
             packed=batch > 0 and yes(rng),
             reverse=yes(rng),
             per_token=yes(rng),
-            symmetric=yes(rng),
+            symmetric=symmetric,
             per_channel=yes(rng),
-            half=one_of(rng, test_ops_rnn.HALVES) if is_half else None,
+            half=one_of(rng, test_ops_rnn.HALVES) if held == "half" else None,
+            bits=8 if symmetric else one_of(rng, [8, 16]),
+            mixed=kinds if held == "mixed" else None,
             layout=one_of(rng, list(LAYOUTS)),
             kinds=one_of(rng, [("normal",), ("normal", "zero"), tuple(ROWS)]),
             seed=int(rng.integers(1 << 32)),
@@ -219,12 +228,15 @@ RIGHT = {
     "quantize_embedding": embedding_table,
     "embedding": embedding_rows,
     "embedding_bag": embedding_bags,
-    "lstm_dynamic": _recurrent("lstm", False),
-    "gru_dynamic": _recurrent("gru", False),
-    "rnn_dynamic": _recurrent("rnn", False),
-    "lstm_half": _recurrent("lstm", True),
-    "gru_half": _recurrent("gru", True),
-    "rnn_half": _recurrent("rnn", True),
+    "lstm_dynamic": _recurrent("lstm", "int8"),
+    "gru_dynamic": _recurrent("gru", "int8"),
+    "rnn_dynamic": _recurrent("rnn", "int8"),
+    "lstm_half": _recurrent("lstm", "half"),
+    "gru_half": _recurrent("gru", "half"),
+    "rnn_half": _recurrent("rnn", "half"),
+    "lstm_mixed": _recurrent("lstm", "mixed"),
+    "gru_mixed": _recurrent("gru", "mixed"),
+    "rnn_mixed": _recurrent("rnn", "mixed"),
 }
 
 
@@ -334,8 +346,8 @@ def make_calls(first, calls, seed, note=lambda index: None):
             else:
                 RIGHT[name](rng)
                 found["right"] += 1
-        except AssertionError as error:
-            found["wrong"].append(f"call {index}, {name}, {used}: {error}")
+        except Exception as error:  # of a right call, or of a hostile one without a text
+            found["wrong"].append(f"call {index}, {name}, {used}: {error!r}")
     dynquant.set_isa(isa)
     torch.set_num_threads(threads)
     return found

@@ -11,7 +11,7 @@ import dynquant
 
 PACKAGE = Path(dynquant.__file__).parent
 ROOT = Path(__file__).parent.parent
-KERNEL_FILE = re.compile(r"(scalar|avx2|ymm_vnni|avx512vnni)\w*\.cpp\.o(bj)?")
+KERNEL_FILE = re.compile(r"(scalar|avx2|ymm_vnni|avx512vnni|amx(?!_set))\w*\.cpp\.o(bj)?")
 
 needs_nm = pytest.mark.skipif(shutil.which("nm") is None, reason="nm (binutils) is not installed")
 

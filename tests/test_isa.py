@@ -9,7 +9,7 @@ import torch
 
 import dynquant
 
-KNOWN = ("scalar", "avx2", "avx512vnni_ymm", "avxvnni", "avx512vnni")
+KNOWN = ("scalar", "avx2", "avx512vnni_ymm", "avxvnni", "avx512vnni", "amx")
 
 
 def in_new_process(name, code="import dynquant; print(dynquant.info()['isa'])"):

@@ -9,9 +9,6 @@
 #include "sets.h"
 
 namespace dynquant {
-namespace {
-
-const char* nothing_missing() { return nullptr; }
 
 #if defined(__x86_64__)
 const char* avx512vnni_missing() {
@@ -22,6 +19,20 @@ const char* avx512vnni_missing() {
   }
   return __builtin_cpu_supports("avx512vnni") ? nullptr : "the processor has no AVX512-VNNI";
 }
+#endif
+
+namespace {
+
+const char* nothing_missing() { return nullptr; }
+
+#if defined(__x86_64__)
+#if defined(DYNQUANT_AMX_EMULATED)
+const Kernels* amx_emulated_kernels() {
+  static const Kernels table =
+      with_tiles("amx_emulated", *avx512vnni_kernels(), *amx_emulated_tile_kernels());
+  return &table;
+}
+#endif
 
 const char* avx2_missing() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")
@@ -37,6 +48,10 @@ const char* avxvnni_missing() {
 
 constexpr IsaEntry kEntries[] = {
 #if defined(__x86_64__)
+    {&amx_kernels, &amx_missing},
+#if defined(DYNQUANT_AMX_EMULATED)
+    {&amx_emulated_kernels, &avx512vnni_missing},
+#endif
     {&avx512vnni_kernels, &avx512vnni_missing},
     {&avxvnni_kernels, &avxvnni_missing},
     {&avx512vnni_ymm_kernels, &avx512vnni_missing},

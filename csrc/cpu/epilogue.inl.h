@@ -120,8 +120,13 @@ inline void with_out_type(Dtype dtype, F f) {
 // with any y is y.
 class PanelColumns {
  public:
-  inline PanelColumns(const EpilogueArgs& e, int64_t n0, int64_t columns)
-      : weight_scale(scale_buffer_), bias(bias_buffer_) {
+  inline PanelColumns() = default;
+  inline PanelColumns(const EpilogueArgs& e, int64_t n0, int64_t columns) { set(e, n0, columns); }
+  PanelColumns(const PanelColumns&) = delete;
+
+  inline void set(const EpilogueArgs& e, int64_t n0, int64_t columns) {
+    weight_scale = scale_buffer_;
+    bias = bias_buffer_;
     if (e.out_dtype == Dtype::i32) return;
     if (!e.per_channel) {
       for (float& value : scale_buffer_) value = e.weight_scale[0];
@@ -138,10 +143,9 @@ class PanelColumns {
       bias = e.bias + n0;
     }
   }
-  PanelColumns(const PanelColumns&) = delete;
 
-  const float* weight_scale;
-  const float* bias;
+  const float* weight_scale = scale_buffer_;
+  const float* bias = bias_buffer_;
 
  private:
   static inline void fill(float* buffer, const float* from, int64_t count) {

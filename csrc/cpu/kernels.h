@@ -178,9 +178,9 @@ struct Kernels {
   const Product* many_rows;  // faster from many_rows_from rows on, or null
   int64_t many_rows_from;
   Range (*range)(const void* x, Dtype dtype, int64_t k);
-  void (*quantize)(const QuantizeArgs&);         // x * factor, plain bytes
-  void (*quantize_divide)(const QuantizeArgs&);  // x / factor, plain bytes; NaN gives
-                                                 // q_min..q_max's 0
+  void (*quantize)(const QuantizeArgs&);  // x * factor, plain bytes
+  void (*quantize_divide)(
+      const QuantizeArgs&);  // x / factor, plain bytes; NaN gives q_min..q_max's 0
   void (*rescale)(const RescaleArgs&);
   void (*half_gemm)(const HalfGemmArgs&);
   Costs half_costs;

@@ -10,5 +10,28 @@ const Kernels* avx2_kernels();
 const Kernels* avxvnni_kernels();
 const Kernels* avx512vnni_ymm_kernels();
 const Kernels* avx512vnni_kernels();
+const Kernels* amx_kernels();
+
+// Null where the machine can run the set, else what it lacks.
+const char* avx512vnni_missing();
+const char* amx_missing();
+
+// What a matrix unit adds to a set of vectors.
+struct TileKernels {
+  Product product;
+  int64_t from_rows;
+  int64_t (*peak)(int64_t steps);
+};
+const TileKernels* amx_tile_kernels();
+const TileKernels* amx_emulated_tile_kernels();  // of the tests
+
+inline Kernels with_tiles(const char* name, const Kernels& vectors, const TileKernels& tiles) {
+  Kernels t = vectors;
+  t.name = name;
+  t.many_rows = &tiles.product;
+  t.many_rows_from = tiles.from_rows;
+  t.peak = tiles.peak;
+  return t;
+}
 
 }  // namespace dynquant

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "dispatch.h"
+#include "emulated_tiles.h"
 #include "float_env.h"
 #include "generic_isa.h"
 #include "layout.h"
@@ -21,6 +22,7 @@
 #include "qparams.h"
 #include "staged.h"
 #include "table.inl.h"
+#include "tiles.inl.h"
 
 using namespace dynquant;
 
@@ -481,6 +483,21 @@ void test_product(const Kernels& kernels, const Product& product, std::mt19937& 
     }
   }
   test_gemm(kernels, product, Case(7, 65, 1027, random));
+  // Around the tiles of a matrix unit, and its remainders of one and of two tiles.
+  for (int64_t m : {16, 31, 33, 48, 49, 65}) {
+    for (int64_t n : {31, 96, 97}) {
+      for (int64_t k : {63, 128, 191}) test_gemm(kernels, product, Case(m, n, k, random));
+    }
+  }
+  test_gemm(kernels, product, Case(33, 1100, 1027, random));  // more panels than a window holds
+  // The largest sums: bytes of 255 times weights of -128, which other libraries' checkpoints hold.
+  Case largest(6, 2, kMaxK, random);
+  largest.q.assign(largest.q.size(), 255);
+  largest.weight.assign(largest.weight.size(), -128);
+  for (int32_t zero_point : {0, 255}) {
+    largest.zero_point.assign(largest.zero_point.size(), zero_point);
+    test_gemm(kernels, product, largest);
+  }
   for (int64_t k = 0; k < 140; ++k) {
     test_quantize(kernels, product, k, false, 8, random);
     test_quantize(kernels, product, k, true, 8, random);
@@ -520,6 +537,15 @@ void test_plain(const char* name) {
   test_kernels(named);
 }
 
+// The tiles' product over plain vectors, where no processor has to offer anything.
+void test_plain_tiles() {
+  static constexpr Product tiles =
+      tile_product<GenericIsa<4, 7, 40>, EmulatedTiles>({0.1, 0.1, 1.0, 60.0});
+  Kernels kernels = table_of<GenericIsa<4, 7, 40>>("plain tiles");
+  std::mt19937 random(2);
+  test_product(kernels, tiles, random);
+}
+
 }  // namespace
 
 int main() {
@@ -536,6 +562,7 @@ int main() {
     test_kernels(*entries[i].kernels());
     std::printf("%s: run\n", name);
   }
+  test_plain_tiles();
   test_plain<1, 3, 7>("plain 1x3x7");
   test_plain<2, 5, 9>("plain 2x5x9");
   test_plain<4, 7, 40>("plain 4x7x40");
