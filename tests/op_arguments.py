@@ -57,7 +57,35 @@ RECURRENT = {
     "gru_mixed": ("x", "h0", *_MIXED, *_STEPS, *_SCHEMES),
     "rnn_mixed": ("x", "h0", *_MIXED, "relu", *_STEPS, *_SCHEMES),
 }
-ALL_OPS = OPS | RECURRENT
+_ENDS = (
+    "residual",
+    *(f"norm_before{part}" for part in ("", "_weight", "_bias", "_eps")),
+    *(f"norm_after{part}" for part in ("", "_weight", "_bias", "_eps")),
+)
+
+
+def _weights(*parts):
+    return [f"{kind}_{part}" for part in parts for kind in ("packed", "weight_scale", "bias")]
+
+
+_ADDED = ("mask", "position_bias", "is_causal", "scale")
+BLOCKS = {
+    "activation": ("x", "function"),
+    "layer_norm": ("x", "weight", "bias", "eps"),
+    "rms_norm": ("x", "weight", "eps"),
+    "softmax": ("x",),
+    "feed_forward": (
+        *("x", *_weights("up", "gate", "down"), "activation", "split"),
+        *(*_ENDS, *_SCHEME),
+    ),
+    "rotary": ("x", "cos", "sin"),
+    "scaled_dot_product": ("query", "key", "value", *_ADDED, "integers"),
+    "attention": (
+        *("x", *_weights("q", "k", "v", "out"), "heads", "kv_heads", *_ADDED, "cos", "sin"),
+        *("integers", *_ENDS, *_SCHEME),
+    ),
+}
+ALL_OPS = OPS | RECURRENT | BLOCKS
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 CPU_ONLY = ("linear_half", "quantize_embedding", "embedding", "embedding_bag")
 CUDA_OPS = tuple(name for name in OPS if name not in CPU_ONLY)
@@ -138,8 +166,70 @@ def valid_recurrent_arguments(name, m=(M,), n=N, k=K, dtype=torch.float32, per_c
     return values
 
 
+def valid_block_arguments(name, m=(M,), n=N, k=K, dtype=torch.float32, per_channel=True):
+    """A value for every argument of BLOCKS[name]: rows of shape m, or prod(m) sequences of four."""
+    generator = torch.Generator().manual_seed(0)
+
+    def floats(*shape):
+        return torch.randn(*shape, generator=generator).to(dtype)
+
+    def weight(part, rows, depth):
+        values = torch.randint(-127, 128, (rows, depth), generator=generator).to(torch.int8)
+        scale = (torch.rand(rows if per_channel else 1, generator=generator) + 0.5) / 500
+        return {
+            f"packed_{part}": torch.ops.dynquant.pack_weight(values),
+            f"weight_scale_{part}": scale,
+            f"bias_{part}": floats(rows),
+        }
+
+    values = {
+        "x": floats(*m, k),
+        "eps": 1e-5,
+        "weight": floats(k),
+        "bias": floats(k),
+        "function": 1,
+        "activation": 1,
+        "split": 0,
+        "residual": floats(*m, k),
+        "per_token": True,
+        "symmetric": False,
+        **weight("up", n, k),
+        **weight("gate", n, k),
+        **weight("down", k, n),
+    }
+    for end in ("before", "after"):
+        norm = {"": 1, "_weight": floats(k), "_bias": floats(k), "_eps": 1e-5}
+        values |= {f"norm_{end}{part}": value for part, value in norm.items()}
+    batch, rows, heads, dim = math.prod(m), 4, 2, 2 * (n % 8 + 1)
+    values |= {
+        "query": floats(batch, rows, heads, dim),
+        "key": floats(batch, rows, heads, dim),
+        "value": floats(batch, rows, heads, dim),
+        "mask": torch.ones(1, 1, rows, rows, dtype=torch.bool),
+        "position_bias": floats(1, heads, rows, rows),
+        "is_causal": False,
+        "scale": None,
+        "integers": True,
+        "cos": floats(rows, dim),
+        "sin": floats(rows, dim),
+        "heads": heads,
+        "kv_heads": heads,
+    }
+    for part in "qkv":
+        values |= weight(part, heads * dim, k)
+    values |= weight("out", k, heads * dim)
+    if name == "rotary":
+        values["x"] = values["query"]
+    if name == "attention":
+        values["x"] = floats(batch, rows, k)
+        values["residual"] = floats(batch, rows, k)
+    return values
+
+
 def valid_call(name, **sizes):
     """A value for every argument of any op of ALL_OPS."""
+    if name in BLOCKS:
+        return valid_block_arguments(name, **sizes)
     if name in RECURRENT:
         return valid_recurrent_arguments(name, **sizes)
     return valid_arguments(**sizes)

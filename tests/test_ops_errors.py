@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from op_arguments import OPS, K, M, N, call, valid_arguments
+from op_arguments import BLOCKS, OPS, K, M, N, call, valid_arguments, valid_call
 
 VALID = valid_arguments()
 FLOATS = {torch.float32, torch.bfloat16, torch.float16}
@@ -139,3 +139,50 @@ def test_zero_point_out_of_its_range(dtype, values):
         for name in ("int_mm", "scaled_mm"):
             with pytest.raises(EXCEPTIONS, match="zero_point"):
                 call(name, arguments)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_tensors_of_blocks(name):
+    """Each wrong in its dtype, its shape, its device or its layout."""
+    valid = valid_call(name)
+    for argument in BLOCKS[name]:
+        value = valid[argument]
+        if not isinstance(value, torch.Tensor):
+            continue
+        wrong = [value.to(torch.float64), value.to(torch.int64), value[None, None, None, None]]
+        if len(BLOCKS[name]) > 1 and value.shape[-1] > 1 and argument != "x":
+            wrong.append(torch.cat([value, value[..., :1]], -1))
+        if argument == "x" and name not in ("rotary", "attention"):
+            wrong.pop(2)  # rows of any shape
+        for given in wrong:
+            with pytest.raises(EXCEPTIONS, match=rf"\b{argument}\b"):
+                call(name, valid | {argument: given})
+        if argument != "x":
+            with pytest.raises(EXCEPTIONS, match="device|meta|Meta|cpu|CPU"):
+                call(name, valid | {argument: value.to("meta")})
+        with pytest.raises(EXCEPTIONS, match="(?i)sparse"):
+            call(name, valid | {argument: value.to_sparse()})
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_numbers_of_blocks(name):
+    valid = valid_call(name)
+    wrong = {
+        "function": (-1, 8, 1 << 40),
+        "activation": (-1, 8, 1 << 40),
+        "split": (-1, 1, 3),
+        "norm_before": (-1, 0, 2, 3),
+        "norm_after": (-1, 0, 2, 3),
+        "eps": (-1.0, float("nan")),
+        "norm_before_eps": (-1.0, float("nan")),
+        "norm_after_eps": (-1.0, float("nan")),
+        "heads": (0, -2, 1, 5, 1 << 40),
+        "kv_heads": (0, -2, 1, 3, 1 << 40),
+        "scale": (float("nan"), float("inf")),
+    }
+    for argument in set(BLOCKS[name]) & set(wrong):
+        for value in wrong[argument]:
+            with pytest.raises(
+                EXCEPTIONS, match="packed_|heads" if "heads" in argument else argument
+            ):
+                call(name, valid | {argument: value})

@@ -1,8 +1,8 @@
-// Sigmoid and tanh, written once over an `Isa` type: one polynomial and no fused multiply-add, so
+// Activation functions, written once over an `Isa` type: polynomials and no fused multiply-add, so
 // that every instruction set gives the same bits.
 //
-// Both follow from the exponential of a value that is not positive. With y = n * ln 2 + r and
-// |r| <= ln 2 / 2,
+// Sigmoid and tanh follow from the exponential of a value that is not positive. With y = n * ln 2 +
+// r and |r| <= ln 2 / 2,
 //
 //     exp(y) = 2^n * (1 + p),   p = r + r^2 * P(r) = exp(r) - 1,
 //
@@ -12,6 +12,7 @@
 #pragma once
 
 #include "kernels.h"
+#include "quantize.inl.h"
 #include "registers.inl.h"
 
 namespace dynquant {
@@ -37,6 +38,8 @@ struct SplitExp {
     p = Isa::add_float(Isa::mul(sum, Isa::mul(r, r)), r);
     scale = Isa::power_of_two(n);
   }
+
+  inline typename Isa::Float value() const { return Isa::add_float(scale, Isa::mul(scale, p)); }
 };
 
 // 1 / (1 + z) where x >= 0 and z / (1 + z) where x < 0, with z = exp(-|x|).
@@ -45,7 +48,7 @@ inline typename Isa::Float sigmoid(typename Isa::Float x) {
   using Float = typename Isa::Float;
   const Float one = Isa::set(1.0f);
   const SplitExp<Isa> e(Isa::max(Isa::set(-88.0f), Isa::with_sign_of(x, Isa::set(-1.0f))));
-  const Float z = Isa::add_float(e.scale, Isa::mul(e.scale, e.p));
+  const Float z = e.value();
   return Isa::div(Isa::select(Isa::is_negative(x), z, one), Isa::add_float(one, z));
 }
 
@@ -59,11 +62,75 @@ inline typename Isa::Float tanh(typename Isa::Float x) {
   return Isa::with_sign_of(Isa::div(t, Isa::add_float(Isa::set(2.0f), t)), x);
 }
 
+// x / 2 + x / 2 * erf(x / sqrt 2), where erf is z * P(z^2) / Q(z^2) with z = x limited to where erf
+// is 1: P and Q have degree 5 and positive coefficients. For x > 0 that is within 3 units in the
+// last place of the real function, and everywhere within 2.5e-7 * max(1, |x|). Where x is below the
+// limit, the result is that at the limit: nothing but rounding, and finite.
+template <class Isa>
+inline typename Isa::Float gelu(typename Isa::Float x) {
+  using Float = typename Isa::Float;
+  constexpr float kLimit = 5.27f;
+  const Float above = Isa::max(Isa::set(-kLimit), x), z = Isa::min(Isa::set(kLimit), above);
+  const Float u = Isa::mul(z, z), u2 = Isa::mul(u, u);
+  const auto polynomial = [&](float c0, float c1, float c2, float c3, float c4, float c5) {
+    const Float low = Isa::add_float(Isa::set(c0), Isa::mul(Isa::set(c1), u));
+    const Float middle = Isa::add_float(Isa::set(c2), Isa::mul(Isa::set(c3), u));
+    const Float high = Isa::add_float(Isa::set(c4), Isa::mul(Isa::set(c5), u));
+    return Isa::add_float(low, Isa::mul(u2, Isa::add_float(middle, Isa::mul(u2, high))));
+  };
+  const Float p = polynomial(0.797884524f, 0.0650876686f, 0.00921719335f, 3.13707569e-4f,
+                             1.28155862e-5f, 4.94628267e-8f);
+  const Float q =
+      polynomial(1.0f, 0.248241633f, 0.0279262662f, 1.81715842e-3f, 7.04933846e-5f, 1.25886993e-6f);
+  const Float half = Isa::mul(Isa::set(0.5f), above);
+  return Isa::add_float(half, Isa::div(Isa::mul(Isa::mul(half, z), p), q));
+}
+
+// x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))).
+template <class Isa>
+inline typename Isa::Float gelu_tanh(typename Isa::Float x) {
+  using Float = typename Isa::Float;
+  const Float cubic = Isa::mul(Isa::mul(Isa::mul(Isa::set(0.044715f), x), x), x);
+  const Float inner = Isa::mul(Isa::set(0.79788456f), Isa::add_float(x, cubic));
+  return Isa::mul(Isa::mul(Isa::set(0.5f), x), Isa::add_float(Isa::set(1.0f), tanh<Isa>(inner)));
+}
+
+// f(function), where `function` gives one register of the activation function's values.
+template <class Isa, class F>
+inline void with_function(Activation function, F f) {
+  using Float = typename Isa::Float;
+  switch (function) {
+    case Activation::none:
+      return f([](Float x) { return x; });
+    case Activation::gelu:
+      return f([](Float x) { return gelu<Isa>(x); });
+    case Activation::gelu_tanh:
+      return f([](Float x) { return gelu_tanh<Isa>(x); });
+    case Activation::silu:
+      return f([](Float x) { return Isa::mul(x, sigmoid<Isa>(x)); });
+    case Activation::relu:  // max gives its second operand where that is NaN
+      return f([](Float x) { return Isa::max(Isa::set(0.0f), x); });
+    case Activation::quick_gelu:
+      return f([](Float x) { return Isa::mul(x, sigmoid<Isa>(Isa::mul(Isa::set(1.702f), x))); });
+    case Activation::sigmoid:
+      return f([](Float x) { return sigmoid<Isa>(x); });
+    case Activation::tanh:
+      return f([](Float x) { return tanh<Isa>(x); });
+  }
+}
+
 template <class Isa>
 void activate(const ActivateArgs& a) {
-  each_register<Isa>(a.n, [&a](int64_t i, auto part) {
-    const typename Isa::Float x = part.load(a.x + i);
-    part.store(a.y + i, a.function == Activation::tanh ? tanh<Isa>(x) : sigmoid<Isa>(x));
+  with_function<Isa>(a.function, [&](auto function) {
+    with_type(a.x, a.dtype, [&](const auto* x) {
+      const auto* by = static_cast<decltype(x)>(a.by);
+      auto* y = typed_like(x, a.y);
+      each_register<Isa>(a.n, [&](int64_t i, auto part) {
+        const typename Isa::Float value = function(part.load(x + i));
+        if (by == nullptr) return part.store(y + i, value);
+        part.store(y + i, Isa::mul(rounded<Isa>(value, x), part.load(by + i)));
+      });
+    });
   });
 }
 

@@ -19,7 +19,6 @@
 namespace dynquant {
 namespace {
 
-constexpr int kPartials = 16;
 constexpr int64_t kHalfColumns = 64;  // outputs of a strip that wait for bias and rounding together
 
 // Registers for the sums of a pair of rows, and how many pairs three quarters of all registers have

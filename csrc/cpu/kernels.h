@@ -118,14 +118,90 @@ struct BagArgs {
   Dtype out_dtype;  // f32, bf16 or f16
 };
 
-enum class Activation : int32_t { sigmoid, tanh };
+// The numbers are those of the op `activation`.
+enum class Activation : int32_t { none, gelu, gelu_tanh, silu, relu, quick_gelu, sigmoid, tanh };
+constexpr int kActivations = 8;
 
-// y = function(x), fp32. y may be x.
+// y = function(x), and where there is one times `by`; each of the two is rounded to dtype. y may be
+// x or by.
 struct ActivateArgs {
   Activation function;
+  Dtype dtype;  // of x, by and y: f32, bf16 or f16
+  const void* x;
+  const void* by;
+  int64_t n;
+  void* y;
+};
+
+// The numbers are those of the ops' norm arguments.
+enum class Norm : int32_t { none, layer, rms };
+
+// A row's residual is added first, rounded to dtype, and what is then normalized is that. y may be
+// x or residual.
+struct NormArgs {
+  Norm norm;
+  Dtype dtype;  // of x, residual and y: f32, bf16 or f16
+  const void* x;
+  const void* residual;  // or null
+  int64_t n;
+  const float* weight;  // [n], or null
+  const float* bias;    // [n], or null; rms has none
+  float eps;
+  void* y;
+};
+
+// y = exp(x - max x) / sum; y may be x.
+struct SoftmaxArgs {
+  Dtype dtype;
+  const void* x;
+  int64_t n;
+  void* y;
+};
+
+// The first n values of a row turned by pairs (i, i + n / 2): x * cos + (-x[n / 2 ..], x[.. n / 2])
+// * sin. y may be x.
+struct RotaryArgs {
+  Dtype dtype;
+  const void* x;
+  int64_t n;         // even
+  const float* cos;  // [n]
+  const float* sin;  // [n]
+  void* y;
+};
+
+// A row of attention scores, in place: s * scale, plus what is added, becomes p = exp(s - max s),
+// and that times value_scale. `scores` and `added` may be read up to a multiple of kPartials, and
+// `scores` is written up to there.
+constexpr int64_t kPartials = 16;  // partial sums of every sum over a row
+struct ScoresArgs {
+  float* scores;
+  int64_t n;
+  float scale;
+  const float* added[2];     // each [n], or null
+  const float* value_scale;  // [n], or null
+};
+struct ScoresResult {
+  float sum;    // of p
+  Range range;  // of what the row holds at the end
+};
+
+// y = x / by, rounded to dtype.
+struct DivideArgs {
   const float* x;
   int64_t n;
-  float* y;
+  float by;
+  Dtype dtype;
+  void* y;
+};
+
+// int8 rows [n, k] packed as the weight [k, n] that is their transpose, whose panels have no column
+// sums: zeros stand there.
+struct PackTransposedArgs {
+  const int8_t* rows;
+  int64_t stride;  // bytes between rows
+  int64_t n;
+  int64_t k;
+  int8_t* panels;
 };
 
 enum class Cell : int32_t { lstm, gru, rnn_tanh, rnn_relu };
@@ -192,6 +268,12 @@ struct Kernels {
   void (*bags)(const BagArgs&);
   void (*activate)(const ActivateArgs&);
   void (*gates)(const GatesArgs&);
+  void (*norm)(const NormArgs&);
+  void (*softmax)(const SoftmaxArgs&);
+  void (*rotary)(const RotaryArgs&);
+  ScoresResult (*scores)(const ScoresArgs&);
+  void (*divide)(const DivideArgs&);
+  void (*pack_transposed)(const PackTransposedArgs&);
 
   // For benchmarks: what the machine could give at best (probe.inl.h).
   int64_t (*peak)(int64_t steps);

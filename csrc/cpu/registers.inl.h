@@ -1,4 +1,4 @@
-// Loops over fp32 arrays by whole registers, with a last one that is filled up.
+// Loops over arrays of floats by whole registers, with a last one that is filled up.
 #pragma once
 
 #include <stdint.h>
@@ -17,21 +17,46 @@ inline typename Isa::Float load_part(const T* p, int64_t count) {
 
 template <class Isa>
 struct WholeRegister {
-  static inline typename Isa::Float load(const float* p) { return Isa::load(p); }
-  static inline void store(float* p, typename Isa::Float x) { Isa::store(p, x); }
+  template <class T>
+  static inline typename Isa::Float load(const T* p) {
+    return Isa::load(p);
+  }
+  template <class T>
+  static inline void store(T* p, typename Isa::Float x) {
+    Isa::store(p, x);
+  }
 };
 
 // The first `count` lanes; the others read 0 and are not written.
 template <class Isa>
 struct PartOfRegister {
   int64_t count;
-  inline typename Isa::Float load(const float* p) const { return load_part<Isa>(p, count); }
-  inline void store(float* p, typename Isa::Float x) const {
-    float padded[Isa::kLanes];
+  template <class T>
+  inline typename Isa::Float load(const T* p) const {
+    return load_part<Isa>(p, count);
+  }
+  template <class T>
+  inline void store(T* p, typename Isa::Float x) const {
+    T padded[Isa::kLanes];
     Isa::store(padded, x);
-    memcpy(p, padded, static_cast<size_t>(count) * sizeof(float));
+    memcpy(p, padded, static_cast<size_t>(count) * sizeof(T));
   }
 };
+
+// The values as they are once stored as T, which the pointer tells.
+template <class Isa, class T>
+inline typename Isa::Float rounded(typename Isa::Float x, const T*) {
+  if constexpr (sizeof(T) == sizeof(float)) return x;
+  T stored[Isa::kLanes];
+  Isa::store(stored, x);
+  return Isa::load(stored);
+}
+
+// `to` as a pointer of the type of `like`.
+template <class T>
+inline T* typed_like(const T*, void* to) {
+  return static_cast<T*>(to);
+}
 
 // f(i, part) for each register of n values, where `part` loads and stores what lies at i.
 template <class Isa, class F>

@@ -1,10 +1,12 @@
 // The kernel table of one instruction set, from its `Isa` type.
 #pragma once
 
+#include "attention.inl.h"
 #include "embedding.inl.h"
 #include "gates.inl.h"
 #include "gemm.inl.h"
 #include "half.inl.h"
+#include "norm.inl.h"
 #include "probe.inl.h"
 #include "quantize.inl.h"
 
@@ -40,6 +42,12 @@ constexpr Kernels table_of(const char* name) {
   t.bags = &bags<Isa>;
   t.activate = &activate<Isa>;
   t.gates = &gates<Isa>;
+  t.norm = &norm<Isa>;
+  t.softmax = &softmax<Isa>;
+  t.rotary = &rotary<Isa>;
+  t.scores = &scores<Isa>;
+  t.divide = &divide<Isa>;
+  t.pack_transposed = &pack_transposed<Isa>;
   t.peak = &peak<Isa>;
   t.read = &read<Isa>;
   return t;

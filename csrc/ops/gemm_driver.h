@@ -149,6 +149,20 @@ void multiply(const Kernels& kernels, const Source& source, int64_t m, const Pac
   });
 }
 
+// A row of floats, quantized by `p` as it is staged.
+inline StagedRow stage_floats(const Product& product, const void* x, Dtype dtype, int64_t k,
+                              const QParams& p, bool symmetric, int bits, uint8_t* staged,
+                              uint8_t* low) {
+  QuantizeArgs a = quantize_args(p, symmetric, true, bits);
+  a.x = x;
+  a.dtype = dtype;
+  a.k = k;
+  a.q = staged;
+  a.low = low;
+  product.quantize_staged(a);
+  return {p.scale, p.zero_point + a.shift};
+}
+
 // Rows of floats that are quantized as they are staged.
 struct FloatRows {
   const Kernels& kernels;
@@ -162,14 +176,7 @@ struct FloatRows {
   StagedRow stage(const Product& product, int64_t m, uint8_t* staged, uint8_t* low) const {
     const char* x = rows.data + m * rows.stride;
     const QParams p = whole.has_value() ? *whole : scheme.choose(kernels.range(x, dtype, rows.k));
-    QuantizeArgs a = quantize_args(p, scheme.symmetric, true, scheme.bits);
-    a.x = x;
-    a.dtype = dtype;
-    a.k = rows.k;
-    a.q = staged;
-    a.low = low;
-    product.quantize_staged(a);
-    return {p.scale, p.zero_point + a.shift};
+    return stage_floats(product, x, dtype, rows.k, p, scheme.symmetric, scheme.bits, staged, low);
   }
 };
 

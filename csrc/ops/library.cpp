@@ -50,6 +50,33 @@ STABLE_TORCH_LIBRARY(dynquant, m) {
       "embedding_bag(Tensor indices, Tensor rows, Tensor qparams, int bits, int dim, "
       "ScalarType dtype, Tensor? offsets=None, Tensor? per_sample_weights=None, int mode=0, "
       "bool include_last_offset=False, int padding_idx=-1) -> Tensor");
+  m.def("activation(Tensor x, int function) -> Tensor");
+  m.def("layer_norm(Tensor x, Tensor? weight=None, Tensor? bias=None, float eps=1e-05) -> Tensor");
+  m.def("rms_norm(Tensor x, Tensor? weight=None, float eps=1e-06) -> Tensor");
+  m.def("softmax(Tensor x) -> Tensor");
+  const std::string ends =
+      "Tensor? residual=None, int norm_before=0, Tensor? norm_before_weight=None, "
+      "Tensor? norm_before_bias=None, float norm_before_eps=0., int norm_after=0, "
+      "Tensor? norm_after_weight=None, Tensor? norm_after_bias=None, float norm_after_eps=0., "
+      "bool per_token=True, bool symmetric=False, int activation_bits=8) -> Tensor";
+  m.def(("feed_forward(Tensor x, Tensor packed_up, Tensor weight_scale_up, Tensor? bias_up, "
+         "Tensor? packed_gate, Tensor? weight_scale_gate, Tensor? bias_gate, Tensor packed_down, "
+         "Tensor weight_scale_down, Tensor? bias_down, int activation, int split=0, " +
+         ends)
+            .c_str());
+  m.def("rotary(Tensor x, Tensor cos, Tensor sin) -> Tensor");
+  m.def(
+      "scaled_dot_product(Tensor query, Tensor key, Tensor value, Tensor? mask=None, "
+      "Tensor? position_bias=None, bool is_causal=False, float? scale=None, "
+      "bool integers=True) -> Tensor");
+  m.def(("attention(Tensor x, Tensor packed_q, Tensor weight_scale_q, Tensor? bias_q, "
+         "Tensor? packed_k, Tensor? weight_scale_k, Tensor? bias_k, Tensor? packed_v, "
+         "Tensor? weight_scale_v, Tensor? bias_v, Tensor packed_out, Tensor weight_scale_out, "
+         "Tensor? bias_out, int heads, int kv_heads, Tensor? mask=None, "
+         "Tensor? position_bias=None, bool is_causal=False, float? scale=None, Tensor? cos=None, "
+         "Tensor? sin=None, bool integers=True, " +
+         ends)
+            .c_str());
   m.def("linear_half(Tensor x, Tensor half_weight, Tensor? bias=None) -> Tensor");
   m.def("linear_half.inference(Tensor x, Tensor half_weight, Tensor? bias=None) -> Tensor");
   constexpr const char* kLstm =
@@ -115,6 +142,14 @@ STABLE_TORCH_LIBRARY_IMPL(dynquant, CPU, m) {
   ops.add<&dynquant::quantize_embedding>("quantize_embedding");
   ops.add<&dynquant::embedding>("embedding");
   ops.add<&dynquant::embedding_bag>("embedding_bag");
+  ops.add<&dynquant::activation>("activation");
+  ops.add<&dynquant::layer_norm>("layer_norm");
+  ops.add<&dynquant::rms_norm>("rms_norm");
+  ops.add<&dynquant::softmax>("softmax");
+  ops.add<&dynquant::feed_forward>("feed_forward");
+  ops.add<&dynquant::rotary>("rotary");
+  ops.add<&dynquant::scaled_dot_product>("scaled_dot_product");
+  ops.add<&dynquant::attention>("attention");
   ops.add<&dynquant::linear_half>("linear_half", "linear_half.inference");
   ops.add<&dynquant::lstm_dynamic>("lstm_dynamic", "lstm_dynamic.inference");
   ops.add<&dynquant::gru_dynamic>("gru_dynamic", "gru_dynamic.inference");

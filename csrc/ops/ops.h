@@ -33,6 +33,46 @@ Tensor linear_dynamic(const Tensor& x, const Tensor& packed, const Tensor& weigh
                       const std::optional<Tensor>& bias, bool per_token, bool symmetric,
                       int64_t activation_bits);
 
+Activation check_activation(int64_t function, const char* name);
+Tensor activation(const Tensor& x, int64_t function);
+Tensor layer_norm(const Tensor& x, const std::optional<Tensor>& weight,
+                  const std::optional<Tensor>& bias, double eps);
+Tensor rms_norm(const Tensor& x, const std::optional<Tensor>& weight, double eps);
+Tensor softmax(const Tensor& x);
+Tensor feed_forward(const Tensor& x, const Tensor& packed_up, const Tensor& weight_scale_up,
+                    const std::optional<Tensor>& bias_up, const std::optional<Tensor>& packed_gate,
+                    const std::optional<Tensor>& weight_scale_gate,
+                    const std::optional<Tensor>& bias_gate, const Tensor& packed_down,
+                    const Tensor& weight_scale_down, const std::optional<Tensor>& bias_down,
+                    int64_t activation, int64_t split, const std::optional<Tensor>& residual,
+                    int64_t norm_before, const std::optional<Tensor>& norm_before_weight,
+                    const std::optional<Tensor>& norm_before_bias, double norm_before_eps,
+                    int64_t norm_after, const std::optional<Tensor>& norm_after_weight,
+                    const std::optional<Tensor>& norm_after_bias, double norm_after_eps,
+                    bool per_token, bool symmetric, int64_t activation_bits);
+
+Tensor rotary(const Tensor& x, const Tensor& cos, const Tensor& sin);
+Tensor scaled_dot_product(const Tensor& query, const Tensor& key, const Tensor& value,
+                          const std::optional<Tensor>& mask,
+                          const std::optional<Tensor>& position_bias, bool is_causal,
+                          std::optional<double> scale, bool integers);
+Tensor attention(const Tensor& x, const Tensor& packed_q, const Tensor& weight_scale_q,
+                 const std::optional<Tensor>& bias_q, const std::optional<Tensor>& packed_k,
+                 const std::optional<Tensor>& weight_scale_k, const std::optional<Tensor>& bias_k,
+                 const std::optional<Tensor>& packed_v, const std::optional<Tensor>& weight_scale_v,
+                 const std::optional<Tensor>& bias_v, const Tensor& packed_out,
+                 const Tensor& weight_scale_out, const std::optional<Tensor>& bias_out,
+                 int64_t heads, int64_t kv_heads, const std::optional<Tensor>& mask,
+                 const std::optional<Tensor>& position_bias, bool is_causal,
+                 std::optional<double> scale, const std::optional<Tensor>& cos,
+                 const std::optional<Tensor>& sin, bool integers,
+                 const std::optional<Tensor>& residual, int64_t norm_before,
+                 const std::optional<Tensor>& norm_before_weight,
+                 const std::optional<Tensor>& norm_before_bias, double norm_before_eps,
+                 int64_t norm_after, const std::optional<Tensor>& norm_after_weight,
+                 const std::optional<Tensor>& norm_after_bias, double norm_after_eps,
+                 bool per_token, bool symmetric, int64_t activation_bits);
+
 Tensor linear_half(const Tensor& x, const Tensor& half_weight, const std::optional<Tensor>& bias);
 
 std::tuple<Tensor, Tensor> quantize_embedding(const Tensor& weight, int64_t bits);

@@ -79,8 +79,8 @@ Array<float> activate(const std::string& isa, const std::string& function, const
   }
   Array<float> y(x.size());
   const FloatEnv env;
-  kernels_of(isa).activate({function == "tanh" ? Activation::tanh : Activation::sigmoid, x.data(),
-                            x.size(), y.mutable_data()});
+  kernels_of(isa).activate({function == "tanh" ? Activation::tanh : Activation::sigmoid, Dtype::f32,
+                            x.data(), nullptr, x.size(), y.mutable_data()});
   return y;
 }
 

@@ -404,11 +404,119 @@ void test_activate(const Kernels& kernels, int64_t n, std::mt19937& random) {
     x.push_back(random() % 4 == 0 ? special[random() % 9] : real(random));
   for (int tanh = 0; tanh < 2; ++tanh) {
     std::vector<float> y = x;
-    kernels.activate({tanh ? Activation::tanh : Activation::sigmoid, y.data(), n, y.data()});
+    kernels.activate({tanh ? Activation::tanh : Activation::sigmoid, Dtype::f32, y.data(), nullptr,
+                      n, y.data()});
     for (int64_t i = 0; i < n; ++i) {
       expect(same(y[i], tanh ? tanh_of(x[i]) : sigmoid_of(x[i])), kernels.name,
              tanh ? "tanh" : "sigmoid", i, n, 0);
     }
+  }
+}
+
+float gelu_of(float x) {
+  const float above = x != x ? x : std::fmax(-5.27f, x), z = above > 5.27f ? 5.27f : above;
+  const float u = z * z, u2 = u * u, half = 0.5f * above;
+  const auto polynomial = [&](const float (&c)[6]) {
+    return (c[0] + c[1] * u) + u2 * ((c[2] + c[3] * u) + u2 * (c[4] + c[5] * u));
+  };
+  const float p = polynomial({0.797884524f, 0.0650876686f, 0.00921719335f, 3.13707569e-4f,
+                              1.28155862e-5f, 4.94628267e-8f});
+  const float q = polynomial(
+      {1.0f, 0.248241633f, 0.0279262662f, 1.81715842e-3f, 7.04933846e-5f, 1.25886993e-6f});
+  return half + ((half * z) * p) / q;
+}
+
+// The sum of a row in 16 partial sums.
+float row_sum(const std::vector<float>& x) {
+  float partial[16] = {};
+  for (size_t i = 0; i < x.size(); ++i) partial[i % 16] += x[i];
+  for (int step = 8; step > 0; step /= 2) {
+    for (int j = 0; j < step; ++j) partial[j] += partial[j + step];
+  }
+  return partial[0];
+}
+
+float exp_below_zero(float x) {
+  const Exp e(x != x ? x : std::fmax(-88.0f, x));
+  return e.scale + e.scale * e.p;
+}
+
+void test_rows_of_blocks(const Kernels& kernels, int64_t n, std::mt19937& random) {
+  std::normal_distribution<float> real(0.5f, 3.0f);
+  const auto drawn = [&] {
+    std::vector<float> values;
+    for (int64_t i = 0; i < n; ++i) values.push_back(real(random));
+    return values;
+  };
+  const auto check_rows = [&](const std::vector<float>& y, const auto& expected, const char* what) {
+    for (int64_t i = 0; i < n; ++i) expect(same(y[i], expected(i)), kernels.name, what, i, n, 0);
+  };
+  const std::vector<float> x = drawn(), by = drawn(), weight = drawn(), bias = drawn();
+  std::vector<float> y(x.size());
+  kernels.activate({Activation::gelu, Dtype::f32, x.data(), by.data(), n, y.data()});
+  check_rows(y, [&](int64_t i) { return gelu_of(x[i]) * by[i]; }, "gelu and a product");
+
+  std::vector<float> sum, distance, squares;
+  for (int64_t i = 0; i < n; ++i) sum.push_back(by[i] + x[i]);
+  const float count = static_cast<float>(n), mean = row_sum(sum) / count;
+  for (float value : sum) distance.push_back(value - mean);
+  for (float value : distance) squares.push_back(value * value);
+  const float inverse = 1.0f / std::sqrt(row_sum(squares) / count + 0.25f);
+  kernels.norm({Norm::layer, Dtype::f32, x.data(), by.data(), n, weight.data(), bias.data(), 0.25f,
+                y.data()});
+  check_rows(
+      y, [&](int64_t i) { return distance[i] * inverse * weight[i] + bias[i]; }, "layer norm");
+
+  float most = -INFINITY;
+  for (float value : x) most = std::fmax(most, value);
+  std::vector<float> p;
+  for (float value : x) p.push_back(exp_below_zero(value - most));
+  const float total = row_sum(p);
+  kernels.softmax({Dtype::f32, x.data(), n, y.data()});
+  check_rows(y, [&](int64_t i) { return p[i] / total; }, "softmax");
+  kernels.divide({x.data(), n, 3.0f, Dtype::f32, y.data()});
+  check_rows(y, [&](int64_t i) { return x[i] / 3.0f; }, "quotient");
+
+  const size_t filled = static_cast<size_t>(ceil_div(n, kPartials) * kPartials);
+  std::vector<float> scores = x, added = by;
+  scores.resize(filled, NAN), added.resize(filled, 0.0f);
+  const ScoresResult result =
+      kernels.scores({scores.data(), n, -0.5f, {added.data(), nullptr}, weight.data()});
+  most = -INFINITY;
+  for (int64_t i = 0; i < n; ++i) most = std::fmax(most, x[i] * -0.5f + by[i]);
+  float hi = 0.0f;
+  for (int64_t i = 0; i < n; ++i) {
+    p[i] = exp_below_zero(x[i] * -0.5f + by[i] - most);
+    hi = std::fmax(hi, p[i] * weight[i]);
+    expect(same(scores[i], p[i] * weight[i]), kernels.name, "scores", i, n, 0);
+  }
+  expect(same(result.sum, row_sum(p)) && same(result.range.hi, hi) && !result.range.has_nan,
+         kernels.name, "sum and range of scores", 0, n, 0);
+
+  const int64_t half = n / 2;
+  kernels.rotary({Dtype::f32, x.data(), 2 * half, weight.data(), bias.data(), y.data()});
+  for (int64_t i = 0; i < half; ++i) {
+    const int64_t j = half + i;
+    expect(same(y[i], x[i] * weight[i] - x[j] * bias[i]) &&
+               same(y[j], x[j] * weight[j] + x[i] * bias[j]),
+           kernels.name, "rotary", i, n, 0);
+  }
+}
+
+// Packing rows as their transpose is packing what was transposed before, but for the column sums.
+void test_pack_transposed(const Kernels& kernels, int64_t n, int64_t k, std::mt19937& random) {
+  std::vector<int8_t> rows(static_cast<size_t>(n * k)), transposed(rows.size());
+  for (int8_t& value : rows) value = static_cast<int8_t>(random() % 255 - 127);
+  for (int64_t i = 0; i < n * k; ++i) transposed[i % k * n + i / k] = rows[i];
+  std::vector<int8_t> packed(static_cast<size_t>(packed_bytes(k, n)));
+  std::vector<int8_t> panels(static_cast<size_t>(panels_of(k) * panel_bytes(n)));
+  kernels.pack_transposed({rows.data(), k, n, k, panels.data()});
+  for (int64_t p = 0; p < panels_of(k); ++p) {
+    pack_panel(transposed.data(), n, k, n, p, packed.data());
+    const int64_t sums = kPanelColumns * kGroup, at = p * panel_bytes(n);
+    expect(std::memcmp(packed.data() + kHeaderBytes + at + sums, panels.data() + at + sums,
+                       static_cast<size_t>(panel_bytes(n) - sums)) == 0,
+           kernels.name, "transposed panel", p, n, k);
   }
 }
 
@@ -525,6 +633,9 @@ void test_kernels(const Kernels& kernels) {
   for (int64_t n = 0; n < 70; ++n) {
     test_activate(kernels, n, random);
     test_gates(kernels, n, random);
+    test_rows_of_blocks(kernels, n, random);
+    test_pack_transposed(kernels, n, 30, random);
+    test_pack_transposed(kernels, n, 70, random);
   }
   test_activate(kernels, 100000, random);
 }

@@ -1,0 +1,149 @@
+// Layer norm, RMS norm and softmax of a row, written once over an `Isa` type.
+//
+// Every sum over a row is 16 partial sums, of which number j takes the values j, j + 16, ... in
+// turn; then j takes in j + 8, j + 4, j + 2, j + 1. So the bits are the same on every instruction
+// set.
+#pragma once
+
+#include <math.h>
+
+#include "activate.inl.h"
+#include "kernels.h"
+#include "quantize.inl.h"
+#include "registers.inl.h"
+
+namespace dynquant {
+namespace {
+
+template <class Isa>
+class RowSum {
+ public:
+  static constexpr int kParts = static_cast<int>(kPartials) / Isa::kLanes;
+
+  inline RowSum() {
+    for (typename Isa::Float& part : sums_) part = Isa::set(0.0f);
+  }
+  // Takes in value number 16 * i + part * kLanes and those that follow it.
+  inline void add(int part, typename Isa::Float values) {
+    sums_[part] = Isa::add_float(sums_[part], values);
+  }
+  inline float total() {
+    for (int step = kParts / 2; step > 0; step /= 2) {
+      for (int i = 0; i < step; ++i) sums_[i] = Isa::add_float(sums_[i], sums_[i + step]);
+    }
+    return Isa::reduce_add(sums_[0]);
+  }
+
+ private:
+  typename Isa::Float sums_[kParts];
+};
+
+// The sum of f(value) over a row.
+template <class Isa, class T, class F>
+inline float sum_over(const T* x, int64_t n, F f) {
+  RowSum<Isa> sum;
+  int64_t i = 0;
+  for (; i + kPartials <= n; i += kPartials) {
+    for (int part = 0; part < RowSum<Isa>::kParts; ++part) {
+      sum.add(part, f(Isa::load(x + i + part * Isa::kLanes)));
+    }
+  }
+  if (i < n) {
+    T values[kPartials] = {};
+    float terms[kPartials];
+    memcpy(values, x + i, static_cast<size_t>(n - i) * sizeof(T));
+    for (int64_t j = 0; j < kPartials; j += Isa::kLanes) {
+      Isa::store(terms + j, f(Isa::load(values + j)));
+    }
+    for (int64_t j = n - i; j < kPartials; ++j) terms[j] = 0.0f;
+    for (int part = 0; part < RowSum<Isa>::kParts; ++part) {
+      sum.add(part, Isa::load(terms + part * Isa::kLanes));
+    }
+  }
+  return sum.total();
+}
+
+// Before the weight: (x - mean) / sqrt(variance + eps), or x / sqrt(mean square + eps).
+struct Centre {
+  float mean;
+  float inverse;
+};
+
+template <class Isa, class T>
+inline Centre centre_of(const NormArgs& a, const T* x) {
+  using Float = typename Isa::Float;
+  const float count = static_cast<float>(a.n);
+  float mean = 0.0f;
+  if (a.norm == Norm::layer) mean = sum_over<Isa>(x, a.n, [](Float v) { return v; }) / count;
+  const Float centre = Isa::set(mean);
+  const float squares = sum_over<Isa>(x, a.n, [&](Float v) {
+    const Float distance = Isa::sub_float(v, centre);
+    return Isa::mul(distance, distance);
+  });
+  return {mean, 1.0f / sqrtf(squares / count + a.eps)};
+}
+
+template <class Isa, class T>
+inline void norm_row(const NormArgs& a, const T* x, T* y) {
+  using Float = typename Isa::Float;
+  if (a.residual != nullptr) {
+    const T* residual = static_cast<const T*>(a.residual);
+    each_register<Isa>(a.n, [&](int64_t i, auto part) {
+      part.store(y + i, Isa::add_float(part.load(residual + i), part.load(x + i)));
+    });
+    x = y;
+  }
+  if (a.norm == Norm::none) {
+    if (x != y) memcpy(y, x, static_cast<size_t>(a.n) * sizeof(T));
+    return;
+  }
+  const Centre centre = centre_of<Isa>(a, x);
+  const Float mean = Isa::set(centre.mean), inverse = Isa::set(centre.inverse);
+  each_register<Isa>(a.n, [&](int64_t i, auto part) {
+    Float value = Isa::mul(Isa::sub_float(part.load(x + i), mean), inverse);
+    if (a.weight != nullptr) value = Isa::mul(value, part.load(a.weight + i));
+    if (a.bias != nullptr) value = Isa::add_float(value, part.load(a.bias + i));
+    part.store(y + i, value);
+  });
+}
+
+template <class Isa>
+void norm(const NormArgs& a) {
+  with_type(a.x, a.dtype, [&](const auto* x) { norm_row<Isa>(a, x, typed_like(x, a.y)); });
+}
+
+// The largest value, NaN left out; -Inf where there is none.
+template <class Isa, class T>
+inline float greatest(const T* x, int64_t n) {
+  typename Isa::Float most = Isa::set(-INFINITY);
+  int64_t i = 0;
+  for (; i + Isa::kLanes <= n; i += Isa::kLanes) most = Isa::max(Isa::load(x + i), most);
+  float result = Isa::reduce_max(most);
+  for (; i < n; ++i) result = widen(x[i]) > result ? widen(x[i]) : result;
+  return result;
+}
+
+// exp(x) for x <= 0 or NaN; below -88 it is 0, as exp(-88) is.
+template <class Isa>
+inline typename Isa::Float exp_of(typename Isa::Float x) {
+  return SplitExp<Isa>(Isa::max(Isa::set(-88.0f), x)).value();
+}
+
+template <class Isa, class T>
+inline void softmax_row(const SoftmaxArgs& a, const T* x, T* y) {
+  using Float = typename Isa::Float;
+  const Float most = Isa::set(greatest<Isa>(x, a.n));
+  const auto exp_from_most = [&](Float v) { return exp_of<Isa>(Isa::sub_float(v, most)); };
+  const Float sum = Isa::set(sum_over<Isa>(x, a.n, exp_from_most));
+  each_register<Isa>(a.n, [&](int64_t i, auto part) {
+    part.store(y + i, Isa::div(exp_from_most(part.load(x + i)), sum));
+  });
+}
+
+template <class Isa>
+void softmax(const SoftmaxArgs& a) {
+  with_type(a.x, a.dtype, [&](const auto* x) { softmax_row<Isa>(a, x, typed_like(x, a.y)); });
+}
+
+}  // namespace
+}  // namespace dynquant

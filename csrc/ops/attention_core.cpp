@@ -1,0 +1,293 @@
+#include "attention_core.h"
+
+#include <cmath>
+#include <cstring>
+
+#include "../cpu/convert.h"
+#include "../cpu/pack.h"
+
+namespace dynquant {
+namespace {
+
+int64_t filled_up(int64_t n) { return ceil_div(n, kPartials) * kPartials; }
+
+template <class T>
+void gather(const char* row, int64_t stride, int64_t n, float* to) {
+  for (int64_t i = 0; i < n; ++i) {
+    T value;
+    std::memcpy(&value, row + i * stride, sizeof value);
+    to[i] = widen(value);
+  }
+}
+
+}  // namespace
+
+Added::Added(const Tensor& given, const char* name, bool may_be_bool, const int64_t (&shape)[4])
+    : holder_(given) {
+  if (may_be_bool) {
+    check_tensor(given, name,
+                 {ScalarType::Bool, ScalarType::Float, ScalarType::BFloat16, ScalarType::Half});
+  } else {
+    check_float(given, name);
+  }
+  is_bool_ = given.scalar_type() == ScalarType::Bool;
+  if (!is_bool_) dtype_ = check_float(given, name);
+  check(given.dim() == 4, name, " must have four dimensions [B, H, L, S], got ", ShapeOf(given));
+  const int64_t bytes = static_cast<int64_t>(given.element_size());
+  for (int64_t d = 0; d < 4; ++d) {
+    check(given.size(d) == shape[d] || given.size(d) == 1, name, " must spread to [", shape[0],
+          ", ", shape[1], ", ", shape[2], ", ", shape[3], "], got ", ShapeOf(given));
+    strides_[d] = given.size(d) == 1 ? 0 : given.stride(d) * bytes;
+  }
+  data_ = static_cast<const char*>(given.const_data_ptr());
+}
+
+void Added::widen(const Kernels& kernels, const char* row, int64_t n, float* to) const {
+  if (is_bool_) {
+    for (int64_t i = 0; i < n; ++i) to[i] = row[i * strides_[3]] != 0 ? 0.0f : -INFINITY;
+  } else if (strides_[3] == (dtype_ == Dtype::f32 ? 4 : 2)) {
+    kernels.widen(row, dtype_, n, to);
+  } else if (dtype_ == Dtype::f32) {
+    gather<float>(row, strides_[3], n, to);
+  } else if (dtype_ == Dtype::bf16) {
+    gather<Bfloat16>(row, strides_[3], n, to);
+  } else {
+    gather<Half>(row, strides_[3], n, to);
+  }
+  std::fill(to + n, to + filled_up(n), 0.0f);
+}
+
+// What a thread needs for one key-value head and a block of rows of one head.
+struct AttentionCore::Memory {
+  int64_t block;         // rows of a block at most
+  int64_t score_stride;  // values between rows of scores
+  float *scores, *results, *sums;
+  Range* ranges;
+  float* added[2];
+  // In integers: the key as a packed weight [S, D], the value as one [D, S].
+  int8_t* rows;
+  int8_t *keys, *values;
+  float *key_scale, *value_scale;
+  // In floats: the value as a weight [D, S], the query's rows.
+  float *transposed, *queries;
+};
+
+// Which rows `Memory::added` holds.
+struct AttentionCore::Rowed {
+  const char* row[2] = {nullptr, nullptr};
+};
+
+AttentionCore::AttentionCore(const Kernels& kernels, Dtype dtype, const AttentionShape& shape,
+                             const std::optional<Tensor>& mask,
+                             const std::optional<Tensor>& position_bias, bool is_causal,
+                             std::optional<double> scale, bool integers)
+    : kernels_(kernels),
+      dtype_(dtype),
+      bytes_(dtype == Dtype::f32 ? 4 : 2),
+      shape_(shape),
+      causal_(is_causal),
+      integers_(integers) {
+  const int64_t wanted[4] = {shape.batch, shape.heads, shape.rows, shape.keys};
+  if (position_bias.has_value()) added_[0].emplace(*position_bias, "position_bias", false, wanted);
+  if (mask.has_value()) added_[1].emplace(*mask, "mask", true, wanted);
+  const double usual = 1.0 / std::sqrt(static_cast<double>(shape.dim));
+  scale_ = static_cast<float>(scale.value_or(usual));
+  check(std::isfinite(scale_), "scale must be finite, got ", scale.value_or(usual));
+}
+
+void AttentionCore::prepare_integers(const Heads& key, const Heads& value, int64_t b,
+                                     int64_t kv_head, const Memory& memory) const {
+  const int64_t s = shape_.keys, d = shape_.dim;
+  const auto quantize = [&](const Heads& from, float* scale) {
+    for (int64_t j = 0; j < s; ++j) {
+      const char* x = from.at(b, j, kv_head);
+      const QParams p = choose_qparams(kernels_.range(x, dtype_, d), true, 8);
+      QuantizeArgs a = quantize_args(p, true, false, 8);
+      a.x = x;
+      a.dtype = dtype_;
+      a.k = d;
+      a.q = reinterpret_cast<uint8_t*>(memory.rows + j * d);
+      kernels_.quantize(a);
+      scale[j] = p.scale;
+    }
+  };
+  quantize(key, memory.key_scale);
+  for (int64_t p = 0; p < panels_of(s); ++p) {
+    pack_panel(memory.rows, d, s, d, p, memory.keys - kHeaderBytes);
+  }
+  quantize(value, memory.value_scale);
+  kernels_.pack_transposed({memory.rows, d, s, d, memory.values});
+}
+
+void AttentionCore::prepare_floats(const Heads& value, int64_t b, int64_t kv_head,
+                                   const Memory& memory) const {
+  for (int64_t j = 0; j < shape_.keys; ++j) {
+    kernels_.widen(value.at(b, j, kv_head), dtype_, shape_.dim, memory.queries);
+    for (int64_t i = 0; i < shape_.dim; ++i) {
+      memory.transposed[i * shape_.keys + j] = memory.queries[i];
+    }
+  }
+}
+
+namespace {
+
+const ActivationScheme kEachQuery(true, false, 8, "bits");
+
+// Rows of probabilities times the values' scales, whose ranges are known.
+struct ProbabilityRows {
+  const float* rows;
+  int64_t stride;
+  const Range* ranges;
+  int64_t k;
+
+  int64_t bytes() const { return 1; }
+  StagedRow stage(const Product& product, int64_t m, uint8_t* staged, uint8_t* low) const {
+    return stage_floats(product, rows + m * stride, Dtype::f32, k,
+                        choose_qparams(ranges[m], false, 8), false, 8, staged, low);
+  }
+};
+
+}  // namespace
+
+void AttentionCore::attend_rows(const Heads& query, const Heads& key, const Heads& out, int64_t b,
+                                int64_t head, int64_t begin, int64_t end, const Memory& memory,
+                                Rowed& added) const {
+  const int64_t m = end - begin, d = shape_.dim, stride = memory.score_stride;
+  // Keys behind the last row's own count for nothing.
+  const int64_t s = causal_ ? std::min(shape_.keys, end) : shape_.keys;
+  const Product& product = product_for(kernels_, m);
+  const auto multiply_integers = [&](const auto& source, const Packed& weight,
+                                     const float* weight_scale, bool per_channel, float* to,
+                                     int64_t to_stride) {
+    EpilogueArgs epilogue = {};
+    epilogue.weight_scale = weight_scale;
+    epilogue.per_channel = per_channel;
+    epilogue.out = to;
+    epilogue.out_dtype = Dtype::f32;
+    epilogue.out_stride = to_stride;
+    StagedBlock(product, source, weight.k, 0, m, Purpose::head_rows).multiply(weight, epilogue);
+  };
+  const auto multiply_floats = [&](const float* x, int64_t x_stride, int64_t k, const void* weight,
+                                   Dtype weight_dtype, int64_t weight_stride, int64_t n, float* to,
+                                   int64_t to_stride) {
+    kernels_.half_gemm({x, x_stride, m, weight, weight_dtype, weight_stride, k, 0, n, nullptr, to,
+                        Dtype::f32, to_stride});
+  };
+
+  if (integers_) {
+    const Rows rows = rows_at(query.at(b, begin, head), m, d, query.row_stride);
+    multiply_integers(FloatRows{kernels_, rows, dtype_, kEachQuery, std::nullopt},
+                      Packed{memory.keys, s, d}, memory.key_scale, true, memory.scores, stride);
+  } else {
+    for (int64_t r = 0; r < m; ++r) {
+      kernels_.widen(query.at(b, begin + r, head), dtype_, d, memory.queries + r * d);
+    }
+    const int64_t kv_head = head / (shape_.heads / shape_.kv_heads);
+    multiply_floats(memory.queries, d, d, key.at(b, 0, kv_head), dtype_, key.row_stride / bytes_, s,
+                    memory.scores, stride);
+  }
+
+  for (int64_t r = 0; r < m; ++r) {
+    ScoresArgs a = {};
+    a.scores = memory.scores + r * stride;
+    a.n = causal_ ? std::min(s, begin + r + 1) : s;
+    a.scale = scale_;
+    for (int i = 0; i < 2; ++i) {
+      if (!added_[i].has_value()) continue;
+      const char* row = added_[i]->row(b, head, begin + r);
+      if (row != added.row[i]) added_[i]->widen(kernels_, row, shape_.keys, memory.added[i]);
+      added.row[i] = row;
+      a.added[i] = memory.added[i];
+    }
+    a.value_scale = integers_ ? memory.value_scale : nullptr;
+    const ScoresResult result = kernels_.scores(a);
+    memory.sums[r] = result.sum;
+    memory.ranges[r] = result.range;
+    std::fill(a.scores + std::min(shape_.keys, filled_up(a.n)), a.scores + shape_.keys, 0.0f);
+  }
+
+  if (integers_) {
+    const float one = 1.0f;
+    // The panels of the values are as long as there are keys; of a single one less may be read.
+    const int64_t read = d <= kPanelColumns ? s : shape_.keys;
+    multiply_integers(ProbabilityRows{memory.scores, stride, memory.ranges, read},
+                      Packed{memory.values, d, read}, &one, false, memory.results, d);
+  } else {
+    // All keys, whatever the block: a value that is not finite counts with p = 0 too.
+    multiply_floats(memory.scores, stride, shape_.keys, memory.transposed, Dtype::f32, shape_.keys,
+                    d, memory.results, d);
+  }
+  for (int64_t r = 0; r < m; ++r) {
+    kernels_.divide(
+        {memory.results + r * d, d, memory.sums[r], dtype_, out.at(b, begin + r, head)});
+  }
+}
+
+void AttentionCore::attend(const Heads& query, const Heads& key, const Heads& value,
+                           const Heads& out, int64_t b, int64_t kv_head, int64_t begin,
+                           int64_t end) const {
+  constexpr int64_t kScoreBytes = 128 * 1024;  // of a block: they wait in the L2 cache
+  const int64_t s = shape_.keys, d = shape_.dim, filled = filled_up(s);
+  Memory memory = {};
+  memory.score_stride = filled + kPartials;
+  memory.block = std::clamp<int64_t>(kScoreBytes / (memory.score_stride * 4), 16, 192);
+  memory.block = std::min(memory.block, end - begin);
+  const int64_t block = memory.block, stride = memory.score_stride;
+  const int64_t key_bytes = integers_ ? panels_of(s) * panel_bytes(d) : 0;
+  const int64_t value_bytes = integers_ ? panels_of(d) * panel_bytes(s) : 0;
+  const int64_t float_values = integers_ ? 0 : d * s, query_values = integers_ ? 0 : block * d;
+  const auto floats = [](int64_t count) { return count * static_cast<int64_t>(sizeof(float)); };
+  const int64_t range_bytes = block * static_cast<int64_t>(sizeof(Range));
+  Pieces pieces(Purpose::attention, {floats(block * stride), floats(block * d), floats(block),
+                                     range_bytes, floats(filled), floats(filled), floats(filled),
+                                     floats(filled), integers_ ? s * d : 0, key_bytes, value_bytes,
+                                     floats(float_values), floats(query_values)});
+  memory.scores = pieces.next<float>(block * stride);
+  memory.results = pieces.next<float>(block * d);
+  memory.sums = pieces.next<float>(block);
+  memory.ranges = pieces.next<Range>(block);
+  for (float*& row : memory.added) row = pieces.next<float>(filled);
+  memory.key_scale = pieces.next<float>(filled);
+  memory.value_scale = pieces.next<float>(filled);
+  memory.rows = pieces.next<int8_t>(integers_ ? s * d : 0);
+  memory.keys = pieces.next<int8_t>(key_bytes);
+  memory.values = pieces.next<int8_t>(value_bytes);
+  memory.transposed = pieces.next<float>(float_values);
+  memory.queries = pieces.next<float>(query_values);
+  if (integers_) {
+    prepare_integers(key, value, b, kv_head, memory);
+  } else {
+    prepare_floats(value, b, kv_head, memory);
+  }
+  Rowed added;
+  const int64_t group = shape_.heads / shape_.kv_heads, blocks = ceil_div(end - begin, block);
+  for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
+    for (int64_t i = 0; i < blocks; ++i) {
+      attend_rows(query, key, out, b, head, begin + (end - begin) * i / blocks,
+                  begin + (end - begin) * (i + 1) / blocks, memory, added);
+    }
+  }
+}
+
+void AttentionCore::attend_all(const Heads& query, const Heads& key, const Heads& value,
+                               const Heads& out) const {
+  const int64_t pairs = shape_.batch * shape_.kv_heads, threads = num_threads();
+  if (pairs == 0 || shape_.rows == 0) return;
+  // Multiply-adds below which another thread is not worth waking.
+  constexpr int64_t kWorthAThread = 1 << 19;
+  const int64_t products = shape_.heads / shape_.kv_heads * shape_.rows * shape_.keys * shape_.dim;
+  const int64_t parts = std::clamp<int64_t>(pairs * products / kWorthAThread, 1, threads);
+  // Parts of the rows repeat the work on the keys: only where there are too few heads.
+  const int64_t row_parts = parts <= pairs ? 1 : std::min(shape_.rows, ceil_div(parts, pairs));
+  const int64_t items = pairs * row_parts;
+  run_tasks(std::min(parts, items), [&](int64_t part) {
+    const int64_t tasks = std::min(parts, items);
+    for (int64_t item = items * part / tasks; item < items * (part + 1) / tasks; ++item) {
+      const int64_t pair = item / row_parts, piece = item % row_parts;
+      attend(query, key, value, out, pair / shape_.kv_heads, pair % shape_.kv_heads,
+             shape_.rows * piece / row_parts, shape_.rows * (piece + 1) / row_parts);
+    }
+  });
+}
+
+}  // namespace dynquant

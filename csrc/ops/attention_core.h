@@ -1,0 +1,77 @@
+// Scores, softmax and values of attention, one (sequence, key-value head) after the other.
+#pragma once
+
+#include <optional>
+
+#include "block.h"
+
+namespace dynquant {
+
+// Vectors of a head: [B, rows, heads, D], D next to each other. Strides are in bytes.
+struct Heads {
+  char* data;
+  int64_t batch_stride, row_stride, head_stride;
+
+  char* at(int64_t b, int64_t row, int64_t head) const {
+    return data + b * batch_stride + row * row_stride + head * head_stride;
+  }
+};
+
+// What is added to the scores: a tensor of four dimensions that spreads to [B, H, L, S]. bool says
+// which keys are attended to: 0 or -Inf.
+class Added {
+ public:
+  Added(const Tensor& given, const char* name, bool may_be_bool, const int64_t (&shape)[4]);
+
+  const char* row(int64_t b, int64_t h, int64_t i) const {
+    return data_ + b * strides_[0] + h * strides_[1] + i * strides_[2];
+  }
+  // The row of n values as fp32, filled up to kPartials.
+  void widen(const Kernels& kernels, const char* row, int64_t n, float* to) const;
+
+ private:
+  Tensor holder_;
+  const char* data_;
+  bool is_bool_;
+  Dtype dtype_ = Dtype::f32;
+  int64_t strides_[4];  // in bytes; 0 where it spreads
+};
+
+struct AttentionShape {
+  int64_t batch, rows, keys, heads, kv_heads, dim;
+};
+
+class AttentionCore {
+ public:
+  AttentionCore(const Kernels& kernels, Dtype dtype, const AttentionShape& shape,
+                const std::optional<Tensor>& mask, const std::optional<Tensor>& position_bias,
+                bool is_causal, std::optional<double> scale, bool integers);
+
+  // Everything of one key-value head, for the rows [begin, end) of the queries, in the calling
+  // thread. `out` may not be one of the others.
+  void attend(const Heads& query, const Heads& key, const Heads& value, const Heads& out, int64_t b,
+              int64_t kv_head, int64_t begin, int64_t end) const;
+
+  // All of it, on all threads.
+  void attend_all(const Heads& query, const Heads& key, const Heads& value, const Heads& out) const;
+
+ private:
+  struct Memory;
+  struct Rowed;
+
+  void prepare_integers(const Heads& key, const Heads& value, int64_t b, int64_t kv_head,
+                        const Memory& memory) const;
+  void prepare_floats(const Heads& value, int64_t b, int64_t kv_head, const Memory& memory) const;
+  void attend_rows(const Heads& query, const Heads& key, const Heads& out, int64_t b, int64_t head,
+                   int64_t begin, int64_t end, const Memory& memory, Rowed& added) const;
+
+  const Kernels& kernels_;
+  const Dtype dtype_;
+  const int64_t bytes_;
+  const AttentionShape shape_;
+  std::optional<Added> added_[2];  // in this order: position_bias, mask
+  const bool causal_, integers_;
+  float scale_;
+};
+
+}  // namespace dynquant

@@ -1,0 +1,399 @@
+// rotary, scaled_dot_product and attention.
+#include "attention_core.h"
+#include "ops.h"
+
+namespace dynquant {
+namespace {
+
+constexpr ColumnNames kQuery = {"packed_q", "weight_scale_q", "bias_q"};
+constexpr ColumnNames kKey = {"packed_k", "weight_scale_k", "bias_k"};
+constexpr ColumnNames kValue = {"packed_v", "weight_scale_v", "bias_v"};
+constexpr ColumnNames kOut = {"packed_out", "weight_scale_out", "bias_out"};
+
+// x[B, rows, heads, D] as it lies in memory, copied where the values of a head do not lie together.
+struct HeadsOf {
+  Tensor holder;
+  Heads heads;
+
+  HeadsOf(const Tensor& x, const char* name) : holder(x) {
+    check(x.dim() == 4, name, " must have four dimensions [B, rows, heads, D], got ", ShapeOf(x));
+    if (x.size(3) > 1 && x.stride(3) != 1) holder = torch::stable::contiguous(x);
+    const int64_t bytes = static_cast<int64_t>(x.element_size());
+    heads = {static_cast<char*>(const_cast<void*>(holder.const_data_ptr())),
+             holder.stride(0) * bytes, holder.stride(1) * bytes, holder.stride(2) * bytes};
+  }
+};
+
+Heads heads_at(char* data, int64_t batch_bytes, int64_t row_bytes, int64_t head_bytes) {
+  return {data, batch_bytes, row_bytes, head_bytes};
+}
+
+// The angles of a rotary embedding: cos and sin [B, L, R] or [L, R], in fp32.
+class Angles {
+ public:
+  Angles(const Tensor& cos, const Tensor& sin, int64_t batch, int64_t rows, int64_t dim)
+      : cos_(dense(cos, "cos", batch, rows, dim)), sin_(dense(sin, "sin", batch, rows, dim)) {
+    check(cos.dim() == sin.dim() && cos.size(-1) == sin.size(-1) && cos.size(0) == sin.size(0),
+          "cos and sin must have one shape, got ", ShapeOf(cos), " and ", ShapeOf(sin));
+    dim_ = cos_.size(cos_.dim() - 1);
+    rows_ = rows;
+    const bool each = cos_.dim() == 3 && cos_.size(0) > 1;
+    batch_stride_ = each ? rows * dim_ : 0;
+    cos_data_ = static_cast<const float*>(cos_.const_data_ptr());
+    sin_data_ = static_cast<const float*>(sin_.const_data_ptr());
+  }
+
+  int64_t dim() const { return dim_; }
+
+  // Turns the first values of a head; y may be x.
+  void turn(const Kernels& kernels, Dtype dtype, int64_t b, int64_t row, const void* x,
+            void* y) const {
+    const int64_t at = b * batch_stride_ + row * dim_;
+    kernels.rotary({dtype, x, dim_, cos_data_ + at, sin_data_ + at, y});
+  }
+
+ private:
+  static Tensor dense(const Tensor& t, const char* name, int64_t batch, int64_t rows, int64_t dim) {
+    check_float(t, name);
+    const bool fits = t.dim() == 2 || (t.dim() == 3 && (t.size(0) == batch || t.size(0) == 1));
+    check(fits && t.size(t.dim() - 2) == rows, name, " must have the shape [", rows, ", R] or [",
+          batch, ", ", rows, ", R], got ", ShapeOf(t));
+    const int64_t turned = t.size(t.dim() - 1);
+    check(turned > 0 && turned % 2 == 0 && turned <= dim, name,
+          " must turn an even number of values of a head of ", dim, ", got ", ShapeOf(t));
+    const Tensor widened =
+        t.scalar_type() == ScalarType::Float ? t : torch::stable::to(t, ScalarType::Float);
+    return widened.is_contiguous() ? widened : torch::stable::contiguous(widened);
+  }
+
+  Tensor cos_, sin_;
+  const float *cos_data_, *sin_data_;
+  int64_t dim_, rows_, batch_stride_;
+};
+
+void check_kv_heads(int64_t heads, int64_t kv_heads) {
+  check(kv_heads > 0 && heads % kv_heads == 0,
+        "the heads of the query must be a multiple of those of key and value, got ", heads, " and ",
+        kv_heads);
+}
+
+void check_keys(int64_t keys, bool integers) {
+  check(!integers || keys <= kMaxK, "key has ", keys, " rows, more than ", kMaxK,
+        ", beyond which int32 sums may overflow; integers=False takes them");
+}
+
+}  // namespace
+
+Tensor rotary(const Tensor& x, const Tensor& cos, const Tensor& sin) {
+  const Dtype dtype = check_float(x, "x");
+  const HeadsOf in(x, "x");
+  const int64_t batch = x.size(0), rows = x.size(1), count = x.size(2), dim = x.size(3);
+  const Angles angles(cos, sin, batch, rows, dim);
+  const Kernels& kernels = kernels_in_use();
+  Tensor y = empty({batch, rows, count, dim}, x.scalar_type());
+  char* out = static_cast<char*>(y.mutable_data_ptr());
+  const int64_t bytes = static_cast<int64_t>(y.element_size());
+  run_rows(batch * rows, count * dim * 4, [&](int64_t m) {
+    for (int64_t h = 0; h < count; ++h) {
+      const char* from = in.heads.at(m / rows, m % rows, h);
+      char* to = out + (m * count + h) * dim * bytes;
+      std::copy(from, from + dim * bytes, to);
+      angles.turn(kernels, dtype, m / rows, m % rows, to, to);
+    }
+  });
+  return y;
+}
+
+Tensor scaled_dot_product(const Tensor& query, const Tensor& key, const Tensor& value,
+                          const std::optional<Tensor>& mask,
+                          const std::optional<Tensor>& position_bias, bool is_causal,
+                          std::optional<double> scale, bool integers) {
+  const Dtype dtype = check_float(query, "query");
+  check_tensor(key, "key", {query.scalar_type()});
+  check_tensor(value, "value", {query.scalar_type()});
+  const HeadsOf q(query, "query"), k(key, "key"), v(value, "value");
+  const AttentionShape shape = {query.size(0), query.size(1), key.size(1),
+                                query.size(2), key.size(2),   query.size(3)};
+  check(shape.dim > 0, "query must have D > 0, got ", ShapeOf(query));
+  check(key.size(0) == shape.batch && key.size(3) == shape.dim, "key must have the shape [",
+        shape.batch, ", S, KV, ", shape.dim, "], like query, got ", ShapeOf(key));
+  for (int64_t d = 0; d < 4; ++d) {
+    check(value.size(d) == key.size(d), "value must have the shape of key, got ", ShapeOf(value));
+  }
+  check(shape.keys > 0, "key must have a row at least, got ", ShapeOf(key));
+  check_kv_heads(shape.heads, shape.kv_heads);
+  check_keys(shape.keys, integers);
+  const AttentionCore core(kernels_in_use(), dtype, shape, mask, position_bias, is_causal, scale,
+                           integers);
+  Tensor out = empty({shape.batch, shape.rows, shape.heads, shape.dim}, query.scalar_type());
+  const int64_t head = shape.dim * static_cast<int64_t>(out.element_size());
+  core.attend_all(q.heads, k.heads, v.heads,
+                  heads_at(static_cast<char*>(out.mutable_data_ptr()),
+                           shape.rows * shape.heads * head, shape.heads * head, head));
+  return out;
+}
+
+namespace {
+
+// Self attention from x to the output projection, residual and norm. Query, key and value of a row
+// lie one after the other in a buffer: `width` values.
+class SelfAttention {
+ public:
+  SelfAttention(const Tensor& x, Int8Product query, std::optional<Int8Product> key,
+                std::optional<Int8Product> value, Int8Product out, int64_t heads, int64_t kv_heads,
+                const std::optional<Tensor>& mask, const std::optional<Tensor>& position_bias,
+                bool is_causal, std::optional<double> scale, const std::optional<Tensor>& cos,
+                const std::optional<Tensor>& sin, bool integers,
+                const std::optional<Tensor>& residual, RowNorm before, RowNorm after,
+                const ActivationScheme& scheme)
+      : kernels_(kernels_in_use()),
+        dtype_(check_float(x, "x")),
+        bytes_(static_cast<int64_t>(x.element_size())),
+        type_(x.scalar_type()),
+        rows_(rows_of(x, "x")),
+        query_(std::move(query)),
+        key_(std::move(key)),
+        value_(std::move(value)),
+        output_(std::move(out)),
+        shape_(shape_of(x, heads, kv_heads)),
+        width_((shape_.heads + 2 * shape_.kv_heads) * shape_.dim),
+        core_(kernels_, dtype_, shape_, mask, position_bias, is_causal, scale, integers),
+        before_(std::move(before)),
+        after_(std::move(after)),
+        scheme_(scheme) {
+    check_keys(shape_.keys, integers);
+    check(cos.has_value() == sin.has_value(), "cos and sin must both be given or neither");
+    if (cos.has_value()) angles_.emplace(*cos, *sin, shape_.batch, shape_.rows, shape_.dim);
+    if (residual.has_value()) {
+      residual_ = rows_of(checked_residual(*residual, x, output_.n()), "residual");
+    }
+    y_ = empty(leading_shape(x, output_.n()), type_);
+    out_ = static_cast<char*>(y_.mutable_data_ptr());
+  }
+
+  Tensor run() {
+    if (rows_.m == 0 || output_.n() == 0) return y_;
+    const Product& product = product_for(kernels_, rows_.m);
+    const int64_t threads = num_threads();
+    // Whole sequences for each thread, where there are enough and they are alike in work.
+    if (scheme_.per_token &&
+        (threads == 1 || shape_.batch % threads == 0 || shape_.batch >= kManySequences * threads)) {
+      run_sequences(product, threads);
+    } else {
+      run_phases();
+    }
+    return y_;
+  }
+
+ private:
+  static constexpr int64_t kManySequences = 8;
+  static constexpr int64_t kSequenceRows = 192;
+
+  AttentionShape shape_of(const Tensor& x, int64_t heads, int64_t kv_heads) const {
+    check(x.dim() == 3, "x must have three dimensions [B, L, K], got ", ShapeOf(x));
+    check(heads > 0 && heads <= kMaxK, "heads must lie in [1, ", kMaxK, "], got ", heads);
+    check(kv_heads > 0 && heads % kv_heads == 0,
+          "kv_heads must be positive and divide heads = ", heads, ", got ", kv_heads);
+    check(x.size(2) == query_.k(), "x must have K = ", query_.k(),
+          " as its last dimension, like packed_q, got ", ShapeOf(x));
+    check(key_.has_value() == value_.has_value(),
+          "packed_k and packed_v must both be given or neither");
+    const int64_t parts = key_.has_value() ? heads : heads + 2 * kv_heads;
+    check(query_.n() > 0 && query_.n() % parts == 0, "packed_q must have N, a multiple of ", parts,
+          ", got ", query_.n());
+    const int64_t dim = query_.n() / parts;
+    for (const std::optional<Int8Product>* part : {&key_, &value_}) {
+      if (!part->has_value()) continue;
+      check((*part)->n() == kv_heads * dim && (*part)->k() == query_.k(), (*part)->name,
+            " must have the shape [", kv_heads * dim, ", ", query_.k(), "], got [", (*part)->n(),
+            ", ", (*part)->k(), "]");
+    }
+    check(output_.k() == heads * dim, "packed_out must have K = ", heads * dim, ", got ",
+          output_.k());
+    return {x.size(0), x.size(1), x.size(1), heads, kv_heads, dim};
+  }
+
+  // Where key and value begin in a row, in values.
+  int64_t key_at() const { return shape_.heads * shape_.dim; }
+  int64_t value_at() const { return key_at() + shape_.kv_heads * shape_.dim; }
+
+  // f(product, the first column that it gives) for each of the products of x.
+  template <class F>
+  void each_product(const F& f) const {
+    f(query_, 0);
+    if (!key_.has_value()) return;
+    f(*key_, key_at());
+    f(*value_, value_at());
+  }
+
+  Heads heads_in(char* buffer, int64_t first, int64_t width) const {
+    const int64_t row = width * bytes_;
+    return {buffer + first * bytes_, shape_.rows * row, row, shape_.dim * bytes_};
+  }
+
+  // Turns query and key of one row; m counts the rows of x.
+  void turn(char* row, int64_t m) const {
+    if (!angles_.has_value()) return;
+    for (int64_t h = 0; h < shape_.heads + shape_.kv_heads; ++h) {
+      char* head = row + h * shape_.dim * bytes_;
+      angles_->turn(kernels_, dtype_, m / shape_.rows, m % shape_.rows, head, head);
+    }
+  }
+
+  const char* input_row(int64_t m) const { return rows_.data + m * rows_.stride; }
+  char* output_row(int64_t m) const { return out_ + m * output_.n() * bytes_; }
+
+  void finish(int64_t m) const {
+    const char* residual =
+        residual_.has_value() ? residual_->data + m * residual_->stride : nullptr;
+    if (residual == nullptr && after_.is_none()) return;
+    after_.apply(kernels_, dtype_, output_row(m), residual, output_row(m));
+  }
+
+  FloatRows source(const Rows& rows) const {
+    return {kernels_, rows, dtype_, scheme_, scheme_.whole(kernels_, rows, dtype_)};
+  }
+
+  // Every task takes sequences of its own, several where they are short.
+  void run_sequences(const Product& product, int64_t threads) const {
+    const int64_t most = std::max<int64_t>(1, kSequenceRows / shape_.rows);
+    const int64_t parts = std::min(threads, shape_.batch);
+    run_tasks(parts, [&](int64_t part) {
+      const int64_t first = shape_.batch * part / parts, last = shape_.batch * (part + 1) / parts;
+      const int64_t blocks = ceil_div(last - first, most);
+      for (int64_t i = 0; i < blocks; ++i) {
+        run_block(product, first + (last - first) * i / blocks,
+                  first + (last - first) * (i + 1) / blocks);
+      }
+    });
+  }
+
+  // The sequences [begin, end).
+  void run_block(const Product& product, int64_t begin, int64_t end) const {
+    const int64_t l = shape_.rows, m = (end - begin) * l, first = begin * l;
+    const int64_t context = key_at();
+    const int64_t normed_bytes = before_.is_none() ? 0 : m * rows_.k * bytes_;
+    Pieces pieces(Purpose::block, {m * width_ * bytes_, m * context * bytes_, normed_bytes});
+    char* buffer = pieces.next(m * width_ * bytes_);
+    char* contexts = pieces.next(m * context * bytes_);
+    Rows in = rows_at(const_cast<char*>(input_row(first)), m, rows_.k, rows_.stride);
+    if (!before_.is_none()) {
+      char* normed = pieces.next(normed_bytes);
+      for (int64_t r = 0; r < m; ++r) {
+        before_.apply(kernels_, dtype_, input_row(first + r), nullptr,
+                      normed + r * rows_.k * bytes_);
+      }
+      in = rows_at(normed, m, rows_.k, rows_.k * bytes_);
+    }
+    for_each_block(m, rows_.k, product.row_multiple, [&](int64_t from, int64_t to) {
+      const StagedBlock staged(product, source(in), rows_.k, from, to - from, Purpose::staged_rows);
+      each_product([&](const Int8Product& by, int64_t column) {
+        staged.multiply(by.weight,
+                        by.to(buffer + (from * width_ + column) * bytes_, width_, dtype_));
+      });
+    });
+    for (int64_t r = 0; r < m; ++r) turn(buffer + r * width_ * bytes_, first + r);
+    // Heads of the block's first sequence on, numbered as in the whole batch: masks want that.
+    const int64_t behind = begin * l;
+    const Heads query = heads_in(buffer - behind * width_ * bytes_, 0, width_);
+    const Heads key = heads_in(buffer - behind * width_ * bytes_, key_at(), width_);
+    const Heads value = heads_in(buffer - behind * width_ * bytes_, value_at(), width_);
+    const Heads out = heads_in(contexts - behind * context * bytes_, 0, context);
+    for (int64_t b = begin; b < end; ++b) {
+      for (int64_t h = 0; h < shape_.kv_heads; ++h) {
+        core_.attend(query, key, value, out, b, h, 0, l);
+      }
+    }
+    const Rows attended = rows_at(contexts, m, context, context * bytes_);
+    for_each_block(m, context, product.row_multiple, [&](int64_t from, int64_t to) {
+      const StagedBlock staged(product, source(attended), context, from, to - from,
+                               Purpose::staged_rows);
+      staged.multiply(output_.weight, output_.to(output_row(first + from), output_.n(), dtype_));
+    });
+    for (int64_t r = 0; r < m; ++r) finish(first + r);
+  }
+
+  // One step after the other, each on all threads.
+  void run_phases() const {
+    const int64_t m = rows_.m, context = key_at();
+    Rows in = rows_;
+    if (!before_.is_none()) {
+      in.holder = empty({m, rows_.k}, type_);
+      char* normed = static_cast<char*>(in.holder.mutable_data_ptr());
+      in.stride = rows_.k * bytes_;
+      run_rows(m, rows_.k * 8, [&](int64_t r) {
+        before_.apply(kernels_, dtype_, input_row(r), nullptr, normed + r * in.stride);
+      });
+      in.data = normed;
+    }
+    Tensor holder = empty({m, width_}, type_), context_holder = empty({m, context}, type_);
+    char* buffer = static_cast<char*>(holder.mutable_data_ptr());
+    char* contexts = static_cast<char*>(context_holder.mutable_data_ptr());
+    const FloatRows from = source(in);
+    each_product([&](const Int8Product& by, int64_t column) {
+      multiply(kernels_, from, m, by.weight, by.to(buffer + column * bytes_, width_, dtype_),
+               bytes_);
+    });
+    if (angles_.has_value()) {
+      run_rows(m, width_ * 4, [&](int64_t r) { turn(buffer + r * width_ * bytes_, r); });
+    }
+    core_.attend_all(heads_in(buffer, 0, width_), heads_in(buffer, key_at(), width_),
+                     heads_in(buffer, value_at(), width_), heads_in(contexts, 0, context));
+    multiply(kernels_, source(rows_at(contexts, m, context, context * bytes_)), m, output_.weight,
+             output_.to(out_, output_.n(), dtype_), bytes_);
+    run_rows(m, output_.n() * 8, [&](int64_t r) { finish(r); });
+  }
+
+  const Kernels& kernels_;
+  const Dtype dtype_;
+  const int64_t bytes_;
+  const ScalarType type_;
+  const Rows rows_;
+  const Int8Product query_;
+  const std::optional<Int8Product> key_, value_;
+  const Int8Product output_;
+  const AttentionShape shape_;
+  const int64_t width_;
+  const AttentionCore core_;
+  const RowNorm before_, after_;
+  const ActivationScheme scheme_;
+  std::optional<Angles> angles_;
+  std::optional<Rows> residual_;
+  Tensor y_;
+  char* out_;
+};
+
+}  // namespace
+
+Tensor attention(const Tensor& x, const Tensor& packed_q, const Tensor& weight_scale_q,
+                 const std::optional<Tensor>& bias_q, const std::optional<Tensor>& packed_k,
+                 const std::optional<Tensor>& weight_scale_k, const std::optional<Tensor>& bias_k,
+                 const std::optional<Tensor>& packed_v, const std::optional<Tensor>& weight_scale_v,
+                 const std::optional<Tensor>& bias_v, const Tensor& packed_out,
+                 const Tensor& weight_scale_out, const std::optional<Tensor>& bias_out,
+                 int64_t heads, int64_t kv_heads, const std::optional<Tensor>& mask,
+                 const std::optional<Tensor>& position_bias, bool is_causal,
+                 std::optional<double> scale, const std::optional<Tensor>& cos,
+                 const std::optional<Tensor>& sin, bool integers,
+                 const std::optional<Tensor>& residual, int64_t norm_before,
+                 const std::optional<Tensor>& norm_before_weight,
+                 const std::optional<Tensor>& norm_before_bias, double norm_before_eps,
+                 int64_t norm_after, const std::optional<Tensor>& norm_after_weight,
+                 const std::optional<Tensor>& norm_after_bias, double norm_after_eps,
+                 bool per_token, bool symmetric, int64_t activation_bits) {
+  const ActivationScheme scheme(per_token, symmetric, activation_bits, "activation_bits");
+  Int8Product query(packed_q, weight_scale_q, bias_q, kQuery);
+  Int8Product out(packed_out, weight_scale_out, bias_out, kOut);
+  RowNorm before(norm_before, norm_before_weight, norm_before_bias, norm_before_eps, query.k(),
+                 kNormBefore);
+  RowNorm after(norm_after, norm_after_weight, norm_after_bias, norm_after_eps, out.n(),
+                kNormAfter);
+  return SelfAttention(x, std::move(query),
+                       optional_product(packed_k, weight_scale_k, bias_k, kKey),
+                       optional_product(packed_v, weight_scale_v, bias_v, kValue), std::move(out),
+                       heads, kv_heads, mask, position_bias, is_causal, scale, cos, sin, integers,
+                       residual, std::move(before), std::move(after), scheme)
+      .run();
+}
+
+}  // namespace dynquant

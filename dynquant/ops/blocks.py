@@ -1,0 +1,442 @@
+"""The float functions between products, and whole blocks as one op: what tracing and users read.
+
+The schemas and the implementations are in csrc/ops.
+"""
+
+import torch
+
+from dynquant.ops.library import (
+    FLOAT_DTYPES,
+    check_device,
+    check_dtype,
+    columns,
+    fake,
+    leading_shape,
+)
+
+# The numbers of the argument `function` of activation, and `activation` of feed_forward.
+ACTIVATIONS = {
+    "none": 0,
+    "gelu": 1,
+    "gelu_tanh": 2,
+    "silu": 3,
+    "relu": 4,
+    "quick_gelu": 5,
+    "sigmoid": 6,
+    "tanh": 7,
+}
+# The numbers of the arguments norm_before and norm_after.
+NORMS = {"none": 0, "layer": 1, "rms": 2}
+
+
+def _check_activation(name, function):
+    torch._check(
+        0 <= function < len(ACTIVATIONS),
+        lambda: f"{name} must be one of {ACTIVATIONS}, got {function}",
+    )
+
+
+def _check_floats(name, x, *allowed):
+    check_dtype(name, x, *(allowed or FLOAT_DTYPES))
+    leading_shape(name, x)
+
+
+def _tensors(arguments):
+    """Those of an op's arguments that are tensors."""
+    return {name: value for name, value in arguments.items() if isinstance(value, torch.Tensor)}
+
+
+@fake("activation")
+def _(x, function):
+    """An activation function of every value, in fp32, rounded to x's dtype.
+
+    Args:
+        x: fp32, bf16 or fp16 [..., K], any strides.
+        function: 0 none, 1 gelu (x / 2 * (1 + erf(x / sqrt 2)), to 3 units in the last place for
+            x > 0 and 2.5e-7 * max(1, |x|) elsewhere), 2 gelu by tanh, 3 silu, 4 relu, 5 quick_gelu
+            (x * sigmoid(1.702 x)), 6 sigmoid, 7 tanh. dynquant.ops.blocks.ACTIVATIONS has them.
+
+    Returns:
+        A tensor of x's shape and dtype, contiguous.
+
+    Raises:
+        RuntimeError: another dtype, device or function, or a scalar.
+    """
+    _check_floats("x", x)
+    _check_activation("function", function)
+    return x.new_empty(x.shape)
+
+
+def _check_norm_parts(n, eps, weight, bias, prefix=""):
+    _check_values(f"{prefix}weight", weight, n)
+    _check_values(f"{prefix}bias", bias, n)
+    torch._check(eps >= 0, lambda: f"{prefix}eps must not be negative, got {eps}")
+
+
+def _check_values(name, values, n):
+    if values is not None:
+        check_dtype(name, values, *FLOAT_DTYPES)
+        torch._check(
+            values.dim() == 1 and values.shape[0] == n,
+            lambda: f"{name} must have the shape [{n}], got {list(values.shape)}",
+        )
+
+
+@fake("layer_norm")
+def _(x, weight=None, bias=None, eps=1e-5):
+    """(x - mean) / sqrt(variance + eps) * weight + bias over the last dimension, in fp32.
+
+    Sums are 16 partial sums in a fixed order (docs/numerics.md), so the bits are the same on every
+    instruction set.
+
+    Args:
+        x: fp32, bf16 or fp16 [..., K], any strides.
+        weight, bias: fp32, bf16 or fp16 [K], or None.
+        eps: not negative.
+
+    Returns:
+        A tensor of x's shape and dtype, contiguous.
+
+    Raises:
+        RuntimeError: another dtype, device or shape; a negative eps.
+    """
+    check_device(x=x, weight=weight, bias=bias)
+    _check_floats("x", x)
+    _check_norm_parts(x.shape[-1], eps, weight, bias)
+    return x.new_empty(x.shape)
+
+
+@fake("rms_norm")
+def _(x, weight=None, eps=1e-6):
+    """x / sqrt(mean of squares + eps) * weight over the last dimension, in fp32.
+
+    For a norm that multiplies by 1 + w, give that as weight.
+
+    Args:
+        x: fp32, bf16 or fp16 [..., K], any strides.
+        weight: fp32, bf16 or fp16 [K], or None.
+        eps: not negative.
+
+    Returns:
+        A tensor of x's shape and dtype, contiguous.
+
+    Raises:
+        RuntimeError: another dtype, device or shape; a negative eps.
+    """
+    check_device(x=x, weight=weight)
+    _check_floats("x", x)
+    _check_norm_parts(x.shape[-1], eps, weight, None)
+    return x.new_empty(x.shape)
+
+
+@fake("softmax")
+def _(x):
+    """exp(x - max x) / sum over the last dimension, in fp32; a row of -Inf alone gives NaN.
+
+    Args:
+        x: fp32, bf16 or fp16 [..., K], any strides.
+
+    Returns:
+        A tensor of x's shape and dtype, contiguous.
+
+    Raises:
+        RuntimeError: another dtype or device, or a scalar.
+    """
+    _check_floats("x", x)
+    return x.new_empty(x.shape)
+
+
+def _check_norm(name, norm, weight, bias, eps, n):
+    torch._check(norm in NORMS.values(), lambda: f"{name} must be one of {NORMS}, got {norm}")
+    _check_norm_parts(n, eps, weight, bias, f"{name}_")
+
+
+def _check_residual(residual, x, n):
+    if residual is not None:
+        check_dtype("residual", residual, x.dtype)
+        torch._check(
+            residual.shape == (*x.shape[:-1], n),
+            lambda: f"residual must have the shape of the result, got {list(residual.shape)}",
+        )
+
+
+def _columns_of(part, packed, k, weight_scale, bias):
+    """N of a packed weight [N, K], and the checks of what has one value for each column."""
+    try:
+        return columns(packed, k, weight_scale, bias)
+    except RuntimeError as error:
+        raise RuntimeError(f"packed_{part}, weight_scale_{part}, bias_{part}: {error}") from None
+
+
+@fake("feed_forward")
+def _(
+    x,
+    packed_up,
+    weight_scale_up,
+    bias_up,
+    packed_gate,
+    weight_scale_gate,
+    bias_gate,
+    packed_down,
+    weight_scale_down,
+    bias_down,
+    activation,
+    split=0,
+    residual=None,
+    norm_before=0,
+    norm_before_weight=None,
+    norm_before_bias=None,
+    norm_before_eps=0.0,
+    norm_after=0,
+    norm_after_weight=None,
+    norm_after_bias=None,
+    norm_after_eps=0.0,
+    per_token=True,
+    symmetric=False,
+):
+    """norm_after(residual + down(activation(up(norm_before(x))))), all of it in one call.
+
+    With a gate, activation(gate(x)) * up(x). Equal in bits to linear_dynamic, activation, a
+    product, a sum and a norm called one after the other on tensors of x's dtype.
+
+    Args:
+        x: fp32, bf16 or fp16 [..., K], any strides.
+        packed_up, weight_scale_up, bias_up: a packed weight [F, K], its scale, its bias or None.
+        packed_gate, weight_scale_gate, bias_gate: likewise, or None without a gate of its own.
+        packed_down, weight_scale_down, bias_down: a packed weight [N, F] likewise.
+        activation: as `function` of the op activation.
+        split: 0; 1 where packed_up is [2 F, K] and holds the gate and then what it multiplies; 2
+            where it holds them the other way round.
+        residual: [..., N] of x's dtype, or None.
+        norm_before, norm_before_weight, norm_before_bias, norm_before_eps: 0 none, 1 layer norm, 2
+            RMS norm over K, with their arguments as in layer_norm and rms_norm.
+        norm_after, norm_after_weight, norm_after_bias, norm_after_eps: the same over N.
+        per_token, symmetric: as in choose_qparams.
+
+    Returns:
+        [..., N] in x's dtype.
+
+    Raises:
+        RuntimeError: another dtype, device or shape, or a number that is not one of those named.
+    """
+    check_device(**_tensors(locals()))
+    _check_floats("x", x)
+    _check_activation("activation", activation)
+    torch._check(split in (0, 1, 2), lambda: f"split must be 0, 1 or 2, got {split}")
+    hidden = _columns_of("up", packed_up, x.shape[-1], weight_scale_up, bias_up)
+    if packed_gate is not None:
+        _columns_of("gate", packed_gate, x.shape[-1], weight_scale_gate, bias_gate)
+    if split:
+        hidden = hidden // 2
+    n = _columns_of("down", packed_down, hidden, weight_scale_down, bias_down)
+    _check_residual(residual, x, n)
+    _check_norm(
+        "norm_before",
+        norm_before,
+        norm_before_weight,
+        norm_before_bias,
+        norm_before_eps,
+        x.shape[-1],
+    )
+    _check_norm("norm_after", norm_after, norm_after_weight, norm_after_bias, norm_after_eps, n)
+    return x.new_empty((*x.shape[:-1], n))
+
+
+def _check_heads(name, x):
+    torch._check(
+        x.dim() == 4,
+        lambda: f"{name} must have four dimensions [B, rows, heads, D], got {list(x.shape)}",
+    )
+
+
+@fake("rotary")
+def _(x, cos, sin):
+    """Rotary position embedding: x * cos + (-second half of x, first half of x) * sin, in fp32.
+
+    Args:
+        x: fp32, bf16 or fp16 [B, L, H, D], any strides.
+        cos, sin: fp32, bf16 or fp16 [L, R] or [B, L, R], R even and at most D: the first R values
+            of a head are turned, by pairs that lie R / 2 apart.
+
+    Returns:
+        A tensor of x's shape and dtype, contiguous.
+
+    Raises:
+        RuntimeError: another dtype, device or shape.
+    """
+    check_device(x=x, cos=cos, sin=sin)
+    check_dtype("x", x, *FLOAT_DTYPES)
+    _check_heads("x", x)
+    _check_angles(cos, sin, x.shape[1], x.shape[3])
+    return x.new_empty(x.shape)
+
+
+def _check_angles(cos, sin, rows, dim):
+    for name, values in (("cos", cos), ("sin", sin)):
+        check_dtype(name, values, *FLOAT_DTYPES)
+        torch._check(
+            values.dim() in (2, 3) and values.shape[-2] == rows and values.shape[-1] <= dim,
+            lambda name=name, values=values: (
+                f"{name} must have the shape [{rows}, R], R at most {dim}, got {list(values.shape)}"
+            ),
+        )
+
+
+def _check_added(mask, position_bias, shape):
+    for name, values, dtypes in (
+        ("mask", mask, (torch.bool, *FLOAT_DTYPES)),
+        ("position_bias", position_bias, FLOAT_DTYPES),
+    ):
+        if values is None:
+            continue
+        check_dtype(name, values, *dtypes)
+        torch._check(
+            values.dim() == 4
+            and all(one in (1, full) for one, full in zip(values.shape, shape, strict=True)),
+            lambda name=name, values=values: (
+                f"{name} must spread to {list(shape)}, got {list(values.shape)}"
+            ),
+        )
+
+
+@fake("scaled_dot_product")
+def _(
+    query,
+    key,
+    value,
+    mask=None,
+    position_bias=None,
+    is_causal=False,
+    scale=None,
+    integers=True,
+):
+    """Attention of heads: softmax(query @ key.T * scale + position_bias + mask) @ value.
+
+    In integers, a query's vector is quantized asymmetrically, those of key and value symmetrically,
+    each on its own, and so is each row of probabilities times the values' scales; sums are int32,
+    softmax is fp32. docs/numerics.md has every step. A row does not depend on other rows, on other
+    sequences, or on masked keys behind the last one.
+
+    Args:
+        query: fp32, bf16 or fp16 [B, L, H, D], any strides.
+        key, value: [B, S, KV, D] of query's dtype, any strides; KV divides H.
+        mask: bool (True: attended to), or floats that are added; of four dimensions that spread to
+            [B, H, L, S], any strides. A row that is masked as a whole gives NaN, as in torch.
+        position_bias: floats likewise.
+        is_causal: query i attends to the keys up to i.
+        scale: 1 / sqrt(D) where it is None.
+        integers: both products in integers; otherwise in fp32.
+
+    Returns:
+        [B, L, H, D] in query's dtype, contiguous.
+
+    Raises:
+        RuntimeError: another dtype, device or shape; no key; more than 65,536 keys in integers.
+    """
+    check_device(query=query, key=key, value=value, mask=mask, position_bias=position_bias)
+    check_dtype("query", query, *FLOAT_DTYPES)
+    for name, values in (("query", query), ("key", key), ("value", value)):
+        check_dtype(name, values, query.dtype)
+        _check_heads(name, values)
+    batch, rows, heads, dim = query.shape
+    torch._check(
+        key.shape[0] == batch and key.shape[3] == dim and dim > 0,
+        lambda: f"key must have the shape [{batch}, S, KV, {dim}], got {list(key.shape)}",
+    )
+    torch._check(
+        value.shape == key.shape,
+        lambda: f"value must have the shape of key, got {list(value.shape)}",
+    )
+    _check_added(mask, position_bias, (batch, heads, rows, key.shape[1]))
+    return query.new_empty(query.shape)
+
+
+@fake("attention")
+def _(
+    x,
+    packed_q,
+    weight_scale_q,
+    bias_q,
+    packed_k,
+    weight_scale_k,
+    bias_k,
+    packed_v,
+    weight_scale_v,
+    bias_v,
+    packed_out,
+    weight_scale_out,
+    bias_out,
+    heads,
+    kv_heads,
+    mask=None,
+    position_bias=None,
+    is_causal=False,
+    scale=None,
+    cos=None,
+    sin=None,
+    integers=True,
+    residual=None,
+    norm_before=0,
+    norm_before_weight=None,
+    norm_before_bias=None,
+    norm_before_eps=0.0,
+    norm_after=0,
+    norm_after_weight=None,
+    norm_after_bias=None,
+    norm_after_eps=0.0,
+    per_token=True,
+    symmetric=False,
+):
+    """Self attention in one call: projections, heads, output projection, residual and norm.
+
+    norm_after(residual + out(scaled_dot_product(q, k, v))), with q, k and v from norm_before(x),
+    q and k turned by cos and sin where these are given. Equal in bits to linear_dynamic, rotary,
+    scaled_dot_product, a sum and a norm called one after the other on tensors of x's dtype.
+
+    Args:
+        x: fp32, bf16 or fp16 [B, L, K], any strides.
+        packed_q, weight_scale_q, bias_q: a packed weight [heads * D, K], its scale, its bias or
+            None.
+        packed_k, weight_scale_k, bias_k, packed_v, weight_scale_v, bias_v: packed weights
+            [kv_heads * D, K] likewise. Without them packed_q holds the rows of all three, one after
+            the other.
+        packed_out, weight_scale_out, bias_out: a packed weight [N, heads * D] likewise.
+        heads, kv_heads: kv_heads divides heads.
+        mask, position_bias, is_causal, scale, integers: as in scaled_dot_product.
+        cos, sin: as in rotary, or None.
+        residual: [B, L, N] of x's dtype, or None.
+        norm_before, norm_before_weight, norm_before_bias, norm_before_eps: 0 none, 1 layer norm, 2
+            RMS norm over K, with their arguments as in layer_norm and rms_norm.
+        norm_after, norm_after_weight, norm_after_bias, norm_after_eps: the same over N.
+        per_token, symmetric: as in choose_qparams, of the four projections.
+
+    Returns:
+        [B, L, N] in x's dtype.
+
+    Raises:
+        RuntimeError: another dtype, device or shape, or a number that is not one of those named.
+    """
+    check_device(**_tensors(locals()))
+    check_dtype("x", x, *FLOAT_DTYPES)
+    torch._check(x.dim() == 3, lambda: f"x must have three dimensions, got {list(x.shape)}")
+    torch._check(heads > 0, lambda: f"heads must be positive, got {heads}")
+    torch._check(
+        kv_heads > 0 and heads % kv_heads == 0,
+        lambda: f"kv_heads must be positive and divide heads = {heads}, got {kv_heads}",
+    )
+    batch, rows, k = x.shape
+    total = _columns_of("q", packed_q, k, weight_scale_q, bias_q)
+    dim = total // (heads + 2 * kv_heads if packed_k is None else heads)
+    if packed_k is not None:
+        _columns_of("k", packed_k, k, weight_scale_k, bias_k)
+        _columns_of("v", packed_v, k, weight_scale_v, bias_v)
+    n = _columns_of("out", packed_out, heads * dim, weight_scale_out, bias_out)
+    _check_added(mask, position_bias, (batch, heads, rows, rows))
+    if cos is not None:
+        _check_angles(cos, sin, rows, dim)
+    _check_residual(residual, x, n)
+    _check_norm(
+        "norm_before", norm_before, norm_before_weight, norm_before_bias, norm_before_eps, k
+    )
+    _check_norm("norm_after", norm_after, norm_after_weight, norm_after_bias, norm_after_eps, n)
+    return x.new_empty((batch, rows, n))

@@ -1,0 +1,273 @@
+"""rotary, scaled_dot_product and attention: the reference, torch's own, the parts, and masks."""
+
+import numpy as np
+import pytest
+import reference_float
+import torch
+from compare import assert_same, widened
+from drawn import DTYPES
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_ops_blocks import name_of, norm_of, normalized, threads, weights  # noqa: F401
+
+ops = torch.ops.dynquant
+
+
+def heads(rng, batch, rows, count, dim, dtype):
+    """[B, rows, heads, D] in one of the layouts that models have."""
+    values = torch.from_numpy(rng.standard_normal((batch, rows, count, dim)).astype(np.float32))
+    values = values.to(dtype)
+    layout = rng.integers(4)
+    if layout == 1:  # [B, H, rows, D] in memory
+        return values.transpose(1, 2).contiguous().transpose(1, 2)
+    if layout == 2:  # every second value
+        return torch.stack([values, values], -1).flatten(-2)[..., ::2]
+    if layout == 3:  # a part of wider rows
+        return torch.nn.functional.pad(values.flatten(2), (3, 5))[..., 3:-5].unflatten(
+            2, (count, dim)
+        )
+    return values
+
+
+def drawn_mask(rng, shape, may_be_bool=True):
+    """None, or something that spreads to [B, H, L, S] and leaves a key to every query."""
+    if rng.random() < 0.3:
+        return None
+    shape = [size if rng.random() < 0.6 else 1 for size in shape]
+    if may_be_bool and rng.random() < 0.5:
+        mask = torch.from_numpy(rng.random(shape) < 0.7)
+        mask[..., 0] = True
+        return mask
+    mask = rng.standard_normal(shape).astype(np.float32)
+    if rng.random() < 0.5:
+        mask[rng.random(shape) < 0.3] = -np.inf
+        mask[..., 0] = 0
+    return torch.from_numpy(mask).to(DTYPES[rng.integers(3)])
+
+
+def added_rows(mask, batch, head):
+    """What a mask adds to the scores of one head, [L or 1, S or 1]."""
+    if mask is None:
+        return []
+    part = mask[batch if mask.shape[0] > 1 else 0, head if mask.shape[1] > 1 else 0]
+    if part.dtype == torch.bool:
+        return [np.where(part.numpy(), np.float32(0), np.float32(-np.inf))]
+    return [widened(part)]
+
+
+def expected_heads(query, key, value, mask, bias, causal, scale, integers):
+    batch, rows, count, dim = query.shape
+    out = np.zeros(query.shape, np.float32)
+    for b in range(batch):
+        for h in range(count):
+            kv = h // (count // key.shape[2])
+            added = added_rows(bias, b, h) + added_rows(mask, b, h)
+            parts = (widened(part) for part in (query[b, :, h], key[b, :, kv], value[b, :, kv]))
+            out[b, :, h] = reference_float.attention_head(
+                *parts, scale, added, causal, integers, name_of(query.dtype)
+            )
+    return out
+
+
+@settings(max_examples=40)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_scaled_dot_product(isa, threads, seed):  # noqa: F811
+    rng = np.random.default_rng(seed)
+    batch, rows, keys = (
+        int(rng.integers(1, 3)),
+        *(int(rng.choice([1, 2, 15, 16, 17, 33, 70])) for _ in range(2)),
+    )
+    kv = int(rng.choice([1, 2]))
+    count, dim, dtype = (
+        kv * int(rng.choice([1, 2])),
+        int(rng.choice([1, 8, 30, 65])),
+        DTYPES[rng.integers(3)],
+    )
+    query = heads(rng, batch, rows, count, dim, dtype)
+    key, value = (heads(rng, batch, keys, kv, dim, dtype) for _ in range(2))
+    if rng.random() < 0.2:
+        value[0, rng.integers(keys), 0, 0] = np.nan
+    shape = batch, count, rows, keys
+    mask, bias = drawn_mask(rng, shape), drawn_mask(rng, shape, may_be_bool=False)
+    causal, integers = bool(rng.random() < 0.3), bool(rng.random() < 0.6)
+    scale = None if rng.random() < 0.5 else float(rng.choice([0.3, 1.0, 0.0, -2.0]))
+    used = np.float32(1 / np.sqrt(dim)) if scale is None else scale
+    result = ops.scaled_dot_product(query, key, value, mask, bias, causal, scale, integers)
+    assert result.is_contiguous() and result.dtype == dtype
+    with np.errstate(all="ignore"):
+        expected = expected_heads(query, key, value, mask, bias, causal, used, integers)
+    assert_same(result, expected)
+
+
+def torchs(query, key, value, mask=None, causal=False):
+    parts = (part.transpose(1, 2) for part in (query, key, value))
+    return torch.nn.functional.scaled_dot_product_attention(
+        *parts, mask, is_causal=causal, enable_gqa=True
+    ).transpose(1, 2)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("integers", [False, True])
+def test_is_close_to_torch(integers, causal):
+    rng = np.random.default_rng(0)
+    query, key, value = (heads(rng, 2, 300, count, 32, torch.float32) for count in (4, 2, 2))
+    result = ops.scaled_dot_product(query, key, value, None, None, causal, None, integers)
+    exact = torchs(query, key, value, causal=causal)
+    noise = (result - exact).pow(2).mean().sqrt() / exact.pow(2).mean().sqrt()
+    assert noise < (0.02 if integers else 1e-6)
+
+
+@pytest.mark.parametrize("integers", [False, True])
+def test_a_row_that_is_masked_as_a_whole_is_that_of_torch(integers):
+    query, key, value = (torch.randn(2, 5, 3, 8) for _ in range(3))
+    keep = torch.ones(2, 1, 5, 5, dtype=torch.bool)
+    keep[1, 0, 3] = False
+    lowest = torch.where(keep, 0.0, torch.finfo(torch.float32).min)
+    infinite = torch.where(keep, 0.0, -torch.inf)
+    for mask in (keep, infinite):
+        result = ops.scaled_dot_product(query, key, value, mask, integers=integers)
+        masked = result[1, 3]
+        assert masked.isnan().all()
+        assert not result[0].isnan().any() and not result[1, [0, 1, 2, 4]].isnan().any()
+    result = ops.scaled_dot_product(query, key, value, lowest, integers=integers)
+    torch.testing.assert_close(result, torchs(query, key, value, lowest), rtol=0.05, atol=0.05)
+
+
+def test_masks_of_both_kinds_are_alike(isa):
+    rng = np.random.default_rng(1)
+    query, key, value = (heads(rng, 2, 20, 2, 16, torch.float32) for _ in range(3))
+    keep = torch.from_numpy(rng.random((2, 1, 20, 20)) < 0.6)
+    keep[..., 0] = True
+    infinite = torch.where(keep, 0.0, -torch.inf)
+    results = [
+        ops.scaled_dot_product(query, key, value, *arguments)
+        for arguments in ((keep,), (infinite,), (None, infinite), (infinite.bfloat16(),))
+    ]
+    for result in results[1:]:
+        assert_same(result, results[0])
+
+
+def attention_weights(rng, count, kv, dim, k, n, together):
+    if together:
+        parts = [*weights(rng, (count + 2 * kv) * dim, k, True), *[None] * 6]
+    else:
+        parts = [
+            *weights(rng, count * dim, k, True),
+            *weights(rng, kv * dim, k, False),
+            *weights(rng, kv * dim, k, True),
+        ]
+    return [*parts, *weights(rng, n, count * dim, True)]
+
+
+def composed(x, parts, count, kv, options, cos, sin, integers, residual, before, after, schemes):
+    normed = normalized(x, *before)
+    q, k, v = (
+        None if parts[i] is None else ops.linear_dynamic(normed, *parts[i : i + 3], *schemes)
+        for i in (0, 3, 6)
+    )
+    if k is None:
+        dim = q.shape[-1] // (count + 2 * kv)
+        q, k, v = q.split([count * dim, kv * dim, kv * dim], -1)
+    q, k, v = (part.unflatten(-1, (heads, -1)) for part, heads in ((q, count), (k, kv), (v, kv)))
+    if cos is not None:
+        q, k = ops.rotary(q, cos, sin), ops.rotary(k, cos, sin)
+    attended = ops.scaled_dot_product(q, k, v, *options, integers)
+    y = ops.linear_dynamic(attended.flatten(2), *parts[9:], *schemes)
+    return normalized(y if residual is None else residual + y, *after)
+
+
+@settings(max_examples=30)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_attention_is_its_parts(isa, threads, seed):  # noqa: F811
+    rng = np.random.default_rng(seed)
+    batch, rows = int(rng.choice([0, 1, 2, 3, 8])), int(rng.choice([1, 2, 16, 31, 65]))
+    kv, dim, k = int(rng.choice([1, 2])), int(rng.choice([4, 8, 34])), int(rng.choice([9, 64]))
+    count, dtype = kv * int(rng.choice([1, 3])), DTYPES[rng.integers(3)]
+    x = torch.from_numpy(rng.standard_normal((batch, rows, k)).astype(np.float32)).to(dtype)
+    n = k if rng.random() < 0.5 else 70
+    shape = batch, count, rows, rows
+    options = (
+        drawn_mask(rng, shape),
+        drawn_mask(rng, shape, may_be_bool=False),
+        bool(rng.random() < 0.3),
+        None if rng.random() < 0.5 else 0.25,
+    )
+    cos = sin = None
+    if rng.random() < 0.5:
+        lead = [(rows,), (1, rows), (batch, rows)][rng.integers(3)]
+        angles = torch.from_numpy(rng.standard_normal((*lead, dim // 2 * 2)).astype(np.float32))
+        cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    residual = x if n == k and rng.random() < 0.5 else None
+    arguments = (
+        *(x, attention_weights(rng, count, kv, dim, k, n, bool(rng.random() < 0.4)), count, kv),
+        *(options, cos, sin, bool(rng.random() < 0.7), residual),
+        norm_of(rng, k, int(rng.integers(3))),
+        norm_of(rng, n, int(rng.integers(3))),
+        (bool(rng.random() < 0.8), bool(rng.random() < 0.5)),
+    )
+    x, parts, count, kv, options, cos, sin, integers, residual, before, after, schemes = arguments
+    result = ops.attention(
+        *(x, *parts, count, kv, *options, cos, sin, integers, residual),
+        *(*before, *after, *schemes),
+    )
+    assert_same(result, composed(*arguments))
+
+
+@pytest.mark.parametrize("integers", [False, True])
+def test_neither_padding_nor_the_batch_changes_anything(isa, integers):
+    rng = np.random.default_rng(5)
+    parts = attention_weights(rng, 4, 4, 16, 64, 64, False)
+    lengths = [5, 40, 17, 33]
+    x = torch.from_numpy(rng.standard_normal((4, 40, 64)).astype(np.float32))
+    keep = torch.arange(40) < torch.tensor(lengths)[:, None]
+    x[~keep] = 3.0
+    padded = ops.attention(x, *parts, 4, 4, keep[:, None, None, :], integers=integers)
+    for i, length in enumerate(lengths):
+        alone = ops.attention(x[i : i + 1, :length], *parts, 4, 4, integers=integers)
+        assert_same(padded[i, :length], alone[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rotary(isa, dtype):
+    rng = np.random.default_rng(2)
+    for dim, turned in ((2, 2), (34, 34), (64, 64), (80, 32)):
+        x = heads(rng, 2, 7, 3, dim, dtype)
+        angles = torch.from_numpy(rng.standard_normal((2, 7, turned)).astype(np.float32))
+        cos, sin = angles.cos(), angles.sin()
+        spread = (part[:, :, None].numpy() for part in (cos, sin))
+        expected = reference_float.rotary(widened(x), *spread, name_of(dtype))
+        assert_same(ops.rotary(x, cos, sin), expected)
+        assert_same(ops.rotary(x, cos[:1], sin[:1])[0], expected[0])
+        assert_same(ops.rotary(x, cos[0], sin[0])[0], expected[0])
+
+
+class TestErrors:
+    x = torch.randn(2, 5, 3, 8)
+
+    @pytest.mark.parametrize(
+        "changes, text",
+        [
+            ({"key": torch.randn(2, 5, 3, 7)}, "key must have the shape"),
+            ({"key": torch.randn(3, 5, 3, 8)}, "key must have the shape"),
+            ({"key": torch.randn(2, 5, 2, 8), "value": torch.randn(2, 5, 2, 8)}, "multiple"),
+            ({"key": torch.randn(2, 0, 3, 8), "value": torch.randn(2, 0, 3, 8)}, "a row at least"),
+            ({"value": torch.randn(2, 4, 3, 8)}, "value must have the shape of key"),
+            ({"value": torch.randn(2, 5, 3, 8).half()}, "value must have dtype float32"),
+            ({"mask": torch.ones(5, 5)}, "mask must have four dimensions"),
+            ({"mask": torch.ones(2, 2, 5, 5)}, "mask must spread to"),
+            ({"mask": torch.ones(2, 1, 5, 5, dtype=torch.int32)}, "mask must have dtype bool"),
+            ({"position_bias": torch.ones(1, 1, 5, 5, dtype=torch.bool)}, "position_bias must"),
+            ({"scale": float("nan")}, "scale must be finite"),
+        ],
+    )
+    def test_scaled_dot_product(self, changes, text):
+        arguments = {"query": self.x, "key": self.x, "value": self.x} | changes
+        with pytest.raises(RuntimeError, match=text):
+            ops.scaled_dot_product(**arguments)
+
+    def test_rotary(self):
+        for cos in (torch.ones(5, 3), torch.ones(4, 8), torch.ones(3, 5, 8), torch.ones(5, 10)):
+            with pytest.raises(RuntimeError, match="cos must"):
+                ops.rotary(self.x, cos, torch.ones(5, 8))
+        with pytest.raises(RuntimeError, match="cos and sin must have one shape"):
+            ops.rotary(self.x, torch.ones(5, 8), torch.ones(5, 6))
