@@ -11,7 +11,7 @@ import warnings
 import pytest
 import torch
 from compare import assert_same, assert_same_state
-from fused import decibels, fused, randomized
+from fused import decibels, fused, randomized, seen_one_by_one
 from torch import nn
 
 import dynquant
@@ -117,6 +117,28 @@ class TestCall:
             reason in blocks["encoder.layer.0"] and blocks["encoder.layer.0.attention.self"] == ""
         )
         assert decibels(hidden(model), hidden(quantized)) > 25
+
+    @pytest.mark.parametrize(
+        "config",
+        [
+            {"activation": {"bits": 16}},
+            {"activation": {"qscheme": dynquant.per_tensor}},
+            {"activation": {"qscheme": torch.per_tensor_symmetric}},
+        ],
+    )
+    def test_other_schemes(self, config):
+        quantized = dynquant.quantize_dynamic(randomized(bert()), {nn.Linear: config})
+        model = dynquant.fuse(quantized)
+        assert dynquant.fused_blocks(model) == LAYERS
+        assert decibels(hidden(model), hidden(quantized)) > 20
+        assert_same(hidden(seen_one_by_one(copy.deepcopy(model))), hidden(model))
+
+    def test_mixed_schemes_are_left_alone(self):
+        config = {nn.Linear: None, "encoder.layer.0": dynquant.per_channel}
+        config |= {"encoder.layer.0.output": {"activation": {"bits": 16}}}
+        quantized = dynquant.quantize_dynamic(bert(), config)
+        with pytest.warns(UserWarning, match="in different ways"):
+            dynquant.fuse(quantized)
 
     def test_another_device(self, made):
         quantized = copy.deepcopy(made[0]).to("meta")

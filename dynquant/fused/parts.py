@@ -51,7 +51,7 @@ class Parts:
             where anything else is missing.
         linears: the linear layers of both, by name.
         obstacle: what stands against running fused, or "".
-        scheme: how the linear layers quantize their inputs: per_token, symmetric.
+        scheme: how the linear layers quantize their inputs: per_token, symmetric, activation_bits.
         heads, kv_heads: of the attention.
     """
 
@@ -130,9 +130,7 @@ class Parts:
             if type(part) not in _LINEAR:
                 kind = type(part).__name__
                 raise _Obstacle(f"{name} is of type {kind}; dynquant.nn.Linear is fused")
-            if getattr(part, "activation_bits", 8) != 8:
-                raise _Obstacle(f"{name} quantizes its input to {part.activation_bits} bits")
-        schemes = {(part.per_token, part.symmetric) for part in self.linears.values()}
+        schemes = {_scheme(part) for part in self.linears.values()}
         if len(schemes) > 1:
             raise _Obstacle("its linear layers quantize their inputs in different ways")
         self.scheme = schemes.pop()
@@ -203,6 +201,10 @@ class Parts:
 
 class _Obstacle(Exception):
     """Why a block cannot be fused."""
+
+
+def _scheme(linear):
+    return linear.per_token, linear.symmetric, linear.activation_bits
 
 
 def _why(module):
