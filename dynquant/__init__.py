@@ -42,12 +42,15 @@ __all__ = [
 __version__ = version("dynquant")
 
 # Each imports the library that it is for, and is itself imported at its first use.
-_INTEGRATIONS = ("parallel", "torchao", "transformers")
+_INTEGRATIONS = ("compat", "parallel", "torchao", "transformers")
 
 
 def __getattr__(name):
     if name in _INTEGRATIONS:
-        return importlib.import_module(f"dynquant.{name}")
+        try:
+            return importlib.import_module(f"dynquant.{name}")
+        except ImportError as error:  # hasattr() and the like expect an AttributeError
+            raise AttributeError(f"dynquant.{name} cannot be imported: {error}") from error
     raise AttributeError(f"module 'dynquant' has no attribute {name!r}")
 
 

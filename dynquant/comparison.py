@@ -7,7 +7,7 @@ from statistics import median
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from dynquant.nn import DeQuantize, Quantize
 from dynquant.qconfig import EIGHT_BITS
@@ -306,7 +306,8 @@ def _ratios(model, forms, inputs, kwargs, kept=None):
         def hook(module, args, kwargs, output):
             ratios[key].add(output, form(*args, **kwargs))
             if kept is not None:
-                kept.setdefault(key, []).append(output)
+                # What comes after the layer may change its output in place.
+                kept.setdefault(key, []).append(_cloned(output))
 
         return hook
 
@@ -314,6 +315,7 @@ def _ratios(model, forms, inputs, kwargs, kept=None):
         model.get_submodule(name).register_forward_hook(watching(key, form), with_kwargs=True)
         for key, (name, form) in forms.items()
     ]
+    inputs, kwargs = _cloned((inputs, kwargs))
     output = model(*inputs, **kwargs)
     for handle in handles:
         handle.remove()
@@ -333,6 +335,7 @@ def _ratios_in_model(model, layers, inputs, kwargs, kept, wanted):
 
     handles = [layer.register_forward_hook(watching(name)) for name, layer in layers.items()]
     total = _Ratio()
+    inputs, kwargs = _cloned((inputs, kwargs))
     total.add(wanted, model(*inputs, **kwargs))
     for handle in handles:
         handle.remove()
@@ -348,22 +351,35 @@ def _times(model, names, inputs, kwargs):
         layer = model.get_submodule(name)
 
         def start(module, args, name=name):
-            started[name] = time.perf_counter()
+            started[name] = _now()
 
         def stop(module, args, output, name=name):
-            spent[name][-1] += time.perf_counter() - started[name]
+            spent[name][-1] += _now() - started[name]
 
         handles += [layer.register_forward_pre_hook(start), layer.register_forward_hook(stop)]
     totals = []
     for _ in range(REPETITIONS):
         for times in spent.values():
             times.append(0.0)
-        begin = time.perf_counter()
-        model(*inputs, **kwargs)
-        totals.append(time.perf_counter() - begin)
+        arguments, named = _cloned((inputs, kwargs))
+        begin = _now()
+        model(*arguments, **named)
+        totals.append(_now() - begin)
     for handle in handles:
         handle.remove()
     return {name: median(times) for name, times in spent.items()}, median(totals)
+
+
+def _cloned(value):
+    """Every tensor copied: a model may change what it is called with."""
+    return tree_map_only(torch.Tensor, torch.clone, value)
+
+
+def _now():
+    """Seconds, once the GPU has done what it was given."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def _quantized_names(before, after):

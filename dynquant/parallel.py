@@ -64,8 +64,13 @@ class _LinearStyle(ParallelStyle):
             )
         if module.packed.is_meta:
             raise ValueError(f"{name} needs a layer with its weight, not one on the meta device")
+        whole = type(module)
         module.__class__ = self.FORM
-        module._become(device_mesh, self)
+        try:
+            module._become(device_mesh, self)
+        except Exception:
+            module.__class__ = whole
+            raise
         return module
 
 

@@ -112,12 +112,17 @@ def parse_qconfig(config, dtype=torch.qint8, name="qconfig"):
         return QConfig(dtype=config)
     if isinstance(config, Mapping):
         return _from_dict(config, dtype, name)
-    if isinstance(config, tuple) and getattr(config, "_fields", None) == ("activation", "weight"):
+    if is_of_torch(config):
         return _from_dict(_observed(config, name), dtype, name)
     raise TypeError(
         f"{name} is {config!r}; expected a dynquant.QConfig, dynquant.per_channel, per_token or "
         "per_tensor, a dtype, a dict, or a torch QConfig"
     )
+
+
+def is_of_torch(value):
+    """Whether the value is a QConfig of torch's."""
+    return isinstance(value, tuple) and getattr(value, "_fields", None) == ("activation", "weight")
 
 
 def _from_dict(config, dtype, name):

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Mapping
@@ -11,7 +12,9 @@ import torch
 
 from dynquant.comparison import losses
 from dynquant.fused import fuse as fuse_blocks
+from dynquant.qconfig import is_of_torch
 from dynquant.stubs import QuantStub
+from dynquant.swap.copies import copied, in_eval_mode
 from dynquant.swap.own_thread import on_own_thread
 from dynquant.swap.places import replace_modules
 from dynquant.swap.plan import plan_from_attributes, plan_from_spec
@@ -100,7 +103,7 @@ def quantize_dynamic(
     if example_inputs is not None or any(limit is not None for limit in limits.values()):
         made = _made_above(plan, model, example_inputs, limits)
     _show_warnings(plan)
-    model = _carry_out(plan, model, inplace, made)
+    model = _finish(plan, model, inplace, made)
     return fuse_blocks(model, inplace=True) if fuse else model
 
 
@@ -116,7 +119,7 @@ def prepare(
     plan = plan_from_spec(model, qconfig_spec, dtype, mapping, inplace, qconfig)
     _show_warnings(plan)
     if not inplace:
-        model = copy.deepcopy(model)
+        model = copied(model)
     for item in plan.items:
         module = model.get_submodule(item.name)
         if not isinstance(module, QuantStub):
@@ -144,12 +147,25 @@ def convert(model, mapping=None, inplace=False):
     """
     plan = plan_from_attributes(model, mapping, inplace)
     _show_warnings(plan)
-    return _carry_out(plan, model, inplace)
+    return _finish(plan, model, inplace)
 
 
 def _show_warnings(plan):
     for message in plan.warnings:
         warnings.warn(message, UserWarning, stacklevel=3)
+
+
+def _finish(plan, model, inplace, made=None):
+    """Carries the plan out; a model of transformers, when it is saved, says what was quantized."""
+    qconfigs = plan.configs()
+    model = _carry_out(plan, model, inplace, made)
+    if "transformers.modeling_utils" in sys.modules:
+        try:
+            from dynquant.transformers import leave_config
+        except ImportError:  # an older transformers
+            return model
+        leave_config(model, qconfigs)
+    return model
 
 
 # Tensors made in inference mode could not be loaded into later, nor give gradients.
@@ -163,7 +179,7 @@ def _carry_out(plan, model, inplace, made=None):
     # Each float module that is swapped is never copied: the copy finds its quantized form.
     made = _made(list(plan.items)) if made is None else made
     memo = {id(item.module): form for item, form in made}
-    result = copy.deepcopy(model, memo).eval()
+    result = copied(model, memo).eval()
     for item in plan.items:
         _keep_hooks(item.module, memo[id(item.module)], lambda hooks: copy.deepcopy(hooks, memo))
     _prepare_for_others(result)
@@ -265,6 +281,9 @@ def _swap(made, model):
 def _prepare_for_others(model):
     load_fused(model)
     part_from_quantized(model)
+    for module in model.modules():  # torch.ao removes its own as well
+        if is_of_torch(vars(module).get("qconfig")):
+            del module.qconfig
 
 
 def _made(items):
@@ -284,7 +303,8 @@ def _from_float(item, tied_to):
     if item.products is not None:
         offered["products"] = item.products
     given = {key: value for key, value in offered.items() if key in wanted}
-    return item.form.from_float(item.module, **given)
+    with in_eval_mode(item.module):
+        return item.form.from_float(item.module, **given)
 
 
 def _with_progress(items):

@@ -9,6 +9,7 @@ model.save_pretrained(folder)
 model = AutoModel.from_pretrained(folder)
 """
 
+import dataclasses
 import re
 import time
 import warnings
@@ -17,14 +18,15 @@ from itertools import chain
 import regex
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers import __version__ as _version
-from transformers.core_model_loading import WeightRenaming
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from dynquant import nn as quantized
+from dynquant.checkpoint_names import FloatNames, while_loading, while_saving
 from dynquant.nn._module import QuantizedModule
-from dynquant.qconfig import QConfig
+from dynquant.qconfig import DTYPES, QConfig
 from dynquant.quantize import quantize_dynamic
 from dynquant.swap.places import replace_modules
 from dynquant.swap.plan import default_spec, plan_from_spec
@@ -54,6 +56,9 @@ class DynquantConfig(QuantizationConfigMixin):
             lose too much are found on the float model, by dynquant.compare or by
             quantize_dynamic(model, keep_float_below=..., example_inputs=...); the command
             `dynquant quantize --keep-float-below` does both.
+        modules: what dynquant.quantize_dynamic has left: {name of a module, or of a product of one:
+            the fields of its QConfig that are not the default; None: in float}. These modules are
+            quantized, and no others.
         quant_method: "dynquant", which config.json holds.
 
     Raises:
@@ -68,8 +73,12 @@ class DynquantConfig(QuantizationConfigMixin):
         modules_to_not_convert=None,
         quant_method=METHOD,
         activation_bits=8,
+        modules=None,
     ):
         QConfig(weight, activation, symmetric, activation_bits=activation_bits)  # checks them
+        self.modules = modules
+        if modules is not None:
+            self._qconfigs()
         if quant_method != METHOD:
             raise ValueError(f"quant_method is {quant_method!r}; allowed: {METHOD}")
         names = [] if modules_to_not_convert is None else modules_to_not_convert
@@ -91,8 +100,19 @@ class DynquantConfig(QuantizationConfigMixin):
         self.activation_bits = activation_bits
         self.modules_to_not_convert = sorted(names)
 
+    def _qconfigs(self):
+        """The QConfigs of `modules`, by name."""
+        if not isinstance(self.modules, dict):
+            raise TypeError(f"modules is {self.modules!r}; expected a dict from names to configs")
+        try:
+            return {name: _from_fields(fields) for name, fields in self.modules.items()}
+        except (TypeError, ValueError, AttributeError, KeyError) as error:
+            raise ValueError(f"modules holds what is no config of dynquant: {error}") from error
+
     def spec_for(self, model):
         """The qconfig_spec of quantize_dynamic that says the same of `model`."""
+        if self.modules is not None:
+            return self._qconfigs()
         qconfig = QConfig(
             self.weight,
             self.activation,
@@ -133,6 +153,60 @@ def _kept(names, patterns):
             ) from None
 
     return [name for name in names if any(fits(*one, name) for one in compiled)]
+
+
+def _fields_of(qconfig):
+    """What config.json holds of a QConfig; None keeps a module, or a product of it, in float."""
+    if qconfig is None:
+        return None
+    fields = {
+        one.name: getattr(qconfig, one.name)
+        for one in dataclasses.fields(qconfig)
+        if getattr(qconfig, one.name) != one.default
+    }
+    return {key: _DTYPE_NAMES.get(value, value) for key, value in fields.items()}
+
+
+def _from_fields(fields):
+    if fields is None:
+        return None
+    dtypes = {name: dtype for dtype, name in _DTYPE_NAMES.items()}
+    given = {**fields, "dtype": dtypes[fields.get("dtype", _DTYPE_NAMES[torch.qint8])]}
+    return QConfig(**given)
+
+
+_DTYPE_NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in DTYPES}
+
+
+def leave_config(model, qconfigs):
+    """Has models of transformers within `model` say, when they are saved, what is quantized.
+
+    Args:
+        model: what quantize_dynamic has made.
+        qconfigs: the QConfig (None: float) of each module that it has quantized, and of products
+            that have another, by name.
+    """
+    outer = None
+    for prefix, module in model.named_modules():
+        if (
+            outer is not None
+            and prefix.startswith(outer)
+            or not isinstance(module, PreTrainedModel)
+        ):
+            continue
+        outer = f"{prefix}." if prefix else ""
+        own = {
+            name.removeprefix(outer): _fields_of(qconfig)
+            for name, qconfig in qconfigs.items()
+            if name.startswith(outer) and name != prefix
+        }
+        held = getattr(module.config, "quantization_config", None)
+        if held is None and own:
+            held = DynquantConfig(modules={})
+            module.config.quantization_config = held
+            module.hf_quantizer = DynquantQuantizer(held, pre_quantized=True)
+        if isinstance(held, DynquantConfig) and held.modules is not None:
+            held.modules = {**held.modules, **own}
 
 
 def only(name):
@@ -203,7 +277,12 @@ class DynquantQuantizer(HfQuantizer):
 
     def update_weight_conversions(self, weight_conversions, model):
         conversions = super().update_weight_conversions(weight_conversions, model)
-        return [*conversions, _FloatNames()] if self.pre_quantized else conversions
+        if not self.pre_quantized:
+            return conversions
+        names = [
+            f"{name}.{key}" for name, one in self._stand_ins.items() for key in one._parameters
+        ]
+        return while_loading(conversions, names, model.base_model_prefix)
 
     def param_needs_quantization(self, model, param_name, **kwargs):
         return not self.pre_quantized and param_name in self._awaited
@@ -239,15 +318,19 @@ class DynquantQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model, **kwargs):
         if self.pre_quantized:
-            # What is saved again has its own names.
-            own = [one for one in model._weight_conversions if not isinstance(one, _FloatNames)]
-            model._weight_conversions = own
             self._fill_quantized(model)
         else:
             replace_modules(model, {one: one.form for one in self._stand_ins.values()})
             missing = [item.name for key, item in self._awaited.items() if key not in self._found]
             self._keep_float(missing)
             quantize_dynamic(model, self.quantization_config.spec_for(model), inplace=True)
+        names = [
+            f"{name}.{key}"
+            for name, module in model.named_modules()
+            if isinstance(module, QuantizedModule)
+            for key in module.state_dict()
+        ]
+        model._weight_conversions = while_saving(model._weight_conversions, names)
         self._stand_ins = self._awaited = self._floats = self._attentions = None
         return model
 
@@ -263,6 +346,13 @@ class DynquantQuantizer(HfQuantizer):
                 missing.append(name)
             else:
                 raise ValueError(f"the checkpoint has nothing for {name}")
+        has_others = any(isinstance(one, FloatNames) for one in model._weight_conversions)
+        if missing and len(missing) == len(self._stand_ins) and has_others:
+            raise ValueError(
+                f"{type(model).__name__} has other names than the checkpoint, in which modules are "
+                f"quantized: there is nothing for {missing[0]}; load it as the class that its "
+                "config.json names, or with transformers.AutoModel"
+            )
         replace_modules(model, forms)
         self._keep_float(missing)
         for name, module in model.named_modules():
@@ -314,16 +404,6 @@ class _QuantizeOnLoad:
             elif missing_keys is not None:
                 missing_keys.discard(target)
         return kept
-
-
-class _FloatNames(WeightRenaming):
-    """Integers come under the float weight's name, as version 1 of the state dict had them.
-
-    So a float layer finds those that it cannot take.
-    """
-
-    def __init__(self):
-        super().__init__(source_patterns=r"^(.+)_u?int8$", target_patterns=r"\1")
 
 
 class _StandIn(nn.Module):

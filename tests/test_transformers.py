@@ -1,5 +1,6 @@
 """Models of Hugging Face transformers: quantized while loading, saved, and loaded again."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import dynquant
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
+from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers import (  # noqa: E402
     AutoModel,
     AutoModelForCausalLM,
@@ -86,9 +88,32 @@ class TestLoading:
         assert not model.training
         assert_same(output(model), output(expected))
 
-    def test_version_1_is_read(self, bert, tmp_path):
-        from safetensors.torch import load_file, save_file
+    @pytest.mark.parametrize("inplace", [False, True])
+    @pytest.mark.parametrize(
+        "spec",
+        [
+            None,
+            {nn.Linear: dynquant.QConfig("per_tensor", symmetric=True), "pooler": None},
+            {
+                nn.Linear: dynquant.QConfig(dtype=torch.bfloat16),
+                nn.Embedding: dynquant.QConfig(dtype=torch.quint4x2),
+                "encoder.layer.0": dynquant.QConfig(activation="per_tensor"),
+            },
+        ],
+        ids=["default", "one config", "mixed"],
+    )
+    def test_a_model_that_quantize_dynamic_made(self, bert, tmp_path, spec, inplace):
+        model = AutoModel.from_pretrained(bert).eval()
+        made = dynquant.quantize_dynamic(model, spec, inplace=inplace)
+        assert inplace or getattr(model.config, "quantization_config", None) is None
+        made.save_pretrained(tmp_path)
+        again = AutoModel.from_pretrained(tmp_path)
+        assert quantized_names(again) == quantized_names(made)
+        assert_same(output(again), output(made))
+        again.save_pretrained(tmp_path / "again")
+        assert_same(output(AutoModel.from_pretrained(tmp_path / "again")), output(made))
 
+    def test_version_1_is_read(self, bert, tmp_path):
         model = quantized(bert)
         model.save_pretrained(tmp_path)
         file = tmp_path / "model.safetensors"
@@ -165,8 +190,6 @@ class TestRoundTrip:
         assert again.state_dict().keys() == model.state_dict().keys()
 
     def test_the_file_holds_int8(self, bert, tmp_path):
-        from safetensors.torch import load_file
-
         model = quantized(bert)
         model.save_pretrained(tmp_path / "q")
         tensors = load_file(tmp_path / "q" / "model.safetensors")
@@ -212,8 +235,6 @@ class TestRoundTrip:
         assert made.shape == (2, 13)
 
     def test_an_entry_that_is_missing(self, bert, tmp_path):
-        from safetensors.torch import load_file, save_file
-
         model = quantized(bert)
         model.save_pretrained(tmp_path / "q")
         tensors = load_file(tmp_path / "q" / "model.safetensors")
@@ -404,3 +425,64 @@ def test_models_that_look_at_their_weights(name, tmp_path):
         assert_same(first(loaded), given)
     again = saved_and_loaded(loaded, tmp_path / "int8", kind)
     assert_same(first(again), first(loaded))
+
+
+class TestConversions:
+    """Models whose parameters transformers renames, joins and splits while it loads and saves."""
+
+    def tiny(self, kind, auto=AutoModel):
+        torch.manual_seed(0)
+        heads = dict(num_attention_heads=2, num_key_value_heads=2)
+        sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, vocab_size=99)
+        config = transformers.AutoConfig.for_model(kind, **heads, **sizes, eos_token_id=1)
+        return auto.from_config(config)
+
+    @pytest.mark.parametrize(
+        ("kind", "in_float"),
+        [
+            ("nomic_bert", "encoder.layers.1.attn.Wqkv.weight"),
+            ("gte", "encoder.layer.1.attention.qkv_proj.weight"),
+            ("exaone", "layers.1.attn.attention.k_proj.weight"),
+        ],
+    )
+    def test_quantized_modules_keep_their_names(self, kind, in_float, tmp_path):
+        self.tiny(kind).save_pretrained(tmp_path / "float")
+        assert in_float in load_file(tmp_path / "float" / "model.safetensors")
+        expected = dynquant.quantize_dynamic(AutoModel.from_pretrained(tmp_path / "float"))
+        model = quantized(tmp_path / "float")
+        assert_same(output(model), output(expected))
+        for folder in (tmp_path / "int8", tmp_path / "int8 again"):
+            model = saved_and_loaded(model, folder)
+            assert_same(output(model), output(expected))
+            names = load_file(folder / "model.safetensors")
+            assert "layers.1.self_attn.k_proj.weight_int8" in names
+
+    def test_floats_beside_them_are_converted(self, tmp_path):
+        self.tiny("nomic_bert").save_pretrained(tmp_path / "float")
+        config = DynquantConfig(modules_to_not_convert=["layers.0"])
+        model = AutoModel.from_pretrained(tmp_path / "float", quantization_config=config)
+        again = saved_and_loaded(model, tmp_path / "int8")
+        assert_same(output(again), output(model))
+        names = load_file(tmp_path / "int8" / "model.safetensors")
+        assert {"encoder.layers.0.attn.Wqkv.weight", "layers.1.self_attn.q_proj.version"} <= set(
+            names
+        )
+
+    def test_a_head_is_left_out_and_a_copy_saves_the_same(self, tmp_path):
+        self.tiny("nomic_bert", AutoModelForMaskedLM).save_pretrained(tmp_path / "float")
+        model = quantized(tmp_path / "float", AutoModelForMaskedLM)
+        model.save_pretrained(tmp_path / "int8")
+        body = AutoModel.from_pretrained(tmp_path / "int8")
+        with torch.no_grad():
+            assert_same(output(body), model.base_model(ids())[0])
+        again = saved_and_loaded(copy.deepcopy(model), tmp_path / "copy", AutoModelForMaskedLM)
+        assert_same(output(again), output(model))
+
+    def test_a_class_with_other_names(self, tmp_path):
+        self.tiny("exaone").save_pretrained(tmp_path / "float")
+        quantized(tmp_path / "float").save_pretrained(tmp_path / "int8")
+        file = tmp_path / "int8" / "model.safetensors"
+        other = {key.replace("layers.", "blocks."): one for key, one in load_file(file).items()}
+        save_file(other, file, {"format": "pt"})
+        with pytest.raises(ValueError, match=r"there is nothing for layers\.0\..*AutoModel"):
+            AutoModel.from_pretrained(tmp_path / "int8")

@@ -12,6 +12,7 @@ import math
 import signal
 import sys
 import tempfile
+import textwrap
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -66,7 +67,7 @@ def main():
         except Exception as error:
             row = None
             not_built[type(error).__name__] += 1
-            print(f"{kind}: {type(error).__name__}: {str(error)[:150]}", file=sys.stderr)
+            print(f"{kind}: {_short(error)}", file=sys.stderr)
         finally:
             signal.alarm(0)
         if row:
@@ -186,20 +187,39 @@ def output(model, inputs):
 
 
 def round_trip(model, inputs, expected):
-    """What became of it: "equal", or where it stopped."""
-    kind = type(model)
+    """What became of it: "equal", or where it stopped; and whether the float model does, too."""
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            model.save_pretrained(f"{folder}/float")
-            loaded = kind.from_pretrained(f"{folder}/float", quantization_config=DynquantConfig())
-            first = output(loaded, inputs)
-            loaded.save_pretrained(f"{folder}/int8")
-            again = output(kind.from_pretrained(f"{folder}/int8"), inputs)
-        except Exception as error:
-            return f"fails: {_short(error)}"
+        trip = _loaded_and_saved(model, folder, inputs, expected)
+        if trip != "equal":
+            trip = f"{trip} ({_in_float(model, folder, inputs)})"
+    return trip
+
+
+def _loaded_and_saved(model, folder, inputs, expected):
+    try:
+        model.save_pretrained(f"{folder}/float")
+        config = DynquantConfig()
+        loaded = AutoModel.from_pretrained(f"{folder}/float", quantization_config=config)
+        first = output(loaded, inputs)
+        loaded.save_pretrained(f"{folder}/int8")
+        again = output(AutoModel.from_pretrained(f"{folder}/int8"), inputs)
+    except Exception as error:
+        return f"fails: {_short(error)}"
     if not torch.equal(again, first):
         return "other numbers after saving"
     return "equal" if torch.equal(first, expected) else "other numbers after loading"
+
+
+def _in_float(model, folder, inputs):
+    """The control: what the float model's own round trip gives."""
+    try:
+        model.save_pretrained(f"{folder}/control")
+        again = output(AutoModel.from_pretrained(f"{folder}/control"), inputs)
+        return (
+            f"in float: {'equal' if torch.equal(again, output(model, inputs)) else 'other numbers'}"
+        )
+    except Exception as error:
+        return f"in float: fails: {type(error).__name__}"
 
 
 def decibels(wanted, given):
@@ -209,7 +229,7 @@ def decibels(wanted, given):
 
 
 def _short(error):
-    return f"{type(error).__name__}: {str(error).splitlines()[0][:80] if str(error) else ''}"
+    return f"{type(error).__name__}: {textwrap.shorten(str(error), 80, placeholder=' ...')}"
 
 
 if __name__ == "__main__":

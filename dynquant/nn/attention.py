@@ -5,8 +5,10 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.fx import Proxy
 
 from dynquant.nn._checks import check_config, check_parameters
+from dynquant.nn._fx import as_one_call
 from dynquant.nn.linear import Linear, outputs_of
 from dynquant.nn.linear_half import HalfLinear
 from dynquant.qconfig import QConfig, one_of, parse_qconfig
@@ -140,6 +142,19 @@ class MultiheadAttention(nn.Module):
             TypeError: for a mask that is neither bool nor float.
             RuntimeError: for is_causal without attn_mask.
         """
+        if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript compiles conditions whole)
+            if isinstance(query, Proxy):
+                return as_one_call(
+                    self,
+                    query,
+                    key,
+                    value,
+                    key_padding_mask,
+                    need_weights,
+                    attn_mask,
+                    average_attn_weights,
+                    is_causal,
+                )
         batched = query.dim() == 3
         if not torch.jit.is_scripting():
             if query.is_nested or key.is_nested or value.is_nested:

@@ -1,9 +1,11 @@
 """nn.Embedding and nn.EmbeddingBag with tables in 8 or 4 bits."""
 
 import torch
+from torch.fx import Proxy
 
 import dynquant.ops  # noqa: F401 (registers torch.ops.dynquant)
 from dynquant.nn._formats import Table
+from dynquant.nn._fx import as_one_call
 from dynquant.nn._module import QuantizedModule
 
 _embedding = torch.ops.dynquant.embedding.default
@@ -109,6 +111,8 @@ class Embedding(_EmbeddingTable):
                 self.embedding_dim,
                 self.placeholder.dtype,
             )
+        if isinstance(input, Proxy):
+            return as_one_call(self, input)
         return _embedding(input, *self._table())
 
 
@@ -135,6 +139,9 @@ class EmbeddingBag(_EmbeddingTable):
         offsets: torch.Tensor | None = None,
         per_sample_weights: torch.Tensor | None = None,
     ):
+        if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript compiles conditions whole)
+            if isinstance(input, Proxy):
+                return as_one_call(self, input, offsets, per_sample_weights)
         asks = per_sample_weights is not None and per_sample_weights.requires_grad
         if asks and torch.is_grad_enabled():
             raise RuntimeError(

@@ -3,9 +3,11 @@
 from types import SimpleNamespace
 
 import torch
+from torch.fx import Proxy
 from torch.nn.modules.module import _has_any_global_hook
 
 from dynquant.nn._formats import Int8
+from dynquant.nn._fx import as_one_call
 from dynquant.nn._module import QuantizedModule
 from dynquant.nn._torch_ao import with_plain_linear
 from dynquant.nn.quantize import remembered
@@ -119,10 +121,10 @@ class Linear(LinearModule):
     FORMAT = Int8
     DTYPES = Int8.DTYPES
 
-    def forward(self, x):
+    def forward(self, input):
         if torch.jit.is_scripting():
             return torch.ops.dynquant.linear_dynamic(
-                x,
+                input,
                 self.packed,
                 self.weight_scale,
                 self.bias,
@@ -130,16 +132,18 @@ class Linear(LinearModule):
                 self.symmetric,
                 self.activation_bits,
             )
+        if isinstance(input, Proxy):
+            return as_one_call(self, input)
         # nn.Module.__getattr__ would cost 0.4 microseconds for each of these.
         packed = self._buffers["packed"]
         weight_scale = self._buffers["weight_scale"]
         bias = self._parameters["bias"]
-        form = remembered(x)
+        form = remembered(input)
         if form is None:
-            if x.is_nested:  # nn.TransformerEncoder makes such where its first layer is float
-                rows = [self(part) for part in x.unbind()]
-                return torch.nested.as_nested_tensor(rows, layout=x.layout)
-            if x.requires_grad and torch.is_grad_enabled():
+            if input.is_nested:  # nn.TransformerEncoder makes such where its first layer is float
+                rows = [self(part) for part in input.unbind()]
+                return torch.nested.as_nested_tensor(rows, layout=input.layout)
+            if input.requires_grad and torch.is_grad_enabled():
                 linear = _linear_dynamic
             elif torch.compiler.is_compiling() or torch.jit.is_tracing():
                 linear = _linear_without_gradient
@@ -148,14 +152,14 @@ class Linear(LinearModule):
             bits = self.activation_bits
             # Each argument costs 0.2 microseconds.
             if self.per_token and not self.symmetric and bits == 8:
-                return linear(x, packed, weight_scale, bias)
-            return linear(x, packed, weight_scale, bias, self.per_token, self.symmetric, bits)
-        dtype = x.dtype
-        if torch.is_autocast_enabled(x.device.type):
-            dtype = torch.get_autocast_dtype(x.device.type)
+                return linear(input, packed, weight_scale, bias)
+            return linear(input, packed, weight_scale, bias, self.per_token, self.symmetric, bits)
+        dtype = input.dtype
+        if torch.is_autocast_enabled(input.device.type):
+            dtype = torch.get_autocast_dtype(input.device.type)
         arguments = (form.q, form.scale, form.zero_point, packed, weight_scale, bias, dtype)
-        if torch.is_grad_enabled() and x.requires_grad:
-            return _ScaledMM.apply(x, self, arguments)
+        if torch.is_grad_enabled() and input.requires_grad:
+            return _ScaledMM.apply(input, self, arguments)
         return _scaled_mm(*arguments)
 
     @property

@@ -1,9 +1,11 @@
 """nn.Linear with a weight in 16 bits, computed in fp32."""
 
 import torch
+from torch.fx import Proxy
 
 import dynquant.ops  # noqa: F401 (registers torch.ops.dynquant)
 from dynquant.nn._formats import Bits16
+from dynquant.nn._fx import as_one_call
 from dynquant.nn.linear import LinearModule
 
 _linear_half = torch.ops.dynquant.linear_half.default
@@ -34,16 +36,18 @@ class HalfLinear(LinearModule):
     FORMAT = Bits16
     DTYPES = Bits16.DTYPES
 
-    def forward(self, x):
+    def forward(self, input):
         if torch.jit.is_scripting():
-            return torch.ops.dynquant.linear_half(x, self.weight_16bit, self.bias)
+            return torch.ops.dynquant.linear_half(input, self.weight_16bit, self.bias)
+        if isinstance(input, Proxy):
+            return as_one_call(self, input)
         # nn.Module.__getattr__ would cost 0.4 microseconds for each of these.
         weight, bias = self._buffers["weight_16bit"], self._parameters["bias"]
-        if x.is_nested:
-            rows = [self(part) for part in x.unbind()]
-            return torch.nested.as_nested_tensor(rows, layout=x.layout)
-        wants_gradient = x.requires_grad and torch.is_grad_enabled()
-        return (_linear_half if wants_gradient else _linear_without_gradient)(x, weight, bias)
+        if input.is_nested:
+            rows = [self(part) for part in input.unbind()]
+            return torch.nested.as_nested_tensor(rows, layout=input.layout)
+        wants_gradient = input.requires_grad and torch.is_grad_enabled()
+        return (_linear_half if wants_gradient else _linear_without_gradient)(input, weight, bias)
 
     @property
     def weight(self) -> torch.Tensor:

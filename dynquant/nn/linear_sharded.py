@@ -30,9 +30,6 @@ class ShardedLinear(Linear):
 
     def _become(self, mesh, style):
         whole = {key: value for key, value in self._state().items() if key != "version"}
-        self._mesh = mesh
-        self._input_layout, self._output_layout = style._layouts
-        self._use_local_output = style._use_local_output
         local = {
             key: distribute_tensor(
                 value.detach(),
@@ -43,7 +40,11 @@ class ShardedLinear(Linear):
             for key, value in whole.items()
         }
         integers = self._held_form(local["weight_int8"])
-        self._buffers["packed"] = _ops.pack_weight(integers)
+        packed = _ops.pack_weight(integers)  # which may raise: nothing is changed before
+        self._mesh = mesh
+        self._input_layout, self._output_layout = style._layouts
+        self._use_local_output = style._use_local_output
+        self._buffers["packed"] = packed
         self._buffers["weight_scale"] = local["weight_scale"]
         if self.bias is not None:
             self._parameters["bias"] = nn.Parameter(local["bias"], requires_grad=False)
@@ -196,11 +197,11 @@ class ColwiseLinear(ShardedLinear):
 
     PLACEMENTS = {"weight_int8": Shard(0), "weight_scale": Shard(0), "bias": Shard(0)}
 
-    def forward(self, x):
-        wants_gradient = x.requires_grad and torch.is_grad_enabled()
+    def forward(self, input):
+        wants_gradient = input.requires_grad and torch.is_grad_enabled()
         # Each process adds to the gradient of x what comes through its outputs.
         gradient = Partial() if wants_gradient else Replicate()
-        y = super().forward(self._input(x, Replicate(), gradient))
+        y = super().forward(self._input(input, Replicate(), gradient))
         return self._output(y, Shard(-1))
 
 
@@ -217,8 +218,8 @@ class RowwiseLinear(ShardedLinear):
     def _local_part(held):
         return held[:, :-_RANGE_COLUMNS]
 
-    def forward(self, x):
-        x = self._input(x, Shard(-1), Shard(-1))
+    def forward(self, input):
+        x = self._input(input, Shard(-1), Shard(-1))
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         return self._output(_RowwiseProduct.apply(x, self), Replicate())

@@ -6,9 +6,11 @@ from functools import partial
 
 import torch
 from torch import nn
+from torch.fx import Proxy
 
 import dynquant.ops  # noqa: F401 (registers torch.ops.dynquant)
 from dynquant.nn._checks import check_scale
+from dynquant.nn._fx import as_one_call
 from dynquant.nn._move import moved
 from dynquant.nn._script import no_script
 from dynquant.qconfig import (
@@ -134,6 +136,8 @@ class Quantize(nn.Module):
 
     def forward(self, x):
         """x: fp32, bf16 or fp16 [..., K] -> the same shape and dtype."""
+        if isinstance(x, Proxy):
+            return as_one_call(self, x)
         if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
             return self._round(x)
         # A tensor made in inference mode does not count its changes; one made outside does so
@@ -208,4 +212,6 @@ class DeQuantize(nn.Module):
         raise no_script(self, _REMEMBERS)
 
     def forward(self, x):
+        if isinstance(x, Proxy):
+            return as_one_call(self, x)
         return x if remembered(x) is None else x.view_as(x)

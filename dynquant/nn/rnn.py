@@ -7,8 +7,10 @@ from functools import partial
 
 import torch
 from torch import nn
+from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
+from dynquant.nn._fx import as_one_call
 from dynquant.nn._recurrent import Int8Scheme, Recurrent, check_states
 from dynquant.nn._script import no_script
 from dynquant.nn._torch_ao import plain_cell, with_plain_entries
@@ -52,6 +54,8 @@ class RecurrentLayers(Recurrent):
         return [[getattr(self, kind + suffix) for kind in kinds] for suffix in self._suffixes]
 
     def forward(self, input, hx=None):
+        if isinstance(input, Proxy):
+            return as_one_call(self, input, hx)
         if isinstance(input, PackedSequence):
             return self._of_packed(input, hx)
         if input.dim() not in (2, 3):

@@ -4,7 +4,9 @@ from functools import partial
 
 import torch
 from torch import nn
+from torch.fx import Proxy
 
+from dynquant.nn._fx import as_one_call
 from dynquant.nn._recurrent import Int8Scheme, Recurrent, check_states
 from dynquant.nn._script import no_script
 from dynquant.nn._torch_ao import plain_linear, with_plain_entries
@@ -27,6 +29,9 @@ class RecurrentCell(Recurrent):
         return [""]
 
     def forward(self, input, hx: torch.Tensor | None = None):
+        if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript compiles conditions whole)
+            if isinstance(input, Proxy):
+                return as_one_call(self, input, hx)
         states: list[torch.Tensor] | None = None
         if hx is not None:
             if not torch.jit.is_scripting():
@@ -100,6 +105,9 @@ class LSTMStep(RecurrentCell):
     STATES = 2
 
     def forward(self, input, hx: tuple[torch.Tensor, torch.Tensor] | None = None):
+        if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript compiles conditions whole)
+            if isinstance(input, Proxy):
+                return as_one_call(self, input, hx)
         states: list[torch.Tensor] | None = None
         if hx is not None:
             if not torch.jit.is_scripting():

@@ -4,11 +4,12 @@ import math
 from collections import defaultdict
 from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
-from torch.nn.utils.parametrize import is_parametrized
 
 from dynquant.qconfig import DTYPES, QConfig, one_of, parse_qconfig
+from dynquant.swap.copies import in_eval_mode
 from dynquant.swap.floats import without_form
 from dynquant.swap.own_thread import on_own_thread
 from dynquant.swap.registry import STUBS, Forms, check_dtype, form_for
@@ -70,11 +71,15 @@ class Plan:
         products = products or {}
         self.items = []
         self.warnings = []
-        left, within = [], []
+        left, within, scripted = [], [], []
         places = _places(modules)
         asked = {}  # by id(module): its first name and config
         outer = None
         for name, module in modules.items():
+            if isinstance(module, torch.jit.ScriptModule):
+                if not any(one == "" or name.startswith(f"{one}.") for one in scripted):
+                    scripted.append(name)
+                continue
             found = match(name)
             if outer is not None and (outer == "" or name.startswith(f"{outer}.")):
                 if found is not None and found.by_name and not _is_product(name, products):
@@ -103,13 +108,29 @@ class Plan:
                 continue
             if hasattr(form, "check_float"):
                 more = {} if each is None else {"products": each}
-                form.check_float(module, qconfig, name, **more)
+                with in_eval_mode(module):
+                    form.check_float(module, qconfig, name, **more)
             weight = module._parameters.get("weight", module)
             tie = (id(weight), form, qconfig.weight, qconfig.dtype)
             self.items.append(Item(name, module, form, qconfig, places[id(module)], tie, each))
             outer = name
         self._warn("left in float", left)
         self._warn("part of a module that is quantized as a whole", within)
+        self._warn(
+            "left as it is, since nothing within a ScriptModule can be swapped (quantize first, "
+            "then script or trace)",
+            [_titled(name, modules[name]) for name in scripted],
+        )
+
+    def configs(self):
+        """The config of each module, and of each product that has another, by name."""
+        configs = {}
+        for item in filter(Item.is_quantized, self.items):
+            configs[item.name] = item.qconfig
+            for product, qconfig in (item.products or {}).items():
+                if product is not None and qconfig != item.qconfig:
+                    configs[f"{item.name}.{product}"] = qconfig
+        return configs
 
     def _warn(self, what, subjects):
         if subjects:
@@ -296,13 +317,19 @@ def _places(modules):
     return places
 
 
-def _weights_of(module, base):
-    """The names of the parameters that are quantized."""
-    if issubclass(base, nn.RNNBase):
-        return [name for name in module._flat_weights_names if name.startswith("weight")]
-    if issubclass(base, nn.RNNCellBase):
-        return ["weight_ih", "weight_hh"]
-    return ["weight"] if issubclass(base, nn.Linear) else []
+def _computed(module):
+    """The first parameter that a hook computes, as weight_norm and pruning do, or None.
+
+    Such a hook keeps the parameter under another name and sets a plain tensor as an attribute.
+    """
+    for name, child in module.named_modules():
+        for key, value in vars(child).items():
+            is_parameter = key.startswith(
+                ("weight", "bias", "in_proj_", "q_proj_", "k_proj_", "v_proj_")
+            )
+            if is_parameter and isinstance(value, torch.Tensor) and child._forward_pre_hooks:
+                return f"{name}.{key}".lstrip(".")
+    return None
 
 
 def _obstacle(module, base, parents):
@@ -313,9 +340,8 @@ def _obstacle(module, base, parents):
         for parent in parents:
             if isinstance(parent, nn.MultiheadAttention):
                 return "belongs to an nn.MultiheadAttention, which computes with its weight"
-    for weight in _weights_of(module, base):
-        if weight not in module._parameters and not is_parametrized(module, weight):
-            return f"has a {weight} that a hook computes, as weight_norm's does: remove that first"
+    if computed := _computed(module):
+        return f"has a {computed} that a hook computes, as weight_norm's does: remove that first"
     return None
 
 

@@ -1,0 +1,199 @@
+"""What other code reads, writes and computes with `.weight` of a quantized module."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from compare import assert_same
+from torch import nn
+
+import dynquant
+from dynquant import QConfig
+from dynquant.nn.weight import QuantizedWeight
+
+
+def quantized(module, **config):
+    return dynquant.quantize_dynamic(module, {type(module): QConfig(**config)})
+
+
+@pytest.fixture(params=[torch.qint8, torch.float16, torch.bfloat16], ids=str)
+def layer(request):
+    torch.manual_seed(0)
+    return quantized(nn.Linear(12, 9), dtype=request.param)
+
+
+@pytest.fixture
+def x():
+    return torch.randn(4, 12)
+
+
+class TestProducts:
+    def test_linear_is_the_layer(self, layer, x):
+        assert_same(F.linear(x, layer.weight, layer.bias), layer(x))
+        bias = torch.randn(9)
+        expected = copy.deepcopy(layer)
+        expected.bias.data.copy_(bias)
+        assert_same(F.linear(x, layer.weight, bias), expected(x))
+
+    def test_with_the_transpose(self, layer, x):
+        expected = F.linear(x, layer.weight)
+        weight = layer.weight
+        transposed = (weight.T, weight.t(), weight.mT, weight.transpose(0, 1), weight.permute(1, 0))
+        for one in transposed:
+            assert one.shape == (12, 9)
+            for product in (x @ one, torch.matmul(x, one), torch.mm(x, one), x.matmul(one)):
+                assert_same(product, expected)
+        assert_same(torch.addmm(layer.bias, x, weight.t()), layer(x))
+
+    @pytest.mark.parametrize("scheme", ["per_channel", "per_tensor"])
+    def test_of_rows(self, x, scheme):
+        layer = quantized(nn.Linear(12, 9), weight=scheme)
+        weight, expected = layer.weight, layer(x)
+        for rows in (slice(2, 7), slice(None, 5), slice(8, None), slice(4, 4)):
+            assert isinstance(weight[rows], QuantizedWeight)
+            assert_same(F.linear(x, weight[rows], layer.bias[rows]), expected[:, rows])
+            assert_same(weight[rows] + 0, (weight + 0)[rows])
+        for parts in (weight.chunk(3), weight.split([3, 3, 3]), torch.split(weight, 3)):
+            assert_same(torch.cat([F.linear(x, one) for one in parts], -1), F.linear(x, weight))
+        assert_same(F.linear(x, torch.cat(weight.chunk(3)), layer.bias), expected)
+        assert_same(weight.narrow(0, 2, 4).int_repr(), weight.int_repr()[2:6])
+
+    def test_of_several(self, layer, x):
+        other = quantized(nn.Linear(12, 5))
+        both = torch.cat((layer.weight, other.weight))
+        assert isinstance(both, QuantizedWeight) and both.shape == (14, 12)
+        product = F.linear(x, both, torch.cat((layer.bias, other.bias)))
+        assert_same(product, torch.cat((layer(x), other(x)), -1))
+
+    def test_gradient(self, layer):
+        x = torch.randn(4, 12, requires_grad=True)
+        F.linear(x, layer.weight).sum().backward()
+        torch.testing.assert_close(x.grad, layer.weight.float().sum(0).expand(4, -1))
+
+    def test_vision_transformer_with_biases_of_its_own(self, x):
+        qkv = quantized(nn.Linear(12, 36, bias=False))
+        q, v = torch.randn(12), torch.randn(12)
+        bias = torch.cat((q, torch.zeros(12), v))
+        assert_same(F.linear(x, qkv.weight, bias), qkv(x) + bias)
+
+    @pytest.mark.parametrize("dtype", [torch.qint8, torch.float16], ids=str)
+    def test_attention_of_functional(self, dtype):
+        class Attention(nn.Module):
+            def __init__(self):
+                super().__init__()
+                for one in "qkvo":
+                    setattr(self, f"{one}_proj", nn.Linear(16, 16))
+
+            def forward(self, x):
+                biases = [one.bias for one in (self.q_proj, self.k_proj, self.v_proj)]
+                return F.multi_head_attention_forward(
+                    *(x, x, x, 16, 4, None, torch.cat(biases), None, None, False, 0.0),
+                    *(self.o_proj.weight, self.o_proj.bias),
+                    use_separate_proj_weight=True,
+                    q_proj_weight=self.q_proj.weight,
+                    k_proj_weight=self.k_proj.weight,
+                    v_proj_weight=self.v_proj.weight,
+                    need_weights=False,
+                )[0]
+
+        model, x = Attention().eval(), torch.randn(5, 2, 16)
+        other = dynquant.quantize_dynamic(model, {nn.Linear: QConfig(dtype=dtype)})
+        torch.testing.assert_close(other(x), model(x), rtol=0.05, atol=0.05)
+
+    def test_in_proj_weight(self):
+        attention = nn.MultiheadAttention(16, 4).eval()
+        layer, x = dynquant.quantize_dynamic(attention), torch.randn(5, 2, 16)
+        product = F.linear(x, layer.in_proj_weight, layer.in_proj_bias)
+        parts = [one(x) for one in (layer.q_proj, layer.k_proj, layer.v_proj)]
+        assert_same(product, torch.cat(parts, -1))
+        assert layer.in_proj_weight.chunk(3)[1].data_ptr() == layer.k_proj.packed.data_ptr()
+
+    @pytest.mark.parametrize("bits", [torch.quint8, torch.quint4x2], ids=str)
+    def test_a_decoder_that_multiplies_by_its_embedding(self, bits):
+        embedding = nn.Embedding(5000, 7)
+        table, h = quantized(embedding, dtype=bits), torch.randn(3, 7)
+        values = table(torch.arange(5000))
+        assert_same(table.weight + 0, values)
+        for product in (F.linear(h, table.weight), h @ table.weight.to(h.dtype).T):
+            torch.testing.assert_close(product, F.linear(h, values))
+        assert table.weight.int_repr().shape == (5000, 7)
+
+
+class TestReads:
+    def test_an_adapter_that_casts_to_its_dtype(self, layer, x):
+        assert layer.weight.dtype == torch.float32 == x.to(layer.weight.dtype).dtype
+        half = copy.deepcopy(layer).bfloat16()
+        assert half.weight.dtype == torch.bfloat16
+        assert half(x.to(half.weight.dtype)).dtype == torch.bfloat16
+
+    def test_casts_take_no_memory(self, layer):
+        for weight in (layer.weight.half(), layer.weight.to(torch.bfloat16), layer.weight.detach()):
+            assert isinstance(weight, QuantizedWeight)
+            with pytest.raises(RuntimeError):
+                weight.as_subclass(QuantizedWeight).untyped_storage().share_memory_(0)
+
+    def test_recurrent_weights(self):
+        module = nn.LSTM(5, 7, proj_size=3)
+        for dtype in (torch.qint8, torch.float16):
+            form = dynquant.quantize_dynamic(module, dtype=dtype)
+            for name, weight in module.named_parameters():
+                assert getattr(form, name).shape == weight.shape
+                assert getattr(form, name).dtype == weight.dtype
+                torch.testing.assert_close(
+                    getattr(form, name) + 0, weight.detach(), atol=0.01, rtol=0
+                )
+
+    def test_compiled(self, layer, x):
+        def product(x):
+            return F.linear(x, layer.weight, layer.bias)
+
+        compiled = torch.compile(product, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x), layer(x), rtol=0.05, atol=0.05)
+
+
+WRITES = {
+    "data.copy_": lambda weight: weight.data.copy_(torch.zeros_like(weight)),
+    "data.zero_": lambda weight: weight.data.zero_(),
+    "data =": lambda weight: setattr(weight, "data", torch.zeros(weight.shape)),
+    "detach": lambda weight: weight.detach().copy_(torch.zeros_like(weight)),
+    "row": lambda weight: weight[0].zero_(),
+    "rows": lambda weight: weight[:2].zero_(),
+    "item": lambda weight: weight.__setitem__((0, 0), 1.0),
+    "view": lambda weight: weight.view(-1).mul_(2),
+    "view.data": lambda weight: weight.view(-1).data.mul_(2),
+    "transpose": lambda weight: weight.T.add_(1),
+    "+=": lambda weight: weight.__iadd__(1),
+    "init": lambda weight: nn.init.normal_(weight),
+    "out": lambda weight: torch.mul(weight, 2, out=weight),
+}
+
+
+class TestWrites:
+    @pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+    @pytest.mark.parametrize(
+        ("module", "name", "dtype"),
+        [
+            (nn.Linear(12, 9), "weight", torch.qint8),
+            (nn.Linear(12, 9), "weight", torch.float16),
+            (nn.LSTM(5, 7), "weight_ih_l0", torch.qint8),
+            (nn.MultiheadAttention(8, 2), "in_proj_weight", torch.qint8),
+            (nn.Embedding(9, 5), "weight", torch.quint8),
+        ],
+        ids=str,
+    )
+    def test_are_errors_that_say_how(self, module, name, dtype, write):
+        form = dynquant.quantize_dynamic(module, dtype=dtype)
+        before = copy.deepcopy(form.state_dict())
+        with pytest.raises(RuntimeError, match=r"cannot be written to: assign a float tensor"):
+            write(getattr(form, name))
+        for key, value in form.state_dict().items():
+            assert_same(value, before[key], key)
+
+    def test_a_gradient_is_an_error(self, layer):
+        with pytest.raises(RuntimeError, match="takes no gradient"):
+            layer.weight.requires_grad_()
+        with pytest.raises(RuntimeError, match="takes no gradient"):
+            layer.weight.requires_grad = True
+        layer.weight.requires_grad_(False)
+        assert nn.Parameter(layer.weight.clone()).requires_grad
