@@ -25,6 +25,8 @@ if __name__ == "__main__":  # as a program, not as a part of the test run
     sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
+import test_ops_attention
+import test_ops_blocks
 import test_ops_embedding
 import test_ops_half
 import test_ops_linear
@@ -213,6 +215,28 @@ def _recurrent(cell, held):
     return check
 
 
+def function(rng):
+    name = one_of(rng, list(test_ops_blocks.ACTIVATIONS))
+    _of_a_test(test_ops_blocks.test_activation, case=_case(rng), function=name)
+
+
+def norms(rng):
+    _of_a_test(test_ops_blocks.test_norms, case=_case(rng), eps=one_of(rng, [0.0, 1e-12, 1e-5]))
+
+
+def softmaxes(rng):
+    _of_a_test(test_ops_blocks.test_softmax, case=_case(rng))
+
+
+def _of_a_seed(test):
+    """A test that draws everything from a seed."""
+
+    def check(rng):
+        _of_a_test(test, threads=None, seed=int(rng.integers(1 << 32)))
+
+    return check
+
+
 RIGHT = {
     "quantize_weight": weight,
     "pack_weight": weight,
@@ -228,6 +252,14 @@ RIGHT = {
     "quantize_embedding": embedding_table,
     "embedding": embedding_rows,
     "embedding_bag": embedding_bags,
+    "activation": function,
+    "layer_norm": norms,
+    "rms_norm": norms,
+    "softmax": softmaxes,
+    "feed_forward": _of_a_seed(test_ops_blocks.test_feed_forward_is_its_parts),
+    "rotary": _of_a_seed(test_ops_attention.test_rotary),
+    "scaled_dot_product": _of_a_seed(test_ops_attention.test_scaled_dot_product),
+    "attention": _of_a_seed(test_ops_attention.test_attention_is_its_parts),
     "lstm_dynamic": _recurrent("lstm", "int8"),
     "gru_dynamic": _recurrent("gru", "int8"),
     "rnn_dynamic": _recurrent("rnn", "int8"),

@@ -193,6 +193,7 @@ def valid_block_arguments(name, m=(M,), n=N, k=K, dtype=torch.float32, per_chann
         "residual": floats(*m, k),
         "per_token": True,
         "symmetric": False,
+        "activation_bits": 8,
         **weight("up", n, k),
         **weight("gate", n, k),
         **weight("down", k, n),

@@ -8,7 +8,14 @@ from compare import assert_same, widened
 from drawn import DTYPES
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_ops_blocks import name_of, norm_of, normalized, threads, weights  # noqa: F401
+from test_ops_blocks import (  # noqa: F401
+    drawn_scheme,
+    name_of,
+    norm_of,
+    normalized,
+    threads,
+    weights,
+)
 
 ops = torch.ops.dynquant
 
@@ -203,7 +210,7 @@ def test_attention_is_its_parts(isa, threads, seed):  # noqa: F811
         *(options, cos, sin, bool(rng.random() < 0.7), residual),
         norm_of(rng, k, int(rng.integers(3))),
         norm_of(rng, n, int(rng.integers(3))),
-        (bool(rng.random() < 0.8), bool(rng.random() < 0.5)),
+        drawn_scheme(rng),
     )
     x, parts, count, kv, options, cos, sin, integers, residual, before, after, schemes = arguments
     result = ops.attention(
@@ -227,18 +234,20 @@ def test_neither_padding_nor_the_batch_changes_anything(isa, integers):
         assert_same(padded[i, :length], alone[0])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_rotary(isa, dtype):
-    rng = np.random.default_rng(2)
-    for dim, turned in ((2, 2), (34, 34), (64, 64), (80, 32)):
-        x = heads(rng, 2, 7, 3, dim, dtype)
-        angles = torch.from_numpy(rng.standard_normal((2, 7, turned)).astype(np.float32))
-        cos, sin = angles.cos(), angles.sin()
-        spread = (part[:, :, None].numpy() for part in (cos, sin))
-        expected = reference_float.rotary(widened(x), *spread, name_of(dtype))
-        assert_same(ops.rotary(x, cos, sin), expected)
-        assert_same(ops.rotary(x, cos[:1], sin[:1])[0], expected[0])
-        assert_same(ops.rotary(x, cos[0], sin[0])[0], expected[0])
+@settings(max_examples=20)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_rotary(isa, threads, seed):  # noqa: F811
+    rng = np.random.default_rng(seed)
+    dtype, dim = DTYPES[rng.integers(3)], int(rng.choice([2, 34, 64, 80]))
+    turned = dim if rng.random() < 0.5 else 2 * int(rng.integers(1, dim // 2 + 1))
+    x = heads(rng, 2, 7, 3, dim, dtype)
+    angles = torch.from_numpy(rng.standard_normal((2, 7, turned)).astype(np.float32))
+    cos, sin = angles.cos(), angles.sin()
+    spread = (part[:, :, None].numpy() for part in (cos, sin))
+    expected = reference_float.rotary(widened(x), *spread, name_of(dtype))
+    assert_same(ops.rotary(x, cos, sin), expected)
+    assert_same(ops.rotary(x, cos[:1], sin[:1])[0], expected[0])
+    assert_same(ops.rotary(x, cos[0], sin[0])[0], expected[0])
 
 
 class TestErrors:

@@ -159,6 +159,12 @@ def threads(request):
     torch.set_num_threads(before)
 
 
+def drawn_scheme(rng):
+    """per_token, symmetric, activation_bits."""
+    per_token = bool(rng.random() < 0.7)
+    return (per_token, *((False, 8), (True, 8), (False, 16))[rng.integers(3)])
+
+
 def drawn_block(seed):
     rng = np.random.default_rng(seed)
     m, k, n = (int(rng.choice(sizes)) for sizes in ((0, 1, 3, 17, 97), (5, 64, 100), (1, 64, 70)))
@@ -178,7 +184,7 @@ def drawn_block(seed):
         "residual": None,
         "before": norm_of(rng, k, int(rng.integers(3))),
         "after": norm_of(rng, n, int(rng.integers(3))),
-        "schemes": (bool(rng.random() < 0.7), bool(rng.random() < 0.5)),
+        "schemes": drawn_scheme(rng),
     }, rng
 
 

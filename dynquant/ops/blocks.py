@@ -7,6 +7,7 @@ import torch
 
 from dynquant.ops.library import (
     FLOAT_DTYPES,
+    check_bits,
     check_device,
     check_dtype,
     columns,
@@ -193,6 +194,7 @@ def _(
     norm_after_eps=0.0,
     per_token=True,
     symmetric=False,
+    activation_bits=8,
 ):
     """norm_after(residual + down(activation(up(norm_before(x))))), all of it in one call.
 
@@ -211,7 +213,7 @@ def _(
         norm_before, norm_before_weight, norm_before_bias, norm_before_eps: 0 none, 1 layer norm, 2
             RMS norm over K, with their arguments as in layer_norm and rms_norm.
         norm_after, norm_after_weight, norm_after_bias, norm_after_eps: the same over N.
-        per_token, symmetric: as in choose_qparams.
+        per_token, symmetric, activation_bits: as in linear_dynamic.
 
     Returns:
         [..., N] in x's dtype.
@@ -220,6 +222,7 @@ def _(
         RuntimeError: another dtype, device or shape, or a number that is not one of those named.
     """
     check_device(**_tensors(locals()))
+    check_bits("activation_bits", activation_bits, symmetric)
     _check_floats("x", x)
     _check_activation("activation", activation)
     torch._check(split in (0, 1, 2), lambda: f"split must be 0, 1 or 2, got {split}")
@@ -386,6 +389,7 @@ def _(
     norm_after_eps=0.0,
     per_token=True,
     symmetric=False,
+    activation_bits=8,
 ):
     """Self attention in one call: projections, heads, output projection, residual and norm.
 
@@ -408,7 +412,7 @@ def _(
         norm_before, norm_before_weight, norm_before_bias, norm_before_eps: 0 none, 1 layer norm, 2
             RMS norm over K, with their arguments as in layer_norm and rms_norm.
         norm_after, norm_after_weight, norm_after_bias, norm_after_eps: the same over N.
-        per_token, symmetric: as in choose_qparams, of the four projections.
+        per_token, symmetric, activation_bits: as in linear_dynamic, for the four projections.
 
     Returns:
         [B, L, N] in x's dtype.
@@ -417,6 +421,7 @@ def _(
         RuntimeError: another dtype, device or shape, or a number that is not one of those named.
     """
     check_device(**_tensors(locals()))
+    check_bits("activation_bits", activation_bits, symmetric)
     check_dtype("x", x, *FLOAT_DTYPES)
     torch._check(x.dim() == 3, lambda: f"x must have three dimensions, got {list(x.shape)}")
     torch._check(heads > 0, lambda: f"heads must be positive, got {heads}")
