@@ -6,7 +6,16 @@
 
 namespace dynquant {
 
-enum class Purpose { staged_rows, shared_rows, bytes_of_row, recurrence, block, attention, head_rows, count };
+enum class Purpose {
+  staged_rows,
+  shared_rows,
+  bytes_of_row,
+  recurrence,
+  block,
+  attention,
+  head_rows,
+  count
+};
 
 // At least `bytes` bytes at a cache line's start, the calling thread's own until its next call for
 // the same purpose or the end of the op. Called within an OpScope.
