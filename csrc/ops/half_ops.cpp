@@ -79,7 +79,7 @@ Tensor linear_half(const Tensor& x, const Tensor& half_weight, const std::option
   const Rows rows = rows_of(x, "x");
   const HalfWeight held = check_half_weight(half_weight, "half_weight");
   check(rows.k == held.k, "x must have K = ", held.k,
-        " as its last dimension, like half_weight, got ", ShapeOf(x));
+        " as its last dimension, as half_weight has, got ", ShapeOf(x));
   const FloatBias added(bias, held.n);
   Tensor out = empty(leading_shape(x, held.n), x.scalar_type());
   half_matmul(kernels, {rows.data, dtype, rows.m, rows.stride}, held, added.data,

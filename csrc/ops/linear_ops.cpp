@@ -64,7 +64,7 @@ struct QuantizedRows {
 
 void check_inner(const char* name, const Rows& rows, const Tensor& given, const Packed& weight) {
   check(rows.k == weight.k, name, " must have K = ", weight.k,
-        " as its last dimension, like packed, got ", ShapeOf(given));
+        " as its last dimension, as the packed weight has, got ", ShapeOf(given));
 }
 
 }  // namespace

@@ -5,10 +5,9 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.fx import Proxy
 
 from dynquant.nn._checks import check_config, check_parameters
-from dynquant.nn._fx import as_one_call
+from dynquant.nn._fx import TENSOR_OR_NONE, as_one_call
 from dynquant.nn.linear import Linear, outputs_of
 from dynquant.nn.linear_half import HalfLinear
 from dynquant.qconfig import QConfig, one_of, parse_qconfig
@@ -139,11 +138,15 @@ class MultiheadAttention(nn.Module):
 
         Raises:
             ValueError: for shapes or dtypes that do not fit each other.
-            TypeError: for a mask that is neither bool nor float.
+            TypeError: for what is no tensor, or a mask that is neither bool nor float.
             RuntimeError: for is_causal without attn_mask.
         """
         if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript compiles conditions whole)
-            if isinstance(query, Proxy):
+            inputs, masks = (query, key, value), (key_padding_mask, attn_mask)
+            if not (
+                all(isinstance(one, torch.Tensor) for one in inputs)
+                and all(isinstance(one, TENSOR_OR_NONE) for one in masks)
+            ):
                 return as_one_call(
                     self,
                     query,

@@ -1,11 +1,10 @@
 """nn.Embedding and nn.EmbeddingBag with tables in 8 or 4 bits."""
 
 import torch
-from torch.fx import Proxy
 
 import dynquant.ops  # noqa: F401 (registers torch.ops.dynquant)
 from dynquant.nn._formats import Table
-from dynquant.nn._fx import as_one_call
+from dynquant.nn._fx import TENSOR_OR_NONE, as_one_call
 from dynquant.nn._module import QuantizedModule
 
 _embedding = torch.ops.dynquant.embedding.default
@@ -111,7 +110,7 @@ class Embedding(_EmbeddingTable):
                 self.embedding_dim,
                 self.placeholder.dtype,
             )
-        if isinstance(input, Proxy):
+        if not isinstance(input, torch.Tensor):
             return as_one_call(self, input)
         return _embedding(input, *self._table())
 
@@ -140,7 +139,11 @@ class EmbeddingBag(_EmbeddingTable):
         per_sample_weights: torch.Tensor | None = None,
     ):
         if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript compiles conditions whole)
-            if isinstance(input, Proxy):
+            if not (
+                isinstance(input, torch.Tensor)
+                and isinstance(offsets, TENSOR_OR_NONE)
+                and isinstance(per_sample_weights, TENSOR_OR_NONE)
+            ):
                 return as_one_call(self, input, offsets, per_sample_weights)
         asks = per_sample_weights is not None and per_sample_weights.requires_grad
         if asks and torch.is_grad_enabled():

@@ -3,7 +3,6 @@
 from types import SimpleNamespace
 
 import torch
-from torch.fx import Proxy
 from torch.nn.modules.module import _has_any_global_hook
 
 from dynquant.nn._formats import Int8
@@ -132,7 +131,7 @@ class Linear(LinearModule):
                 self.symmetric,
                 self.activation_bits,
             )
-        if isinstance(input, Proxy):
+        if not isinstance(input, torch.Tensor):
             return as_one_call(self, input)
         # nn.Module.__getattr__ would cost 0.4 microseconds for each of these.
         packed = self._buffers["packed"]

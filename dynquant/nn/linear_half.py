@@ -1,7 +1,6 @@
 """nn.Linear with a weight in 16 bits, computed in fp32."""
 
 import torch
-from torch.fx import Proxy
 
 import dynquant.ops  # noqa: F401 (registers torch.ops.dynquant)
 from dynquant.nn._formats import Bits16
@@ -39,7 +38,7 @@ class HalfLinear(LinearModule):
     def forward(self, input):
         if torch.jit.is_scripting():
             return torch.ops.dynquant.linear_half(input, self.weight_16bit, self.bias)
-        if isinstance(input, Proxy):
+        if not isinstance(input, torch.Tensor):
             return as_one_call(self, input)
         # nn.Module.__getattr__ would cost 0.4 microseconds for each of these.
         weight, bias = self._buffers["weight_16bit"], self._parameters["bias"]

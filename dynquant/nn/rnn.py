@@ -7,7 +7,6 @@ from functools import partial
 
 import torch
 from torch import nn
-from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
 from dynquant.nn._fx import as_one_call
@@ -54,7 +53,7 @@ class RecurrentLayers(Recurrent):
         return [[getattr(self, kind + suffix) for kind in kinds] for suffix in self._suffixes]
 
     def forward(self, input, hx=None):
-        if isinstance(input, Proxy):
+        if not isinstance(input, (torch.Tensor, PackedSequence)):
             return as_one_call(self, input, hx)
         if isinstance(input, PackedSequence):
             return self._of_packed(input, hx)

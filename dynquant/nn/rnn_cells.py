@@ -4,7 +4,6 @@ from functools import partial
 
 import torch
 from torch import nn
-from torch.fx import Proxy
 
 from dynquant.nn._fx import as_one_call
 from dynquant.nn._recurrent import Int8Scheme, Recurrent, check_states
@@ -30,7 +29,7 @@ class RecurrentCell(Recurrent):
 
     def forward(self, input, hx: torch.Tensor | None = None):
         if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript compiles conditions whole)
-            if isinstance(input, Proxy):
+            if not isinstance(input, torch.Tensor):
                 return as_one_call(self, input, hx)
         states: list[torch.Tensor] | None = None
         if hx is not None:
@@ -106,7 +105,7 @@ class LSTMStep(RecurrentCell):
 
     def forward(self, input, hx: tuple[torch.Tensor, torch.Tensor] | None = None):
         if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript compiles conditions whole)
-            if isinstance(input, Proxy):
+            if not isinstance(input, torch.Tensor):
                 return as_one_call(self, input, hx)
         states: list[torch.Tensor] | None = None
         if hx is not None:
