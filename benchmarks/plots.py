@@ -127,6 +127,7 @@ def _bars(result, value, label):
             high.append(middle * (row["median"] / row["quartiles"][0] - 1))
         ours = {
             contest.OURS: "black",
+            contest.FUSED: "black",
             contest.OURS_COMPILED: "dimgray",
             contest.OURS_16_BIT: "darkgray",
         }

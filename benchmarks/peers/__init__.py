@@ -6,7 +6,7 @@ named as missing. Any other "module:class" works as a name too: a user's own ker
 
 import importlib
 
-PEERS = {
+OF_LAYERS = {
     "fp32": "benchmarks.peers.eager:Float32",
     "bf16": "benchmarks.peers.eager:BFloat16",
     "dynquant": "benchmarks.peers.eager:Dynquant",
@@ -21,6 +21,25 @@ PEERS = {
     "zentorch": "benchmarks.peers.zentorch:ZenTorch",
     "openvino": "benchmarks.peers.openvino:OpenVino",
 }
+# Of whole models alone.
+OF_MODELS = {
+    "dynquant_fused": "benchmarks.peers.eager:DynquantFused",
+    "dynquant_bf16": "benchmarks.peers.eager:DynquantBFloat16",
+    "dynquant_fused_bf16": "benchmarks.peers.eager:DynquantFusedBFloat16",
+    "bf16_compiled": "benchmarks.peers.eager:BFloat16Compiled",
+    "torchao_bf16": "benchmarks.peers.torchao:TorchAoBFloat16",
+    "onnxruntime_optimized": "benchmarks.peers.onnxruntime:OnnxRuntimeOptimized",
+    "ctranslate2": "benchmarks.peers.ctranslate2:CTranslate2",
+    "openvino_static": "benchmarks.peers.openvino:OpenVinoStatic",
+}
+# Of the case encode-500 alone; they need an environment of their own, see --python.
+OF_TEXTS = {
+    "sentence_onnx": "benchmarks.peers.sentences:Onnx",
+    "sentence_openvino": "benchmarks.peers.sentences:OpenVino",
+}
+PEERS = {**OF_LAYERS, **OF_MODELS, **OF_TEXTS}
+# These were given data to find the ranges of activations; all others need none.
+CALIBRATED = ("openvino_static",)
 REFERENCE = "benchmarks.peers.eager:Float64"
 
 

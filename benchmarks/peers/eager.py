@@ -36,6 +36,12 @@ class BFloat16(Peer):
         return tuple(x.bfloat16() if x.is_floating_point() else x for x in inputs)
 
 
+class BFloat16Compiled(BFloat16):
+    def convert(self, module, inputs):
+        torch._dynamo.reset()
+        return torch.compile(super().convert(module, inputs), dynamic=False)
+
+
 class Dynquant(Peer):
     packages = ("torch", "dynquant")
     modules = ("dynquant",)
@@ -75,3 +81,27 @@ class DynquantCompiled(Dynquant):
     def convert(self, module, inputs):
         torch._dynamo.reset()
         return torch.compile(super().convert(module, inputs), dynamic=False)
+
+
+class DynquantFused(Dynquant):
+    """With the blocks of the model run as single ops."""
+
+    def quantized(self, module):
+        model = self.dynquant.quantize_dynamic(module, fuse=True)
+        blocks = self.dynquant.fused_blocks(model)
+        if not blocks or any(blocks.values()):
+            raise Unsupported("dynquant.fuse does not fuse the blocks of this model")
+        return model
+
+
+class DynquantBFloat16(Dynquant):
+    """On a model in bfloat16: inputs and outputs too."""
+
+    def convert(self, module, inputs):
+        return super().convert(copy.deepcopy(module).bfloat16(), inputs)
+
+    prepare = BFloat16.prepare
+
+
+class DynquantFusedBFloat16(DynquantBFloat16, DynquantFused):
+    pass

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from benchmarks.peers.base import Peer, Unsupported
+from benchmarks.peers.eager import BFloat16
 
 
 class TorchAo(Peer):
@@ -31,3 +32,12 @@ class TorchAo(Peer):
             parent, self.quantization.Int8DynamicActivationInt8WeightConfig()
         )
         return torch.compile(parent[0], dynamic=False)
+
+
+class TorchAoBFloat16(TorchAo):
+    """On a model in bfloat16: inputs and outputs too."""
+
+    def convert(self, module, inputs):
+        return super().convert(copy.deepcopy(module).bfloat16(), inputs)
+
+    prepare = BFloat16.prepare

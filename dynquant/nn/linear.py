@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import torch
+from torch.nn.modules.module import _has_any_global_hook
 
 from dynquant.nn._formats import Int8
 from dynquant.nn._fx import as_one_call
@@ -41,7 +42,9 @@ def outputs_of(linears, x):
 
     The bits are those of calling each.
     """
-    if not all(type(linear) is Linear and _is_plain(linear) for linear in linears):
+    if _has_any_global_hook() or not all(
+        type(linear) is Linear and _is_plain(linear) for linear in linears
+    ):
         return [linear(x) for linear in linears]
     schemes = {(linear.per_token, linear.symmetric, linear.activation_bits) for linear in linears}
     wants_gradient = x.requires_grad and torch.is_grad_enabled()

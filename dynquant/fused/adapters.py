@@ -1,0 +1,147 @@
+"""What an architecture calls its parts: data, one Adapter for each class of block."""
+
+from dataclasses import dataclass, field
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Self-attention: output(softmax(q k' / sqrt(head_dim) + mask) v), by names in the block.
+
+    Args:
+        query, key, value: the linear layers; without key and value, query has the rows of all
+            three, one after another.
+        head_dim: the attribute with the features of a head.
+        output: the output projection; without it, the block ends before.
+        core: the module that knows `is_causal` and, in transformers, the implementation.
+        norm: the norm before (norm_first) or after it, if any.
+        dropout: what is called with the result of the output projection, if it is a module.
+    """
+
+    query: str
+    key: str | None
+    value: str | None
+    head_dim: str
+    output: str | None = None
+    core: str = ""
+    norm: str | None = None
+    dropout: str | None = None
+
+    def __post_init__(self):
+        if (self.key is None) != (self.value is None):
+            raise ValueError("key and value: name both, or neither where query has their rows")
+        if self.key is None and self.output is None:
+            raise ValueError("output: an attention whose query has all rows needs a name for it")
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """down(activation(up(x))), or down(activation(gate(x)) * up(x)), by names in the block.
+
+    Args:
+        up, down, gate: the linear layers.
+        activation: a module or a function.
+        split: where `up` has the rows of both: "gate_first" or "up_first".
+        norm: the norm before (norm_first) or after it, if any.
+    """
+
+    up: str
+    down: str
+    activation: str
+    gate: str | None = None
+    split: str | None = None
+    norm: str | None = None
+
+    def __post_init__(self):
+        if self.split not in SPLITS:
+            raise ValueError(f"split is {self.split!r}; allowed: {', '.join(map(str, SPLITS))}")
+        if self.split and self.gate:
+            raise ValueError("gate and split: up has the rows of the gate, or gate names them")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """How the forward of one class of modules is made of an attention and a feed-forward block.
+
+    Names are attributes of the module, with dots where they lie deeper.
+
+    Args:
+        arguments: the parameters of forward in their order; the first is the input
+            [batch, length, features], for a feed-forward block alone [..., features].
+        attention, feed_forward: what forward computes, in this order.
+        residual: whether each of them adds its input.
+        norm_first: whether each norm is applied to the input (True) or to the result (False); a
+            name for an attribute that tells.
+        mask: the argument with the attention mask [batch, 1, length, length], bool (True: seen) or
+            added to the scores.
+        bias: the argument with what is added to the scores besides.
+        rotary: the argument with the cosines and sines of rotary position embeddings.
+        ignored: arguments that change nothing.
+        result: "tensor"; "tuple" for (result,); "weights" for (result, None).
+        whole: an attribute that has to be 0, as chunk_size_feed_forward.
+        family: how the arguments are read: "transformers", "torch_layer" or "torch_attention".
+    """
+
+    arguments: tuple[str, ...]
+    attention: Attention | None = None
+    feed_forward: FeedForward | None = None
+    residual: bool = False
+    norm_first: bool | str = False
+    mask: str | None = None
+    bias: str | None = None
+    rotary: str | None = None
+    ignored: frozenset[str] = field(default_factory=frozenset)
+    result: str = "tensor"
+    whole: str | None = None
+    family: str = "transformers"
+
+    def __post_init__(self):
+        if self.attention is None and self.feed_forward is None:
+            raise ValueError("an Adapter needs attention or feed_forward, or both")
+        if not self.arguments:
+            raise ValueError("arguments is empty; the first names the input of forward")
+        for name, allowed in (("result", RESULTS), ("family", FAMILIES)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}"
+                )
+
+
+SPLITS = (None, "gate_first", "up_first")
+RESULTS = ("tensor", "tuple", "weights")
+FAMILIES = ("transformers", "torch_layer", "torch_attention")
+
+_ADAPTERS = {}  # by "module.Class", so that no library is imported for its names
+
+
+def register(block: type | str, adapter: Adapter, replace: bool = False) -> None:
+    """Makes dynquant.fuse know a class of blocks.
+
+    Args:
+        block: the class (an nn.Module), or its full name "module.Class". Classes that derive from
+            it are not fused.
+        adapter: what its parts are called.
+        replace: allows an adapter to take the place of another.
+
+    Raises:
+        TypeError: where block is no class of modules or adapter no Adapter.
+        ValueError: where the class has an adapter already.
+    """
+    if isinstance(block, type) and issubclass(block, nn.Module):
+        block = name_of(block)
+    if not isinstance(block, str) or "." not in block:
+        raise TypeError(f"block is {block!r}; expected a class of nn.Module or 'module.Class'")
+    if not isinstance(adapter, Adapter):
+        raise TypeError(f"adapter is {adapter!r}; expected a dynquant.fused.Adapter")
+    if block in _ADAPTERS and not replace:
+        raise ValueError(f"{block} has an adapter already; pass replace=True to replace it")
+    _ADAPTERS[block] = adapter
+
+
+def name_of(block: type) -> str:
+    return f"{block.__module__}.{block.__qualname__}"
+
+
+def adapter_for(block: type) -> Adapter | None:
+    return _ADAPTERS.get(name_of(block))

@@ -1,0 +1,245 @@
+"""The architectures that are known: nn.TransformerEncoderLayer, and those of transformers.
+
+Their names are those of transformers 5.24 and torch 2.10 to 2.13; an older or newer version whose
+blocks have other parts, or call them otherwise, is found out when a block is fused, and left alone.
+"""
+
+import dataclasses
+
+from dynquant.fused.adapters import Adapter, Attention, FeedForward, register
+
+_NOT_READ = frozenset({"position_ids", "token_type_ids"})  # passed on to layers that ignore them
+_MASKED = ("hidden_states", "attention_mask")
+
+
+def _of(model, *classes):
+    """The full names of classes of a model in transformers."""
+    return [f"transformers.models.{model}.modeling_{model}.{name}" for name in classes]
+
+
+def _register(names, adapter):
+    for name in names:
+        register(name, adapter)
+
+
+def _bert(model, prefix):
+    """Post-norm layers, with the names that BERT has for them, and all that was copied from it."""
+    core = {"query": "query", "key": "key", "value": "value", "head_dim": "attention_head_size"}
+    layer = Adapter(
+        arguments=(*_MASKED, "encoder_hidden_states", "encoder_attention_mask", "cache"),
+        attention=Attention(
+            **{key: f"attention.self.{name}" for key, name in core.items()},
+            core="attention.self",
+            output="attention.output.dense",
+            norm="attention.output.LayerNorm",
+        ),
+        feed_forward=FeedForward(
+            up="intermediate.dense",
+            activation="intermediate.intermediate_act_fn",
+            down="output.dense",
+            norm="output.LayerNorm",
+        ),
+        residual=True,
+        mask="attention_mask",
+        ignored=_NOT_READ,
+        whole="chunk_size_feed_forward",
+    )
+    _register(_of(model, f"{prefix}Layer"), layer)
+    attention = Adapter(
+        arguments=(*_MASKED, "cache"),
+        attention=Attention(**core),
+        mask="attention_mask",
+        ignored=_NOT_READ,
+        result="weights",
+    )
+    _register(_of(model, f"{prefix}SelfAttention"), attention)
+
+
+for _model, _prefix in (
+    ("bert", "Bert"),
+    ("roberta", "Roberta"),
+    ("xlm_roberta", "XLMRoberta"),
+    ("camembert", "Camembert"),
+    ("electra", "Electra"),
+    ("ernie", "Ernie"),
+):
+    _bert(_model, _prefix)
+
+
+def _attention_module(names, attention, **more):
+    """A module of transformers that is an attention with its output projection."""
+    adapter = Adapter(
+        arguments=_MASKED,
+        attention=attention,
+        mask="attention_mask",
+        ignored=_NOT_READ,
+        result="weights",
+    )
+    _register(names, dataclasses.replace(adapter, **more))
+
+
+def _layer(names, attention, feed_forward, **more):
+    """A layer of transformers that keeps its attention in a module: its names begin with that."""
+    adapter = Adapter(
+        arguments=_MASKED,
+        attention=attention,
+        feed_forward=feed_forward,
+        residual=True,
+        mask="attention_mask",
+        ignored=_NOT_READ,
+    )
+    _register(names, dataclasses.replace(adapter, **more))
+
+
+def _within(part, names, **more):
+    """The names of an Attention or a FeedForward, seen from the module that has it as `part`."""
+    found = {
+        name: f"{part}.{value}" if value and name != "split" else value
+        for name, value in dataclasses.asdict(names).items()
+    }
+    return dataclasses.replace(names, **found | more)
+
+
+def _mlp(names, feed_forward, argument="hidden_states"):
+    """A module that is a feed-forward block."""
+    _register(names, Adapter(arguments=(argument,), feed_forward=feed_forward))
+
+
+def _projections(output, **more):
+    return Attention("q_proj", "k_proj", "v_proj", "head_dim", output, **more)
+
+
+_distilbert = Attention("q_lin", "k_lin", "v_lin", "attention_head_size", "out_lin")
+_distilbert_ffn = FeedForward(up="lin1", activation="activation", down="lin2")
+_attention_module(_of("distilbert", "DistilBertSelfAttention"), _distilbert)
+_layer(
+    _of("distilbert", "TransformerBlock"),
+    _within("attention", _distilbert, core="attention", norm="sa_layer_norm"),
+    _within("ffn", _distilbert_ffn, norm="output_layer_norm"),
+    whole="ffn.chunk_size_feed_forward",
+)
+
+_mpnet = Attention("q", "k", "v", "attention_head_size", "o")
+_attention_module(
+    _of("mpnet", "MPNetSelfAttention"),
+    _mpnet,
+    arguments=(*_MASKED, "position_bias", "output_attentions"),
+    bias="position_bias",
+    result="tuple",
+)
+_layer(
+    _of("mpnet", "MPNetLayer"),
+    _within("attention.attn", _mpnet, core="attention.attn", norm="attention.LayerNorm"),
+    FeedForward(
+        up="intermediate.dense",
+        activation="intermediate.intermediate_act_fn",
+        down="output.dense",
+        norm="output.LayerNorm",
+    ),
+    arguments=(*_MASKED, "position_bias", "output_attentions"),
+    bias="position_bias",
+    result="tuple",
+)
+
+# Gated feed-forward blocks by the names of Llama; the layers around them have caches.
+_gated = FeedForward(up="up_proj", gate="gate_proj", activation="act_fn", down="down_proj")
+for _model, _name in (
+    ("llama", "LlamaMLP"),
+    ("mistral", "MistralMLP"),
+    ("qwen2", "Qwen2MLP"),
+    ("qwen3", "Qwen3MLP"),
+    ("gemma", "GemmaMLP"),
+    ("gemma2", "Gemma2MLP"),
+    ("gemma3", "Gemma3MLP"),
+    ("smollm3", "SmolLM3MLP"),
+    ("nomic_bert", "NomicBertMLP"),
+    ("gte", "GteMLP"),
+):
+    _mlp(_of(_model, _name), _gated, "x")
+
+_rotary = {
+    "arguments": (*_MASKED, "position_embeddings"),
+    "rotary": "position_embeddings",
+}
+for _model, _prefix in (("nomic_bert", "NomicBert"), ("gte", "Gte")):
+    _attention_module(_of(_model, f"{_prefix}Attention"), _projections("o_proj"), **_rotary)
+    _layer(
+        _of(_model, f"{_prefix}Layer"),
+        _within(
+            "self_attn", _projections("o_proj"), core="self_attn", norm="post_attention_layernorm"
+        ),
+        _within("mlp", _gated, norm="post_mlp_layernorm"),
+        **_rotary,
+    )
+
+_plain = FeedForward(up="fc1", activation="activation_fn", down="fc2")
+_mlp(_of("vit", "ViTMLP") + _of("clip", "CLIPMLP"), _plain)
+_attention_module(_of("vit", "ViTAttention"), _projections("o_proj"))
+_layer(
+    _of("vit", "ViTLayer"),
+    _within("attention", _projections("o_proj"), core="attention", norm="layernorm_before"),
+    _within("mlp", _plain, norm="layernorm_after"),
+    norm_first=True,
+)
+_attention_module(_of("clip", "CLIPAttention"), _projections("out_proj"))
+_layer(
+    _of("clip", "CLIPEncoderLayer"),
+    _within("self_attn", _projections("out_proj"), core="self_attn", norm="layer_norm1"),
+    _within("mlp", _plain, norm="layer_norm2"),
+    norm_first=True,
+)
+_layer(
+    _of("whisper", "WhisperEncoderLayer"),
+    _within("self_attn", _projections("out_proj"), core="self_attn", norm="self_attn_layer_norm"),
+    dataclasses.replace(_plain, norm="final_layer_norm"),
+    norm_first=True,
+)
+
+_modernbert = Attention("Wqkv", None, None, "head_dim", "Wo", dropout="out_drop")
+_modernbert_mlp = FeedForward(up="Wi", activation="act", down="Wo", split="gate_first")
+_mlp(_of("modernbert", "ModernBertMLP"), _modernbert_mlp)
+_attention_module(
+    _of("modernbert", "ModernBertAttention"),
+    _modernbert,
+    arguments=("hidden_states", "position_embeddings", "attention_mask"),
+    rotary="position_embeddings",
+)
+_layer(
+    _of("modernbert", "ModernBertEncoderLayer"),
+    _within("attn", _modernbert, core="attn", norm="attn_norm"),
+    _within("mlp", _modernbert_mlp, norm="mlp_norm"),
+    norm_first=True,
+    **_rotary,
+)
+
+_mlp(_of("gpt2", "GPT2MLP"), FeedForward(up="c_fc", activation="act", down="c_proj"))
+
+_t5 = FeedForward(up="wi", activation="act", down="wo")
+_t5_gated = FeedForward(up="wi_1", gate="wi_0", activation="act", down="wo")
+_mlp(_of("t5", "T5DenseActDense"), _t5)
+_mlp(_of("t5", "T5DenseGatedActDense"), _t5_gated)
+
+_torch = Attention("q_proj", "k_proj", "v_proj", "head_dim", "out_proj")
+register(
+    "dynquant.nn.attention.MultiheadAttention",
+    Adapter(
+        arguments=("query", "key", "value"),
+        attention=_torch,
+        result="weights",
+        family="torch_attention",
+    ),
+)
+register(
+    "torch.nn.modules.transformer.TransformerEncoderLayer",
+    Adapter(
+        arguments=("src", "src_mask", "src_key_padding_mask", "is_causal"),
+        attention=_within("self_attn", _torch, core="self_attn", norm="norm1"),
+        feed_forward=FeedForward(
+            up="linear1", activation="activation", down="linear2", norm="norm2"
+        ),
+        residual=True,
+        norm_first="norm_first",
+        mask="src_mask",
+        family="torch_layer",
+    ),
+)

@@ -1,0 +1,194 @@
+"""What a block is called with, read into what its ops take; None where they cannot do it."""
+
+from typing import NamedTuple
+
+import torch
+
+_IMPLEMENTATIONS = ("sdpa", "eager")  # of transformers: masks are bool, or added to the scores
+
+
+class Call(NamedTuple):
+    """The input and what steers the attention.
+
+    Attributes:
+        x: [batch, length, features]; [..., features] for a feed-forward block.
+        mask: bool (True: seen) or float (added to the scores), which broadcasts to
+            [batch, heads, length, length]; or None.
+        bias: float, likewise.
+        rotary: cosines and sines [batch or 1, length, head_dim], or None.
+        causal: whether a position sees no later one.
+        weights: whether the weights of the attention are asked for.
+        batched, batch_first: how the caller has the input, and wants the result.
+    """
+
+    x: torch.Tensor
+    mask: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
+    rotary: tuple | None = None
+    causal: bool = False
+    weights: bool = False
+    batched: bool = True
+    batch_first: bool = True
+
+    def restored(self, y):
+        if not self.batched:
+            return y.squeeze(0)
+        return y if self.batch_first else y.transpose(0, 1)
+
+
+def of_transformers(parts, args, kwargs):
+    """The forward of a block of transformers: what is None or False says nothing."""
+    adapter = parts.adapter
+    if len(args) > len(adapter.arguments):
+        return None
+    x, weights = None, False
+    read = {}
+    for name, value in (*zip(adapter.arguments, args, strict=False), *kwargs.items()):
+        if name == adapter.arguments[0]:
+            x = value
+        elif name == "is_causal" and value is not None:
+            read[name] = value
+        elif value is None or value is False or name in adapter.ignored:
+            continue
+        elif name in (adapter.mask, adapter.bias, adapter.rotary):
+            read[name] = value
+        elif name == "output_attentions" and adapter.result != "tensor":
+            weights = True
+        else:
+            return None
+    if not isinstance(x, torch.Tensor):
+        return None
+    if adapter.attention is None:
+        return Call(x)
+    if parts.attention is None:
+        return None
+    return _of_attention(parts, x, weights, read)
+
+
+def _of_attention(parts, x, weights, read):
+    adapter, core = parts.adapter, parts.attention.core
+    if weights and adapter.feed_forward is not None:
+        return None
+    mask, bias, rotary = (read.get(n) for n in (adapter.mask, adapter.bias, adapter.rotary))
+    if x.dim() != 3 or any(one is not None and not _is_mask(one, x) for one in (mask, bias)):
+        return None
+    if (rotary is None) != (adapter.rotary is None):
+        return None
+    config, causal = getattr(core, "config", None), False
+    if config is not None:
+        implementation = _implementation(config)
+        if implementation not in _IMPLEMENTATIONS:
+            return None
+        own = read.get("is_causal", getattr(core, "is_causal", True))
+        causal = implementation == "sdpa" and mask is None and own
+    return Call(x, mask, bias, rotary, causal, weights)
+
+
+def _implementation(config):
+    """config._attn_implementation, which costs 3 microseconds, without what is around it."""
+    found = config.__dict__.get("_attn_implementation_internal")
+    return config._attn_implementation if found is None else found
+
+
+def _is_mask(mask, x):
+    """Whether it broadcasts over heads as the masks of transformers do."""
+    if not isinstance(mask, torch.Tensor) or mask.dim() != 4:
+        return False
+    batch, length, _ = x.shape
+    return (
+        (mask.dtype == torch.bool or mask.dtype == x.dtype)
+        and mask.shape[0] in (1, batch)
+        and mask.shape[2] in (1, length)
+        and mask.shape[3] == length
+    )
+
+
+def of_torch_layer(parts, args, kwargs):
+    """nn.TransformerEncoderLayer.forward."""
+    names = ("src", "src_mask", "src_key_padding_mask", "is_causal")
+    given = _by_name(names, args, kwargs)
+    if given is None or parts.attention is None:
+        return None
+    return _of_torch(parts.attention.core, *map(given.get, names))
+
+
+def of_torch_attention(parts, args, kwargs):
+    """nn.MultiheadAttention.forward, where it is self-attention."""
+    names = ("query", "key", "value", "key_padding_mask", "need_weights", "attn_mask")
+    given = _by_name((*names, "average_attn_weights", "is_causal"), args, kwargs)
+    if given is None or parts.attention is None:
+        return None
+    query = given.get("query")
+    if given.get("key") is not query or given.get("value") is not query:
+        return None
+    masks = (given.get(name) for name in ("attn_mask", "key_padding_mask", "is_causal"))
+    call = _of_torch(parts.attention.core, query, *masks)
+    return call and call._replace(weights=given.get("need_weights", True))
+
+
+def _by_name(names, args, kwargs):
+    if len(args) > len(names) or not kwargs.keys() <= set(names):
+        return None
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def _of_torch(core, x, mask, padding, is_causal):
+    """A Call for self-attention of x [batch, length, features], or as batch_first has it."""
+    if not isinstance(x, torch.Tensor) or x.is_nested or x.dim() not in (2, 3):
+        return None
+    if is_causal and mask is None:
+        return None  # an error
+    batched = x.dim() == 3
+    if not batched:
+        x = x.unsqueeze(0)
+        padding = None if padding is None else padding.unsqueeze(0)
+    elif not core.batch_first:
+        x = x.transpose(0, 1)
+    batch, length, _ = x.shape
+    if mask is not None:
+        mask = _of_positions(mask, x, core.num_heads)
+        if mask is None:
+            return None
+    if padding is not None:
+        padding = _seen_or_added(padding, x.dtype)
+        if padding is None or padding.shape != (batch, length):
+            return None
+        padding = padding.view(batch, 1, 1, length)
+    merged = _merged(mask, padding)
+    return Call(x, *merged, batched=batched, batch_first=core.batch_first)
+
+
+def _of_positions(mask, x, heads):
+    """torch's mask [length, length] or [batch * heads, length, length] with four dimensions."""
+    batch, length, _ = x.shape
+    mask = _seen_or_added(mask, x.dtype)
+    if mask is None or mask.shape[-2:] != (length, length):
+        return None
+    if mask.dim() == 2:
+        return mask.view(1, 1, length, length)
+    if mask.dim() == 3 and mask.shape[0] == batch * heads:
+        return mask.view(batch, heads, length, length)
+    return None
+
+
+def _seen_or_added(mask, dtype):
+    """torch's bool masks, in which True hides, as those in which it shows."""
+    if mask.dtype == torch.bool:
+        return ~mask
+    return mask.to(dtype) if mask.is_floating_point() else None
+
+
+def _merged(mask, padding):
+    """One mask for both, and a bias where one of them is float and the other bool."""
+    if mask is None or padding is None:
+        return (padding if mask is None else mask), None
+    if mask.dtype == padding.dtype:
+        return (mask & padding if mask.dtype == torch.bool else mask + padding), None
+    return (mask, padding) if mask.dtype == torch.bool else (padding, mask)
+
+
+READERS = {
+    "transformers": of_transformers,
+    "torch_layer": of_torch_layer,
+    "torch_attention": of_torch_attention,
+}

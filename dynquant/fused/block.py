@@ -1,0 +1,105 @@
+"""A block that runs as one or two ops where that is possible, and as it always did otherwise."""
+
+from functools import partial
+
+import torch
+from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
+
+from dynquant.fused import calls
+from dynquant.fused.adapters import adapter_for
+from dynquant.fused.arguments import READERS
+from dynquant.fused.classes import Swapped
+from dynquant.fused.functions import runs_as_op
+from dynquant.fused.hooks import all_idle
+from dynquant.fused.parts import Parts
+
+
+class FusedBlock(Swapped):
+    """A block of a known architecture. Its one setting: how the attention computes."""
+
+    def forward(self, *args, **kwargs):
+        parts = self._current_parts()
+        call = None
+        if not self.training:
+            call = READERS[parts.adapter.family](parts, args, kwargs)
+        if call is None or not runs_as_op(call.x, *parts.parameters()):
+            return super().forward(*args, **kwargs)
+        if not (parts.obstacle or parts.disturbance() or _has_any_global_hook()):
+            result = compute(self, parts, call, *self._settings)
+        elif parts.can_call_linears() and not _trains(parts.linears):
+            result = call.restored(calls.attention_in_parts(parts, call, self._integers()))
+        else:
+            return super().forward(*args, **kwargs)
+        if parts.adapter.result == "tensor":
+            return result
+        # Returned weights of an attention are those of the float one.
+        asked = call.weights or not all_idle(self)
+        weights = super().forward(*args, **kwargs)[1:] if asked else ()
+        if parts.adapter.result == "tuple":
+            return result, *weights
+        return result, *(weights or (None,))
+
+    def why_not(self):
+        """What stands against running fused now, or ""."""
+        parts = self._current_parts()
+        training = "it is in training mode" if self.training else ""
+        return parts.obstacle or training or parts.disturbance()
+
+    def _current_parts(self):
+        parts = self.__dict__.get("_parts")
+        if parts is not None and parts.hold():
+            return parts
+        kinds = None if parts is None else parts.kinds
+        parts = self.__dict__["_parts"] = Parts(self, adapter_for(self._base), kinds)
+        return parts
+
+    def _integers(self):
+        return self._settings[0] == "integer"
+
+
+def _trains(linears):
+    """Whether one of the modules learns, as an adapter does."""
+    return torch.is_grad_enabled() and any(
+        parameter.requires_grad for part in linears.values() for parameter in part.parameters()
+    )
+
+
+def compute(module, parts, call, attention):
+    """What the forward of a block gives, by ops.
+
+    Args:
+        call: a Call.
+        attention: "integer" or "float".
+    """
+    x, norm_first = call.x, parts.adapter.norm_first
+    if isinstance(norm_first, str):
+        norm_first = getattr(module, norm_first)
+    if parts.attention is not None and parts.attention.output is None:
+        return calls.attention_in_parts(parts, call, attention == "integer")
+    if parts.attention is not None:
+        x = calls.attention(parts, call, norm_first, attention == "integer")
+    if parts.feed_forward is not None:
+        x = calls.feed_forward(parts, x, norm_first)
+    return call.restored(x)
+
+
+class FusedTorchLayer(FusedBlock):
+    """nn.TransformerEncoderLayer, whose activation may be a function: it runs as the op as well."""
+
+    @property
+    def activation(self):
+        function = self._modules.get("activation") or self.__dict__["activation"]
+        parts = self.__dict__.get("_parts")
+        if isinstance(function, nn.Module) or parts is None or parts.feed_forward is None:
+            return function
+        return partial(_activated, parts.feed_forward.activation, function)
+
+    @activation.setter
+    def activation(self, function):
+        self.__dict__["activation"] = function
+        self.__dict__.pop("_parts", None)
+
+
+def _activated(name, function, x):
+    return calls.activation(name, x) if runs_as_op(x) else function(x)

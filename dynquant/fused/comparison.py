@@ -1,0 +1,87 @@
+"""A block's fused form compared with what it did before, on a random batch and a padded one."""
+
+import torch
+
+from dynquant.fused.arguments import READERS
+from dynquant.fused.block import compute
+
+# Below it a block computes something else than its adapter says. Bytes that round otherwise leave
+# 40 dB and more, integers in the attention 30.
+LEAST_DB = {"integer": 20, "float": 35}
+_BATCH, _LENGTH = 2, 9
+
+
+@torch.no_grad()
+def difference(module, parts, attention):
+    """Why the fused form of `module`, not fused yet, cannot take its place, or ""."""
+    device = next(iter(parts.linears.values())).packed.device
+    if device.type != "cpu":
+        return f"is on {device}; blocks run fused on the CPU"
+    for what, kwargs in _samples(parts):
+        try:
+            expected = module.forward(**kwargs)
+        except Exception as error:
+            return f"could not be compared: {type(error).__name__}: {error}"
+        if not isinstance(expected, torch.Tensor):
+            expected = expected[0]
+        call = READERS[parts.adapter.family](parts, (), kwargs)
+        if call is None:
+            return f"could not be compared: {what} is not what its ops take"
+        for kind in {"float", attention} if parts.attention else {attention}:
+            found = compute(module, parts, call, kind)
+            if found.shape != expected.shape:
+                return f"gives {list(found.shape)} for {list(expected.shape)}"
+            ratio = _decibels(found.double(), expected.double())
+            if not ratio >= LEAST_DB[kind]:
+                return f"differs: {ratio:.1f} dB to the unfused block for {what}"
+    return ""
+
+
+def _decibels(found, expected):
+    noise, signal = (found - expected).square().sum(), expected.square().sum()
+    return float("inf") if noise == 0 else float(10 * torch.log10(signal / noise))
+
+
+def _samples(parts):
+    """(what it is, arguments) to call a block with."""
+    adapter, generator = parts.adapter, torch.Generator().manual_seed(0)
+    attention = parts.attention
+    width = (parts.feed_forward.up if attention is None else attention.query).in_features
+    dtype = parts.dtype()
+
+    def random(*shape):
+        return torch.randn(*shape, generator=generator).to(dtype)
+
+    arguments = {adapter.arguments[0]: random(_BATCH, _LENGTH, width)}
+    if attention is None:
+        yield "a random batch", arguments
+        return
+    if adapter.bias is not None:
+        arguments[adapter.bias] = random(_BATCH, parts.heads, _LENGTH, _LENGTH)
+    if adapter.rotary is not None:
+        angles = random(1, _LENGTH, attention.head_dim // 2).repeat(1, 1, 2)
+        arguments[adapter.rotary] = (angles.cos(), angles.sin())
+    if adapter.family == "torch_attention":
+        arguments.update(dict.fromkeys(adapter.arguments, arguments["query"]), need_weights=False)
+    yield "a random batch", _with_mask(arguments, parts, None)
+    seen = torch.arange(_LENGTH) < torch.tensor([[_LENGTH], [_LENGTH // 2]])
+    yield "a padded batch", _with_mask(arguments, parts, seen)
+
+
+def _with_mask(arguments, parts, seen):
+    """seen: bool [batch, length], or None for all."""
+    adapter, core = parts.adapter, parts.attention.core
+    if adapter.family != "transformers":
+        if not core.batch_first:
+            x = next(iter(arguments.values())).transpose(0, 1)
+            arguments = {k: x if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
+        name = "key_padding_mask" if adapter.family == "torch_attention" else "src_key_padding_mask"
+        return arguments if seen is None else {**arguments, name: ~seen}
+    mask = None
+    if seen is not None:
+        mask = seen[:, None, None, :].expand(-1, 1, _LENGTH, -1)
+        config = getattr(core, "config", None)
+        if config is None or config._attn_implementation != "sdpa":
+            dtype = next(iter(arguments.values())).dtype
+            mask = torch.where(mask, 0.0, torch.finfo(dtype).min).to(dtype)
+    return {**arguments, adapter.mask: mask}

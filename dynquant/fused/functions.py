@@ -1,0 +1,125 @@
+"""Activations and norms: recognized by what they compute, and run as ops in fused blocks."""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from dynquant.fused import calls
+from dynquant.fused.classes import Swapped
+from dynquant.nn.quantize import remembered
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+# What the activations of the ops compute, in the order in which they are tried.
+_FORMULAS = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": F.silu,
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+}
+
+
+class Norm(NamedTuple):
+    """kind: what norm_of tells."""
+
+    kind: str
+    module: nn.Module
+
+    @property
+    def eps(self):
+        return epsilon_of(self.module)
+
+
+def activation_of(function):
+    """The name of the activation that `function`, a module or not, computes; None for another."""
+    if isinstance(function, FusedActivation):
+        return function._settings[0]
+    x = torch.linspace(-12, 12, 1001)
+    found = _evaluated(function, x)
+    for name, formula in _FORMULAS.items():
+        if found is not None and torch.allclose(found, formula(x), rtol=1e-5, atol=1e-5):
+            return name
+    return None
+
+
+def norm_of(module):
+    """What a norm computes: layer, rms, or rms_plus_one (1 is added to its weight).
+
+    Returns:
+        the name, "" for nn.Identity, None for a module that computes anything else.
+    """
+    if isinstance(module, FusedNorm):
+        return module._settings[0]
+    if type(module) is nn.Identity:
+        return ""
+    if type(module) is nn.LayerNorm:
+        return "layer" if len(module.normalized_shape) == 1 else None
+    weight = module._parameters.get("weight")
+    if len(dict(module.named_parameters())) != 1 or weight is None or weight.dim() != 1:
+        return None
+    if epsilon_of(module) is None:
+        return None
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(8, weight.shape[0], generator=generator)
+    x = (rows * torch.logspace(-4, 1, 8)[:, None]).to(weight.dtype)
+    found = _evaluated(module, x)
+    weight = weight.detach().float()
+    tolerance = 1e-5 if x.dtype == torch.float32 else 2e-2
+    for name, factor in (("rms", weight), ("rms_plus_one", 1 + weight)):
+        expected = F.rms_norm(x.float(), weight.shape, factor, epsilon_of(module))
+        if found is not None and torch.allclose(found.float(), expected, tolerance, tolerance):
+            return name
+    return None
+
+
+def epsilon_of(norm):
+    """What a norm adds to the variance, under the names that libraries have for it, or None."""
+    own = norm.__dict__
+    found = own.get("eps", own.get("variance_epsilon"))
+    if found is None and isinstance(norm, nn.RMSNorm):
+        return torch.finfo(torch.float32 if norm.weight is None else norm.weight.dtype).eps
+    return found
+
+
+@torch.no_grad()
+def _evaluated(function, x):
+    try:
+        found = function(x.clone())
+    except Exception:
+        return None  # whatever it is, it is not one of these
+    fits = isinstance(found, torch.Tensor) and found.shape == x.shape and found.dtype == x.dtype
+    return found if fits else None
+
+
+def runs_as_op(x, *parameters):
+    """Whether float functions of x run as ops: no gradient, autocast or other kind of tensor."""
+    if not x.is_cpu or x.dtype not in _FLOATS or x.is_nested or remembered(x) is not None:
+        return False
+    if torch.is_autocast_enabled("cpu"):
+        return False
+    return not torch.is_grad_enabled() or not any(
+        tensor.requires_grad for tensor in (x, *parameters) if tensor is not None
+    )
+
+
+class FusedActivation(Swapped):
+    """An activation inside a fused block: the op that the block is made of."""
+
+    def forward(self, *args, **kwargs):
+        if kwargs or len(args) != 1 or self.training or not runs_as_op(args[0]):
+            return super().forward(*args, **kwargs)
+        return calls.activation(self._settings[0], args[0])
+
+
+class FusedNorm(Swapped):
+    """A norm inside a fused block: the op that the block is made of."""
+
+    def forward(self, *args, **kwargs):
+        parameters = self._parameters.values()
+        simple = len(args) == 1 and not kwargs and not self.training
+        if not simple or not runs_as_op(args[0], *parameters):
+            return super().forward(*args, **kwargs)
+        return calls.norm(Norm(self._settings[0], self), args[0])

@@ -1,0 +1,29 @@
+"""What asks for a module to be called. Hooks by which outputs are captured are mostly idle."""
+
+import sys
+
+_CAPTURING = "transformers.utils.output_capturing"
+
+
+def all_idle(module):
+    """Whether no forward hook of `module` does anything during this call."""
+    if module._forward_pre_hooks:
+        return False
+    return not module._forward_hooks or all(map(_is_idle, module._forward_hooks.values()))
+
+
+def disturbed(module):
+    """Whether calling the module does more than its class says: hooks, training, a replacement."""
+    return module.training or "forward" in module.__dict__ or not all_idle(module)
+
+
+def _is_idle(hook):
+    """True for a capturing hook, which stays once it was asked for, when nothing is captured."""
+    if hook.__class__.__name__ != "function" or hook.__module__ != _CAPTURING:
+        return False
+    collector = getattr(sys.modules[_CAPTURING], "_active_collector", None)
+    names = hook.__code__.co_freevars
+    if collector is None or "key" not in names:  # of a version that does it otherwise
+        return False
+    collected = collector.get()
+    return collected is None or hook.__closure__[names.index("key")].cell_contents not in collected

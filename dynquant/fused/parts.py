@@ -1,0 +1,229 @@
+"""The parts of one block: found by the names of its adapter, and watched for changes."""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from dynquant import nn as quantized
+from dynquant.fused.functions import Norm, activation_of, norm_of
+from dynquant.fused.hooks import disturbed
+
+_LINEAR = (quantized.Linear, quantized.Conv1D)
+
+
+class AttentionParts(NamedTuple):
+    """key and value are None where query has the rows of all three."""
+
+    query: nn.Module
+    key: nn.Module | None
+    value: nn.Module | None
+    output: nn.Module | None
+    norm: Norm | None
+    head_dim: int
+    core: nn.Module
+    dropout: nn.Module | None
+
+
+class FeedForwardParts(NamedTuple):
+    """gate is None where there is none, and where `split` says how up has its rows as well."""
+
+    up: nn.Module
+    gate: nn.Module | None
+    down: nn.Module
+    split: str | None
+    norm: Norm | None
+    activation: str
+    function: object
+
+
+class Parts:
+    """What a block is made of now, and why it cannot run fused, if so.
+
+    Args:
+        module: the block.
+        adapter: its Adapter.
+        kinds: by name, the types that its submodules had when it was fused; None for those that
+            they have now.
+
+    Attributes:
+        attention, feed_forward: as the adapter has them, whatever their linear layers are; None
+            where anything else is missing.
+        linears: the linear layers of both, by name.
+        obstacle: what stands against running fused, or "".
+        scheme: how the linear layers quantize their inputs: per_token, symmetric, activation_bits.
+        heads, kv_heads: of the attention.
+    """
+
+    def __init__(self, module, adapter, kinds=None):
+        self.adapter = adapter
+        self.attention = self.feed_forward = None
+        self.linears = {}
+        self.obstacle = ""
+        self._children = [
+            (parent._modules, key, child, type(child))
+            for parent in module.modules()
+            for key, child in parent._modules.items()
+            if child is not None
+        ]
+        found = {name: type(child) for name, child in module.named_modules() if name}
+        self.kinds = found if kinds is None else kinds
+        try:
+            self._find(module)
+            self._check_others(found)
+        except _Obstacle as obstacle:
+            self.attention = self.feed_forward = None
+            self.obstacle = str(obstacle)
+            return
+        try:
+            self._check_linears()
+        except _Obstacle as obstacle:
+            self.obstacle = str(obstacle)
+
+    def _find(self, module):
+        adapter = self.adapter
+        if adapter.whole and _part(module, adapter.whole):
+            raise _Obstacle(f"{adapter.whole} is {_part(module, adapter.whole)}")
+        if adapter.feed_forward is not None:
+            self.feed_forward = self._feed_forward(module, adapter.feed_forward)
+        if adapter.attention is not None:
+            self.attention = self._attention(module, adapter.attention)
+
+    def _feed_forward(self, module, names):
+        function = _part(module, names.activation)
+        activation = activation_of(function)
+        if activation is None:
+            raise _Obstacle(f"{names.activation} is no activation that is known")
+        if not isinstance(function, nn.Module) and self.adapter.family != "torch_layer":
+            raise _Obstacle(f"{names.activation} is no module")
+        up, gate, down = (self._linear(module, n) for n in (names.up, names.gate, names.down))
+        norm = _norm(module, names.norm)
+        return FeedForwardParts(up, gate, down, names.split, norm, activation, function)
+
+    def _attention(self, module, names):
+        core, head_dim = _part(module, names.core), _part(module, names.head_dim)
+        if not isinstance(core, nn.Module) or not isinstance(head_dim, int):
+            raise _Obstacle(f"{names.core or 'the block'} or {names.head_dim} is missing")
+        for name in ("bias_k", "bias_v"):
+            if getattr(core, name, None) is not None:
+                raise _Obstacle(f"{names.core or 'the block'} has {name}")
+        if getattr(core, "add_zero_attn", False):
+            raise _Obstacle(f"{names.core or 'the block'} has add_zero_attn")
+        linears = (
+            self._linear(module, name)
+            for name in (names.query, names.key, names.value, names.output)
+        )
+        dropout = names.dropout and _part(module, names.dropout)
+        return AttentionParts(*linears, _norm(module, names.norm), head_dim, core, dropout)
+
+    def _linear(self, module, name):
+        if name is None:
+            return None
+        part = _part(module, name)
+        if not isinstance(part, nn.Module):
+            raise _Obstacle(f"{name} is missing")
+        self.linears[name] = part
+        return part
+
+    def _check_linears(self):
+        for name, part in self.linears.items():
+            if type(part) not in _LINEAR:
+                kind = type(part).__name__
+                raise _Obstacle(f"{name} is of type {kind}; dynquant.nn.Linear is fused")
+        schemes = {_scheme(part) for part in self.linears.values()}
+        if len(schemes) > 1:
+            raise _Obstacle("its linear layers quantize their inputs in different ways")
+        self.scheme = schemes.pop()
+        if self.attention is not None:
+            query, key, head_dim = self.attention.query, self.attention.key, self.attention.head_dim
+            features = query.out_features // (3 if key is None else 1)
+            self.heads = features // head_dim
+            self.kv_heads = self.heads if key is None else key.out_features // head_dim
+            if features % head_dim or self.heads % max(self.kv_heads, 1):
+                raise _Obstacle(f"{features} features for heads of {head_dim}")
+
+    def _check_others(self, found):
+        """What is no linear layer has to be what it was: nothing calls it."""
+        for name, kind in {**found, **self.kinds}.items():
+            if found.get(name) is not self.kinds.get(name) and not self._is_linear(name):
+                raise _Obstacle(f"{name} ({kind.__name__}) is not what it was")
+
+    def _is_linear(self, name):
+        return any(name == linear or name.startswith(f"{linear}.") for linear in self.linears)
+
+    def norms(self):
+        found = (self.attention, self.feed_forward)
+        return [part.norm for part in found if part is not None and part.norm is not None]
+
+    def dtype(self):
+        """That of the input."""
+        modules = [*(norm.module for norm in self.norms()), *self.linears.values()]
+        tensors = [one for module in modules for one in module._parameters.values()]
+        return next((one.dtype for one in tensors if one is not None), torch.float32)
+
+    def parameters(self):
+        """Those that may want a gradient; a quantized linear layer has none."""
+        return [one for norm in self.norms() for one in norm.module._parameters.values()]
+
+    def hold(self):
+        """Whether the block still has the same submodules, of the same types."""
+        for children, key, child, kind in self._children:
+            if children.get(key) is not child or child.__class__ is not kind:
+                return False
+        return True
+
+    def disturbance(self, besides=frozenset()):
+        """What asks for the submodules to be called one by one, or "".
+
+        Args:
+            besides: ids of submodules that do not count.
+        """
+        for _, key, child, _ in self._children:
+            # The first line says it for nearly all; a function for each would cost as much again.
+            if not (
+                child.training
+                or child._forward_hooks
+                or child._forward_pre_hooks
+                or "forward" in child.__dict__
+            ):
+                continue
+            if disturbed(child) and id(child) not in besides:
+                return f"{key} {_why(child)}"
+        return ""
+
+    def can_call_linears(self):
+        """Whether the attention can be made of calls of its linear layers, whatever they are."""
+        if self.attention is None or self.attention.norm or self.feed_forward is not None:
+            return False
+        called = {id(one) for part in self.linears.values() for one in part.modules()}
+        return not self.disturbance(called | {id(self.attention.dropout)})
+
+
+class _Obstacle(Exception):
+    """Why a block cannot be fused."""
+
+
+def _scheme(linear):
+    return linear.per_token, linear.symmetric, linear.activation_bits
+
+
+def _why(module):
+    if module.training:
+        return "is in training mode"
+    return "has hooks" if "forward" not in module.__dict__ else "has another forward"
+
+
+def _part(module, name):
+    for step in name.split(".") if name else ():
+        module = getattr(module, step, None)
+    return module
+
+
+def _norm(module, name):
+    if name is None:
+        return None
+    part = _part(module, name)
+    kind = norm_of(part) if isinstance(part, nn.Module) else None
+    if kind is None:
+        raise _Obstacle(f"{name} is no norm that is known")
+    return Norm(kind, part) if kind else None

@@ -1,0 +1,52 @@
+"""Fused models and what they are compared with."""
+
+import warnings
+
+import torch
+from torch import nn
+
+import dynquant
+
+
+def randomized(model, seed=0):
+    """The model with parameters of the size that keeps outputs near inputs, in eval mode."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            drawn = torch.randn(parameter.shape, generator=generator)
+            if parameter.dim() > 1:
+                parameter.copy_(drawn / parameter.shape[-1] ** 0.5)
+            else:
+                parameter.copy_(1 + drawn / 4)
+    return model.eval()
+
+
+def fused(model, attention="integer"):
+    """(quantized, fused) of a float model; every block that is known has to be fused."""
+    quantized = dynquant.quantize_dynamic(randomized(model))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return quantized, dynquant.fuse(quantized, attention=attention)
+
+
+def decibels(actual, expected):
+    actual, expected = actual.double(), expected.double()
+    noise = (actual - expected).square().sum()
+    return float(10 * torch.log10(expected.square().sum() / noise.clamp(min=1e-30)))
+
+
+def seen_one_by_one(model):
+    """Gives every submodule of every block a hook, so that nothing can run fused.
+
+    Dropouts have none: where MPNet calls one, it shows the float attention's probabilities.
+    """
+
+    def hook(module, args, output):
+        return None
+
+    for name in dynquant.fused_blocks(model):
+        block = model.get_submodule(name)
+        for child in block.modules():
+            if child is not block and not isinstance(child, nn.Dropout):
+                child.register_forward_hook(hook)
+    return model
