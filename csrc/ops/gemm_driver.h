@@ -34,6 +34,7 @@ class StagedRows {
              Purpose purpose)
       : product_(product),
         bytes_(bytes_of_value),
+        halving_(bytes_of_value == 2 ? 1 : 0),
         groups_(groups_of(k)),
         stride_(staged_stride(product.layout, groups_)) {
     const int64_t bytes = staged_bytes(product.layout, stride_, rows);
@@ -46,10 +47,10 @@ class StagedRows {
   template <class Source>
   void stage(const Source& source, int64_t first, int64_t begin, int64_t end) const {
     for (int64_t row = begin; row < end; row += bytes_) {
-      const int64_t m = (first + row - begin) / bytes_;
+      const int64_t m = (first + row - begin) >> halving_;
       uint8_t* low = bytes_ == 2 ? at(row + 1) : nullptr;
       const StagedRow values = source.stage(product_, m, at(row), low);
-      scale_[row / bytes_] = values.scale;
+      scale_[row >> halving_] = values.scale;
       if (bytes_ == 2) {
         zero_point_[row] = values.zero_point / 256;
         zero_point_[row + 1] = values.zero_point % 256;
@@ -74,7 +75,7 @@ class StagedRows {
     a.n_begin = n_begin;
     a.n_end = n_end;
     a.epilogue = epilogue;
-    a.epilogue.scale = scale_ + begin / bytes_;
+    a.epilogue.scale = scale_ + (begin >> halving_);
     product_.gemm(a);
   }
 
@@ -84,7 +85,9 @@ class StagedRows {
   static constexpr int64_t kBytesBeside = sizeof(float) + sizeof(int32_t);  // of a row
 
   const Product& product_;
-  const int64_t bytes_, groups_, stride_;
+  const int64_t bytes_;
+  const int halving_;  // from staged rows to rows of the source: a shift, divisions are slow
+  const int64_t groups_, stride_;
   uint8_t* staged_;
   float* scale_;
   int32_t* zero_point_;
