@@ -416,12 +416,36 @@ CURIOUS = {
         },
         WORDS,
     ),
+    "LongcatFlashModel": (
+        {
+            "hidden_size": 32,
+            "num_layers": 2,
+            "vocab_size": 99,
+            "num_attention_heads": 2,
+            "ffn_hidden_size": 48,
+            "expert_ffn_hidden_size": 48,
+            "n_routed_experts": 4,
+            "zero_expert_num": 2,
+            "moe_topk": 2,
+            "q_lora_rank": 16,
+            "kv_lora_rank": 16,
+            "qk_nope_head_dim": 8,
+            "qk_rope_head_dim": 8,
+            "v_head_dim": 8,
+            "head_dim": 8,
+        },
+        WORDS,
+    ),
     # Divides weights in place at its first call.
     "RwkvModel": (
         {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 99, "rescale_every": 1},
         WORDS,
     ),
 }
+
+
+def decibels(wanted, given):
+    return 10 * torch.log10(wanted.square().sum() / (given - wanted).square().sum())
 
 
 @pytest.mark.parametrize("name", CURIOUS)
@@ -436,17 +460,54 @@ def test_models_that_look_at_their_weights(name, tmp_path):
             made = of(**inputs)
         return next(one for one in made.values() if isinstance(one, torch.Tensor) and one.dim() > 1)
 
-    def decibels(given):
-        return 10 * torch.log10(wanted.square().sum() / (given - wanted).square().sum())
-
     made = dynquant.quantize_dynamic(model)
     model.save_pretrained(tmp_path / "float")  # before a call: RWKV saves what it has divided
     wanted, given = first(model), first(made)
-    assert decibels(given) > 25
+    assert decibels(wanted, given) > 25
     loaded = kind.from_pretrained(tmp_path / "float", quantization_config=DynquantConfig())
     again = saved_and_loaded(loaded, tmp_path / "int8", kind)
     assert_same(first(loaded), given)
     assert_same(first(again), given)
+
+
+def test_layers_of_layoutlmv2():
+    """The model itself needs detectron2, which PyPI does not have; it reads weights here."""
+    from transformers.models.layoutlmv2.modeling_layoutlmv2 import LayoutLMv2Encoder
+
+    torch.manual_seed(0)
+    config = transformers.LayoutLMv2Config(**SMALL, rel_pos_bins=32, rel_2d_pos_bins=64)
+    encoder = LayoutLMv2Encoder(config).eval()
+    inputs = {
+        "hidden_states": torch.randn(2, 9, 32),
+        "attention_mask": torch.zeros(2, 1, 1, 9),
+        "bbox": torch.randint(0, 1000, (2, 9, 4)),
+        "position_ids": torch.arange(9).expand(2, -1),
+    }
+    made = dynquant.quantize_dynamic(encoder)
+    assert isinstance(made.rel_pos_x_bias, dynquant.nn.Linear)
+    with torch.no_grad():
+        assert decibels(encoder(**inputs)[0], made(**inputs)[0]) > 25
+
+
+def test_sparse_auto_encoder_of_sentence_transformers():
+    pytest.importorskip("sentence_transformers")
+    from sentence_transformers.sparse_encoder.modules import SparseAutoEncoder
+
+    torch.manual_seed(0)
+    model = SparseAutoEncoder(64, 256, k=8, k_aux=64).eval()
+    nn.init.normal_(model.pre_bias, std=0.1)
+    nn.init.normal_(model.latent_bias, std=0.1)
+    made = dynquant.quantize_dynamic(model)
+    assert made.decoder.linear is made.encoder and isinstance(made.encoder, dynquant.nn.Linear)
+    x = torch.randn(16, 64)
+    with torch.no_grad():
+        wanted, given = (one({"sentence_embedding": x}) for one in (model, made))
+        assert (
+            decibels(model.decoder(x @ model.encoder.weight.T), made.decoder(made.encoder(x))) > 35
+        )
+    assert decibels(wanted["sentence_embedding_encoded"], given["sentence_embedding_encoded"]) > 35
+    chosen = [one["sentence_embedding"] != 0 for one in (wanted, given)]
+    assert (chosen[0] & chosen[1]).sum() > 0.9 * chosen[0].sum()
 
 
 class TestConversions:
