@@ -181,6 +181,58 @@ class TestLoading:
             quantizer.validate_environment(device_map={"": "disk"})
 
 
+class TestDtypes:
+    """Weights in 16 bits, and embeddings."""
+
+    @pytest.mark.parametrize(
+        ("arguments", "spec"),
+        [
+            (
+                {"embeddings": torch.quint8},
+                {nn.Linear: torch.qint8, nn.Embedding: torch.quint8},
+            ),
+            (
+                {"dtype": torch.bfloat16, "embeddings": "quint4x2"},
+                {nn.Linear: torch.bfloat16, nn.Embedding: torch.quint4x2},
+            ),
+            ({"dtype": "float16"}, {nn.Linear: torch.float16}),
+            ({"dtype": torch.quint8}, {nn.Embedding: torch.quint8}),
+        ],
+    )
+    @pytest.mark.parametrize("auto", [AutoModel, AutoModelForMaskedLM])  # whose decoder is tied
+    def test_round_trip(self, auto, arguments, spec, tmp_path):
+        torch.manual_seed(0)
+        auto.from_config(BERT).save_pretrained(tmp_path / "float")
+        config = DynquantConfig(**arguments)
+        model = auto.from_pretrained(tmp_path / "float", quantization_config=config)
+        expected = dynquant.quantize_dynamic(auto.from_pretrained(tmp_path / "float"), spec)
+        assert _types(model) == _types(expected)
+        assert_same(output(model), output(expected))
+        again = saved_and_loaded(model, tmp_path / "q", auto)
+        assert _types(again) == _types(model)
+        assert_same(output(again), output(model))
+
+    def test_embeddings_are_kept_in_float_by_name(self, bert):
+        config = DynquantConfig(embeddings=torch.quint8, modules_to_not_convert=["word_embeddings"])
+        model = AutoModel.from_pretrained(bert, quantization_config=config)
+        assert type(model.embeddings.word_embeddings) is nn.Embedding
+        assert type(model.embeddings.position_embeddings) is dynquant.nn.Embedding
+
+    def test_an_embedding_that_the_checkpoint_does_not_have(self, bert):
+        file = bert / "model.safetensors"
+        tensors = load_file(file)
+        del tensors["embeddings.token_type_embeddings.weight"]
+        save_file(tensors, file, metadata={"format": "pt"})
+        config = DynquantConfig(embeddings=torch.quint8)
+        model = AutoModel.from_pretrained(bert, quantization_config=config)
+        assert type(model.embeddings.token_type_embeddings) is nn.Embedding
+        assert type(model.embeddings.word_embeddings) is dynquant.nn.Embedding
+
+
+def _types(model):
+    return {name: type(module) for name, module in model.named_modules()}
+
+
 class TestConfigInMemory:
     """A config that holds a DynquantConfig, beside the folder."""
 
@@ -317,6 +369,9 @@ class TestConfig:
             ({"modules_to_not_convert": "pooler"}, TypeError),
             ({"modules_to_not_convert": ["pooler", "("]}, ValueError),
             ({"quant_method": "gptq"}, ValueError),
+            ({"dtype": "float8"}, ValueError),
+            ({"dtype": 8}, ValueError),
+            ({"embeddings": torch.qint8}, ValueError),
         ],
     )
     def test_wrong_arguments(self, arguments, error):
@@ -324,7 +379,12 @@ class TestConfig:
             DynquantConfig(**arguments)
 
     def test_through_json(self):
-        config = DynquantConfig(activation="per_tensor", modules_to_not_convert=["b", "a"])
+        config = DynquantConfig(
+            activation="per_tensor",
+            modules_to_not_convert=["b", "a"],
+            dtype=torch.bfloat16,
+            embeddings=torch.quint8,
+        )
         assert DynquantConfig.from_dict(json.loads(json.dumps(config.to_dict()))).to_dict() == (
             config.to_dict()
         )
