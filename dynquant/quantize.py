@@ -159,13 +159,18 @@ def _finish(plan, model, inplace, made=None):
     """Carries the plan out; a model of transformers, when it is saved, says what was quantized."""
     qconfigs = plan.configs()
     model = _carry_out(plan, model, inplace, made)
+    left_on(model, qconfigs)
+    return model
+
+
+def left_on(model, qconfigs):
+    """Leaves on models of transformers what is quantized; arguments as for leave_config."""
     if "transformers.modeling_utils" in sys.modules:
         try:
             from dynquant.transformers import leave_config
         except ImportError:  # an older transformers
-            return model
+            return
         leave_config(model, qconfigs)
-    return model
 
 
 # Tensors made in inference mode could not be loaded into later, nor give gradients.
