@@ -16,9 +16,10 @@ from dynquant.foreign_layers import check_scale, check_zero_point
 from dynquant.foreign_torchao import qconfig_of
 from dynquant.nn import Linear
 from dynquant.qconfig import QConfig, per_channel, per_token
-from dynquant.quantize import left_on, quantize_dynamic
+from dynquant.quantize import keep_hooks, left_on, quantize_dynamic
 from dynquant.swap.copies import copied
 from dynquant.swap.places import replace_modules
+from dynquant.swap.undo import all_or_nothing
 
 
 @dataclass
@@ -57,12 +58,12 @@ def _quantize(module, config):
     An object that is the whole model, or belongs to it twice, stays the same object: quantize_
     would drop another.
     """
-    form = quantize_dynamic(module, {type(module): config.qconfig()}, inplace=True)
-    if form is not module:
-        state = vars(form)
-        module.__class__ = type(form)
-        vars(module).clear()
-        vars(module).update(state)
+    with all_or_nothing(module):
+        form = quantize_dynamic(module, {type(module): config.qconfig()}, inplace=True)
+        if form is not module:
+            module.__class__ = type(form)
+            vars(module).clear()
+            vars(module).update(vars(form))
     return module
 
 
@@ -90,15 +91,22 @@ def from_torchao(model, inplace=False):
             qconfigs[layer] = _checked(key, own, module, parameter)
     if not qconfigs:
         raise ValueError("the model has no weight that torchao has quantized to int8")
-    model = model if inplace else copied(model)
+    if not inplace:
+        return _swapped(copied(model), qconfigs)
+    with all_or_nothing(model):
+        return _swapped(model, qconfigs)
+
+
+def _swapped(model, qconfigs):
+    """The model with quantized forms in the places of the layers that qconfigs names."""
     forms = {}
     for layer, qconfig in qconfigs.items():
         module = model.get_submodule(layer)
-        weight = module.weight
         if module not in forms:
-            forms[module] = Linear.from_integers(
-                weight.qdata, weight.scale, module.bias, qconfig, weight.dtype
-            )
+            weight, bias = module.weight, module.bias
+            form = Linear.from_integers(weight.qdata, weight.scale, bias, qconfig, weight.dtype)
+            keep_hooks(module, form, lambda hooks: hooks)
+            forms[module] = form
     replace_modules(model, forms)
     for module in model.modules():
         _forget_torchao(module)

@@ -105,6 +105,10 @@ class Format:
         """How far apart neighbouring values are, [rows, 1] or [1, 1]."""
         raise NotImplementedError
 
+    def scaled(self, held, scaled):
+        """What is held for the rows times a number, by which `scaled` multiplies a tensor."""
+        return (*held[:-1], scaled(held[-1]))
+
     def part(self, held, first, last):
         """The format of the rows from `first` to before `last` alone, and what it holds."""
         one = copy.copy(self)

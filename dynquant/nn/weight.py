@@ -1,5 +1,7 @@
 """QuantizedWeight: what `.weight` of a quantized module is."""
 
+import math
+
 import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -26,13 +28,17 @@ class QuantizedWeight(torch.Tensor):
 
     Under torch.compile it holds the values themselves; they are computed where they are used.
 
+    Multiplied or divided in place by a positive number, it scales what the module holds.
+
     Raises:
-        RuntimeError: when an operator writes to it or to a view of it, since the module would not
-            see the change.
+        RuntimeError: when an operator writes to it or to a view of it in another way, since the
+            module would not see the change.
     """
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func in _WRITES:  # under torch.compile the module would not see it
+            raise RuntimeError(_READ_ONLY)
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **kwargs or {})
 
@@ -49,10 +55,13 @@ class QuantizedWeight(torch.Tensor):
 
 
 class _Quantized(QuantizedWeight):
-    """Has the formats, and no storage."""
+    """Has the formats, and no storage.
+
+    is_own: whether this is a module's whole weight or a view of it, and no copy.
+    """
 
     @staticmethod
-    def __new__(cls, parts, dtype, is_transposed=False):
+    def __new__(cls, parts, dtype, is_transposed=False, is_own=False):
         n, k = sum(one.n for one, _ in parts), parts[0][0].k
         shape, strides = ((k, n), (1, k)) if is_transposed else ((n, k), (k, 1))
         device = parts[0][1][0].device
@@ -60,6 +69,7 @@ class _Quantized(QuantizedWeight):
             cls, shape, strides=strides, dtype=dtype, device=device
         )
         weight._parts, weight._is_transposed = tuple(parts), is_transposed
+        weight._is_own = is_own
         return weight
 
     def whole(self, rows):
@@ -90,6 +100,7 @@ class _Quantized(QuantizedWeight):
             "parts": self._parts,
             "dtype": self.dtype,
             "is_transposed": self._is_transposed,
+            "is_own": self._is_own and changes.keys() == {"is_transposed"},
             **changes,
         }
         return _Quantized(**given)
@@ -188,15 +199,15 @@ def _values(parts, dtype):
 
 
 def quantized_weight(parts, dtype):
-    """The rows that `parts` hold, one below the other, as a QuantizedWeight.
+    """The weight of a module, whose rows `parts` hold one below the other, as a QuantizedWeight.
 
     Args:
-        parts: each a Format and what it holds.
+        parts: each a Format and what the module holds.
         dtype: the float dtype that the weight shows.
     """
     if torch.compiler.is_dynamo_compiling():  # which cannot trace a tensor without storage
         return _values(parts, dtype).as_subclass(QuantizedWeight)
-    return _Quantized(parts, dtype)
+    return _Quantized(parts, dtype, is_own=True)
 
 
 # What some functions do instead of taking the dequantized values; NotImplemented: they take those.
@@ -309,6 +320,44 @@ def _addmm(input, mat1, mat2, *, beta=1, alpha=1):
     return mat2._product(_plain(mat1), input) if is_one else NotImplemented
 
 
+def _scaled_in_place(scaled):
+    """Handles an operator that multiplies in place: `scaled` is its form that gives a new tensor.
+
+    A positive number scales the values as it scales their scales, up to rounding; a power of two
+    without any.
+    """
+
+    def handler(weight, number):
+        is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
+        if not isinstance(weight, _Quantized) or not weight._is_own or not is_number:
+            return NotImplemented
+        if not 0 < number < math.inf:
+            return NotImplemented
+        made = [
+            (tensor, value)
+            for one, held in weight._parts
+            for tensor, value in zip(
+                held, one.scaled(held, lambda tensor: scaled(tensor, number)), strict=True
+            )
+            if value is not tensor
+        ]
+        if not all(_is_in_range(*one) for one in made):
+            return NotImplemented
+        with torch.no_grad():
+            for tensor, value in made:
+                tensor.copy_(value)
+        return weight
+
+    return handler
+
+
+def _is_in_range(before, after):
+    """Whether all is finite, and scales, which are fp32, are in the normal range."""
+    is_normal = after.abs() >= torch.finfo(torch.float32).tiny
+    held = after.isfinite() & (is_normal | (before == 0) | (after.dtype != torch.float32))
+    return bool(held.all())
+
+
 def _plain(tensor):
     return tensor.dequantize() if isinstance(tensor, _Quantized) else tensor
 
@@ -323,6 +372,12 @@ def _requires_grad(weight, value=True):
 
 
 _T = torch.Tensor
+_SCALES = {
+    **dict.fromkeys((_T.mul_, _T.multiply_, _T.__imul__), _scaled_in_place(torch.mul)),
+    **dict.fromkeys(
+        (_T.div_, _T.divide_, _T.true_divide_, _T.__itruediv__), _scaled_in_place(torch.div)
+    ),
+}
 _HANDLERS = {
     torch.nn.functional.linear: _linear,
     torch.matmul: _matmul,
@@ -351,6 +406,7 @@ _HANDLERS = {
     _T.__matmul__: _matmul,
     _T.mm: _matmul,
     _T.addmm: _addmm,
+    **_SCALES,
     _T.t: _transposed,
     _T.transpose: _transposed,
     _T.permute: _permuted,
@@ -382,4 +438,13 @@ _LOOKS = {
     torch.is_complex,
     torch.is_floating_point,
     torch.numel,
+}
+_WRITING_OPERATORS = ("__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__")
+# Methods that write to the tensor, by their names.
+_WRITES = {
+    getattr(_T, name)
+    for name in dir(_T)
+    if name in _WRITING_OPERATORS
+    or (name.endswith("_") and not name.endswith("__"))
+    and name not in ("detach_", "requires_grad_", "share_memory_", "rename_")
 }

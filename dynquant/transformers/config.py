@@ -103,6 +103,10 @@ class DynquantConfig(QuantizationConfigMixin):
         names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
         return {**spec, **dict.fromkeys(kept(names, self.modules_to_not_convert))}
 
+    def get(self, key, default=None):
+        """As of a dict: transformers reads the config of a model so, also where it holds this."""
+        return getattr(self, key, default)
+
     def keep_float(self, names):
         """What the checkpoint does not have is to be trained: it stays in float when saved, too."""
         self.modules_to_not_convert = sorted({*self.modules_to_not_convert, *map(only, names)})

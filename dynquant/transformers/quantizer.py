@@ -1,5 +1,6 @@
 """What transformers calls while it loads and saves a model with a DynquantConfig."""
 
+from transformers import PreTrainedModel
 from transformers.quantizers import HfQuantizer, register_quantizer
 
 from dynquant.nn._module import QuantizedModule
@@ -67,6 +68,11 @@ class DynquantQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model, **kwargs):
         self._loading.finish(model)
         self._loading = None
+        for module in model.modules():
+            if isinstance(module, PreTrainedModel):
+                # It has models go around the `weight` of their layers. Ours stands for a float one:
+                # the code is the same as after quantize_dynamic, and so are the numbers.
+                vars(module.config).pop("_is_quantized", None)
         names = [
             f"{name}.{key}"
             for name, module in model.named_modules()
