@@ -37,6 +37,8 @@ class DynquantConfig(QuantizationConfigMixin):
         modules: what dynquant.quantize_dynamic has left: {name of a module, or of a product of one:
             the fields of its QConfig that are not the default; None: in float}. These modules are
             quantized, and no others.
+        source: the quantization_config of a checkpoint that another library has quantized, which
+            load_int8 passes.
         quant_method: "dynquant", which config.json holds.
 
     Raises:
@@ -54,6 +56,7 @@ class DynquantConfig(QuantizationConfigMixin):
         modules=None,
         dtype="qint8",
         embeddings=None,
+        source=None,
     ):
         self.weight = weight
         self.activation = activation
@@ -81,6 +84,10 @@ class DynquantConfig(QuantizationConfigMixin):
                 ) from error
         self.quant_method = METHOD
         self.modules_to_not_convert = sorted(names)
+        if source is not None:
+            self.source = source
+
+    source = None  # it is no attribute of its own, and not saved, in any other config
 
     def _qconfigs(self):
         """The QConfigs of `modules`, by name."""

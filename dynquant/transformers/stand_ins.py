@@ -72,6 +72,10 @@ class StateStandIn(StandIn):
         if missing and not is_float:
             raise ValueError(f"{name}: the checkpoint lacks {', '.join(sorted(missing))}")
         try:
-            self.form.load_state_dict(found, assign=True)
+            self.form.load_state_dict(self._entries(found), assign=True)
         except RuntimeError as error:
             raise ValueError(f"{name}: {error}") from error
+
+    def _entries(self, found):
+        """What was found, as the module's state dict has it."""
+        return found
