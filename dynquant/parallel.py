@@ -17,6 +17,7 @@ from torch.distributed.tensor.parallel import ParallelStyle
 from dynquant.nn.conv1d import Conv1D
 from dynquant.nn.linear import Linear
 from dynquant.nn.linear_sharded import ColwiseLinear, RowwiseLinear
+from dynquant.swap.undo import all_or_nothing
 
 
 class _LinearStyle(ParallelStyle):
@@ -64,13 +65,9 @@ class _LinearStyle(ParallelStyle):
             )
         if module.packed.is_meta:
             raise ValueError(f"{name} needs a layer with its weight, not one on the meta device")
-        whole = type(module)
-        module.__class__ = self.FORM
-        try:
+        with all_or_nothing(module):
+            module.__class__ = self.FORM
             module._become(device_mesh, self)
-        except Exception:
-            module.__class__ = whole
-            raise
         return module
 
 

@@ -10,6 +10,7 @@ from torchao.quantization.transform_module import register_quantize_module_handl
 
 from dynquant.qconfig import QConfig, per_channel, per_token
 from dynquant.quantize import quantize_dynamic
+from dynquant.swap.undo import all_or_nothing
 
 
 @dataclass
@@ -48,10 +49,10 @@ def _quantize(module, config):
     An object that is the whole model, or belongs to it twice, stays the same object: quantize_
     would drop another.
     """
-    form = quantize_dynamic(module, {type(module): config.qconfig()}, inplace=True)
-    if form is not module:
-        state = vars(form)
-        module.__class__ = type(form)
-        vars(module).clear()
-        vars(module).update(state)
+    with all_or_nothing(module):
+        form = quantize_dynamic(module, {type(module): config.qconfig()}, inplace=True)
+        if form is not module:
+            module.__class__ = type(form)
+            vars(module).clear()
+            vars(module).update(vars(form))
     return module

@@ -15,6 +15,7 @@ FLOORS = (
     {"swap", "fused"},
 )
 FRONT = len(FLOORS)
+FOLDERS_IN_FRONT = {"transformers"}
 
 
 def floor_of(part):
@@ -46,4 +47,4 @@ def test_imports_go_downward(file):
 
 def test_every_folder_has_a_floor():
     folders = {one.name for one in PACKAGE.iterdir() if (one / "__init__.py").exists()}
-    assert all(floor_of(folder) < FRONT for folder in folders), folders
+    assert all(floor_of(folder) < FRONT for folder in folders - FOLDERS_IN_FRONT), folders

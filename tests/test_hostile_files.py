@@ -124,8 +124,9 @@ def test_regular_expressions_that_backtrack(monkeypatch):
     """In the config.json of somebody else's model."""
     transformers = pytest.importorskip("transformers")
     import dynquant.transformers as integration
+    from dynquant.transformers import module_names
 
-    monkeypatch.setattr(integration, "_PATTERN_SECONDS", 0.2)
+    monkeypatch.setattr(module_names, "_PATTERN_SECONDS", 0.2)
     model = transformers.BertModel(
         transformers.BertConfig(
             hidden_size=8,

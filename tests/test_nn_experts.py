@@ -293,6 +293,12 @@ class TestState:
         with pytest.raises(ValueError, match="down_proj is"):
             made.down_proj = torch.zeros(EXPERTS, 3, 3)
 
+    def test_scaled_in_place(self, kind):
+        made = quantized(experts(kind))
+        values = made.down_proj.dequantize()
+        made.down_proj.div_(2)
+        assert_same(made.down_proj.dequantize(), values / 2)
+
     def test_cast(self, kind):
         made = quantized(experts(kind))
         scale = made.down_proj_scale.clone()

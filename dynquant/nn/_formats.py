@@ -115,6 +115,10 @@ class Format:
         for first in range(0, self.n, _CHUNK):
             yield self.part(held, first, first + _CHUNK)
 
+    def scaled(self, held, scaled):
+        """What is held for the rows times a number, by which `scaled` multiplies a tensor."""
+        return (*held[:-1], scaled(held[-1]))
+
     def part(self, held, first, last):
         """The format of the rows from `first` to before `last` alone, and what it holds."""
         one = copy.copy(self)

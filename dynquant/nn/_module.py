@@ -10,7 +10,7 @@ from dynquant.nn._checks import FLOAT_DTYPES, check_config, check_parameters
 from dynquant.nn._formats import are_alike, renamed_from_version_1
 from dynquant.nn._move import moved
 from dynquant.nn._processes import share_between_processes
-from dynquant.nn._state import INTEGERS, Entry, check_assigned, is_float, read_entries
+from dynquant.nn._state import INTEGERS, Entry, check_assigned, frozen_copy, is_float, read_entries
 from dynquant.nn.weight import QuantizedWeight, quantized_weight
 from dynquant.qconfig import QConfig, parse_qconfig
 
@@ -66,9 +66,7 @@ class QuantizedModule(nn.Module):
                 self.register_buffer(key, tensor, persistent=key in one.keys)
             self._formats[name] = one
         for name, bias in biases.items():
-            if bias is not None:
-                bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
-            self.register_parameter(name, bias)
+            self.register_parameter(name, frozen_copy(bias))
         if all(bias.dtype != weight.dtype for bias in self._held_biases().values()):
             self._set_placeholder(weight.dtype)
         self.eval()

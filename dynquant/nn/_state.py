@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -44,6 +45,11 @@ def read_entries(module, expected, state_dict, prefix, strict, missing_keys, une
 
 def is_float(value):
     return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+def frozen_copy(value):
+    """A parameter without gradient of a copy of the tensor; None where that is None."""
+    return None if value is None else nn.Parameter(value.detach().clone(), requires_grad=False)
 
 
 def check_assigned(name, value, entry):

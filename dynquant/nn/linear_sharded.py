@@ -1,5 +1,7 @@
 """dynquant.nn.Linear spread over the processes of a device mesh."""
 
+import copy
+
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
@@ -48,7 +50,9 @@ class ShardedLinear(Linear):
         self._buffers["weight_scale"] = local["weight_scale"]
         if self.bias is not None:
             self._parameters["bias"] = nn.Parameter(local["bias"], requires_grad=False)
-        self._formats["weight"].n, self._formats["weight"].k = integers.shape
+        local_format = copy.copy(self._formats["weight"])
+        local_format.n, local_format.k = integers.shape
+        self._formats["weight"] = local_format
         part = -(-self.in_features // mesh.size())
         self._local_in_features = max(0, min(part, self.in_features - part * mesh.get_local_rank()))
 

@@ -1,5 +1,7 @@
 """QuantizedWeight: what `.weight` of a quantized module is."""
 
+import math
+
 import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -26,13 +28,17 @@ class QuantizedWeight(torch.Tensor):
 
     Under torch.compile it holds the values themselves; they are computed where they are used.
 
+    Multiplied or divided in place by a positive number, it scales what the module holds.
+
     Raises:
-        RuntimeError: when an operator writes to it or to a view of it, since the module would not
-            see the change.
+        RuntimeError: when an operator writes to it or to a view of it in another way, since the
+            module would not see the change.
     """
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func in _WRITES:  # under torch.compile the module would not see it
+            raise RuntimeError(_READ_ONLY)
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **kwargs or {})
 
@@ -52,10 +58,12 @@ class _Held(QuantizedWeight):
     """Has formats, each with what a module holds as it says, and no storage.
 
     The weight is the rows of the formats, one below the other. Some functions have handlers.
+
+    is_own: whether this is a module's whole weight or a view of it, and no copy.
     """
 
     @staticmethod
-    def __new__(cls, parts, dtype, is_transposed=False):
+    def __new__(cls, parts, dtype, is_transposed=False, is_own=False):
         *lead, _, k = parts[0][0].shape
         n = sum(one.n for one, _ in parts)
         shape, strides = (n, k), (k, 1)
@@ -68,6 +76,7 @@ class _Held(QuantizedWeight):
             cls, shape, strides=strides, dtype=dtype, device=device
         )
         weight._parts, weight._is_transposed = tuple(parts), is_transposed
+        weight._is_own = is_own
         return weight
 
     @classmethod
@@ -106,6 +115,7 @@ class _Held(QuantizedWeight):
             "parts": self._parts,
             "dtype": self.dtype,
             "is_transposed": self._is_transposed,
+            "is_own": self._is_own and changes.keys() == {"is_transposed"},
             **changes,
         }
         return type(self)(**given)
@@ -224,16 +234,16 @@ def _values(parts, dtype):
 
 
 def quantized_weight(parts, dtype):
-    """The rows that `parts` hold, one below the other, as a QuantizedWeight.
+    """The weight of a module, whose rows `parts` hold one below the other, as a QuantizedWeight.
 
     Args:
-        parts: each a Format and what it holds; a single one of a stack of matrices.
+        parts: each a Format and what the module holds; a single one of a stack of matrices.
         dtype: the float dtype that the weight shows.
     """
     if torch.compiler.is_dynamo_compiling():  # which cannot trace a tensor without storage
         return _values(parts, dtype).as_subclass(QuantizedWeight)
     kind = _Quantized if len(parts[0][0].shape) == 2 else _Stack
-    return kind(parts, dtype)
+    return kind(parts, dtype, is_own=True)
 
 
 # What some functions do instead of taking the dequantized values; NotImplemented: they take those.
@@ -365,6 +375,44 @@ def _addmm(input, mat1, mat2, *, beta=1, alpha=1):
     return mat2._product(_plain(mat1), input) if is_one else NotImplemented
 
 
+def _scaled_in_place(scaled):
+    """Handles an operator that multiplies in place: `scaled` is its form that gives a new tensor.
+
+    A positive number scales the values as it scales their scales, up to rounding; a power of two
+    without any.
+    """
+
+    def handler(weight, number):
+        is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
+        if not isinstance(weight, _Held) or not weight._is_own or not is_number:
+            return NotImplemented
+        if not 0 < number < math.inf:
+            return NotImplemented
+        made = [
+            (tensor, value)
+            for one, held in weight._parts
+            for tensor, value in zip(
+                held, one.scaled(held, lambda tensor: scaled(tensor, number)), strict=True
+            )
+            if value is not tensor
+        ]
+        if not all(_is_in_range(*one) for one in made):
+            return NotImplemented
+        with torch.no_grad():
+            for tensor, value in made:
+                tensor.copy_(value)
+        return weight
+
+    return handler
+
+
+def _is_in_range(before, after):
+    """Whether all is finite, and scales, which are fp32, are in the normal range."""
+    is_normal = after.abs() >= torch.finfo(torch.float32).tiny
+    held = after.isfinite() & (is_normal | (before == 0) | (after.dtype != torch.float32))
+    return bool(held.all())
+
+
 def _plain(tensor):
     return tensor.dequantize() if isinstance(tensor, _Quantized) else tensor
 
@@ -379,7 +427,14 @@ def _requires_grad(weight, value=True):
 
 
 _T = torch.Tensor
+_SCALES = {
+    **dict.fromkeys((_T.mul_, _T.multiply_, _T.__imul__), _scaled_in_place(torch.mul)),
+    **dict.fromkeys(
+        (_T.div_, _T.divide_, _T.true_divide_, _T.__itruediv__), _scaled_in_place(torch.div)
+    ),
+}
 _ALIKE = {  # for matrices and for stacks of them
+    **_SCALES,
     torch.detach: _itself,
     torch.dequantize: _Held.dequantize,
     torch.int_repr: _Held.int_repr,
@@ -448,4 +503,13 @@ _LOOKS = {
     torch.is_complex,
     torch.is_floating_point,
     torch.numel,
+}
+_WRITING_OPERATORS = ("__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__")
+# Methods that write to the tensor, by their names.
+_WRITES = {
+    getattr(_T, name)
+    for name in dir(_T)
+    if name in _WRITING_OPERATORS
+    or (name.endswith("_") and not name.endswith("__"))
+    and name not in ("detach_", "requires_grad_", "share_memory_", "rename_")
 }

@@ -1,0 +1,25 @@
+"""Hugging Face transformers: models that are quantized while they are loaded, saved and loaded.
+
+import dynquant.transformers  # registers the method "dynquant"; also before loading what it saved
+from transformers import AutoModel
+
+config = dynquant.transformers.DynquantConfig()
+model = AutoModel.from_pretrained(path, quantization_config=config)
+model.save_pretrained(folder)
+model = AutoModel.from_pretrained(folder)
+"""
+
+from transformers import __version__ as _version
+
+if int(_version.partition(".")[0]) < 5:
+    raise ImportError(
+        f"dynquant.transformers needs transformers 5 or newer; {_version} is installed. "
+        "dynquant.quantize_dynamic(model) works with every version"
+    )
+
+from dynquant.transformers.config import DynquantConfig  # noqa: E402
+from dynquant.transformers.left_config import leave_config  # noqa: E402
+from dynquant.transformers.module_names import only  # noqa: E402
+from dynquant.transformers.quantizer import DynquantQuantizer  # noqa: E402
+
+__all__ = ["DynquantConfig", "DynquantQuantizer", "leave_config", "only"]

@@ -1,0 +1,139 @@
+"""DynquantConfig: how from_pretrained quantizes; what config.json says of a quantized model."""
+
+import dataclasses
+import warnings
+
+import regex
+import torch
+from transformers.quantizers import register_quantization_config
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from dynquant.qconfig import DTYPES, QConfig
+from dynquant.swap.plan import default_spec
+from dynquant.swap.selection import did_you_mean
+from dynquant.transformers.module_names import kept, only
+
+METHOD = "dynquant"
+
+
+@register_quantization_config(METHOD)
+class DynquantConfig(QuantizationConfigMixin):
+    """How from_pretrained quantizes: as dynquant.quantize_dynamic does, with int8 weights.
+
+    It is saved in the model's config.json.
+
+    Args:
+        weight, activation, symmetric, activation_bits: as in dynquant.QConfig.
+        modules_to_not_convert: names of modules that stay in float, each of which covers its
+            submodules, or regular expressions, as for other methods of transformers. Those that
+            lose too much are found on the float model, by dynquant.compare or by
+            quantize_dynamic(model, keep_float_below=..., example_inputs=...); the command
+            `dynquant quantize --keep-float-below` does both.
+        modules: what dynquant.quantize_dynamic has left: {name of a module, or of a product of one:
+            the fields of its QConfig that are not the default; None: in float}. These modules are
+            quantized, and no others.
+        quant_method: "dynquant", which config.json holds.
+
+    Raises:
+        TypeError, ValueError: for an argument that is none of these.
+    """
+
+    def __init__(
+        self,
+        weight="per_channel",
+        activation="per_token",
+        symmetric=False,
+        modules_to_not_convert=None,
+        quant_method=METHOD,
+        activation_bits=8,
+        modules=None,
+    ):
+        QConfig(weight, activation, symmetric, activation_bits=activation_bits)  # checks them
+        self.modules = modules
+        if modules is not None:
+            self._qconfigs()
+        if quant_method != METHOD:
+            raise ValueError(f"quant_method is {quant_method!r}; allowed: {METHOD}")
+        names = [] if modules_to_not_convert is None else modules_to_not_convert
+        if not isinstance(names, (list, tuple, set)) or not all(isinstance(n, str) for n in names):
+            raise TypeError(
+                f"modules_to_not_convert is {modules_to_not_convert!r}; expected a list of names"
+            )
+        for name in names:
+            try:
+                regex.compile(name)
+            except (regex.error, RecursionError) as error:
+                raise ValueError(
+                    f"modules_to_not_convert has {name!r}, which is no regular expression: {error}"
+                ) from error
+        self.quant_method = METHOD
+        self.weight = weight
+        self.activation = activation
+        self.symmetric = symmetric
+        self.activation_bits = activation_bits
+        self.modules_to_not_convert = sorted(names)
+
+    def _qconfigs(self):
+        """The QConfigs of `modules`, by name."""
+        if not isinstance(self.modules, dict):
+            raise TypeError(f"modules is {self.modules!r}; expected a dict from names to configs")
+        try:
+            return {name: _from_fields(fields) for name, fields in self.modules.items()}
+        except (TypeError, ValueError, AttributeError, KeyError) as error:
+            raise ValueError(f"modules holds what is no config of dynquant: {error}") from error
+
+    def spec_for(self, model):
+        """The qconfig_spec of quantize_dynamic that says the same of `model`."""
+        if self.modules is not None:
+            return self._qconfigs()
+        qconfig = QConfig(
+            self.weight,
+            self.activation,
+            self.symmetric,
+            activation_bits=self.activation_bits,
+        )
+        spec = default_spec(qconfig)
+        names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
+        return {**spec, **dict.fromkeys(kept(names, self.modules_to_not_convert))}
+
+    def get(self, key, default=None):
+        """As of a dict: transformers reads the config of a model so, also where it holds this."""
+        return getattr(self, key, default)
+
+    def keep_float(self, names):
+        """What the checkpoint does not have is to be trained: it stays in float when saved, too."""
+        self.modules_to_not_convert = sorted({*self.modules_to_not_convert, *map(only, names)})
+
+    def warn_of_unknown_names(self, model):
+        """Warns of entries of modules_to_not_convert that no module of `model` fits."""
+        names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
+        for entry in self.modules_to_not_convert:
+            if not kept(names, [entry]):
+                warnings.warn(
+                    f"modules_to_not_convert has {entry!r}, which fits no module of "
+                    f"{type(model).__name__}{did_you_mean(entry, names)}",
+                    stacklevel=2,
+                )
+
+
+def fields_of(qconfig):
+    """What config.json holds of a QConfig; None keeps a module, or a product of it, in float."""
+    if qconfig is None:
+        return None
+    fields = {
+        one.name: getattr(qconfig, one.name)
+        for one in dataclasses.fields(qconfig)
+        if getattr(qconfig, one.name) != one.default
+    }
+    return {key: _DTYPE_NAMES.get(value, value) for key, value in fields.items()}
+
+
+def _from_fields(fields):
+    if fields is None:
+        return None
+    dtypes = {name: dtype for dtype, name in _DTYPE_NAMES.items()}
+    given = {**fields, "dtype": dtypes[fields.get("dtype", _DTYPE_NAMES[torch.qint8])]}
+    return QConfig(**given)
+
+
+_DTYPE_NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in DTYPES}
