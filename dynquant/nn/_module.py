@@ -285,6 +285,10 @@ class QuantizedModule(nn.Module):
         elif found:
             self._load(found, local_metadata.get("assign_to_params_buffers", False), prefix)
 
+    def _formats_to_read(self):
+        """The formats that say what a state dict may hold."""
+        return self._formats
+
     def _read(self, state_dict, prefix, *lists):
         """What `state_dict` holds of this module, in its formats, and a list of errors.
 
@@ -293,7 +297,7 @@ class QuantizedModule(nn.Module):
         """
         state_dict = renamed_from_version_1(state_dict, prefix, self._formats.values())
         expected, errors, floats = {}, [], []
-        for name, one in self._formats.items():
+        for name, one in self._formats_to_read().items():
             if is_float(state_dict.get(prefix + name)) and not one.is_own(state_dict, prefix):
                 floats.append(name)
                 expected[name] = Entry(FLOAT_DTYPES, (one.float_shape,))

@@ -32,6 +32,8 @@ class DynquantConfig(QuantizationConfigMixin):
         modules: what dynquant.quantize_dynamic has left: {name of a module, or of a product of one:
             the fields of its QConfig that are not the default; None: in float}. These modules are
             quantized, and no others.
+        source: the quantization_config of a checkpoint that another library has quantized, which
+            load_int8 passes.
         quant_method: "dynquant", which config.json holds.
 
     Raises:
@@ -47,6 +49,7 @@ class DynquantConfig(QuantizationConfigMixin):
         quant_method=METHOD,
         activation_bits=8,
         modules=None,
+        source=None,
     ):
         QConfig(weight, activation, symmetric, activation_bits=activation_bits)  # checks them
         self.modules = modules
@@ -72,6 +75,10 @@ class DynquantConfig(QuantizationConfigMixin):
         self.symmetric = symmetric
         self.activation_bits = activation_bits
         self.modules_to_not_convert = sorted(names)
+        if source is not None:
+            self.source = source
+
+    source = None  # it is no attribute of its own, and not saved, in any other config
 
     def _qconfigs(self):
         """The QConfigs of `modules`, by name."""

@@ -77,6 +77,10 @@ class StateStandIn(StandIn):
             raise ValueError(f"{name}: the checkpoint lacks {', '.join(sorted(missing))}")
         try:
             below = {key: value for key, value in self.form.state_dict().items() if "." in key}
-            self.form.load_state_dict({**below, **found}, assign=True)
+            self.form.load_state_dict({**below, **self._entries(found)}, assign=True)
         except RuntimeError as error:
             raise ValueError(f"{name}: {error}") from error
+
+    def _entries(self, found):
+        """What was found, as the module's state dict has it."""
+        return found
