@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from dynquant.nn.experts import FloatExperts, is_experts, unlike_experts
 from dynquant.qconfig import DTYPES, QConfig, one_of, parse_qconfig
 from dynquant.swap.copies import in_eval_mode
 from dynquant.swap.floats import without_form
@@ -334,8 +335,10 @@ def _computed(module):
 
 def _obstacle(module, base, parents):
     """Why a module of a type with a quantized form has none itself, or None."""
-    if "forward" in vars(module) or type(module).forward is not base.forward:
+    if "forward" in vars(module) or not _keeps_forward(type(module), base):
         return f"has a forward other than {base.__name__}'s"
+    if base is FloatExperts:
+        return unlike_experts(module)
     if issubclass(base, nn.Linear):
         for parent in parents:
             if isinstance(parent, nn.MultiheadAttention):
@@ -343,6 +346,10 @@ def _obstacle(module, base, parents):
     if computed := _computed(module):
         return f"has a {computed} that a hook computes, as weight_norm's does: remove that first"
     return None
+
+
+def _keeps_forward(module_type, base):
+    return is_experts(module_type) if base is FloatExperts else module_type.forward is base.forward
 
 
 def _titled(name, module):

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from dynquant.nn.experts import FloatExperts, is_experts
 from dynquant.qconfig import QConfig, parse_qconfig
 from dynquant.stubs import QuantStub
 
@@ -96,11 +97,20 @@ class Spec:
         return None
 
     def _bases(self, module_type):
-        bases = module_type.__mro__
-        if nn.Linear in bases or not issubclass(module_type, self._relatives):
+        bases = bases_of(module_type)
+        if nn.Linear in bases or not set(bases).intersection(self._relatives):
             return bases
         last = bases.index(nn.Module)
         return (*bases[:last], nn.Linear, *bases[last:])
+
+
+def bases_of(module_type):
+    """The type and its bases, from the nearest, as tables of types know them."""
+    bases = module_type.__mro__
+    if not any(is_experts(base) for base in bases):
+        return bases
+    last = bases.index(nn.Module)
+    return (*bases[:last], FloatExperts, *bases[last:])
 
 
 def check_names(names, modules):
