@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import subprocess
 import sys
 from importlib import resources
@@ -395,6 +396,35 @@ def test_dynquant_does_not_import_it():
         "import sys, dynquant; sys.exit('transformers' in sys.modules or 'torchao' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+
+
+def test_loading_without_dynquant_is_loud(bert, tmp_path):
+    """transformers says that it does not know the method, and that all quantized weights lack."""
+    dynquant.quantize_dynamic(
+        AutoModel.from_pretrained(bert), {nn.Linear: torch.qint8, nn.Embedding: torch.quint8}
+    ).save_pretrained(tmp_path / "q")
+    code = """
+import sys
+sys.modules["dynquant"] = None
+from transformers import AutoModel
+model = AutoModel.from_pretrained(sys.argv[1])
+print({str(parameter.dtype) for parameter in model.parameters()})
+print(max(one.abs().max().item() for one in model.parameters() if one.dim() == 2) < 1)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "q")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "TRANSFORMERS_VERBOSITY": "warning", "COLUMNS": "200"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-2:] == ["{'torch.float32'}", "True"]  # no integers in them
+    assert "Unknown quantization type, got dynquant" in done.stderr
+    for name in ("pooler.dense.weight", "embeddings.word_embeddings.weight"):
+        (line,) = (one for one in done.stderr.splitlines() if one.startswith(f"{name} "))
+        assert "MISSING" in line
+    assert "pooler.dense.weight_int8" in done.stderr
 
 
 def test_sentence_transformers(tmp_path):
