@@ -65,6 +65,7 @@ def quantize_dynamic(
             parents.
             A product of a recurrent layer is named by its weight ('lstm.weight_ih_l0'), one of an
             attention by its projection ('attn.q_proj'); so each can have a config of its own.
+            Patterns reach products, too ('*.weight_hh_*').
             A config is a QConfig, dynquant.per_channel, per_token or per_tensor, a dtype, a dict, a
             torch QConfig, or the class QuantStub for the default.
         dtype: for configs that name no dtype: torch.qint8; torch.float16 or torch.bfloat16
@@ -164,13 +165,18 @@ def _finish(plan, model, inplace, made=None):
     """Carries the plan out; a model of transformers, when it is saved, says what was quantized."""
     qconfigs = plan.configs()
     model = _carry_out(plan, model, inplace, made)
+    left_on(model, qconfigs)
+    return model
+
+
+def left_on(model, qconfigs):
+    """Leaves on models of transformers what is quantized; arguments as for leave_config."""
     if "transformers.modeling_utils" in sys.modules:
         try:
             from dynquant.transformers import leave_config
         except ImportError:  # an older transformers
-            return model
+            return
         leave_config(model, qconfigs)
-    return model
 
 
 def _carry_out(plan, model, inplace, made=None):
@@ -185,7 +191,7 @@ def _swap(made, model):
     model.eval()
     made_of = {}
     for item, form in made:
-        _keep_hooks(item.module, form, lambda hooks: hooks)
+        keep_hooks(item.module, form, lambda hooks: hooks)
         made_of[item.module] = form
         for parent, key in item.places:
             parent._modules[key] = form
@@ -206,7 +212,7 @@ def _copy(plan, model, made):
     memo = {id(item.module): form for item, form in made}
     result = copied(model, memo).eval()
     for item in plan.items:
-        _keep_hooks(item.module, memo[id(item.module)], lambda hooks: copy.deepcopy(hooks, memo))
+        keep_hooks(item.module, memo[id(item.module)], lambda hooks: copy.deepcopy(hooks, memo))
     _prepare_for_others(result)
     return result
 
@@ -331,6 +337,7 @@ def _with_progress(items):
     return tqdm(items, desc="quantizing", unit=" modules", delay=1, leave=False)
 
 
-def _keep_hooks(module, form, copied):
+def keep_hooks(module, form, copied):
+    """Gives a quantized form the hooks of its float module, each dict of them through `copied`."""
     for name in _HOOKS:
         setattr(form, name, copied(getattr(module, name)))

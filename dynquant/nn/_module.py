@@ -10,7 +10,7 @@ from dynquant.nn._checks import FLOAT_DTYPES, check_config, check_parameters
 from dynquant.nn._formats import are_alike, renamed_from_version_1
 from dynquant.nn._move import moved
 from dynquant.nn._processes import share_between_processes
-from dynquant.nn._state import INTEGERS, Entry, check_assigned, is_float, read_entries
+from dynquant.nn._state import INTEGERS, Entry, check_assigned, frozen_copy, is_float, read_entries
 from dynquant.nn.weight import QuantizedWeight, quantized_weight
 from dynquant.qconfig import QConfig, parse_qconfig
 
@@ -66,9 +66,7 @@ class QuantizedModule(nn.Module):
                 self.register_buffer(key, tensor, persistent=key in one.keys)
             self._formats[name] = one
         for name, bias in biases.items():
-            if bias is not None:
-                bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
-            self.register_parameter(name, bias)
+            self.register_parameter(name, frozen_copy(bias))
         if all(bias.dtype != weight.dtype for bias in self._held_biases().values()):
             self._set_placeholder(weight.dtype)
         self.eval()
@@ -111,7 +109,7 @@ class QuantizedModule(nn.Module):
         weights, biases = cls._float_parameters(mod)
         check_parameters({prefix + key: value for key, value in {**weights, **biases}.items()})
         for key, weight in weights.items():
-            cls.FORMAT.check(prefix + key, cls._rows(weight))
+            cls.FORMAT.check(prefix + key, cls._rows_of(mod, weight))
 
     @classmethod
     def _float_parameters(cls, mod):
@@ -127,6 +125,11 @@ class QuantizedModule(nn.Module):
     def _rows(weight):
         """A weight of the float module with one row for each output."""
         return weight
+
+    @classmethod
+    def _rows_of(cls, mod, weight):
+        """The same before there is a quantized module, of a weight of `mod`."""
+        return cls._rows(weight)
 
     @staticmethod
     def _shown(weight):
@@ -183,7 +186,7 @@ class QuantizedModule(nn.Module):
         one = self._formats[name]
         if isinstance(value, QuantizedWeight) and (part := value.whole(self._rows)):
             other, held = part
-            if one.holds_like(other) and (other.n, other.k) == (one.n, one.k):
+            if one.holds_like(other) and other.shape == one.shape:
                 self._buffers.update(zip(one.buffers, held, strict=True))
                 return
             if are_alike(one, self._held(name), other, held):
@@ -282,6 +285,10 @@ class QuantizedModule(nn.Module):
         elif found:
             self._load(found, local_metadata.get("assign_to_params_buffers", False), prefix)
 
+    def _formats_to_read(self):
+        """The formats that say what a state dict may hold."""
+        return self._formats
+
     def _read(self, state_dict, prefix, *lists):
         """What `state_dict` holds of this module, in its formats, and a list of errors.
 
@@ -290,7 +297,7 @@ class QuantizedModule(nn.Module):
         """
         state_dict = renamed_from_version_1(state_dict, prefix, self._formats.values())
         expected, errors, floats = {}, [], []
-        for name, one in self._formats.items():
+        for name, one in self._formats_to_read().items():
             if is_float(state_dict.get(prefix + name)) and not one.is_own(state_dict, prefix):
                 floats.append(name)
                 expected[name] = Entry(FLOAT_DTYPES, (one.float_shape,))

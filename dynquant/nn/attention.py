@@ -6,17 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dynquant.nn._checks import check_config, check_parameters
 from dynquant.nn._fx import TENSOR_OR_NONE, as_one_call
+from dynquant.nn._products import Products
+from dynquant.nn._state import frozen_copy
 from dynquant.nn.linear import Linear, outputs_of
 from dynquant.nn.linear_half import HalfLinear
-from dynquant.qconfig import QConfig, one_of, parse_qconfig
 
 _IN = ("q", "k", "v")
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
-class MultiheadAttention(nn.Module):
+class MultiheadAttention(Products, nn.Module):
     """nn.MultiheadAttention whose four projections are dynquant.nn.Linear or HalfLinear.
 
     Made by from_float, which quantize_dynamic calls. It is called as nn.MultiheadAttention is, with
@@ -38,87 +37,49 @@ class MultiheadAttention(nn.Module):
         in_proj_bias: [3 * embed_dim], or None.
     """
 
+    FLOAT = "nn.MultiheadAttention"
+    COPIED = (
+        "embed_dim",
+        "kdim",
+        "vdim",
+        "num_heads",
+        "head_dim",
+        "dropout",
+        "batch_first",
+        "add_zero_attn",
+    )
     DTYPES = (*Linear.DTYPES, *HalfLinear.DTYPES)
     MIXED = True  # each projection may have a config of its own
 
     merge_masks = nn.MultiheadAttention.merge_masks  # public there, too
 
-    def __init__(self, mod, projections):
+    def __init__(self, mod, qconfig, tied_to=None, products=None):
         super().__init__()
-        self.embed_dim, self.kdim, self.vdim = mod.embed_dim, mod.kdim, mod.vdim
-        self.num_heads, self.head_dim = mod.num_heads, mod.head_dim
-        self.dropout = mod.dropout
-        self.batch_first = mod.batch_first
-        self.add_zero_attn = mod.add_zero_attn
+        for key in self.COPIED:
+            setattr(self, key, getattr(mod, key))
         # The fast paths of nn.TransformerEncoderLayer and nn.TransformerEncoder ask for it, and run
         # their own float kernels where it is true.
         self._qkv_same_embed_dim = False
-        self.q_proj, self.k_proj, self.v_proj, self.out_proj = projections
+        for product, (_, weight, bias) in _projections(mod).items():
+            config = (products or {}).get(product, qconfig)
+            setattr(self, product, _projection(weight, bias, config))
         for name in ("bias_k", "bias_v"):
-            value = getattr(mod, name)
-            if value is not None:
-                value = nn.Parameter(value.detach().clone(), requires_grad=False)
-            self.register_parameter(name, value)
+            self.register_parameter(name, frozen_copy(getattr(mod, name)))
         self.eval()
 
     @classmethod
-    def from_float(cls, mod, qconfig=None, products=None):
-        """The quantized form of `mod`, an nn.MultiheadAttention, which is not changed.
-
-        Args:
-            qconfig: any form of a config; None means QConfig(). It holds for all four projections
-                but those of `products`.
-            products: configs by the names of projections; None keeps one in float.
-
-        Raises:
-            ValueError: as check_float; for a name that is no projection's.
-        """
-        qconfig = QConfig() if qconfig is None else parse_qconfig(qconfig)
-        products = {
-            name: None if config is None else parse_qconfig(config, name=name)
-            for name, config in (products or {}).items()
-        }
-        cls.check_float(mod, qconfig, products=products)
-        configs = _configs(qconfig, products)
-        made = []
-        for (_, weight, bias), config in zip(_projections(mod), configs, strict=True):
-            if config is None:
-                made.append(_float_linear(weight, bias))
-            else:
-                made.append(_form_for(config).from_weight(weight, bias, config))
-        return cls(mod, made)
+    def _float_parameters(cls, mod):
+        weights = {key: weight for key, weight, _ in _projections(mod).values()}
+        biases = {key: getattr(mod, key) for key in ("in_proj_bias", "bias_k", "bias_v")}
+        return weights, {**biases, "out_proj.bias": mod.out_proj.bias}
 
     @classmethod
-    def products_of(cls, mod):
-        """The names of the products of a float module: those of the projections."""
-        return PROJECTIONS
+    def _products(cls, mod):
+        return {product: (key, weight) for product, (key, weight, _) in _projections(mod).items()}
 
     def config_of(self, product):
-        """The QConfig of a projection, or None where it is in float."""
         linear = getattr(self, product)
         return None if isinstance(linear, nn.Linear) else linear._formats["weight"].qconfig
-
-    @classmethod
-    def check_float(cls, mod, qconfig, name="", products=None):
-        """Raises what stands against quantizing `mod`, naming its parameters after `name`.
-
-        Raises:
-            ValueError: as check_float of the projections.
-        """
-        for one in products or {}:
-            one_of(f"{name or 'nn.MultiheadAttention'}: a product", one, PROJECTIONS)
-        configs = _configs(qconfig, products)
-        for config in (*configs, qconfig):
-            if config is not None:
-                check_config(name, "nn.MultiheadAttention", config, cls.DTYPES)
-        prefix = f"{name}." if name else ""
-        own = {"in_proj_bias": mod.in_proj_bias, "bias_k": mod.bias_k, "bias_v": mod.bias_v}
-        own["out_proj.bias"] = mod.out_proj.bias
-        weights = {key: weight for key, weight, _ in _projections(mod)}
-        check_parameters({prefix + key: value for key, value in {**own, **weights}.items()})
-        for (key, weight, _), config in zip(_projections(mod), configs, strict=True):
-            if config is not None:
-                _form_for(config).FORMAT.check(prefix + key, weight)
 
     def forward(
         self,
@@ -295,35 +256,27 @@ class MultiheadAttention(nn.Module):
         )
 
 
-def _configs(qconfig, products):
-    """Those of the four projections."""
-    return [(products or {}).get(name, qconfig) for name in PROJECTIONS]
-
-
-def _float_linear(weight, bias):
+def _projection(weight, bias, qconfig):
+    """A linear layer; nn.Linear where qconfig is None."""
+    if qconfig is not None:
+        form = HalfLinear if qconfig.dtype in HalfLinear.DTYPES else Linear
+        return form.from_weight(weight, bias, qconfig)
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
-    for name, value in (("weight", weight), ("bias", bias)):
-        if value is not None:
-            setattr(linear, name, nn.Parameter(value.detach().clone(), requires_grad=False))
+    linear.weight, linear.bias = frozen_copy(weight), frozen_copy(bias)
     return linear.eval()
 
 
-def _form_for(qconfig):
-    """The class of the projections."""
-    return HalfLinear if qconfig.dtype in HalfLinear.DTYPES else Linear
-
-
 def _projections(mod):
-    """Name of the weight, weight and bias of the four projections of an nn.MultiheadAttention."""
+    """By projection of an nn.MultiheadAttention: the weight's parameter, the weight, the bias."""
+    biases = [None] * 3 if mod.in_proj_bias is None else mod.in_proj_bias.chunk(3)
     if mod.in_proj_weight is None:
         keys = [f"{one}_proj_weight" for one in _IN]
         weights = [getattr(mod, key) for key in keys]
     else:
         keys = ["in_proj_weight"] * 3
         weights = mod.in_proj_weight.chunk(3)
-    biases = [None] * 3 if mod.in_proj_bias is None else mod.in_proj_bias.chunk(3)
-    yield from zip(keys, weights, biases, strict=True)
-    yield "out_proj.weight", mod.out_proj.weight, mod.out_proj.bias
+    found = {f"{one}_proj": each for one, *each in zip(_IN, keys, weights, biases, strict=True)}
+    return {**found, "out_proj": ("out_proj.weight", mod.out_proj.weight, mod.out_proj.bias)}
 
 
 def _split_projections(state_dict, prefix):

@@ -37,14 +37,8 @@ class _EmbeddingTable(QuantizedModule):
     @property
     def weight(self) -> torch.Tensor:
         if torch.jit.is_scripting():
-            return torch.ops.dynquant.embedding(
-                torch.arange(self.num_embeddings, device=self.weight_uint8.device),
-                self.weight_uint8,
-                self.weight_qparams,
-                self.bits,
-                self.embedding_dim,
-                self.placeholder.dtype,
-            )
+            every = torch.arange(self.num_embeddings, device=self.weight_uint8.device)
+            return torch.ops.dynquant.embedding(every, *self._table())
         return self._weight("weight")
 
     @property
@@ -59,15 +53,12 @@ class _EmbeddingTable(QuantizedModule):
 
     def _table(self):
         """The op's arguments about the table and the output's dtype."""
-        buffers = self._buffers
-        dtype = self._parameters["placeholder"].dtype
-        return (
-            buffers["weight_uint8"],
-            buffers["weight_qparams"],
-            self.bits,
-            self.embedding_dim,
-            dtype,
-        )
+        if torch.jit.is_scripting():
+            rows, qparams, dtype = self.weight_uint8, self.weight_qparams, self.placeholder.dtype
+        else:  # nn.Module.__getattr__ would cost 0.4 microseconds for each
+            rows, qparams = self._buffers["weight_uint8"], self._buffers["weight_qparams"]
+            dtype = self._parameters["placeholder"].dtype
+        return rows, qparams, self.bits, self.embedding_dim, dtype
 
     def extra_repr(self):
         shape = f"{self.num_embeddings}, {self.embedding_dim}, bits={self.bits}"
@@ -102,14 +93,7 @@ class Embedding(_EmbeddingTable):
 
     def forward(self, input):
         if torch.jit.is_scripting():
-            return torch.ops.dynquant.embedding(
-                input,
-                self.weight_uint8,
-                self.weight_qparams,
-                self.bits,
-                self.embedding_dim,
-                self.placeholder.dtype,
-            )
+            return torch.ops.dynquant.embedding(input, *self._table())
         if not isinstance(input, torch.Tensor):
             return as_one_call(self, input)
         return _embedding(input, *self._table())
@@ -157,11 +141,7 @@ class EmbeddingBag(_EmbeddingTable):
         if torch.jit.is_scripting():
             return torch.ops.dynquant.embedding_bag(
                 input,
-                self.weight_uint8,
-                self.weight_qparams,
-                self.bits,
-                self.embedding_dim,
-                self.placeholder.dtype,
+                *self._table(),
                 offsets,
                 per_sample_weights,
                 mode,

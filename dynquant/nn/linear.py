@@ -10,6 +10,7 @@ from dynquant.nn._fx import as_one_call
 from dynquant.nn._module import QuantizedModule
 from dynquant.nn._torch_ao import with_plain_linear
 from dynquant.nn.quantize import remembered
+from dynquant.qconfig import QConfig
 
 _linear_dynamic = torch.ops.dynquant.linear_dynamic.default
 _linear_without_gradient = torch.ops.dynquant.linear_dynamic.inference
@@ -119,6 +120,33 @@ class Linear(LinearModule):
 
     FORMAT = Int8
     DTYPES = Int8.DTYPES
+
+    @classmethod
+    def from_integers(cls, integers, weight_scale, bias=None, qconfig=None, dtype=torch.float32):
+        """The layer of a weight that is quantized already, whose integers stay as they are.
+
+        Args:
+            integers: int8 [N, K], -128 among its values or not.
+            weight_scale: fp32, bf16 or fp16, one value for each output, or one for all.
+            bias: float [N] or None.
+            qconfig: a QConfig, which says how x is quantized; None means QConfig().
+            dtype: of the float weight that it stands for.
+
+        Raises:
+            RuntimeError: for another dtype or shape, or a scale that is not positive and finite.
+        """
+        like = torch.empty(integers.shape, dtype=dtype, device="meta")
+        bias = None if bias is None else bias.detach()
+        layer = cls.from_weight(like, bias, QConfig() if qconfig is None else qconfig)
+        state = {
+            "weight_int8": integers,
+            "weight_scale": weight_scale.flatten().to(torch.float32),
+            "version": torch.tensor(cls.VERSION),
+        }
+        if bias is not None:
+            state["bias"] = bias.clone()
+        layer.load_state_dict(state, assign=True)
+        return layer
 
     def forward(self, input):
         if torch.jit.is_scripting():

@@ -13,15 +13,14 @@ from dynquant.nn._checks import check_scale
 from dynquant.nn._fx import as_one_call
 from dynquant.nn._move import moved
 from dynquant.nn._script import no_script
-from dynquant.qconfig import (
-    EIGHT_BITS,
-    QConfig,
-    bits_repr,
-    one_of,
-    parse_qconfig,
-    per_token,
-)
+from dynquant.nn._state import Entry, errors_in
+from dynquant.qconfig import EIGHT_BITS, QConfig, bits_repr, one_of, parse_qconfig, per_token
 
+# Of the state dict, where there is a calibration.
+_ENTRIES = {
+    "scale": Entry((torch.float32,), ((1,),), check_scale),
+    "zero_point": Entry((torch.int32,), ((1,),)),
+}
 _REMEMBERS = "makes tensors remember their quantized form"
 
 
@@ -176,18 +175,16 @@ class Quantize(nn.Module):
         return super()._apply(partial(moved, fn), recurse)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        scale, error_msgs = state_dict.get(prefix + "scale"), args[-1]
-        if isinstance(scale, torch.Tensor):
-            try:
-                check_scale(f"{prefix}scale", scale)
-            except ValueError as error:
-                error_msgs.append(str(error))
-                return
-        calibration = {name: state_dict.get(prefix + name) for name in ("scale", "zero_point")}
-        if self.qconfig.dynamic is not True and None not in calibration.values():
-            for name, value in calibration.items():
-                if self._buffers[name] is None:
-                    self._buffers[name] = torch.empty(1, dtype=value.dtype, device=value.device)
+        found = {key: state_dict[prefix + key] for key in _ENTRIES if prefix + key in state_dict}
+        errors = errors_in(found, _ENTRIES, prefix)
+        if self.scale is not None and len(found) == 1:
+            errors.append(f"{prefix}{', '.join(found)} alone: scale and zero_point come together")
+        if errors:
+            args[-1].extend(errors)
+            return
+        if self.scale is None and self.qconfig.dynamic is not True and len(found) == 2:
+            for key, value in found.items():
+                self._buffers[key] = torch.empty_like(value)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self):

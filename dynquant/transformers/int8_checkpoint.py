@@ -28,7 +28,7 @@ class Int8Checkpoint:
             warnings.simplefilter("ignore")  # given when the model was quantized
             quantize_dynamic(model, config.spec_for(model), inplace=True)
         self._stand_ins = {
-            name: StateStandIn(module)
+            name: self._stand_in(name, module)
             for name, module in model.named_modules()
             if isinstance(module, QuantizedModule)
         }
@@ -40,6 +40,9 @@ class Int8Checkpoint:
         }
         replace_modules(model, self._attentions)
         _forget_ties(model, self._stand_ins)
+
+    def _stand_in(self, name, module):
+        return StateStandIn(module)
 
     def conversions(self, conversions, model):
         """Those of transformers, around which the entries of quantized modules keep their names."""

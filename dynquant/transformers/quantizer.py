@@ -1,11 +1,13 @@
 """What transformers calls while it loads and saves a model with a DynquantConfig."""
 
+from transformers import PreTrainedModel
 from transformers.quantizers import HfQuantizer, register_quantizer
 
 from dynquant.nn._module import QuantizedModule
 from dynquant.transformers.config import METHOD
 from dynquant.transformers.entry_names import while_saving
 from dynquant.transformers.float_checkpoint import FloatCheckpoint
+from dynquant.transformers.foreign_checkpoint import ForeignCheckpoint
 from dynquant.transformers.int8_checkpoint import Int8Checkpoint
 
 
@@ -34,9 +36,14 @@ class DynquantQuantizer(HfQuantizer):
         if isinstance(device_map, dict) and "disk" in device_map.values():
             raise ValueError("device_map: quantized modules cannot be offloaded to disk")
 
-    def _process_model_before_weight_loading(self, model, **kwargs):
-        checkpoint = Int8Checkpoint if self.pre_quantized else FloatCheckpoint
-        self._loading = checkpoint(model, self.quantization_config)
+    def _process_model_before_weight_loading(self, model, checkpoint_files=None, **kwargs):
+        config = self.quantization_config
+        if config.source is not None:
+            self._loading = ForeignCheckpoint(model, config, checkpoint_files)
+        elif self.pre_quantized:
+            self._loading = Int8Checkpoint(model, config)
+        else:
+            self._loading = FloatCheckpoint(model, config)
 
     def update_weight_conversions(self, weight_conversions, model):
         conversions = super().update_weight_conversions(weight_conversions, model)
@@ -61,6 +68,11 @@ class DynquantQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model, **kwargs):
         self._loading.finish(model)
         self._loading = None
+        for module in model.modules():
+            if isinstance(module, PreTrainedModel):
+                # It has models go around the `weight` of their layers. Ours stands for a float one:
+                # the code is the same as after quantize_dynamic, and so are the numbers.
+                vars(module.config).pop("_is_quantized", None)
         names = [
             f"{name}.{key}"
             for name, module in model.named_modules()
