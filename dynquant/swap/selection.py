@@ -60,12 +60,28 @@ class Spec:
                     f"{argument} has the key {key!r}; expected a type of nn.Module or a module name"
                 )
 
-    def check_names(self, modules):
-        """Raises ValueError for a name or pattern that is not in `modules`, a dict by name."""
+    def check_names(self, modules, products):
+        """Raises ValueError for a name that is not in `modules`, a dict by name, and for a pattern
+        that fits none of those nor of `products`, a set of names.
+        """
         check_names(self.names, modules)
         for pattern in self.patterns:
-            if not any(_fits(pattern, name) for name in modules):
+            if not any(_fits(pattern, name) for name in (*modules, *products)):
                 raise ValueError(f"the model has no module whose name fits {pattern!r}")
+
+    def match_product(self, name):
+        """The Match of the entry that speaks of the product `name` itself; None where that is one
+        for its module, or there is none.
+        """
+        if name in self.names:
+            return Match(self.names[name], True)
+        lineage = _lineage(name)
+        if any(covering in self.names for covering in lineage):
+            return None
+        best = self._best_pattern(lineage)
+        if best is None or any(_fits(best, covering) for covering in lineage[1:]):
+            return None
+        return Match(self.patterns[best], False)
 
     def match(self, name, modules):
         """The Match of the most specific entry, or None where no entry speaks of the module.
@@ -82,19 +98,24 @@ class Spec:
         for covering in lineage:
             if covering in self.names:
                 return Match(self.names[covering], covering == name)
-        fitting = [
-            pattern
-            for pattern in self.patterns
-            if any(_fits(pattern, covering) for covering in lineage)
-        ]
-        if fitting:
-            best = max(reversed(fitting), key=lambda pattern: len(pattern.replace("*", "")))
+        best = self._best_pattern(lineage)
+        if best is not None:
             return Match(self.patterns[best], False)
         for covering in lineage:
             for base in self._bases(type(modules[covering])):
                 if base in self.types:
                     return Match(self.types[base], False)
         return None
+
+    def _best_pattern(self, lineage):
+        """The pattern with most letters, the last of equals, that fits one of the names."""
+        fitting = [
+            pattern
+            for pattern in self.patterns
+            if any(_fits(pattern, covering) for covering in lineage)
+        ]
+        letters = {pattern: len(pattern.replace("*", "")) for pattern in fitting}
+        return max(reversed(fitting), key=letters.get, default=None)
 
     def _bases(self, module_type):
         bases = bases_of(module_type)
