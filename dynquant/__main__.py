@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -35,9 +36,9 @@ REPORT = """What quantization costs each layer in precision, and what it saves i
 IN is as for `quantize`. It runs on texts that its tokenizer takes, or on --inputs. The exit code is
 1 where a layer falls below --fail-below.
 """
-BENCH = """dynquant beside its peers: `bench ARGUMENTS` is `python -m benchmarks ARGUMENTS`.
+BENCH = """dynquant beside its peers: `bench ARGUMENTS` runs `python -m benchmarks ARGUMENTS`.
 
-The harness is no part of the package: run this in a clone of the repository.
+The harness is not part of the package: run this in a clone of the repository.
 """
 
 
@@ -146,12 +147,10 @@ def _is_below(row, limit):
 
 
 def _bench(arguments):
-    try:
-        from benchmarks.__main__ import main as run
-    except ImportError as error:
-        print(f"dynquant bench: {error}\n\n{BENCH}", file=sys.stderr)
+    if not Path("benchmarks", "__main__.py").exists():
+        print(f"dynquant bench: there is no folder benchmarks here\n\n{BENCH}", file=sys.stderr)
         return 2
-    return run(arguments)
+    return subprocess.call([sys.executable, "-m", "benchmarks", *arguments])
 
 
 def _qconfig(options):

@@ -1,6 +1,6 @@
 """torchao: dynquant's layers through torchao.quantization.quantize_, or in place of torchao's own.
 
-torchao.quantization.quantize_(model, dynquant.torchao.DynquantConfig())
+torchao.quantization.quantize_(model, dynquant.torchao.DynamicActivationInt8WeightConfig())
 model = dynquant.torchao.from_torchao(model)
 """
 
@@ -23,7 +23,7 @@ from dynquant.swap.undo import all_or_nothing
 
 
 @dataclass
-class DynquantConfig(AOBaseConfig):
+class DynamicActivationInt8WeightConfig(AOBaseConfig):
     """How quantize_ quantizes a module that its filter_fn selects: as dynquant does.
 
     Args:
@@ -51,7 +51,10 @@ class DynquantConfig(AOBaseConfig):
         )
 
 
-@register_quantize_module_handler(DynquantConfig)
+DynquantConfig = DynamicActivationInt8WeightConfig  # its first name
+
+
+@register_quantize_module_handler(DynamicActivationInt8WeightConfig)
 def _quantize(module, config):
     """The module itself, which is quantized in place.
 
