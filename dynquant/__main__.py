@@ -27,9 +27,9 @@ from dynquant.whole_files import whole
 QUANTIZE = """Quantize a saved model and save it.
 
 IN is a Hugging Face folder (its weights in safetensors), and OUT becomes one, with the tokenizer
-and all else that is no weight; `import dynquant.transformers` before loading it. Or IN is a module
-that torch.save wrote, and OUT becomes such a file: this unpickles IN, which runs whatever code it
-asks for, and so needs --allow-pickle.
+and everything else that is not a weight; `import dynquant.transformers` before loading it. Or IN is
+a module that torch.save wrote, and OUT becomes such a file: this unpickles IN, which runs whatever
+code it asks for, and so needs --allow-pickle.
 """
 REPORT = """What quantization costs each layer in precision, and what it saves in time and bytes.
 
@@ -203,7 +203,7 @@ def _decibels(text):
     except ValueError:
         value = math.nan
     if math.isnan(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of dB")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of dB")
     return value
 
 

@@ -82,8 +82,8 @@ def from_torchao(model, inplace=False):
         inplace: as for quantize_dynamic.
 
     Raises:
-        ValueError: before anything is changed, for a tensor of torchao's that is no such weight of
-            an nn.Linear, or that has what a dynquant.QConfig has not: static activations or
+        ValueError: before anything is changed, for a tensor of torchao's that is not such a weight
+            of an nn.Linear, or that has what a dynquant.QConfig has not: static activations or
             activations in float, groups, zero points; and where there is none.
     """
     qconfigs = {}
@@ -135,7 +135,7 @@ def _checked(key, own, module, weight):
     """The QConfig of a quantized parameter `key`, which is `own` of the module."""
     if type(module).forward is not nn.Linear.forward or own != "weight":
         raise ValueError(
-            f"{key} is quantized, but it is no weight of an nn.Linear: {type(module).__name__}"
+            f"{key} is quantized, but it is not a weight of an nn.Linear: {type(module).__name__}"
         )
     layer = key.removesuffix(f".{own}")
     if not isinstance(weight, Int8Tensor):

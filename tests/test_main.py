@@ -71,7 +71,7 @@ class Evil:
 
 def strict_json(path):
     def refuse(constant):
-        raise ValueError(f"{constant} is no JSON")
+        raise ValueError(f"{constant} is not JSON")
 
     return json.loads(Path(path).read_text(), parse_constant=refuse)
 
@@ -245,7 +245,7 @@ class TestQuantizeFolder:
 
 
 CONFIGS = {
-    "no JSON": ("{nope", "config.json is no JSON"),
+    "no JSON": ("{nope", "config.json is not JSON"),
     "a list": ("[1]", "config.json holds a list"),
     "an unknown architecture": ('{"architectures": ["No"]}', "is a No, which this transformers"),
     "no architecture": ('{"architectures": "pipeline"}', "is a pipeline, which this transformers"),
