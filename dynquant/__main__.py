@@ -12,6 +12,7 @@ import torch
 
 import dynquant
 from dynquant import model_files
+from dynquant.nn import Embedding
 from dynquant.qconfig import (
     ACTIVATION_BITS,
     ACTIVATION_SCHEMES,
@@ -77,18 +78,10 @@ def _info(options):
 
 
 def _quantize(options):
-    example = None
-    if options.keep_float_below is not None:
-        example = model_files.example(options.source, options.inputs, options.text)
-    model = model_files.quantize(
-        options.source,
-        options.target,
-        _qconfig(options),
-        options.keep_float,
-        options.allow_pickle,
-        options.keep_float_below,
-        example,
-    )
+    request = _request(options)
+    if request.limits():
+        request.inputs = model_files.example(options.source, options.inputs, options.text)
+    model = model_files.quantize(options.source, options.target, request, options.allow_pickle)
     print(f"{options.target}: {len(quantized_layers(model))} quantized modules, ", end="")
     print(_size(options.target))
     print(f"{options.source}: {_size(options.source)}")
@@ -100,15 +93,11 @@ def _report(options):
     for path in filter(None, (options.json, options.plot)):
         model_files.check_folder_of(path)
     model = model_files.read(options.source, options.allow_pickle)
+    request = _request(options)
     inputs, named = model_files.example(options.source, options.inputs, options.text)
+    request.inputs = inputs, named
     try:
-        quantized = model_files.quantize_as(
-            model,
-            _qconfig(options),
-            options.keep_float,
-            options.keep_float_below,
-            (inputs, named),
-        )
+        quantized = model_files.quantize_as(model, request)
         comparison = dynquant.compare(model, quantized, *inputs, **named)
     except model_files.SavedModelError:
         raise
@@ -153,13 +142,20 @@ def _bench(arguments):
     return subprocess.call([sys.executable, "-m", "benchmarks", *arguments])
 
 
-def _qconfig(options):
-    return QConfig(
+def _request(options):
+    qconfig = QConfig(
         options.weight,
         options.activation,
         options.symmetric,
         dtype=getattr(torch, options.dtype),
         activation_bits=options.activation_bits,
+    )
+    return model_files.Request(
+        qconfig,
+        options.embeddings and getattr(torch, options.embeddings),
+        options.keep_float,
+        options.keep_float_below,
+        options.raise_bits_below,
     )
 
 
@@ -219,6 +215,10 @@ def _add(commands, name, run, text, parents=()):
     return command
 
 
+def _names(dtypes):
+    return [str(dtype).removeprefix("torch.") for dtype in dtypes]
+
+
 def _source_options():
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument("source", metavar="IN", type=Path, help="a saved float model")
@@ -236,10 +236,15 @@ def _source_options():
     )
     options.add_argument(
         "--dtype",
-        choices=[str(dtype).removeprefix("torch.") for dtype in DTYPES],
+        choices=_names(DTYPES),
         default="qint8",
         help="of the weights: the last two are for embeddings, the others for linear and recurrent "
-        "layers; a folder takes qint8",
+        "layers",
+    )
+    options.add_argument(
+        "--embeddings",
+        choices=_names(Embedding.DTYPES),
+        help="quantize embeddings as well, in 8 or 4 bits",
     )
     options.add_argument(
         "--keep-float",
@@ -255,6 +260,13 @@ def _source_options():
         metavar="DB",
         help="layers whose signal-to-noise ratio is lower, or that are not reached, stay in float: "
         "measured on --text or --inputs",
+    )
+    options.add_argument(
+        "--raise-bits-below",
+        type=_decibels,
+        metavar="DB",
+        help="layers whose signal-to-noise ratio is lower get activations in 16 bits; it is tried "
+        "before --keep-float-below, and measured likewise",
     )
     options.add_argument(
         "--text",

@@ -65,6 +65,7 @@ def quantize_dynamic(
             parents.
             A product of a recurrent layer is named by its weight ('lstm.weight_ih_l0'), one of an
             attention by its projection ('attn.q_proj'); so each can have a config of its own.
+            Patterns reach products, too ('*.weight_hh_*').
             A config is a QConfig, dynquant.per_channel, per_token or per_tensor, a dtype, a dict, a
             torch QConfig, or the class QuantStub for the default.
         dtype: for configs that name no dtype: torch.qint8; torch.float16 or torch.bfloat16

@@ -108,6 +108,15 @@ class TestQuantizeModule:
         both = [*given, "--allow-pickle", str(module), str(tmp_path / "none")]
         assert main(["quantize", *both]) == 2  # nothing is left
 
+    def test_raise_bits_below(self, module, tmp_path, capsys):
+        torch.save(torch.randn(64, 32), tmp_path / "x.pt")
+        given = ["--allow-pickle", "--raise-bits-below", "99", "--inputs", str(tmp_path / "x.pt")]
+        with pytest.warns(UserWarning, match="activations in 16 bits, below 99.0 dB in 8"):
+            assert main(["quantize", *given, str(module), str(tmp_path / "q.pt")]) == 0
+        assert [one.activation_bits for one in loaded(tmp_path / "q.pt")[::2]] == [16, 16]
+        assert main(["report", *given, str(module)]) == 0
+        assert "16" in capsys.readouterr().out
+
     def test_keep_float_below(self, module, tmp_path):
         torch.save(torch.randn(64, 32), tmp_path / "x.pt")
         layers = dynquant.compare(
@@ -227,9 +236,25 @@ class TestQuantizeFolder:
         assert type(model.pooler.dense) is nn.Linear
         assert type(model.encoder.layer[0].output.dense) is dynquant.nn.Linear
 
-    def test_another_dtype(self, folder, tmp_path, capsys):
-        assert main(["quantize", str(folder), str(tmp_path / "q"), "--dtype", "float16"]) == 2
-        assert "with dtype qint8" in capsys.readouterr().err
+    @pytest.mark.parametrize("measured", [[], ["--keep-float-below", "0", "--text", "the cat"]])
+    def test_other_dtypes(self, folder, tmp_path, measured):
+        from transformers import AutoModel
+
+        dtypes = ["--dtype", "float16", "--embeddings", "quint8"]
+        assert main(["quantize", *dtypes, *measured, str(folder), str(tmp_path / "q")]) == 0
+        model = AutoModel.from_pretrained(tmp_path / "q")
+        assert type(model.pooler.dense) is dynquant.nn.HalfLinear
+        assert type(model.embeddings.word_embeddings) is dynquant.nn.Embedding
+
+    def test_raise_bits_below(self, folder, tmp_path):
+        from transformers import AutoModel
+
+        given = ["--raise-bits-below", "99", "--keep-float", "pooler", "--text", "the cat sits"]
+        with pytest.warns(UserWarning, match="activations in 16 bits, below 99.0 dB in 8"):
+            assert main(["quantize", *given, str(folder), str(tmp_path / "q")]) == 0
+        model = AutoModel.from_pretrained(tmp_path / "q")
+        assert type(model.pooler.dense) is nn.Linear
+        assert model.encoder.layer[0].output.dense.activation_bits == 16
 
     def test_weights_that_are_pickled(self, folder, tmp_path, capsys):
         (folder / "model.safetensors").unlink()

@@ -109,7 +109,7 @@ class QuantizedModule(nn.Module):
         weights, biases = cls._float_parameters(mod)
         check_parameters({prefix + key: value for key, value in {**weights, **biases}.items()})
         for key, weight in weights.items():
-            cls.FORMAT.check(prefix + key, cls._rows(weight))
+            cls.FORMAT.check(prefix + key, cls._rows_of(mod, weight))
 
     @classmethod
     def _float_parameters(cls, mod):
@@ -125,6 +125,11 @@ class QuantizedModule(nn.Module):
     def _rows(weight):
         """A weight of the float module with one row for each output."""
         return weight
+
+    @classmethod
+    def _rows_of(cls, mod, weight):
+        """The same before there is a quantized module, of a weight of `mod`."""
+        return cls._rows(weight)
 
     @staticmethod
     def _shown(weight):
@@ -181,7 +186,7 @@ class QuantizedModule(nn.Module):
         one = self._formats[name]
         if isinstance(value, QuantizedWeight) and (part := value.whole(self._rows)):
             other, held = part
-            if one.holds_like(other) and (other.n, other.k) == (one.n, one.k):
+            if one.holds_like(other) and other.shape == one.shape:
                 self._buffers.update(zip(one.buffers, held, strict=True))
                 return
             if are_alike(one, self._held(name), other, held):

@@ -6,12 +6,14 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
+from dynquant.nn._formats import MAX_IN_FEATURES
 from dynquant.nn.linear import Linear
 
 _ops = torch.ops.dynquant
 
 # The range of the whole row reaches the kernels as this many further columns of each shard.
 _RANGE_COLUMNS = 2
+MAX_LOCAL_COLUMNS = MAX_IN_FEATURES - _RANGE_COLUMNS  # of a row that is spread over processes
 
 
 class ShardedLinear(Linear):

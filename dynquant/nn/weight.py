@@ -54,16 +54,23 @@ class QuantizedWeight(torch.Tensor):
         return self.as_subclass(torch.Tensor)
 
 
-class _Quantized(QuantizedWeight):
-    """Has the formats, and no storage.
+class _Held(QuantizedWeight):
+    """Has formats, each with what a module holds as it says, and no storage.
+
+    The weight is the rows of the formats, one below the other. Some functions have handlers.
 
     is_own: whether this is a module's whole weight or a view of it, and no copy.
     """
 
     @staticmethod
     def __new__(cls, parts, dtype, is_transposed=False, is_own=False):
-        n, k = sum(one.n for one, _ in parts), parts[0][0].k
-        shape, strides = ((k, n), (1, k)) if is_transposed else ((n, k), (k, 1))
+        *lead, _, k = parts[0][0].shape
+        n = sum(one.n for one, _ in parts)
+        shape, strides = (n, k), (k, 1)
+        if is_transposed:
+            shape, strides = (k, n), (1, k)
+        if lead:
+            shape, strides = (*lead, *shape), (n * k, *strides)
         device = parts[0][1][0].device
         weight = torch.Tensor._make_wrapper_subclass(
             cls, shape, strides=strides, dtype=dtype, device=device
@@ -71,6 +78,14 @@ class _Quantized(QuantizedWeight):
         weight._parts, weight._is_transposed = tuple(parts), is_transposed
         weight._is_own = is_own
         return weight
+
+    @classmethod
+    def _handlers(cls):
+        """What some functions do instead of taking the dequantized values, by function.
+
+        Each may give NotImplemented, for arguments with which the function takes the values.
+        """
+        raise NotImplementedError
 
     def whole(self, rows):
         if len(self._parts) > 1 or rows(self)._is_transposed:
@@ -80,7 +95,7 @@ class _Quantized(QuantizedWeight):
     def dequantize(self):
         with torch.inference_mode(False), torch.no_grad():  # whose tensors have no _version
             values = _values(self._parts, self.dtype)
-            return values.t() if self._is_transposed else values
+            return values.mT if self._is_transposed else values
 
     def int_repr(self):
         """The integers, as they stand in a state dict: [N, K], or [K, N] of the transpose.
@@ -89,7 +104,7 @@ class _Quantized(QuantizedWeight):
             TypeError: for a weight in 16 bits.
         """
         integers = torch.cat([one.integers(held) for one, held in self._parts])
-        return integers.t() if self._is_transposed else integers
+        return integers.mT if self._is_transposed else integers
 
     def data_ptr(self):
         """The address of what is held: equal for weights that are tied."""
@@ -103,7 +118,49 @@ class _Quantized(QuantizedWeight):
             "is_own": self._is_own and changes.keys() == {"is_transposed"},
             **changes,
         }
-        return _Quantized(**given)
+        return type(self)(**given)
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        handler = cls._handlers().get(func)
+        if handler is not None:
+            result = handler(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        with torch._C.DisableTorchFunctionSubclass():
+            if func.__name__ == "__get__" or func in _LOOKS:
+                return func(*args, **kwargs)
+            if func.__name__ == "__set__":
+                raise RuntimeError(_READ_ONLY)
+            unpacked = []
+
+            def unpack(weight):
+                unpacked.append(weight.dequantize())
+                return unpacked[-1]
+
+            args, kwargs = tree_map_only(_Held, unpack, (args, kwargs))
+            versions = [weight._version for weight in unpacked]
+            result = func(*args, **kwargs)
+            if any(
+                weight._version != version
+                for weight, version in zip(unpacked, versions, strict=True)
+            ):
+                raise RuntimeError(_READ_ONLY)
+            return _read_only(result, unpacked)
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        args, kwargs = tree_map_only(cls, cls.dequantize, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+
+class _Quantized(_Held):
+    """A matrix [N, K], or its transpose."""
+
+    @classmethod
+    def _handlers(cls):
+        return _HANDLERS
 
     def _product(self, x, bias):
         """x @ rows.T + bias."""
@@ -126,39 +183,17 @@ class _Quantized(QuantizedWeight):
             before += one.n
         return self._like(parts=parts or [self._parts[0][0].part(self._parts[0][1], 0, 0)])
 
-    @classmethod
-    def __torch_function__(cls, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        handler = _HANDLERS.get(func)
-        if handler is not None:
-            result = handler(*args, **kwargs)
-            if result is not NotImplemented:
-                return result
-        with torch._C.DisableTorchFunctionSubclass():
-            if func.__name__ == "__get__" or func in _LOOKS:
-                return func(*args, **kwargs)
-            if func.__name__ == "__set__":
-                raise RuntimeError(_READ_ONLY)
-            unpacked = []
 
-            def unpack(weight):
-                unpacked.append(weight.dequantize())
-                return unpacked[-1]
-
-            args, kwargs = tree_map_only(_Quantized, unpack, (args, kwargs))
-            versions = [weight._version for weight in unpacked]
-            result = func(*args, **kwargs)
-            if any(
-                weight._version != version
-                for weight, version in zip(unpacked, versions, strict=True)
-            ):
-                raise RuntimeError(_READ_ONLY)
-            return _read_only(result, unpacked)
+class _Stack(_Held):
+    """Matrices [E, N, K], or their transposes, as experts have them: one part."""
 
     @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
-        args, kwargs = tree_map_only(cls, cls.dequantize, (args, kwargs or {}))
-        return func(*args, **kwargs)
+    def _handlers(cls):
+        return _STACK_HANDLERS
+
+    def _matrix(self, index):
+        ((one, held),) = self._parts
+        return _Quantized([one.of(held, index)], self.dtype, self._is_transposed)
 
 
 class _ValuesView(torch.Tensor):
@@ -202,12 +237,13 @@ def quantized_weight(parts, dtype):
     """The weight of a module, whose rows `parts` hold one below the other, as a QuantizedWeight.
 
     Args:
-        parts: each a Format and what the module holds.
+        parts: each a Format and what the module holds; a single one of a stack of matrices.
         dtype: the float dtype that the weight shows.
     """
     if torch.compiler.is_dynamo_compiling():  # which cannot trace a tensor without storage
         return _values(parts, dtype).as_subclass(QuantizedWeight)
-    return _Quantized(parts, dtype, is_own=True)
+    kind = _Quantized if len(parts[0][0].shape) == 2 else _Stack
+    return kind(parts, dtype, is_own=True)
 
 
 # What some functions do instead of taking the dequantized values; NotImplemented: they take those.
@@ -221,6 +257,25 @@ def _transposed(weight, *dims):
     if dims in ((), (0, 1), (1, 0), (-1, -2), (-2, -1), ((1, 0),)):
         return weight._like(is_transposed=not weight._is_transposed)
     return NotImplemented
+
+
+def _stack_transposed(weight, *dims):
+    if dims in ((), (1, 2), (2, 1), (-1, -2), (-2, -1)):
+        return weight._like(is_transposed=not weight._is_transposed)
+    return NotImplemented
+
+
+def _of_stack(weight, index):
+    if isinstance(index, torch.Tensor):
+        if index.dim() or index.is_floating_point() or index.dtype == torch.bool:
+            return NotImplemented
+        index = int(index)
+    if not isinstance(index, int) or isinstance(index, bool):
+        return NotImplemented
+    count = weight.shape[0]
+    if not -count <= index < count:
+        raise IndexError(f"index {index} is out of bounds for dimension 0 with size {count}")
+    return weight._matrix(index % count)
 
 
 def _permuted(weight, *dims):
@@ -249,7 +304,7 @@ def _cast_to(dtype):
 
 
 def _type_as(weight, other):
-    return _moved(weight, other.device, other.dtype) if isinstance(weight, _Quantized) else other
+    return _moved(weight, other.device, other.dtype) if isinstance(weight, _Held) else other
 
 
 def _item(weight, index):
@@ -329,7 +384,7 @@ def _scaled_in_place(scaled):
 
     def handler(weight, number):
         is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
-        if not isinstance(weight, _Quantized) or not weight._is_own or not is_number:
+        if not isinstance(weight, _Held) or not weight._is_own or not is_number:
             return NotImplemented
         if not 0 < number < math.inf:
             return NotImplemented
@@ -378,7 +433,30 @@ _SCALES = {
         (_T.div_, _T.divide_, _T.true_divide_, _T.__itruediv__), _scaled_in_place(torch.div)
     ),
 }
+_ALIKE = {  # for matrices and for stacks of them
+    **_SCALES,
+    torch.detach: _itself,
+    torch.dequantize: _Held.dequantize,
+    torch.int_repr: _Held.int_repr,
+    _T.data.__get__: _itself,
+    _T.requires_grad.__set__: _requires_grad,
+    _T.requires_grad_: _requires_grad,
+    _T.detach: _itself,
+    _T.to: _to,
+    _T.float: _cast_to(torch.float32),
+    _T.half: _cast_to(torch.float16),
+    _T.bfloat16: _cast_to(torch.bfloat16),
+    _T.type_as: _type_as,
+}
+_STACK_HANDLERS = {
+    **_ALIKE,
+    torch.transpose: _stack_transposed,
+    _T.mT.__get__: _stack_transposed,
+    _T.transpose: _stack_transposed,
+    _T.__getitem__: _of_stack,
+}
 _HANDLERS = {
+    **_ALIKE,
     torch.nn.functional.linear: _linear,
     torch.matmul: _matmul,
     torch.mm: _matmul,
@@ -393,20 +471,12 @@ _HANDLERS = {
     torch.narrow: _narrow,
     torch.chunk: _chunk,
     torch.split: _split,
-    torch.detach: _itself,
-    torch.dequantize: _Quantized.dequantize,
-    torch.int_repr: _Quantized.int_repr,
-    _T.data.__get__: _itself,
     _T.T.__get__: _transposed,
     _T.mT.__get__: _transposed,
-    _T.requires_grad.__set__: _requires_grad,
-    _T.requires_grad_: _requires_grad,
-    _T.detach: _itself,
     _T.matmul: _matmul,
     _T.__matmul__: _matmul,
     _T.mm: _matmul,
     _T.addmm: _addmm,
-    **_SCALES,
     _T.t: _transposed,
     _T.transpose: _transposed,
     _T.permute: _permuted,
@@ -414,11 +484,6 @@ _HANDLERS = {
     _T.chunk: _chunk,
     _T.split: _split,
     _T.__getitem__: _item,
-    _T.to: _to,
-    _T.float: _cast_to(torch.float32),
-    _T.half: _cast_to(torch.float16),
-    _T.bfloat16: _cast_to(torch.bfloat16),
-    _T.type_as: _type_as,
 }
 _LOOKS = {
     _T.__hash__,

@@ -7,9 +7,10 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from dynquant import nn as quantized
+from dynquant.nn.experts import FloatExperts
 from dynquant.qconfig import one_of
 from dynquant.stubs import DeQuantStub, QuantStub
-from dynquant.swap.selection import describe
+from dynquant.swap.selection import bases_of, describe
 
 # The quantized forms of each float type, of which the config's dtype chooses one; None for a type
 # that has none although its base type has.
@@ -26,6 +27,7 @@ _FORMS = {
     nn.RNNCell: (quantized.RNNCell, quantized.HalfRNNCell),
     nn.Embedding: quantized.Embedding,
     nn.EmbeddingBag: quantized.EmbeddingBag,
+    FloatExperts: (quantized.Experts, quantized.HalfExperts),
     QuantStub: quantized.Quantize,
     DeQuantStub: quantized.DeQuantize,
 }
@@ -70,7 +72,7 @@ class Forms:
                     f"mapping[{describe(base)}] is {form!r}; expected a class with from_float"
                 )
         foreign = _foreign_forms()
-        self.relatives = (nn.MultiheadAttention, *foreign)
+        self.relatives = (nn.MultiheadAttention, FloatExperts, *foreign)
         mapping = {base: form for base, form in mapping.items() if not _is_of_torch_ao(form)}
         self._forms = {**_FORMS, **foreign, **mapping}
         self._quantized = tuple({form for forms in self._forms.values() for form in _each(forms)})
@@ -81,7 +83,7 @@ class Forms:
 
     def of(self, module_type):
         """The nearest base type that has an entry, and its forms: (None, ()) without one."""
-        base = next((base for base in module_type.__mro__ if base in self._forms), None)
+        base = next((base for base in bases_of(module_type) if base in self._forms), None)
         return base, _each(self._forms.get(base))
 
     def is_quantized(self, module_type):

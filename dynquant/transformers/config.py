@@ -8,22 +8,27 @@ import torch
 from transformers.quantizers import register_quantization_config
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from dynquant.qconfig import DTYPES, QConfig
+from dynquant.nn import Embedding
+from dynquant.qconfig import DTYPES, QConfig, one_of
 from dynquant.swap.plan import default_spec
 from dynquant.swap.selection import did_you_mean
 from dynquant.transformers.module_names import kept, only
 
 METHOD = "dynquant"
+EMBEDDING_DTYPES = Embedding.DTYPES
 
 
 @register_quantization_config(METHOD)
 class DynquantConfig(QuantizationConfigMixin):
-    """How from_pretrained quantizes: as dynquant.quantize_dynamic does, with int8 weights.
+    """How from_pretrained quantizes: as dynquant.quantize_dynamic does.
 
     It is saved in the model's config.json.
 
     Args:
-        weight, activation, symmetric, activation_bits: as in dynquant.QConfig.
+        weight, activation, symmetric, activation_bits, dtype: as in dynquant.QConfig; the dtype
+            also by its name, as in 'bfloat16'. Types that have no form of it stay in float.
+        embeddings: torch.quint8 or torch.quint4x2, also by name: nn.Embedding and nn.EmbeddingBag
+            in 8 or 4 bits, besides what `dtype` asks for.
         modules_to_not_convert: names of modules that stay in float, each of which covers its
             submodules, or regular expressions, as for other methods of transformers. Those that
             lose too much are found on the float model, by dynquant.compare or by
@@ -49,9 +54,17 @@ class DynquantConfig(QuantizationConfigMixin):
         quant_method=METHOD,
         activation_bits=8,
         modules=None,
+        dtype="qint8",
+        embeddings=None,
         source=None,
     ):
-        QConfig(weight, activation, symmetric, activation_bits=activation_bits)  # checks them
+        self.weight = weight
+        self.activation = activation
+        self.symmetric = symmetric
+        self.activation_bits = activation_bits
+        self.dtype = _name_of(dtype)
+        self.embeddings = None if embeddings is None else _name_of(embeddings)
+        self._default_spec()  # checks them
         self.modules = modules
         if modules is not None:
             self._qconfigs()
@@ -70,10 +83,6 @@ class DynquantConfig(QuantizationConfigMixin):
                     f"modules_to_not_convert has {name!r}, not a regular expression: {error}"
                 ) from error
         self.quant_method = METHOD
-        self.weight = weight
-        self.activation = activation
-        self.symmetric = symmetric
-        self.activation_bits = activation_bits
         self.modules_to_not_convert = sorted(names)
         if source is not None:
             self.source = source
@@ -93,15 +102,23 @@ class DynquantConfig(QuantizationConfigMixin):
         """The qconfig_spec of quantize_dynamic that says the same of `model`."""
         if self.modules is not None:
             return self._qconfigs()
+        names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
+        in_float = dict.fromkeys(kept(names, self.modules_to_not_convert))
+        return {**self._default_spec(), **in_float}
+
+    def _default_spec(self):
         qconfig = QConfig(
             self.weight,
             self.activation,
             self.symmetric,
+            dtype=_dtype_of(self.dtype, "dtype", DTYPES),
             activation_bits=self.activation_bits,
         )
         spec = default_spec(qconfig)
-        names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
-        return {**spec, **dict.fromkeys(kept(names, self.modules_to_not_convert))}
+        if self.embeddings is not None:
+            dtype = _dtype_of(self.embeddings, "embeddings", EMBEDDING_DTYPES)
+            spec |= default_spec(QConfig(dtype=dtype))
+        return spec
 
     def get(self, key, default=None):
         """As of a dict: transformers reads the config of a model so, also where it holds this."""
@@ -132,15 +149,22 @@ def fields_of(qconfig):
         for one in dataclasses.fields(qconfig)
         if getattr(qconfig, one.name) != one.default
     }
-    return {key: _DTYPE_NAMES.get(value, value) for key, value in fields.items()}
+    return {key: _name_of(value) for key, value in fields.items()}
 
 
 def _from_fields(fields):
     if fields is None:
         return None
-    dtypes = {name: dtype for dtype, name in _DTYPE_NAMES.items()}
-    given = {**fields, "dtype": dtypes[fields.get("dtype", _DTYPE_NAMES[torch.qint8])]}
-    return QConfig(**given)
+    dtype = _dtype_of(fields.get("dtype", "qint8"), "dtype", DTYPES)
+    return QConfig(**{**fields, "dtype": dtype})
 
 
-_DTYPE_NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in DTYPES}
+def _name_of(value):
+    """The name of a torch.dtype; any other value as it is."""
+    return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
+
+
+def _dtype_of(name, argument, allowed):
+    names = {_name_of(dtype): dtype for dtype in allowed}
+    one_of(argument, name, tuple(names))
+    return names[name]

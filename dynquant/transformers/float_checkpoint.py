@@ -13,9 +13,16 @@ from dynquant.swap.plan import plan_from_spec
 from dynquant.swap.registry import Forms
 from dynquant.transformers.stand_ins import StandIn
 
+_OF_ONE_WEIGHT = (
+    quantized.Linear,
+    quantized.HalfLinear,
+    quantized.Embedding,
+    quantized.EmbeddingBag,
+)
+
 
 class FloatCheckpoint:
-    """Quantizes a linear layer as soon as its weight is read, every other module once all are.
+    """Quantizes a module as soon as its weight is read where it has but one, others once all are.
 
     Args:
         model: with its parameters on the meta device.
@@ -33,7 +40,7 @@ class FloatCheckpoint:
         self._awaited = {  # by the name of the weight
             f"{item.name}.weight": item
             for item in plan.items
-            if item.name and issubclass(item.form, quantized.Linear)
+            if item.name and issubclass(item.form, _OF_ONE_WEIGHT)
             if not any(f"{item.name}.{key}" in tied for key in ("weight", "bias"))
         }
         self._found = set()
@@ -46,11 +53,12 @@ class FloatCheckpoint:
         """Takes a float weight from the checkpoint.
 
         Returns:
-            whether its layer is quantized now; otherwise the weight is to be set as it is.
+            whether its module is quantized now; otherwise the weight is to be set as it is.
         """
         item = self._awaited[key]
         self._found.add(key)
-        if item.module.bias is not None and item.module.bias.is_meta:  # comes later, or never
+        bias = item.module._parameters.get("bias")
+        if bias is not None and bias.is_meta:  # comes later, or never
             return False
         item.module.weight = nn.Parameter(weight, requires_grad=False)
         try:
