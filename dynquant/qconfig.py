@@ -79,7 +79,7 @@ def bits_repr(config):
 
 def one_of(name, value, allowed):
     """Raises ValueError unless `value` is one of `allowed`."""
-    # Comparing a tensor or an array with a string is no plain bool.
+    # Comparing a tensor or an array with a string does not give a plain bool.
     if not any(
         value is item or (isinstance(value, (str, int)) and value == item) for item in allowed
     ):

@@ -125,7 +125,7 @@ def register(block: type | str, adapter: Adapter, replace: bool = False) -> None
         replace: allows an adapter to take the place of another.
 
     Raises:
-        TypeError: where block is no class of modules or adapter no Adapter.
+        TypeError: where block is not a class of modules, or adapter not an Adapter.
         ValueError: where the class has an adapter already.
     """
     if isinstance(block, type) and issubclass(block, nn.Module):

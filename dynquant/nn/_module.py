@@ -233,7 +233,7 @@ class QuantizedModule(nn.Module):
             return moved(fn, tensor) if id(tensor) in own else fn(tensor)
 
         result = super()._apply(apply, recurse)
-        for name, one in self._formats.items():  # to_empty() leaves bytes that may be no weight
+        for name, one in self._formats.items():  # to_empty() leaves bytes that may not be a weight
             if own and next(iter(own.values())).is_meta and not self._held(name)[0].is_meta:
                 self._buffers.update(zip(one.buffers, one.zeros(self._held(name)), strict=True))
         return result

@@ -57,8 +57,8 @@ class MultiheadAttention(Products, nn.Module):
         super().__init__()
         for key in self.COPIED:
             setattr(self, key, getattr(mod, key))
-        # The fast paths of nn.TransformerEncoderLayer and nn.TransformerEncoder ask for it, and run
-        # their own float kernels where it is true.
+        # Where it is true, the fast paths of nn.TransformerEncoderLayer and nn.TransformerEncoder
+        # run their own float kernels.
         self._qkv_same_embed_dim = False
         for product, (_, weight, bias) in _projections(mod).items():
             config = (products or {}).get(product, qconfig)
@@ -123,14 +123,14 @@ class MultiheadAttention(Products, nn.Module):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """As nn.MultiheadAttention.forward, whose documentation tells the shapes.
+        """As nn.MultiheadAttention.forward, whose documentation gives the shapes.
 
         Returns:
             the output, of query's shape and dtype, and the attention weights or None.
 
         Raises:
             ValueError: for shapes or dtypes that do not fit each other.
-            TypeError: for what is no tensor, or a mask that is neither bool nor float.
+            TypeError: for what is not a tensor, or a mask that is neither bool nor float.
             RuntimeError: for is_causal without attn_mask.
         """
         if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript compiles conditions whole)

@@ -110,7 +110,7 @@ class EmbeddingBag(_EmbeddingTable):
     Everything that Embedding says holds; forward is called as nn.EmbeddingBag's, with all its
     modes. Sums are computed in fp32 in the order of the indices, as
     torch.ops.dynquant.embedding_bag specifies, and then rounded to the output's dtype.
-    per_sample_weights get no gradient: such that ask for one are an error.
+    per_sample_weights get no gradient: it is an error if they require one.
 
     Attributes (besides those of Embedding):
         mode: 'sum', 'mean' or 'max'.

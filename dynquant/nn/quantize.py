@@ -87,9 +87,9 @@ class Quantize(nn.Module):
 
     The result is an ordinary float tensor of x's shape and dtype, (q - zero_point) * scale, which
     any module or operator takes. It also remembers q, scale and zero_point, and dynquant.nn.Linear
-    uses those instead of quantizing once more. The memory is void once the tensor is changed in
-    place, in inference mode too; what autograd does not notice either (a write through .data or
-    .numpy(), or from another process) goes unnoticed. Copies, views and results of operators
+    uses those instead of quantizing again. It forgets them once it is changed in place, in
+    inference mode too; what autograd does not notice either (a write through .data or .numpy(), or
+    from another process) goes unnoticed. Copies, views and results of operators
     remember nothing. Under torch.compile and torch.export there is the float tensor alone.
 
     With scale and zero_point (a calibrated QuantStub's) every x is quantized by them, and a row
