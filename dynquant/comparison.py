@@ -24,7 +24,12 @@ REPETITIONS = 5  # of the timed runs, after one that is not timed
 # Heading, key of the row, how its value is written, and what it is.
 _COLUMNS = (
     ("layer", "name", lambda value: value or "(model)", "its name"),
-    ("type", "type", str, "of the quantized layer; a product's line tells of it alone quantized"),
+    (
+        "type",
+        "type",
+        str,
+        "of the quantized layer; a product's line has the product alone quantized",
+    ),
     ("bits", "bits", str, "of its activations"),
     (
         "SNR dB",
@@ -106,7 +111,7 @@ class Comparison:
         """Writes a picture of every layer's signal-to-noise ratio and share of time.
 
         Args:
-            path: of the file; its suffix tells the format (.png, .svg, .pdf).
+            path: of the file; its suffix gives the format (.png, .svg, .pdf).
 
         Raises:
             ImportError: where matplotlib is not installed.
@@ -153,7 +158,7 @@ def compare(
         a Comparison.
 
     Raises:
-        TypeError: for a model that is no nn.Module.
+        TypeError: for a model that is not an nn.Module.
         ValueError: where quantized_model has no quantized layer, or one whose name float_model
             does not have.
     """
@@ -206,7 +211,7 @@ def compare(
 
 
 def _configs_of_products(layer, mod):
-    """By name, where a quantized layer tells the products of the float one, `mod`, apart."""
+    """By name, where a quantized layer distinguishes the products of the float one, `mod`."""
     if not getattr(layer, "MIXED", None):
         return {}
     return {product: layer.config_of(product) for product in layer.products_of(mod)}

@@ -87,7 +87,7 @@ def bits_repr(config: Any) -> str:
 
 def one_of(name: str, value: Any, allowed: Iterable[Any]) -> None:
     """Raises ValueError unless `value` is one of `allowed`."""
-    # Comparing a tensor or an array with a string is no plain bool.
+    # Comparing a tensor or an array with a string does not give a plain bool.
     if not any(
         value is item or (isinstance(value, (str, int)) and value == item) for item in allowed
     ):

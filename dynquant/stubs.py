@@ -15,7 +15,7 @@ class QuantStub(nn.Module):
             dynquant.nn.Quantize will use it unless the config says 'dynamic': True.
 
     Raises:
-        TypeError, ValueError: for a qconfig that is no config, or whose dtype has not 8 bits.
+        TypeError, ValueError: for a qconfig that is not a config, or whose dtype has not 8 bits.
     """
 
     def __init__(self, qconfig: ConfigLike | None = None) -> None:
@@ -42,7 +42,7 @@ class DeQuantStub(nn.Module):
         qconfig: any form of a config. It is checked, and changes nothing.
 
     Raises:
-        TypeError, ValueError: for a qconfig that is no config.
+        TypeError, ValueError: for a qconfig that is not a config.
     """
 
     def __init__(self, qconfig: ConfigLike | None = None) -> None:

@@ -1,6 +1,6 @@
 """torchao: dynquant's layers through torchao.quantization.quantize_, or in place of torchao's own.
 
-torchao.quantization.quantize_(model, dynquant.torchao.DynquantConfig())
+torchao.quantization.quantize_(model, dynquant.torchao.DynamicActivationInt8WeightConfig())
 model = dynquant.torchao.from_torchao(model)
 """
 
@@ -23,7 +23,7 @@ from dynquant.swap.undo import all_or_nothing
 
 
 @dataclass
-class DynquantConfig(AOBaseConfig):
+class DynamicActivationInt8WeightConfig(AOBaseConfig):
     """How quantize_ quantizes a module that its filter_fn selects: as dynquant does.
 
     Args:
@@ -51,7 +51,10 @@ class DynquantConfig(AOBaseConfig):
         )
 
 
-@register_quantize_module_handler(DynquantConfig)
+DynquantConfig = DynamicActivationInt8WeightConfig  # its first name
+
+
+@register_quantize_module_handler(DynamicActivationInt8WeightConfig)
 def _quantize(module, config):
     """The module itself, which is quantized in place.
 
@@ -79,8 +82,8 @@ def from_torchao(model: nn.Module, inplace: bool = False) -> nn.Module:
         inplace: as for quantize_dynamic.
 
     Raises:
-        ValueError: before anything is changed, for a tensor of torchao's that is no such weight of
-            an nn.Linear, or that has what a dynquant.QConfig has not: static activations or
+        ValueError: before anything is changed, for a tensor of torchao's that is not such a weight
+            of an nn.Linear, or that has what a dynquant.QConfig has not: static activations or
             activations in float, groups, zero points; and where there is none.
     """
     qconfigs = {}
@@ -132,7 +135,7 @@ def _checked(key, own, module, weight):
     """The QConfig of a quantized parameter `key`, which is `own` of the module."""
     if type(module).forward is not nn.Linear.forward or own != "weight":
         raise ValueError(
-            f"{key} is quantized, but it is no weight of an nn.Linear: {type(module).__name__}"
+            f"{key} is quantized, but it is not a weight of an nn.Linear: {type(module).__name__}"
         )
     layer = key.removesuffix(f".{own}")
     if not isinstance(weight, Int8Tensor):

@@ -67,7 +67,7 @@ def whisper():
 
 
 class SentenceEmbedding(nn.Module):
-    """The mean of a model's outputs over the tokens that are no padding."""
+    """The mean of a model's outputs over the tokens that are not padding."""
 
     def __init__(self, model):
         super().__init__()

@@ -37,7 +37,7 @@ def fuse(model: nn.Module, inplace: bool = False, *, attention: str = "integer")
         A model in eval mode; `model` itself where inplace.
 
     Raises:
-        TypeError: where model is no nn.Module.
+        TypeError: where model is not an nn.Module.
         ValueError: for another attention.
 
     Warns:

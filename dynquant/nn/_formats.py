@@ -1,7 +1,7 @@
 """Weight formats: how one float weight of a module is held, saved and multiplied with.
 
 A module has a format object for each of its weights, beside the buffers that hold the tensors. A
-format knows the weight's name and shape, and nothing of the module. It tells three forms apart:
+format knows the weight's name and shape, and nothing of the module. It distinguishes three forms:
 
     rows     the float weight [N, K], one row for each output
     entries  what a state dict has of it, a dict by key
@@ -36,7 +36,7 @@ class Format:
         keys: those of the entries.
         buffers: the names of the tensors that are held.
         float_shape: that of the float module's parameter.
-        DTYPES: the dtypes of a config that ask for this format.
+        DTYPES: the dtypes of a config that select this format.
     """
 
     DTYPES = ()

@@ -60,7 +60,7 @@ class Products:
             products: as for from_float, parsed.
 
         Raises:
-            ValueError: as of other modules; for a name that is no product's.
+            ValueError: as of other modules; for a name that is not a product's.
         """
         prefix = f"{name}." if name else ""
         of_products = cls._products(mod)

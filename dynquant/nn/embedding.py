@@ -22,7 +22,7 @@ class _EmbeddingTable(QuantizedModule):
 
     FORMAT = Table
     DTYPES = Table.DTYPES
-    COPIED = ("padding_idx", "max_norm", "norm_type")
+    COPIED = ("padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
 
     def __init__(self, mod: nn.Module, qconfig: QConfig, tied_to: nn.Module | None = None) -> None:
         super().__init__(mod, qconfig, tied_to)
@@ -93,6 +93,10 @@ class Embedding(_EmbeddingTable):
 
     FLOAT = "nn.Embedding"
 
+    def _float_module(self):
+        settings = {key: getattr(self, key) for key in self.COPIED}
+        return nn.Embedding(self.num_embeddings, self.embedding_dim, **settings)
+
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if torch.jit.is_scripting():
             return torch.ops.dynquant.embedding(input, *self._table())
@@ -107,7 +111,7 @@ class EmbeddingBag(_EmbeddingTable):
     Everything that Embedding says holds; forward is called as nn.EmbeddingBag's, with all its
     modes. Sums are computed in fp32 in the order of the indices, as
     torch.ops.dynquant.embedding_bag specifies, and then rounded to the output's dtype.
-    per_sample_weights get no gradient: such that ask for one are an error.
+    per_sample_weights get no gradient: it is an error if they require one.
 
     Attributes (besides those of Embedding):
         mode: 'sum', 'mean' or 'max'.
@@ -117,6 +121,10 @@ class EmbeddingBag(_EmbeddingTable):
 
     FLOAT = "nn.EmbeddingBag"
     COPIED = (*_EmbeddingTable.COPIED, "mode", "include_last_offset")
+
+    def _float_module(self):
+        settings = {key: getattr(self, key) for key in self.COPIED}
+        return nn.EmbeddingBag(self.num_embeddings, self.embedding_dim, **settings)
 
     def forward(
         self,

@@ -135,6 +135,18 @@ class Experts(QuantizedModule):
 
     _shown = _rows
 
+    def _float_module(self):
+        mod = self.float_class.__new__(self.float_class)
+        nn.Module.__init__(mod)
+        kept = {"float_class", *self.FORMAT.settings(QConfig(dtype=self.DTYPES[0]))}
+        for key, value in vars(self).items():
+            if not key.startswith("_") and key not in kept:
+                setattr(mod, key, value)
+        mod._is_expert_parallel = False
+        for key, child in self.named_children():
+            setattr(mod, key, copy.deepcopy(child))
+        return mod
+
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The sum for each token.
 

@@ -89,6 +89,9 @@ class LinearModule(QuantizedModule):
         """
         return cls(SimpleNamespace(weight=weight, bias=bias), qconfig)
 
+    def _float_module(self):
+        return nn.Linear(self.in_features, self.out_features, self.bias is not None)
+
     def _translated(self, state_dict, prefix):
         return with_plain_linear(state_dict, prefix)
 

@@ -24,6 +24,7 @@ from dynquant.qconfig import (
     parse_qconfig,
     per_token,
 )
+from dynquant.stubs import DeQuantStub, QuantStub
 
 # Of the state dict, where there is a calibration.
 _ENTRIES = {
@@ -95,9 +96,9 @@ class Quantize(nn.Module):
 
     The result is an ordinary float tensor of x's shape and dtype, (q - zero_point) * scale, which
     any module or operator takes. It also remembers q, scale and zero_point, and dynquant.nn.Linear
-    uses those instead of quantizing once more. The memory is void once the tensor is changed in
-    place, in inference mode too; what autograd does not notice either (a write through .data or
-    .numpy(), or from another process) goes unnoticed. Copies, views and results of operators
+    uses those instead of quantizing again. It forgets them once it is changed in place, in
+    inference mode too; what autograd does not notice either (a write through .data or .numpy(), or
+    from another process) goes unnoticed. Copies, views and results of operators
     remember nothing. Under torch.compile and torch.export there is the float tensor alone.
 
     With scale and zero_point (a calibrated QuantStub's) every x is quantized by them, and a row
@@ -133,6 +134,15 @@ class Quantize(nn.Module):
             qconfig.symmetric, qconfig.activation_bits
         )
         return cls(qconfig, scale.reshape(1), zero_point.reshape(1))
+
+    def to_float(self) -> nn.Module:
+        """A dynquant.QuantStub with the same config; one that is to see data where this one has."""
+        stub = QuantStub()
+        if self.scale is None:
+            stub.qconfig = self.qconfig
+        else:
+            stub.observe(self.qconfig)
+        return stub.train(self.training)
 
     @classmethod
     def check_float(cls, mod: nn.Module, qconfig: QConfig, name: str = "") -> None:
@@ -218,6 +228,10 @@ class DeQuantize(nn.Module):
     def from_float(cls, mod: nn.Module) -> Self:
         """What a dynquant.DeQuantStub becomes."""
         return cls()
+
+    def to_float(self) -> nn.Module:
+        """A dynquant.DeQuantStub."""
+        return DeQuantStub().train(self.training)
 
     def __prepare_scriptable__(self):
         raise no_script(self, _REMEMBERS)

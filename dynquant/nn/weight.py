@@ -22,7 +22,7 @@ class QuantizedWeight(torch.Tensor):
     the dequantized values, and gives plain tensors.
 
     Code that merely looks at it (shape, dtype, device) costs nothing and finds, by
-    torch.overrides.has_torch_function, that this is no plain tensor. The fast path of
+    torch.overrides.has_torch_function, that this is not a plain tensor. The fast path of
     nn.TransformerEncoder looks so at each call, and then runs the quantized modules instead of a
     float kernel of its own.
 

@@ -83,16 +83,15 @@ class DynquantConfig(QuantizationConfigMixin):
                 regex.compile(name)
             except (regex.error, RecursionError) as error:
                 raise ValueError(
-                    f"modules_to_not_convert has {name!r}, which is no regular expression: {error}"
+                    f"modules_to_not_convert has {name!r}, not a regular expression: {error}"
                 ) from error
         self.quant_method = METHOD
         self.modules_to_not_convert = sorted(names)
         if source is not None:
             self.source = source
 
-    source: dict[str, Any] | None = (
-        None  # it is no attribute of its own, and not saved, in any other config
-    )
+    # Not an attribute of its own, and not saved, in any other config.
+    source: dict[str, Any] | None = None
 
     def _qconfigs(self):
         """The QConfigs of `modules`, by name."""
@@ -101,7 +100,7 @@ class DynquantConfig(QuantizationConfigMixin):
         try:
             return {name: _from_fields(fields) for name, fields in self.modules.items()}
         except (TypeError, ValueError, AttributeError, KeyError) as error:
-            raise ValueError(f"modules holds what is no config of dynquant: {error}") from error
+            raise ValueError(f"modules holds what is not a config of dynquant: {error}") from error
 
     def spec_for(self, model: nn.Module) -> dict[Any, QConfig | None]:
         """The qconfig_spec of quantize_dynamic that says the same of `model`."""
