@@ -18,7 +18,7 @@ from dynquant.swap.own_thread import on_own_thread, stop_if_interrupted
 from dynquant.swap.places import replace_modules
 from dynquant.swap.plan import plan_from_attributes, plan_from_spec
 from dynquant.swap.registry import STUBS
-from dynquant.swap.ties import part_from_quantized
+from dynquant.swap.ties import part_from_quantized, remember_shared, shared_names
 from dynquant.swap.torch_ao_fused import load_fused
 from dynquant.swap.undo import all_or_nothing
 
@@ -164,7 +164,9 @@ def _show_warnings(plan):
 def _finish(plan, model, inplace, made=None):
     """Carries the plan out; a model of transformers, when it is saved, says what was quantized."""
     qconfigs = plan.configs()
+    shared = shared_names(model, [item.module for item in plan.items])
     model = _carry_out(plan, model, inplace, made)
+    remember_shared(model, shared)
     left_on(model, qconfigs)
     return model
 

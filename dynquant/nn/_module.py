@@ -136,6 +136,30 @@ class QuantizedModule(nn.Module):
         """The inverse of _rows."""
         return weight
 
+    # How a float module is made of it.
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def to_float(self):
+        """The float module, with the dequantized weights in the dtype that they show.
+
+        It shares no memory with this one, and its parameters take gradients. It is of the type that
+        the class says, also where from_float was given one of a type derived from that.
+        """
+        with torch.device("meta"):
+            mod = self._float_module()
+        for name in self._formats:
+            values = self._weight(name).dequantize()
+            values = values.clone(memory_format=torch.contiguous_format)
+            setattr(mod, name, nn.Parameter(values))
+        for name, bias in self._held_biases().items():
+            setattr(mod, name, nn.Parameter(bias.detach().clone()))
+        return mod.train(self.training)
+
+    def _float_module(self):
+        """A float module of this kind, whose parameters are yet to be set."""
+        raise NotImplementedError
+
     # What it holds.
 
     def _held(self, name):

@@ -1,6 +1,7 @@
 """What recurrent layers and cells share: the weights of a direction, and the call of its op."""
 
 import torch
+from torch import nn
 
 import dynquant.ops  # noqa: F401 (registers torch.ops.dynquant)
 from dynquant.nn._formats import Float, Format, Int8, format_of
@@ -59,6 +60,14 @@ class Recurrent(Products, QuantizedModule):
             {name: getattr(mod, name) for name in weights},
             {name: getattr(mod, name, None) for name in biases},
         )
+
+    def _float_module(self):
+        kind = getattr(nn, self.FLOAT.removeprefix("nn."))
+        settings = {key: getattr(self, key) for key in self.COPIED if key != "mode"}
+        if kind not in (nn.LSTM, nn.GRU, nn.RNN):
+            return kind(**settings)
+        projected = settings.pop("proj_size")
+        return kind(**settings, **({"proj_size": projected} if projected else {}))
 
     def _direction(self, x, states, place, batch_sizes=None):
         """One direction of one layer.

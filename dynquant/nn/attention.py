@@ -12,7 +12,7 @@ from dynquant.nn._state import frozen_copy
 from dynquant.nn.linear import Linear, outputs_of
 from dynquant.nn.linear_half import HalfLinear
 
-_IN = ("q", "k", "v")
+_IN_PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 
 
 class MultiheadAttention(Products, nn.Module):
@@ -66,6 +66,37 @@ class MultiheadAttention(Products, nn.Module):
         for name in ("bias_k", "bias_v"):
             self.register_parameter(name, frozen_copy(getattr(mod, name)))
         self.eval()
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def to_float(self):
+        """The nn.MultiheadAttention, with the dequantized weights in the dtype that they show.
+
+        It shares no memory with this one, and its parameters take gradients.
+        """
+        *given, (out_weight, out_bias) = (
+            _float_parts(getattr(self, product)) for product in (*_IN_PROJECTIONS, "out_proj")
+        )
+        settings = {key: getattr(self, key) for key in self.COPIED if key != "head_dim"}
+        with torch.device("meta"):
+            mod = nn.MultiheadAttention(
+                **settings, bias=out_bias is not None, add_bias_kv=self.bias_k is not None
+            )
+        found = {"bias_k": self.bias_k, "bias_v": self.bias_v}
+        weights, biases = zip(*given, strict=True)
+        if mod._qkv_same_embed_dim:
+            found["in_proj_weight"] = torch.cat(weights)
+        else:
+            found |= {f"{one}_weight": of for one, of in zip(_IN_PROJECTIONS, weights, strict=True)}
+        if out_bias is not None:
+            found["in_proj_bias"] = torch.cat(biases)
+        for key, value in found.items():
+            if value is not None:
+                setattr(mod, key, nn.Parameter(value.detach().clone()))
+        mod.out_proj.weight = nn.Parameter(out_weight.clone())
+        if out_bias is not None:
+            mod.out_proj.bias = nn.Parameter(out_bias.clone())
+        return mod.train(self.training)
 
     @classmethod
     def _float_parameters(cls, mod):
@@ -266,31 +297,36 @@ def _projection(weight, bias, qconfig):
     return linear.eval()
 
 
+def _float_parts(linear):
+    """The float weight of a projection, and its bias or None."""
+    weight = linear.weight if isinstance(linear, nn.Linear) else linear.weight.dequantize()
+    return weight, linear.bias
+
+
 def _projections(mod):
     """By projection of an nn.MultiheadAttention: the weight's parameter, the weight, the bias."""
     biases = [None] * 3 if mod.in_proj_bias is None else mod.in_proj_bias.chunk(3)
     if mod.in_proj_weight is None:
-        keys = [f"{one}_proj_weight" for one in _IN]
+        keys = [f"{one}_weight" for one in _IN_PROJECTIONS]
         weights = [getattr(mod, key) for key in keys]
     else:
         keys = ["in_proj_weight"] * 3
         weights = mod.in_proj_weight.chunk(3)
-    found = {f"{one}_proj": each for one, *each in zip(_IN, keys, weights, biases, strict=True)}
+    found = {one: each for one, *each in zip(_IN_PROJECTIONS, keys, weights, biases, strict=True)}
     return {**found, "out_proj": ("out_proj.weight", mod.out_proj.weight, mod.out_proj.bias)}
 
 
 def _split_projections(state_dict, prefix):
     """Gives the entries of a float nn.MultiheadAttention the names of the quantized one."""
-    for one in _IN:
-        if f"{prefix}{one}_proj_weight" in state_dict:
-            weight = state_dict.pop(f"{prefix}{one}_proj_weight")
-            state_dict[f"{prefix}{one}_proj.weight"] = weight
+    for one in _IN_PROJECTIONS:
+        if f"{prefix}{one}_weight" in state_dict:
+            state_dict[f"{prefix}{one}.weight"] = state_dict.pop(f"{prefix}{one}_weight")
     for key in ("weight", "bias"):
         packed = state_dict.get(f"{prefix}in_proj_{key}")
         if isinstance(packed, torch.Tensor) and packed.dim() and packed.shape[0] % 3 == 0:
             del state_dict[f"{prefix}in_proj_{key}"]
-            for one, part in zip(_IN, packed.chunk(3), strict=True):
-                state_dict[f"{prefix}{one}_proj.{key}"] = part
+            for one, part in zip(_IN_PROJECTIONS, packed.chunk(3), strict=True):
+                state_dict[f"{prefix}{one}.{key}"] = part
 
 
 def _merged(

@@ -21,6 +21,11 @@ class _Conv1D:
     def nf(self):
         return self.out_features
 
+    def _float_module(self):
+        from transformers.pytorch_utils import Conv1D
+
+        return Conv1D(self.nf, self.nx)
+
     @staticmethod
     def _rows(weight):
         return weight.t()

@@ -1,6 +1,7 @@
 """nn.Embedding and nn.EmbeddingBag with tables in 8 or 4 bits."""
 
 import torch
+from torch import nn
 
 import dynquant.ops  # noqa: F401 (registers torch.ops.dynquant)
 from dynquant.nn._formats import Table
@@ -20,7 +21,7 @@ class _EmbeddingTable(QuantizedModule):
 
     FORMAT = Table
     DTYPES = Table.DTYPES
-    COPIED = ("padding_idx", "max_norm", "norm_type")
+    COPIED = ("padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
 
     def __init__(self, mod, qconfig, tied_to=None):
         super().__init__(mod, qconfig, tied_to)
@@ -91,6 +92,10 @@ class Embedding(_EmbeddingTable):
 
     FLOAT = "nn.Embedding"
 
+    def _float_module(self):
+        settings = {key: getattr(self, key) for key in self.COPIED}
+        return nn.Embedding(self.num_embeddings, self.embedding_dim, **settings)
+
     def forward(self, input):
         if torch.jit.is_scripting():
             return torch.ops.dynquant.embedding(input, *self._table())
@@ -115,6 +120,10 @@ class EmbeddingBag(_EmbeddingTable):
 
     FLOAT = "nn.EmbeddingBag"
     COPIED = (*_EmbeddingTable.COPIED, "mode", "include_last_offset")
+
+    def _float_module(self):
+        settings = {key: getattr(self, key) for key in self.COPIED}
+        return nn.EmbeddingBag(self.num_embeddings, self.embedding_dim, **settings)
 
     def forward(
         self,

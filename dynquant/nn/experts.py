@@ -11,6 +11,7 @@ from dynquant.nn._fx import as_one_call
 from dynquant.nn._module import QuantizedModule
 from dynquant.nn._script import no_script
 from dynquant.nn._stacks import Bits16Stack, Int8Stack
+from dynquant.qconfig import QConfig
 
 _CALL = inspect.signature(lambda self, hidden_states, top_k_index, top_k_weights: None)
 _DECLARED = ("has_gate", "has_bias", "has_post_expert_norm", "is_transposed", "is_concatenated")
@@ -123,6 +124,18 @@ class Experts(QuantizedModule):
         return _rows(self, weight)
 
     _shown = _rows
+
+    def _float_module(self):
+        mod = self.float_class.__new__(self.float_class)
+        nn.Module.__init__(mod)
+        kept = {"float_class", *self.FORMAT.settings(QConfig(dtype=self.DTYPES[0]))}
+        for key, value in vars(self).items():
+            if not key.startswith("_") and key not in kept:
+                setattr(mod, key, value)
+        mod._is_expert_parallel = False
+        for key, child in self.named_children():
+            setattr(mod, key, copy.deepcopy(child))
+        return mod
 
     def forward(self, *args, **kwargs):
         """The sum for each token.

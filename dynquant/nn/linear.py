@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import torch
+from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from dynquant.nn._formats import Int8
@@ -86,6 +87,9 @@ class LinearModule(QuantizedModule):
             qconfig: a QConfig.
         """
         return cls(SimpleNamespace(weight=weight, bias=bias), qconfig)
+
+    def _float_module(self):
+        return nn.Linear(self.in_features, self.out_features, self.bias is not None)
 
     def _translated(self, state_dict, prefix):
         return with_plain_linear(state_dict, prefix)

@@ -15,6 +15,7 @@ from dynquant.nn._move import moved
 from dynquant.nn._script import no_script
 from dynquant.nn._state import Entry, errors_in
 from dynquant.qconfig import EIGHT_BITS, QConfig, bits_repr, one_of, parse_qconfig, per_token
+from dynquant.stubs import DeQuantStub, QuantStub
 
 # Of the state dict, where there is a calibration.
 _ENTRIES = {
@@ -120,6 +121,15 @@ class Quantize(nn.Module):
         )
         return cls(qconfig, scale.reshape(1), zero_point.reshape(1))
 
+    def to_float(self):
+        """A dynquant.QuantStub with the same config; one that is to see data where this one has."""
+        stub = QuantStub()
+        if self.scale is None:
+            stub.qconfig = self.qconfig
+        else:
+            stub.observe(self.qconfig)
+        return stub.train(self.training)
+
     @classmethod
     def check_float(cls, mod, qconfig, name=""):
         """Raises ValueError, naming the stub, where from_float cannot give its form."""
@@ -204,6 +214,10 @@ class DeQuantize(nn.Module):
     def from_float(cls, mod):
         """What a dynquant.DeQuantStub becomes."""
         return cls()
+
+    def to_float(self):
+        """A dynquant.DeQuantStub."""
+        return DeQuantStub().train(self.training)
 
     def __prepare_scriptable__(self):
         raise no_script(self, _REMEMBERS)

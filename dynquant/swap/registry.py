@@ -89,6 +89,10 @@ class Forms:
     def is_quantized(self, module_type):
         return issubclass(module_type, self._quantized)
 
+    def is_own(self, module_type):
+        """Whether a type is itself a quantized form, and none that derives from one."""
+        return module_type in self._quantized
+
     def has_any(self, module_type):
         """Whether the type, or one that derives from it, has a quantized form or is one."""
         return (

@@ -11,6 +11,7 @@ from dynquant.quantize import quantize_dynamic
 from dynquant.swap.places import replace_modules
 from dynquant.swap.plan import plan_from_spec
 from dynquant.swap.registry import Forms
+from dynquant.swap.ties import remember_shared
 from dynquant.transformers.stand_ins import StandIn
 
 _OF_ONE_WEIGHT = (
@@ -32,6 +33,7 @@ class FloatCheckpoint:
     def __init__(self, model, config):
         self._config = config
         config.warn_of_unknown_names(model)
+        remember_shared(model, list(model.all_tied_weights_keys.items()))
         tied = set(chain.from_iterable(model.all_tied_weights_keys.items()))
         plan = plan_from_spec(model, config.spec_for(model), torch.qint8, None, True, None)
         plan.warn_of_large_floats(model, Forms(None))

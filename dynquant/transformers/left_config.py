@@ -6,6 +6,17 @@ from dynquant.transformers.config import DynquantConfig, fields_of
 from dynquant.transformers.quantizer import DynquantQuantizer
 
 
+def take_config(model):
+    """Takes from models of transformers within `model`, in which all is float, what is left on them
+    while something is quantized.
+    """
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            held = getattr(module.config, "quantization_config", None)
+            if isinstance(held, DynquantConfig):
+                DynquantQuantizer(held).remove_quantization_config(module)
+
+
 def leave_config(model, qconfigs):
     """Has models of transformers within `model` say, when they are saved, what is quantized.
 
