@@ -236,18 +236,39 @@ class Int8(Format):
         return f"{scheme}{bits_repr(self)}"
 
 
-class Bits16(Format):
-    """fp16 or bf16 [N, K]."""
+class _FloatValues(Format):
+    """The values themselves, under the name of the float module's parameter.
 
-    DTYPES = HALF_DTYPES
+    HELD: the dtypes that they may have.
+    """
 
-    def __init__(self, name, rows, qconfig):
-        super().__init__(name, rows, qconfig)
-        self.dtype = qconfig.dtype
+    HELD = ()
 
     @staticmethod
     def keys_of(name):
         return (name,)
+
+    def expected(self):
+        return {self.name: Entry(self.HELD, (self.shape,))}
+
+    def is_own(self, state_dict, prefix):
+        return f"{prefix}version" in state_dict
+
+    def values(self, held):
+        return held[0].to(torch.float32)
+
+    def steps(self, held):
+        return 2 * torch.finfo(held[0].dtype).eps * self.values(held).abs()
+
+
+class Bits16(_FloatValues):
+    """fp16 or bf16 [N, K]."""
+
+    DTYPES = HELD = HALF_DTYPES
+
+    def __init__(self, name, rows, qconfig):
+        super().__init__(name, rows, qconfig)
+        self.dtype = qconfig.dtype
 
     @staticmethod
     def buffers_of(name):
@@ -259,23 +280,10 @@ class Bits16(Format):
     def quantized(self, rows, key):
         return {self.name: in_16_bits(rows, self.dtype, key)}
 
-    def expected(self):
-        return {self.name: Entry(HALF_DTYPES, (self.shape,))}
-
-    def is_own(self, state_dict, prefix):
-        return f"{prefix}version" in state_dict
-
     def held_of(self, entries, device):
         (weight,) = super().held_of(entries, device)
         self.dtype = weight.dtype
         return (weight,)
-
-    def values(self, held):
-        return held[0].to(torch.float32)
-
-    def steps(self, held):
-        eps = torch.finfo(held[0].dtype).eps
-        return 2 * eps * held[0].to(torch.float32).abs()
 
     def linear(self, x, held, bias):
         return torch.ops.dynquant.linear_half(x, *held, bias)
@@ -284,12 +292,10 @@ class Bits16(Format):
         return f"dtype={self.dtype}"
 
 
-class Float(Format):
+class Float(_FloatValues):
     """fp32, bf16 or fp16 [N, K], as in the float module."""
 
-    @staticmethod
-    def keys_of(name):
-        return (name,)
+    HELD = FLOAT_DTYPES
 
     @staticmethod
     def buffers_of(name):
@@ -299,20 +305,7 @@ class Float(Format):
         return isinstance(other, Float)
 
     def quantized(self, rows, key):
-        copied = rows.detach().clone(memory_format=torch.contiguous_format)
-        return {self.name: copied}
-
-    def expected(self):
-        return {self.name: Entry(FLOAT_DTYPES, (self.shape,))}
-
-    def is_own(self, state_dict, prefix):
-        return f"{prefix}version" in state_dict
-
-    def values(self, held):
-        return held[0].to(torch.float32)
-
-    def steps(self, held):
-        return 2 * torch.finfo(held[0].dtype).eps * held[0].to(torch.float32).abs()
+        return {self.name: rows.detach().clone(memory_format=torch.contiguous_format)}
 
     def linear(self, x, held, bias):
         bias = None if bias is None else bias.to(x.dtype)
