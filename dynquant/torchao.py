@@ -41,7 +41,7 @@ class DynamicActivationInt8WeightConfig(AOBaseConfig):
     def __post_init__(self):
         self.qconfig()
 
-    def qconfig(self):
+    def qconfig(self) -> QConfig:
         """The dynquant.QConfig of the same meaning."""
         return QConfig(
             self.weight,
@@ -70,7 +70,7 @@ def _quantize(module, config):
     return module
 
 
-def from_torchao(model, inplace=False):
+def from_torchao(model: nn.Module, inplace: bool = False) -> nn.Module:
     """The model with the linear layers that torchao has quantized to int8 on dynquant's kernels.
 
     Their integers and scales stay as they are; activations are quantized as dynquant does it, with

@@ -112,7 +112,8 @@ SPLITS = (None, "gate_first", "up_first")
 RESULTS = ("tensor", "tuple", "weights")
 FAMILIES = ("transformers", "torch_layer", "torch_attention")
 
-_ADAPTERS = {}  # by "module.Class", so that no library is imported for its names
+# By "module.Class", so that no library is imported for its names.
+_ADAPTERS: dict[str, Adapter] = {}
 
 
 def register(block: type | str, adapter: Adapter, replace: bool = False) -> None:

@@ -104,7 +104,7 @@ def fused_blocks(model: nn.Module) -> dict[str, str]:
 
     Blocks inside one that is fused are left out.
     """
-    found = {}
+    found: dict[str, str] = {}
     for name, block in model.named_modules():
         inside = any(
             not why and (outer == "" or name.startswith(f"{outer}."))

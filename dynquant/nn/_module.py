@@ -5,6 +5,7 @@ import warnings
 
 import torch
 from torch import nn
+from typing_extensions import Self  # which torch needs, too
 
 from dynquant.nn._checks import FLOAT_DTYPES, check_config, check_parameters
 from dynquant.nn._formats import are_alike, renamed_from_version_1
@@ -12,7 +13,7 @@ from dynquant.nn._move import moved
 from dynquant.nn._processes import share_between_processes
 from dynquant.nn._state import INTEGERS, Entry, check_assigned, frozen_copy, is_float, read_entries
 from dynquant.nn.weight import QuantizedWeight, quantized_weight
-from dynquant.qconfig import QConfig, parse_qconfig
+from dynquant.qconfig import ConfigLike, QConfig, parse_qconfig
 
 
 class QuantizedModule(nn.Module):
@@ -46,7 +47,7 @@ class QuantizedModule(nn.Module):
         super().__init_subclass__(**arguments)
         share_between_processes(cls)
 
-    def __init__(self, mod, qconfig, tied_to=None):
+    def __init__(self, mod: nn.Module, qconfig: QConfig, tied_to: nn.Module | None = None) -> None:
         super().__init__()
         for key in self.COPIED:
             setattr(self, key, getattr(mod, key))
@@ -74,7 +75,9 @@ class QuantizedModule(nn.Module):
     # How it is made.
 
     @classmethod
-    def from_float(cls, mod, qconfig=None, tied_to=None):
+    def from_float(
+        cls, mod: nn.Module, qconfig: ConfigLike | None = None, tied_to: nn.Module | None = None
+    ) -> Self:
         """The quantized form of `mod`, which is not changed and shares no memory with it.
 
         Args:
@@ -95,7 +98,7 @@ class QuantizedModule(nn.Module):
         return cls(mod, qconfig, tied_to)
 
     @classmethod
-    def check_float(cls, mod, qconfig, name=""):
+    def check_float(cls, mod: nn.Module, qconfig: QConfig, name: str = "") -> None:
         """Raises what stands against quantizing `mod`, naming its parameters after `name`.
 
         Raises:
@@ -140,7 +143,7 @@ class QuantizedModule(nn.Module):
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def to_float(self):
+    def to_float(self) -> nn.Module:
         """The float module, with the dequantized weights in the dtype that they show.
 
         It shares no memory with this one, and its parameters take gradients. It is of the type that

@@ -1,6 +1,7 @@
 """nn.MultiheadAttention with projections whose weights are in int8 or in 16 bits."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from dynquant.nn._products import Products
 from dynquant.nn._state import frozen_copy
 from dynquant.nn.linear import Linear, outputs_of
 from dynquant.nn.linear_half import HalfLinear
+from dynquant.qconfig import QConfig
 
 _IN_PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 
@@ -53,7 +55,13 @@ class MultiheadAttention(Products, nn.Module):
 
     merge_masks = nn.MultiheadAttention.merge_masks  # public there, too
 
-    def __init__(self, mod, qconfig, tied_to=None, products=None):
+    def __init__(
+        self,
+        mod: nn.Module,
+        qconfig: QConfig,
+        tied_to: nn.Module | None = None,
+        products: Mapping[str, QConfig | None] | None = None,
+    ) -> None:
         super().__init__()
         for key in self.COPIED:
             setattr(self, key, getattr(mod, key))
@@ -69,7 +77,7 @@ class MultiheadAttention(Products, nn.Module):
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def to_float(self):
+    def to_float(self) -> nn.Module:
         """The nn.MultiheadAttention, with the dequantized weights in the dtype that they show.
 
         It shares no memory with this one, and its parameters take gradients.
@@ -108,15 +116,15 @@ class MultiheadAttention(Products, nn.Module):
     def _products(cls, mod):
         return {product: (key, weight) for product, (key, weight, _) in _projections(mod).items()}
 
-    def config_of(self, product):
+    def config_of(self, product: str) -> QConfig | None:
         linear = getattr(self, product)
         return None if isinstance(linear, nn.Linear) else linear._formats["weight"].qconfig
 
     def forward(
         self,
-        query,
-        key,
-        value,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
         key_padding_mask: torch.Tensor | None = None,
         need_weights: bool = True,
         attn_mask: torch.Tensor | None = None,
@@ -280,7 +288,7 @@ class MultiheadAttention(Products, nn.Module):
         _split_projections(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return (
             f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, "
             f"batch_first={self.batch_first}"

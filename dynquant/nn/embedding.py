@@ -7,6 +7,7 @@ import dynquant.ops  # noqa: F401 (registers torch.ops.dynquant)
 from dynquant.nn._formats import Table
 from dynquant.nn._fx import TENSOR_OR_NONE, as_one_call
 from dynquant.nn._module import QuantizedModule
+from dynquant.qconfig import QConfig
 
 _embedding = torch.ops.dynquant.embedding.default
 _embedding_bag = torch.ops.dynquant.embedding_bag.default
@@ -23,7 +24,7 @@ class _EmbeddingTable(QuantizedModule):
     DTYPES = Table.DTYPES
     COPIED = ("padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
 
-    def __init__(self, mod, qconfig, tied_to=None):
+    def __init__(self, mod: nn.Module, qconfig: QConfig, tied_to: nn.Module | None = None) -> None:
         super().__init__(mod, qconfig, tied_to)
         self.num_embeddings, self.embedding_dim = mod.weight.shape
 
@@ -43,12 +44,12 @@ class _EmbeddingTable(QuantizedModule):
         return self._weight("weight")
 
     @property
-    def weight_scale(self):
+    def weight_scale(self) -> torch.Tensor:
         """fp32 [num_embeddings]."""
         return self.weight_qparams[:, 0]
 
     @property
-    def weight_offset(self):
+    def weight_offset(self) -> torch.Tensor:
         """fp32 [num_embeddings]."""
         return self.weight_qparams[:, 1]
 
@@ -61,7 +62,7 @@ class _EmbeddingTable(QuantizedModule):
             dtype = self._parameters["placeholder"].dtype
         return rows, qparams, self.bits, self.embedding_dim, dtype
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         shape = f"{self.num_embeddings}, {self.embedding_dim}, bits={self.bits}"
         padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
         return f"{shape}{padding}"
@@ -96,7 +97,7 @@ class Embedding(_EmbeddingTable):
         settings = {key: getattr(self, key) for key in self.COPIED}
         return nn.Embedding(self.num_embeddings, self.embedding_dim, **settings)
 
-    def forward(self, input):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         if torch.jit.is_scripting():
             return torch.ops.dynquant.embedding(input, *self._table())
         if not isinstance(input, torch.Tensor):
@@ -127,10 +128,10 @@ class EmbeddingBag(_EmbeddingTable):
 
     def forward(
         self,
-        input,
+        input: torch.Tensor,
         offsets: torch.Tensor | None = None,
         per_sample_weights: torch.Tensor | None = None,
-    ):
+    ) -> torch.Tensor:
         if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript compiles conditions whole)
             if not (
                 isinstance(input, torch.Tensor)
@@ -173,5 +174,5 @@ class EmbeddingBag(_EmbeddingTable):
             left_out,
         )
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"{super().extra_repr()}, mode={self.mode}"

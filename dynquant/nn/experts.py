@@ -3,6 +3,7 @@
 import copy
 import inspect
 import sys
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +14,16 @@ from dynquant.nn._script import no_script
 from dynquant.nn._stacks import Bits16Stack, Int8Stack
 from dynquant.qconfig import QConfig
 
-_CALL = inspect.signature(lambda self, hidden_states, top_k_index, top_k_weights: None)
+
+def _call(
+    self: nn.Module,
+    hidden_states: torch.Tensor,
+    top_k_index: torch.Tensor,
+    top_k_weights: torch.Tensor,
+) -> torch.Tensor: ...
+
+
+_CALL = inspect.signature(_call)
 _DECLARED = ("has_gate", "has_bias", "has_post_expert_norm", "is_transposed", "is_concatenated")
 
 
@@ -101,7 +111,7 @@ class Experts(QuantizedModule):
     FORMAT = Int8Stack
     DTYPES = Int8Stack.DTYPES
 
-    def __init__(self, mod, qconfig, tied_to=None):
+    def __init__(self, mod: nn.Module, qconfig: QConfig, tied_to: nn.Module | None = None) -> None:
         self.__dict__["is_transposed"] = mod.is_transposed  # which _rows asks for
         super().__init__(mod, qconfig, tied_to)
         self.float_class = type(mod)
@@ -137,7 +147,7 @@ class Experts(QuantizedModule):
             setattr(mod, key, copy.deepcopy(child))
         return mod
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The sum for each token.
 
         Args, by the names that the float module has for them:
@@ -196,7 +206,7 @@ class Experts(QuantizedModule):
     def __prepare_scriptable__(self):
         raise no_script(self, "runs as many experts as are chosen")
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         up, down = self._formats.values()
         return (
             f"num_experts={up.experts}, in_features={up.k}, intermediate_features={down.k}, "
