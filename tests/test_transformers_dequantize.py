@@ -1,5 +1,6 @@
-"""Quantized models of transformers in float again: ties, config, saving."""
+"""Quantized models of transformers as float ones: in float again, and how many parameters."""
 
+import copy
 import json
 
 import pytest
@@ -75,3 +76,47 @@ def test_the_method_of_transformers(dtype, tmp_path):
     requantized = dynquant.quantize_dynamic(again)
     assert isinstance(requantized.lm_head, dynquant.nn.Linear)
     assert isinstance(again.lm_head, nn.Linear)
+
+
+@pytest.mark.parametrize("way", ["by hand", "while loading", "loaded"])
+@pytest.mark.parametrize("kind", [*TIED, *MODELS])
+def test_number_of_parameters(kind, way, tmp_path):
+    model = tied_model(kind) if kind in TIED else model_of(kind)
+    made = quantized_by(way, model, tmp_path)
+    for exclude in (False, True):
+        wanted = model.num_parameters(exclude_embeddings=exclude)
+        assert made.num_parameters(exclude_embeddings=exclude) == wanted
+        assert dynquant.dequantize(made).num_parameters(exclude_embeddings=exclude) == wanted
+    trainable = [one.numel() for one in made.parameters() if one.requires_grad]
+    assert made.num_parameters(only_trainable=True) == sum(trainable)
+
+
+def test_number_of_parameters_with_quantized_embeddings(tmp_path):
+    model = tied_model("Llama")
+    tables = dynquant.QConfig(dtype=torch.quint8)
+    made = dynquant.quantize_dynamic(model, {nn.Linear: dynquant.QConfig(), nn.Embedding: tables})
+    assert not [one for one in made.parameters() if one.dim() > 1]
+    for exclude in (False, True):
+        wanted = model.num_parameters(exclude_embeddings=exclude)
+        assert made.num_parameters(exclude_embeddings=exclude) == wanted
+        assert copy.deepcopy(made).num_parameters(exclude_embeddings=exclude) == wanted
+    again = dynquant.dequantize(made)
+    assert again.lm_head.weight is again.model.embed_tokens.weight
+
+
+def test_number_of_parameters_of_recurrent_and_attention_modules():
+    """In a model of transformers; by the plain sums of the float one."""
+
+    class Model(transformers.PreTrainedModel):
+        config_class = transformers.BertConfig
+
+        def __init__(self, config):
+            super().__init__(config)
+            self.lstm, self.attention = nn.LSTM(8, 4, 2), nn.MultiheadAttention(8, 2)
+            self.post_init()
+
+    model = Model(transformers.BertConfig())
+    made = dynquant.quantize_dynamic(model)
+    assert made.num_parameters() == model.num_parameters()
+    spec = {nn.Module: dynquant.QConfig(), "lstm.weight_hh_l0": None, "attention.q_proj": None}
+    assert dynquant.quantize_dynamic(model, spec).num_parameters() == model.num_parameters()

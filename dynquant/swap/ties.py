@@ -58,6 +58,14 @@ def remember_shared(model, names):
         model.__dict__[_SHARED] = [*vars(model).get(_SHARED, ()), *names]
 
 
+def shared_groups(model):
+    """The names that remember_shared was given within `model`, by which it has the weights."""
+    for prefix, module in model.named_modules():
+        outer = f"{prefix}." if prefix else ""
+        for names in vars(module).get(_SHARED, ()):
+            yield [outer + name for name in names]
+
+
 class Shared:
     """The weights of a model, partly quantized, that were shared in float: groups of their names.
 
@@ -66,12 +74,8 @@ class Shared:
 
     def __init__(self, model):
         self._model = model
-        found = []
-        for prefix, module in model.named_modules():
-            outer = f"{prefix}." if prefix else ""
-            for names in vars(module).get(_SHARED, ()):
-                found.append([outer + name for name in names])
-        self.groups = [alike for names in found if len(alike := self._alike(names)) > 1]
+        found = map(self._alike, shared_groups(model))
+        self.groups = [alike for alike in found if len(alike) > 1]
 
     def _alike(self, names):
         weights = {name: held for name in names if (held := self._weight(name)) is not None}
