@@ -5,22 +5,28 @@ import inspect
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Mapping
-from weakref import WeakKeyDictionary
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias
 
 import torch
+from torch import nn
 
 from dynquant.comparison import losses
 from dynquant.fused import fuse as fuse_blocks
-from dynquant.qconfig import is_of_torch
+from dynquant.qconfig import ConfigLike, is_of_torch
 from dynquant.stubs import QuantStub
 from dynquant.swap.copies import copied, in_eval_mode
-from dynquant.swap.own_thread import on_own_thread
+from dynquant.swap.own_thread import on_own_thread, stop_if_interrupted
 from dynquant.swap.places import replace_modules
 from dynquant.swap.plan import plan_from_attributes, plan_from_spec
 from dynquant.swap.registry import STUBS
-from dynquant.swap.ties import part_from_quantized
+from dynquant.swap.ties import part_from_quantized, remember_shared, shared_names
 from dynquant.swap.torch_ao_fused import load_fused
+from dynquant.swap.undo import all_or_nothing
+
+# Of what a qconfig_spec is made, and `mapping`.
+Spec: TypeAlias = Iterable[type[nn.Module] | str] | Mapping[Any, ConfigLike | None]
+FormsByType: TypeAlias = Mapping[type[nn.Module], Any]
 
 _HOOKS = (
     "_forward_hooks",
@@ -35,18 +41,18 @@ _HOOKS = (
 
 
 def quantize_dynamic(
-    model,
-    qconfig_spec=None,
-    dtype=torch.qint8,
-    mapping=None,
-    inplace=False,
+    model: nn.Module,
+    qconfig_spec: Spec | None = None,
+    dtype: torch.dtype = torch.qint8,
+    mapping: FormsByType | None = None,
+    inplace: bool = False,
     *,
-    qconfig=None,
-    keep_float_below=None,
-    raise_bits_below=None,
-    example_inputs=None,
-    fuse=False,
-):
+    qconfig: Spec | None = None,
+    keep_float_below: float | None = None,
+    raise_bits_below: float | None = None,
+    example_inputs: Any = None,
+    fuse: bool = False,
+) -> nn.Module:
     """The model with int8 weights, whose activations are quantized at run time.
 
     Linear layers are faster than in fp32 but for the smallest ones at many rows. On a Zen 4 core,
@@ -65,6 +71,7 @@ def quantize_dynamic(
             parents.
             A product of a recurrent layer is named by its weight ('lstm.weight_ih_l0'), one of an
             attention by its projection ('attn.q_proj'); so each can have a config of its own.
+            Patterns reach products, too ('*.weight_hh_*').
             A config is a QConfig, dynquant.per_channel, per_token or per_tensor, a dtype, a dict, a
             torch QConfig, or the class QuantStub for the default.
         dtype: for configs that name no dtype: torch.qint8; torch.float16 or torch.bfloat16
@@ -72,7 +79,8 @@ def quantize_dynamic(
             (embeddings and embedding bags in 8 or 4 bits).
         mapping: further float types, each with the class whose from_float(module) makes the
             quantized form; from_float is given qconfig as well where it has such a parameter.
-        inplace: change `model` itself instead of a copy.
+        inplace: change `model` itself instead of a copy. Its float weights are freed at the end,
+            when all quantized ones are there.
         qconfig: another name of qconfig_spec.
         keep_float_below: dB. A layer whose output has a lower signal-to-noise ratio, for what the
             float layer gets when the model runs on example_inputs, stays in float, as does one
@@ -93,48 +101,59 @@ def quantize_dynamic(
         TypeError, ValueError: for an argument that is none of the above, a name that the model
             does not have, a dtype that a type has no form for, or a weight that cannot be
             quantized.
+        Whatever else ends the call, an interrupt as well, leaves the model as it was.
 
     Warns:
         UserWarning: about what was asked for and stays as it is.
     """
-    plan = plan_from_spec(model, qconfig_spec, dtype, mapping, inplace, qconfig)
     made = None
     limits = {"raise_bits_below": raise_bits_below, "keep_float_below": keep_float_below}
-    if example_inputs is not None or any(limit is not None for limit in limits.values()):
-        made = _made_above(plan, model, example_inputs, limits)
-    _show_warnings(plan)
-    model = _finish(plan, model, inplace, made)
-    return fuse_blocks(model, inplace=True) if fuse else model
+    with all_or_nothing(model):
+        plan = plan_from_spec(model, qconfig_spec, dtype, mapping, inplace, qconfig)
+        if example_inputs is not None or any(limit is not None for limit in limits.values()):
+            made = _made_above(plan, model, example_inputs, limits)
+        _show_warnings(plan)
+        result = _finish(plan, model, inplace, made)
+        return fuse_blocks(result, inplace=True) if fuse else result
 
 
 def prepare(
-    model, qconfig_spec=None, dtype=torch.qint8, mapping=None, inplace=False, *, qconfig=None
-):
+    model: nn.Module,
+    qconfig_spec: Spec | None = None,
+    dtype: torch.dtype = torch.qint8,
+    mapping: FormsByType | None = None,
+    inplace: bool = False,
+    *,
+    qconfig: Spec | None = None,
+) -> nn.Module:
     """The model in eval mode with every QuantStub recording what passes, ready for convert.
 
     Each module that convert will swap gets its QConfig as the attribute `qconfig`, which may be
     changed, or set to None to keep the module in float. Arguments, errors and warnings are those
     of quantize_dynamic.
     """
-    plan = plan_from_spec(model, qconfig_spec, dtype, mapping, inplace, qconfig)
-    _show_warnings(plan)
-    if not inplace:
-        model = copied(model)
-    for item in plan.items:
-        module = model.get_submodule(item.name)
-        if not isinstance(module, QuantStub):
-            if item.products is not None:
-                raise ValueError(
-                    f"{item.name}: prepare takes no config for a product of a layer; "
-                    "quantize_dynamic does"
-                )
-            module.qconfig = item.qconfig
-        elif module.observer is None:
-            module.observe(item.qconfig)
-    return model.eval()
+    with all_or_nothing(model):
+        plan = plan_from_spec(model, qconfig_spec, dtype, mapping, inplace, qconfig)
+        _show_warnings(plan)
+        if not inplace:
+            model = copied(model)
+        for item in plan.items:
+            module = model.get_submodule(item.name)
+            if not isinstance(module, QuantStub):
+                if item.products is not None:
+                    raise ValueError(
+                        f"{item.name}: prepare takes no config for a product of a layer; "
+                        "quantize_dynamic does"
+                    )
+                module.qconfig = item.qconfig
+            elif module.observer is None:
+                module.observe(item.qconfig)
+        return model.eval()
 
 
-def convert(model, mapping=None, inplace=False):
+def convert(
+    model: nn.Module, mapping: FormsByType | None = None, inplace: bool = False
+) -> nn.Module:
     """The model with its stubs swapped, and every module that has a `qconfig`.
 
     Args:
@@ -145,9 +164,10 @@ def convert(model, mapping=None, inplace=False):
     Raises:
         ValueError: when there is nothing to convert, and nothing converted already.
     """
-    plan = plan_from_attributes(model, mapping, inplace)
-    _show_warnings(plan)
-    return _finish(plan, model, inplace)
+    with all_or_nothing(model):
+        plan = plan_from_attributes(model, mapping, inplace)
+        _show_warnings(plan)
+        return _finish(plan, model, inplace)
 
 
 def _show_warnings(plan):
@@ -158,13 +178,43 @@ def _show_warnings(plan):
 def _finish(plan, model, inplace, made=None):
     """Carries the plan out; a model of transformers, when it is saved, says what was quantized."""
     qconfigs = plan.configs()
+    shared = shared_names(model, [item.module for item in plan.items])
     model = _carry_out(plan, model, inplace, made)
+    remember_shared(model, shared)
+    left_on(model, qconfigs)
+    return model
+
+
+def left_on(model, qconfigs):
+    """Leaves on models of transformers what is quantized; arguments as for leave_config."""
     if "transformers.modeling_utils" in sys.modules:
         try:
             from dynquant.transformers import leave_config
         except ImportError:  # an older transformers
-            return model
+            return
         leave_config(model, qconfigs)
+
+
+def _carry_out(plan, model, inplace, made=None):
+    """made: the items with their quantized forms, where these are there already."""
+    if not inplace:
+        return _copy(plan, model, made)
+    return _swap(_made(plan.items) if made is None else made, model)
+
+
+def _swap(made, model):
+    """Changes the model in the caller's thread, which an interrupt stops."""
+    model.eval()
+    made_of = {}
+    for item, form in made:
+        keep_hooks(item.module, form, lambda hooks: hooks)
+        made_of[item.module] = form
+        for parent, key in item.places:
+            parent._modules[key] = form
+        if item.module is model:
+            model = form
+    replace_modules(model, made_of)  # in plain lists
+    _prepare_for_others(model)
     return model
 
 
@@ -172,16 +222,13 @@ def _finish(plan, model, inplace, made=None):
 @on_own_thread
 @torch.inference_mode(False)
 @torch.no_grad()
-def _carry_out(plan, model, inplace, made=None):
-    """made: the items with their quantized forms, where these are there already."""
-    if inplace:
-        return _swap(_made(plan.items) if made is None else made, model)
+def _copy(plan, model, made):
     # Each float module that is swapped is never copied: the copy finds its quantized form.
-    made = _made(list(plan.items)) if made is None else made
+    made = _made(plan.items) if made is None else made
     memo = {id(item.module): form for item, form in made}
     result = copied(model, memo).eval()
     for item in plan.items:
-        _keep_hooks(item.module, memo[id(item.module)], lambda hooks: copy.deepcopy(hooks, memo))
+        keep_hooks(item.module, memo[id(item.module)], lambda hooks: copy.deepcopy(hooks, memo))
     _prepare_for_others(result)
     return result
 
@@ -247,7 +294,7 @@ def _forms_of(items):
     items = list(items)
     for item in items:
         item.is_changed = False
-    return dict(_made(items.copy()))
+    return dict(_made(items))
 
 
 def _example(example_inputs):
@@ -263,21 +310,6 @@ def _example(example_inputs):
     )
 
 
-def _swap(made, model):
-    model.eval()
-    made_of = WeakKeyDictionary()  # keeps no float module alive
-    for item, form in made:
-        _keep_hooks(item.module, form, lambda hooks: hooks)
-        made_of[item.module] = form
-        for parent, key in item.places:
-            parent._modules[key] = form
-        if item.module is model:
-            model = form
-    replace_modules(model, made_of)  # in plain lists
-    _prepare_for_others(model)
-    return model
-
-
 def _prepare_for_others(model):
     load_fused(model)
     part_from_quantized(model)
@@ -286,15 +318,20 @@ def _prepare_for_others(model):
             del module.qconfig
 
 
+@on_own_thread
+@torch.inference_mode(False)
+@torch.no_grad()
 def _made(items):
-    """Yields each item with its quantized form, and forgets it, so that floats can be freed."""
+    """The items with their quantized forms."""
     sharing = Counter(item.tie for item in items)
-    tied = {}
+    made, tied = [], {}
     for item in _with_progress(items):
+        stop_if_interrupted()
         form = _from_float(item, tied.get(item.tie))
         if sharing[item.tie] > 1:
             tied.setdefault(item.tie, form)
-        yield item, form
+        made.append((item, form))
+    return made
 
 
 def _from_float(item, tied_to):
@@ -308,20 +345,15 @@ def _from_float(item, tied_to):
 
 
 def _with_progress(items):
-    """Takes the items out of the list one by one; shows a bar once that lasts over a second."""
-    items.reverse()
+    """The items, with a bar once going through them lasts over a second."""
     try:
         from tqdm import tqdm
     except ImportError:
-        while items:
-            yield items.pop()
-        return
-    with tqdm(total=len(items), desc="quantizing", unit=" modules", delay=1, leave=False) as bar:
-        while items:
-            yield items.pop()
-            bar.update()
+        return items
+    return tqdm(items, desc="quantizing", unit=" modules", delay=1, leave=False)
 
 
-def _keep_hooks(module, form, copied):
+def keep_hooks(module, form, copied):
+    """Gives a quantized form the hooks of its float module, each dict of them through `copied`."""
     for name in _HOOKS:
         setattr(form, name, copied(getattr(module, name)))

@@ -7,6 +7,35 @@ from torch import nn
 
 import dynquant
 
+# The sizes of a small text model of transformers.
+TEXT = {
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 80,
+    "vocab_size": 99,
+    "max_position_embeddings": 40,
+    "pad_token_id": 0,
+}
+LENGTHS = (12, 5)
+MASK = (torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]).long()
+IDS = torch.randint(3, 99, MASK.shape, generator=torch.Generator().manual_seed(1)) * MASK
+
+
+def small(name, config=TEXT, **options):
+    """The float model of transformers whose config has that name, with random parameters."""
+    import transformers
+
+    config = getattr(transformers, f"{name}Config")(**config | options)
+    return getattr(transformers, f"{name}Model")(config)
+
+
+@torch.no_grad()
+def hidden(model, **arguments):
+    """The model's first output for IDS, at the tokens that are not padding."""
+    given = {"input_ids": IDS, "attention_mask": MASK, **arguments}
+    return model(**given)[0][MASK.bool()]
+
 
 def randomized(model, seed=0):
     """The model with parameters of the size that keeps outputs near inputs, in eval mode."""

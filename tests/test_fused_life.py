@@ -11,7 +11,7 @@ import warnings
 import pytest
 import torch
 from compare import assert_same, assert_same_state
-from fused import decibels, fused, randomized, seen_one_by_one
+from fused import IDS, MASK, decibels, fused, hidden, randomized, seen_one_by_one, small
 from torch import nn
 
 import dynquant
@@ -19,27 +19,12 @@ from dynquant.fused import Adapter, Attention, FeedForward, register
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
-TEXT = {
-    "hidden_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 80,
-    "vocab_size": 99,
-    "max_position_embeddings": 40,
-    "pad_token_id": 0,
-}
 LAYERS = {"encoder.layer.0": "", "encoder.layer.1": ""}
-IDS = torch.randint(3, 99, (2, 9), generator=torch.Generator().manual_seed(1))
-MASK = (torch.arange(9) < torch.tensor([[9], [4]])).long()
-
-
-def bert(**options):
-    return transformers.BertModel(transformers.BertConfig(**TEXT, **options))
 
 
 @pytest.fixture(scope="module")
 def made():
-    return fused(bert())
+    return fused(small("Bert"))
 
 
 @pytest.fixture
@@ -50,10 +35,6 @@ def model(made):
 @torch.no_grad()
 def run(model, **arguments):
     return model(input_ids=IDS, attention_mask=MASK, **arguments)
-
-
-def hidden(model, **arguments):
-    return run(model, **arguments).last_hidden_state[MASK.bool()]
 
 
 class TestCall:
@@ -79,7 +60,7 @@ class TestCall:
 
     def test_by_quantize_dynamic(self, made):
         torch.manual_seed(0)
-        floats = randomized(bert())
+        floats = randomized(small("Bert"))
         model = dynquant.quantize_dynamic(floats, fuse=True)
         assert dynquant.fused_blocks(model) == LAYERS
         assert_same(hidden(model), hidden(dynquant.fuse(dynquant.quantize_dynamic(floats))))
@@ -104,12 +85,12 @@ class TestCall:
     @pytest.mark.parametrize(
         "options, reason",
         [
-            ({"hidden_act": "mish"}, "intermediate.intermediate_act_fn is no activation"),
+            ({"hidden_act": "mish"}, "intermediate.intermediate_act_fn is not a known activation"),
             ({"chunk_size_feed_forward": 3}, "chunk_size_feed_forward is 3"),
         ],
     )
     def test_what_is_left_as_it_is(self, options, reason):
-        quantized = dynquant.quantize_dynamic(bert(**options))
+        quantized = dynquant.quantize_dynamic(small("Bert", **options))
         with pytest.warns(UserWarning, match=f"encoder.layer.0: {reason}"):
             model = dynquant.fuse(quantized)
         blocks = dynquant.fused_blocks(model)
@@ -127,7 +108,7 @@ class TestCall:
         ],
     )
     def test_other_schemes(self, config):
-        quantized = dynquant.quantize_dynamic(randomized(bert()), {nn.Linear: config})
+        quantized = dynquant.quantize_dynamic(randomized(small("Bert")), {nn.Linear: config})
         model = dynquant.fuse(quantized)
         assert dynquant.fused_blocks(model) == LAYERS
         assert decibels(hidden(model), hidden(quantized)) > 20
@@ -136,7 +117,7 @@ class TestCall:
     def test_mixed_schemes_are_left_alone(self):
         config = {nn.Linear: None, "encoder.layer.0": dynquant.per_channel}
         config |= {"encoder.layer.0.output": {"activation": {"bits": 16}}}
-        quantized = dynquant.quantize_dynamic(bert(), config)
+        quantized = dynquant.quantize_dynamic(small("Bert"), config)
         with pytest.warns(UserWarning, match="in different ways"):
             dynquant.fuse(quantized)
 
@@ -146,7 +127,9 @@ class TestCall:
             dynquant.fuse(quantized)
 
     def test_float_layers_are_left_alone(self):
-        quantized = dynquant.quantize_dynamic(bert(), {"encoder.layer.1", "encoder.layer.0.output"})
+        quantized = dynquant.quantize_dynamic(
+            small("Bert"), {"encoder.layer.1", "encoder.layer.0.output"}
+        )
         with pytest.warns(UserWarning, match="encoder.layer.0: .*is of type Linear"):
             model = dynquant.fuse(quantized)
         assert list(dynquant.fused_blocks(model).values())[-1] == ""
@@ -179,7 +162,7 @@ class TestState:
         assert_same_state(quantized, model)
 
     def test_loads_a_state_dict(self, made):
-        other = fused(bert())[1]
+        other = fused(small("Bert"))[1]
         randomized(other, 3)
         other.load_state_dict(made[1].state_dict())
         assert_same(hidden(other), hidden(made[1]))
@@ -215,7 +198,7 @@ class TestState:
     def test_saved_by_transformers(self, tmp_path):
         from dynquant.transformers import DynquantConfig
 
-        randomized(bert()).save_pretrained(tmp_path / "float")
+        randomized(small("Bert")).save_pretrained(tmp_path / "float")
         quantized = transformers.AutoModel.from_pretrained(
             tmp_path / "float", quantization_config=DynquantConfig()
         )
@@ -243,8 +226,7 @@ class TestWholeModel:
 
     @pytest.mark.parametrize("name", ["Bert", "Roberta", "XLMRoberta", "Camembert"])
     def test_the_forward_of_the_model_gives_the_same(self, name):
-        config = getattr(transformers, f"{name}Config")(**TEXT)
-        _, model = fused(getattr(transformers, f"{name}Model")(config))
+        _, model = fused(small(name))
         types = torch.zeros_like(IDS)
         for given in (
             {"input_ids": IDS},
@@ -270,7 +252,7 @@ class TestWholeModel:
             embeds = model.embeddings.word_embeddings(IDS)
             found = model(inputs_embeds=embeds, attention_mask=MASK).last_hidden_state
             assert_same(found[MASK.bool()], before)
-            positions = torch.arange(9).expand(2, -1)
+            positions = torch.arange(12).expand(2, -1)
             found = model(IDS, MASK, position_ids=positions).last_hidden_state
             assert_same(found[MASK.bool()], before)
 
@@ -287,7 +269,7 @@ class TestCapture:
         assert dynquant.fused_blocks(model) == LAYERS
 
     def test_attentions(self, made):
-        quantized, model = fused(bert(attn_implementation="eager"))
+        quantized, model = fused(small("Bert", attn_implementation="eager"))
         before = hidden(model)
         expected = run(quantized, output_attentions=True).attentions
         found = run(model, output_attentions=True)
@@ -305,7 +287,7 @@ class TestUnfusedForACall:
             lambda module, args, output: seen.append(output.shape)
         )
         assert_same(hidden(model), before)
-        assert seen == [(2, 9, 48)]
+        assert seen == [(2, 12, 48)]
         assert dynquant.fused_blocks(model)["encoder.layer.1"] == "key has hooks"
         handle.remove()
         assert dynquant.fused_blocks(model) == LAYERS
@@ -361,7 +343,7 @@ class TestUnfusedForACall:
             def forward(self, x, y):
                 return 2 * y
 
-        layer, x = model.encoder.layer[0], torch.randn(2, 9, 48)
+        layer, x = model.encoder.layer[0], torch.randn(2, 12, 48)
         with torch.no_grad():
             expected = 2 * layer.attention(x)[0]
             layer.output = Doubled()
@@ -372,7 +354,7 @@ class TestUnfusedForACall:
         quantized, model = copy.deepcopy(made)
         grads = []
         for one in (quantized, model):
-            embeds = torch.randn(2, 9, 48, generator=torch.Generator().manual_seed(2))
+            embeds = torch.randn(2, 12, 48, generator=torch.Generator().manual_seed(2))
             embeds.requires_grad_()
             one(inputs_embeds=embeds).last_hidden_state.square().sum().backward()
             grads.append(embeds.grad)
@@ -393,27 +375,25 @@ class TestUnfusedForACall:
         assert_same(found, expected)
 
     def test_cache(self):
-        quantized, model = fused(bert(is_decoder=True))
+        quantized, model = fused(small("Bert", is_decoder=True))
         for one in (quantized, model):
             assert run(one, use_cache=True).cache is not None
         assert decibels(hidden(model, use_cache=True), hidden(quantized, use_cache=True)) > 25
 
     def test_cross_attention(self):
-        quantized, model = fused(bert(is_decoder=True, add_cross_attention=True))
+        quantized, model = fused(small("Bert", is_decoder=True, add_cross_attention=True))
         states = torch.randn(2, 5, 48, generator=torch.Generator().manual_seed(2))
         given = {"encoder_hidden_states": states, "use_cache": False}
         assert decibels(hidden(model, **given), hidden(quantized, **given)) > 25
 
     def test_empty(self, model):
         with torch.no_grad():
-            assert model.encoder.layer[0](torch.zeros(0, 9, 48)).shape == (0, 9, 48)
+            assert model.encoder.layer[0](torch.zeros(0, 12, 48)).shape == (0, 12, 48)
 
 
 class TestCompilers:
     def test_compile_without_a_break(self):
-        model = fused(
-            transformers.BertModel(transformers.BertConfig(**TEXT | {"num_hidden_layers": 1}))
-        )[1]
+        model = fused(small("Bert", num_hidden_layers=1))[1]
         expected, graphs = hidden(model), []
 
         def backend(graph, inputs):
@@ -429,14 +409,14 @@ class TestCompilers:
 
     def test_export(self, model):
         layer = model.encoder.layer[0]
-        x = torch.randn(2, 9, 48)
+        x = torch.randn(2, 12, 48)
         with torch.no_grad():
             program = torch.export.export(layer, (x,))
             assert_same(program.module()(x), layer(x))
         assert sum("dynquant.attention" in str(node.target) for node in program.graph.nodes) == 1
 
     def test_trace(self, model):
-        layer, x = model.encoder.layer[0], torch.randn(2, 9, 48)
+        layer, x = model.encoder.layer[0], torch.randn(2, 12, 48)
         with torch.no_grad():
             traced = torch.jit.trace(layer, (x,))
             assert_same(traced(x), layer(x))

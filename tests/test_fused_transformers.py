@@ -5,182 +5,94 @@ import copy
 import pytest
 import torch
 from compare import assert_same
-from fused import decibels, fused, randomized, seen_one_by_one
+from fused import (
+    IDS,
+    LENGTHS,
+    MASK,
+    TEXT,
+    decibels,
+    fused,
+    hidden,
+    randomized,
+    seen_one_by_one,
+    small,
+)
 
 import dynquant
 
-transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+pytest.importorskip("transformers", reason="transformers is not installed")
 
-TEXT = {
-    "hidden_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 80,
-    "vocab_size": 99,
-    "max_position_embeddings": 40,
-    "pad_token_id": 0,
-}
 DECODER = {**TEXT, "num_key_value_heads": 2, "head_dim": 12}
 IMAGE = {**TEXT, "image_size": 16, "patch_size": 4}
-LENGTHS = (11, 5)
 
 
-def _distilbert():
-    config = transformers.DistilBertConfig(
-        dim=48, n_layers=2, n_heads=4, hidden_dim=80, vocab_size=99, max_position_embeddings=40
-    )
-    return transformers.DistilBertModel(config)
-
-
-def _modernbert():
-    config = {**TEXT, "global_attn_every_n_layers": 2, "local_attention": 6}
-    return transformers.ModernBertModel(transformers.ModernBertConfig(**config))
-
-
-# By name: what makes the model, and where its blocks are.
+# The config of each encoder, and where its blocks are.
+DISTILBERT = {
+    "dim": 48,
+    "n_layers": 2,
+    "n_heads": 4,
+    "hidden_dim": 80,
+    "vocab_size": 99,
+    "max_position_embeddings": 40,
+}
 ENCODERS = {
-    "Bert": (lambda: transformers.BertModel(transformers.BertConfig(**TEXT)), "encoder.layer"),
-    "Roberta": (
-        lambda: transformers.RobertaModel(transformers.RobertaConfig(**TEXT)),
-        "encoder.layer",
+    **dict.fromkeys(
+        ("Bert", "Roberta", "XLMRoberta", "Camembert", "Electra", "Ernie", "MPNet"),
+        (TEXT, "encoder.layer"),
     ),
-    "XLMRoberta": (
-        lambda: transformers.XLMRobertaModel(transformers.XLMRobertaConfig(**TEXT)),
-        "encoder.layer",
-    ),
-    "Camembert": (
-        lambda: transformers.CamembertModel(transformers.CamembertConfig(**TEXT)),
-        "encoder.layer",
-    ),
-    "Electra": (
-        lambda: transformers.ElectraModel(transformers.ElectraConfig(**TEXT)),
-        "encoder.layer",
-    ),
-    "Ernie": (lambda: transformers.ErnieModel(transformers.ErnieConfig(**TEXT)), "encoder.layer"),
-    "MPNet": (lambda: transformers.MPNetModel(transformers.MPNetConfig(**TEXT)), "encoder.layer"),
-    "DistilBert": (_distilbert, "transformer.layer"),
-    "ModernBert": (_modernbert, "layers"),
-    "NomicBert": (
-        lambda: transformers.NomicBertModel(transformers.NomicBertConfig(**TEXT)),
-        "layers",
-    ),
-    "Gte": (lambda: transformers.GteModel(transformers.GteConfig(**TEXT)), "layers"),
+    **dict.fromkeys(("NomicBert", "Gte"), (TEXT, "layers")),
+    "DistilBert": (DISTILBERT, "transformer.layer"),
+    "ModernBert": ({**TEXT, "global_attn_every_n_layers": 2, "local_attention": 6}, "layers"),
 }
-
-
-def _clip_text():
-    return transformers.CLIPTextModel(transformers.CLIPTextConfig(**TEXT, eos_token_id=2))
-
-
-def _whisper():
-    config = transformers.WhisperConfig(
-        d_model=48,
-        encoder_layers=2,
-        decoder_layers=2,
-        encoder_attention_heads=4,
-        decoder_attention_heads=4,
-        encoder_ffn_dim=80,
-        decoder_ffn_dim=80,
-        vocab_size=99,
-        max_source_positions=20,
-        num_mel_bins=8,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        decoder_start_token_id=1,
-    )
-    return transformers.WhisperModel(config)
-
-
-def _t5(gated):
-    config = transformers.T5Config(
-        d_model=48,
-        d_kv=12,
-        d_ff=80,
-        num_layers=2,
-        num_heads=4,
-        vocab_size=99,
-        feed_forward_proj="gated-gelu" if gated else "relu",
-    )
-    return transformers.T5Model(config)
-
-
-def _gpt2():
-    config = transformers.GPT2Config(n_embd=48, n_layer=2, n_head=4, vocab_size=99, n_positions=40)
-    return transformers.GPT2Model(config)
-
-
-def _decoder(name):
-    config = getattr(transformers, f"{name}Config")(**DECODER)
-    return getattr(transformers, f"{name}Model")(config)
-
-
-# By name: what makes the model, the names of its blocks, and what it is called with.
-OTHERS = {
-    "ViT": (
-        lambda: transformers.ViTModel(transformers.ViTConfig(**IMAGE)),
-        ["layers.0", "layers.1"],
-        lambda: {"pixel_values": floats(2, 3, 16, 16)},
-    ),
-    "CLIPVision": (
-        lambda: transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**IMAGE)),
-        ["encoder.layers.0", "encoder.layers.1"],
-        lambda: {"pixel_values": floats(2, 3, 16, 16)},
-    ),
-    "CLIPText": (
-        _clip_text,
-        ["encoder.layers.0", "encoder.layers.1"],
-        lambda: {"input_ids": ids(), "attention_mask": mask()},
-    ),
-    "Whisper": (
-        _whisper,
-        ["encoder.layers.0", "encoder.layers.1"],
-        lambda: {
-            "input_features": floats(2, 8, 40),
-            "decoder_input_ids": ids(),
-            "use_cache": False,
-        },
-    ),
-    "GPT2": (_gpt2, ["h.0.mlp", "h.1.mlp"], lambda: {"input_ids": ids()}),
-    **{
-        name: (
-            lambda name=name: _decoder(name),
-            ["layers.0.mlp", "layers.1.mlp"],
-            lambda: {"input_ids": ids(), "attention_mask": mask()},
-        )
-        for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "SmolLM3")
-    },
+WHISPER = {
+    "d_model": 48,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 80,
+    "decoder_ffn_dim": 80,
+    "vocab_size": 99,
+    "max_source_positions": 20,
+    "num_mel_bins": 8,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 1,
 }
+T5 = {"d_model": 48, "d_kv": 12, "d_ff": 80, "num_layers": 2, "num_heads": 4, "vocab_size": 99}
+GPT2 = {"n_embd": 48, "n_layer": 2, "n_head": 4, "vocab_size": 99, "n_positions": 40}
 
 
 def floats(*shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
 
 
-def ids():
-    drawn = torch.randint(3, 99, (2, max(LENGTHS)), generator=torch.Generator().manual_seed(1))
-    return drawn * mask()
-
-
-def mask():
-    return (torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]).long()
+PIXELS = {"pixel_values": floats(2, 3, 16, 16)}
+TOKENS = {"input_ids": IDS, "attention_mask": MASK}
+SPEECH = {"input_features": floats(2, 8, 40), "decoder_input_ids": IDS, "use_cache": False}
+# The config of each model, the names of its blocks, and what it is called with.
+OTHERS = {
+    "ViT": (IMAGE, ["layers.0", "layers.1"], PIXELS),
+    "CLIPVision": (IMAGE, ["encoder.layers.0", "encoder.layers.1"], PIXELS),
+    "CLIPText": (TEXT | {"eos_token_id": 2}, ["encoder.layers.0", "encoder.layers.1"], TOKENS),
+    "Whisper": (WHISPER, ["encoder.layers.0", "encoder.layers.1"], SPEECH),
+    "GPT2": (GPT2, ["h.0.mlp", "h.1.mlp"], {"input_ids": IDS}),
+    **dict.fromkeys(
+        ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "SmolLM3"),
+        (DECODER, ["layers.0.mlp", "layers.1.mlp"], TOKENS),
+    ),
+}
 
 
 def first(output):
     return output[0]
 
 
-@torch.no_grad()
-def hidden(model, **arguments):
-    given = {"input_ids": ids(), "attention_mask": mask(), **arguments}
-    return first(model(**given))[mask().bool()]
-
-
 @pytest.fixture(scope="module", params=ENCODERS)
 def encoder(request):
-    make, layers = ENCODERS[request.param]
-    torch.manual_seed(0)
-    return (*fused(make()), layers)
+    config, layers = ENCODERS[request.param]
+    return (*fused(small(request.param, config)), layers)
 
 
 class TestEncoders:
@@ -209,7 +121,7 @@ class TestEncoders:
         begin = 0
         for row, length in enumerate(LENGTHS):
             with torch.no_grad():
-                alone = first(model(input_ids=ids()[row : row + 1, :length]))[0]
+                alone = first(model(input_ids=IDS[row : row + 1, :length]))[0]
             assert_same(together[begin : begin + length], alone)
             begin += length
 
@@ -217,22 +129,22 @@ class TestEncoders:
 @pytest.mark.parametrize("name", OTHERS)
 class TestOthers:
     def test_blocks(self, name):
-        make, blocks, arguments = OTHERS[name]
-        quantized, model = fused(make())
+        config, blocks, arguments = OTHERS[name]
+        quantized, model = fused(small(name, config))
         found = dynquant.fused_blocks(model)
         assert found == dict.fromkeys(blocks, "")
         with torch.no_grad():
-            result = first(model(**arguments()))
-            assert decibels(result, first(quantized(**arguments()))) > 25
-            assert_same(first(seen_one_by_one(model)(**arguments())), result)
+            result = first(model(**arguments))
+            assert decibels(result, first(quantized(**arguments))) > 25
+            assert_same(first(seen_one_by_one(model)(**arguments)), result)
 
 
-@pytest.mark.parametrize("gated", [False, True])
-def test_t5(gated):
-    quantized, model = fused(_t5(gated))
+@pytest.mark.parametrize("activation", ["relu", "gated-gelu"])
+def test_t5(activation):
+    quantized, model = fused(small("T5", T5, feed_forward_proj=activation))
     blocks = dynquant.fused_blocks(model)
     assert len(blocks) == 4 and not any(blocks.values())
-    arguments = {"input_ids": ids(), "attention_mask": mask(), "decoder_input_ids": ids()}
+    arguments = {"input_ids": IDS, "attention_mask": MASK, "decoder_input_ids": IDS}
     with torch.no_grad():
         result = first(model(**arguments, use_cache=False))
         assert decibels(result, first(quantized(**arguments, use_cache=False))) > 25
@@ -241,24 +153,22 @@ def test_t5(gated):
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_masks_of_each_implementation(implementation):
-    config = transformers.BertConfig(**TEXT, attn_implementation=implementation)
-    quantized, model = fused(transformers.BertModel(config))
+    quantized, model = fused(small("Bert", attn_implementation=implementation))
     assert decibels(hidden(model), hidden(quantized)) > 25
 
 
 def test_a_mask_of_every_pair():
-    seen = torch.rand(2, 1, 11, 11, generator=torch.Generator().manual_seed(2)) < 0.7
+    seen = torch.rand(2, 1, 12, 12, generator=torch.Generator().manual_seed(2)) < 0.7
     seen[..., 0] = True
-    quantized, model = fused(transformers.BertModel(transformers.BertConfig(**TEXT)))
+    quantized, model = fused(small("Bert"))
     found, expected = (hidden(one, attention_mask=seen) for one in (model, quantized))
     assert decibels(found, expected) > 25
     assert_same(hidden(seen_one_by_one(model), attention_mask=seen), found)
 
 
 def test_a_causal_bert():
-    config = transformers.BertConfig(**TEXT, is_decoder=True)
-    quantized, model = fused(transformers.BertModel(config))
-    for given in (mask(), None):
+    quantized, model = fused(small("Bert", is_decoder=True))
+    for given in (MASK, None):
         found, expected = (
             hidden(one, attention_mask=given, use_cache=False) for one in (model, quantized)
         )
@@ -266,7 +176,7 @@ def test_a_causal_bert():
 
 
 def test_a_16_bit_model():
-    model = randomized(transformers.BertModel(transformers.BertConfig(**TEXT))).bfloat16()
+    model = randomized(small("Bert")).bfloat16()
     quantized = dynquant.quantize_dynamic(model)
     model = dynquant.fuse(quantized)
     found = hidden(model)

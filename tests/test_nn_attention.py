@@ -282,7 +282,7 @@ class TestQuantizeDynamic:
         [
             (lambda a: a.in_proj_weight.data.fill_(torch.nan), "^a.in_proj_weight holds NaN"),
             (lambda a: a.out_proj.weight.data.fill_(torch.inf), "^a.out_proj.weight holds NaN"),
-            (lambda a: a.double(), "^a.in_proj_bias is torch.float64"),
+            (lambda a: a.double(), "^a.in_proj_weight is torch.float64"),
         ],
     )
     def test_refuses_before_anything_changes(self, change, message):

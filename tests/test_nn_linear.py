@@ -10,6 +10,7 @@ import torch
 from compare import assert_equal_layers, assert_same
 from hypothesis import given
 from hypothesis import strategies as st
+from models import linear_of
 from round_trips import COPIES, torch_saved, traced_and_saved
 from torch import nn
 
@@ -41,9 +42,7 @@ def quantized(k=12, n=7, bias=True, dtype=torch.float32, qconfig=None):
 )
 def test_is_the_specification(m, n, k, bias, dtype, config, seed):
     torch.manual_seed(seed)
-    linear = nn.Linear(1, 1, bias=bias)
-    linear.weight = nn.Parameter(torch.randn(n, k, dtype=dtype))
-    linear.bias = nn.Parameter(torch.randn(n, dtype=dtype)) if bias else None
+    linear = linear_of(n, k, bias, dtype)
     x = torch.randn(m, k, dtype=dtype)
     weight, scale = ref.quantize_weight(
         linear.weight.detach().float().numpy(), config.weight == "per_channel"
@@ -105,6 +104,45 @@ def test_nested_input(layout):
     assert nested.is_nested and nested.layout == layout
     for part, result in zip(parts, nested.unbind(), strict=True):
         assert_same(result, layer(part))
+
+
+class TestFromIntegers:
+    """Layers of integers and scales from elsewhere."""
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    @pytest.mark.parametrize(("count", "bias"), [(7, True), (1, False)])
+    def test_bits(self, count, bias, dtype, isa):
+        torch.manual_seed(0)
+        integers = torch.randint(-128, 128, (7, 12), dtype=torch.int8)
+        integers[0] = -128
+        scale = torch.rand(count, 1).to(dtype) + 0.1
+        bias = torch.randn(7) if bias else None
+        layer = Linear.from_integers(integers, scale, bias, QConfig(symmetric=True), dtype)
+        assert_same(layer.weight.int_repr(), integers)
+        assert layer.weight.dtype == dtype and layer.weight.shape == (7, 12)
+        assert_same(layer.weight_scale, scale.float().flatten())
+        x = torch.randn(5, 12)
+        wanted_bias = None if bias is None else bias.numpy()
+        scale = scale.float().flatten().numpy()
+        expected = ref.linear_dynamic(
+            x.numpy(), integers.numpy(), scale, wanted_bias, True, True, "float32"
+        )
+        assert_same(layer(x), expected)
+        again = Linear.from_float(nn.Linear(12, 7, bias is not None).to(dtype))
+        again.load_state_dict(layer.state_dict())
+        assert_same(again.weight.int_repr(), integers)
+
+    @pytest.mark.parametrize(
+        ("integers", "scale", "message"),
+        [
+            (torch.zeros(7, 12), torch.ones(7), "weight_int8: expected torch.int8"),
+            (torch.zeros(7, 12, dtype=torch.int8), torch.ones(6), r"expected the shape \[7\]"),
+            (torch.zeros(7, 12, dtype=torch.int8), torch.zeros(7), "positive and finite"),
+        ],
+    )
+    def test_refused(self, integers, scale, message):
+        with pytest.raises(RuntimeError, match=message):
+            Linear.from_integers(integers, scale)
 
 
 class TestStateDict:

@@ -144,12 +144,29 @@ class TestReads:
                     getattr(form, name) + 0, weight.detach(), atol=0.01, rtol=0
                 )
 
-    def test_compiled(self, layer, x):
-        def product(x):
-            return F.linear(x, layer.weight, layer.bias)
-
+    @pytest.mark.parametrize(
+        "product",
+        [
+            lambda x, layer: F.linear(x, layer.weight, layer.bias),
+            lambda x, layer: F.linear(x, layer.weight.to(x.dtype).detach(), layer.bias),
+            lambda x, layer: x @ layer.weight.T + layer.bias,
+            lambda x, layer: x.matmul(layer.weight.transpose(0, 1)) + layer.bias,
+            lambda x, layer: torch.addmm(layer.bias, x, layer.weight.t()),
+            lambda x, layer: F.linear(x, torch.cat([layer.weight, layer.weight])),
+            lambda x, layer: F.linear(x, torch.cat([layer.weight, layer.weight], dim=0)),
+        ],
+    )
+    def test_compiled_products_are_the_modules(self, layer, x, product):
         compiled = torch.compile(product, backend="aot_eager", fullgraph=True)
-        torch.testing.assert_close(compiled(x), layer(x), rtol=0.05, atol=0.05)
+        assert_same(compiled(x, layer), product(x, layer))
+
+    def test_compiled(self, layer, x):
+        def values(x):
+            return x @ (layer.weight * 2).T, layer.weight.t().sum(1), layer.weight[2:4].amax()
+
+        compiled = torch.compile(values, backend="aot_eager", fullgraph=True)
+        for one, other in zip(compiled(x), values(x), strict=True):
+            torch.testing.assert_close(one, other)
 
 
 WRITES = {
@@ -189,6 +206,56 @@ class TestWrites:
             write(getattr(form, name))
         for key, value in form.state_dict().items():
             assert_same(value, before[key], key)
+
+    @pytest.mark.parametrize(
+        ("module", "name", "dtype"),
+        [
+            (nn.Linear(12, 9), "weight", torch.qint8),
+            (nn.Linear(12, 9), "weight", torch.float16),
+            (nn.LSTM(5, 7), "weight_ih_l0", torch.qint8),
+            (nn.Embedding(9, 5), "weight", torch.quint8),
+        ],
+        ids=str,
+    )
+    def test_scaling_in_place_scales_the_module(self, module, name, dtype):
+        form = dynquant.quantize_dynamic(module, dtype=dtype)
+        before = getattr(form, name) + 0
+        with torch.inference_mode():
+            getattr(form, name).mul_(4)
+        assert_same(getattr(form, name) + 0, before * 4)
+        getattr(form, name).T.div_(2)
+        assert_same(getattr(form, name) + 0, before * 2)
+        setattr(form, name, getattr(form, name).__itruediv__(2))  # form.weight /= 2
+        assert_same(getattr(form, name) + 0, before)
+        getattr(form, name).mul_(3)
+        tolerance = 1e-3 if dtype == torch.float16 else 1e-6
+        torch.testing.assert_close(
+            getattr(form, name) + 0, before * 3, rtol=tolerance, atol=tolerance
+        )
+
+    @pytest.mark.parametrize("by", [-1, 0, torch.inf, torch.nan, 1e-38, True, torch.ones(12)])
+    def test_scaling_by_anything_else_is_an_error(self, by, x):
+        layer = quantized(nn.Linear(12, 9))
+        expected = layer(x)
+        with pytest.raises(RuntimeError, match="cannot be written to"):
+            layer.weight.mul_(by)
+        assert_same(layer(x), expected)
+
+    @pytest.mark.parametrize(
+        "copied", [torch.Tensor.half, lambda w: torch.cat((w,)), lambda w: w[1:]]
+    )
+    def test_scaling_a_copy_is_an_error(self, layer, copied, x):
+        expected = layer(x)
+        with pytest.raises(RuntimeError, match="cannot be written to"):
+            copied(layer.weight).mul_(2)
+        assert_same(layer(x), expected)
+
+    def test_compiled_writes_are_errors(self, x):
+        layer = quantized(nn.Linear(12, 9))
+        for write in (lambda: layer.weight.div_(2), lambda: layer.weight.__setitem__(0, 1.0)):
+            compiled = torch.compile(write, backend="eager")
+            with pytest.raises(RuntimeError, match="cannot be written to"):
+                compiled()
 
     def test_a_gradient_is_an_error(self, layer):
         with pytest.raises(RuntimeError, match="takes no gradient"):

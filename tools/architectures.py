@@ -8,7 +8,6 @@ The table is docs/architectures.md. What does not build or run in float is count
 """
 
 import argparse
-import copy
 import math
 import signal
 import sys
@@ -216,9 +215,7 @@ def _loaded(folder, model, **arguments):
     try:
         AutoConfig.from_pretrained(folder)
     except Exception:
-        config = arguments["config"] = copy.deepcopy(model.config)
-        if hasattr(config, "quantization_config"):  # as config.json has it
-            config.quantization_config = config.quantization_config.to_dict()
+        arguments["config"] = model.config
     return AutoModel.from_pretrained(folder, **arguments)
 
 

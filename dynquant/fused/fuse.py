@@ -14,6 +14,7 @@ from dynquant.fused.functions import FusedActivation, FusedNorm
 from dynquant.fused.models import FusedModel, is_known
 from dynquant.fused.parts import Parts
 from dynquant.qconfig import one_of
+from dynquant.swap.undo import all_or_nothing
 
 
 def fuse(model: nn.Module, inplace: bool = False, *, attention: str = "integer") -> nn.Module:
@@ -27,7 +28,8 @@ def fuse(model: nn.Module, inplace: bool = False, *, attention: str = "integer")
     Args:
         model: what quantize_dynamic gave; blocks whose linear layers are not dynquant.nn.Linear
             with per_token, asymmetric activations stay as they are.
-        inplace: change `model` itself instead of a copy.
+        inplace: change `model` itself instead of a copy; where the call does not end well, an
+            interrupt included, it is left as it was.
         attention: "integer" computes the scores and the sums of values from 8-bit queries, keys
             and values; "float" in fp32.
 
@@ -35,7 +37,7 @@ def fuse(model: nn.Module, inplace: bool = False, *, attention: str = "integer")
         A model in eval mode; `model` itself where inplace.
 
     Raises:
-        TypeError: where model is no nn.Module.
+        TypeError: where model is not an nn.Module.
         ValueError: for another attention.
 
     Warns:
@@ -47,6 +49,12 @@ def fuse(model: nn.Module, inplace: bool = False, *, attention: str = "integer")
     one_of("attention", attention, list(LEAST_DB))
     if not inplace:
         model = copy.deepcopy(model)
+    with all_or_nothing(model):
+        _fuse(model, attention)
+    return model
+
+
+def _fuse(model, attention):
     model.eval()
     blocks = {name: block for name, block in model.named_modules() if adapter_for(type(block))}
     reasons, whole = {}, {}
@@ -69,7 +77,6 @@ def fuse(model: nn.Module, inplace: bool = False, *, attention: str = "integer")
         elif is_known(module):
             swap_class(module, FusedModel)
     _warn(blocks, reasons, any(isinstance(module, FusedBlock) for module in model.modules()))
-    return model
 
 
 def _run_functions_as_ops(parts):
@@ -85,11 +92,11 @@ def _warn(blocks, reasons, any_fused):
         warnings.warn(
             "fuse: no block of the model is known; dynquant.fused.register makes one known",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     if reasons:
         listed = "; ".join(f"{name or 'the model'}: {why}" for name, why in reasons.items())
-        warnings.warn(f"fuse: left as it is: {listed}", UserWarning, stacklevel=3)
+        warnings.warn(f"fuse: left as it is: {listed}", UserWarning, stacklevel=4)
 
 
 def fused_blocks(model: nn.Module) -> dict[str, str]:
@@ -97,7 +104,7 @@ def fused_blocks(model: nn.Module) -> dict[str, str]:
 
     Blocks inside one that is fused are left out.
     """
-    found = {}
+    found: dict[str, str] = {}
     for name, block in model.named_modules():
         inside = any(
             not why and (outer == "" or name.startswith(f"{outer}."))

@@ -1,15 +1,18 @@
 """What recurrent layers and cells share: the weights of a direction, and the call of its op."""
 
+from collections.abc import Mapping
+
 import torch
+from torch import nn
 
 import dynquant.ops  # noqa: F401 (registers torch.ops.dynquant)
-from dynquant.nn._checks import check_config, check_parameters
-from dynquant.nn._formats import Bits16, Float, Format, Int8, format_of
+from dynquant.nn._formats import Float, Format, Int8, format_of
 from dynquant.nn._module import QuantizedModule
-from dynquant.qconfig import QConfig, one_of, parse_qconfig
+from dynquant.nn._products import Products
+from dynquant.qconfig import QConfig
 
 
-class Recurrent(QuantizedModule):
+class Recurrent(Products, QuantizedModule):
     """A module whose weights come in directions: weight_ih{suffix}, weight_hh{suffix}, and so on.
 
     Each weight belongs to a product of its own, which may have a config of its own.
@@ -20,11 +23,16 @@ class Recurrent(QuantizedModule):
     """
 
     OP = None
-    MIXED = None
 
     bidirectional = False
 
-    def __init__(self, mod, qconfig, tied_to=None, products=None):
+    def __init__(
+        self,
+        mod: nn.Module,
+        qconfig: QConfig,
+        tied_to: nn.Module | None = None,
+        products: Mapping[str, QConfig | None] | None = None,
+    ) -> None:
         self.__dict__["_products"] = products
         super().__init__(mod, qconfig, tied_to)
         self._suffixes = self._suffixes_of(mod)
@@ -33,52 +41,11 @@ class Recurrent(QuantizedModule):
         self._is_mixed = len(kinds) > 1 or Float in {kind for kind, _ in kinds}
 
     @classmethod
-    def from_float(cls, mod, qconfig=None, tied_to=None, products=None):
-        """The quantized form of `mod`, which is not changed and shares no memory with it.
+    def _products(cls, mod):
+        return {name: (name, weight) for name, weight in cls._float_parameters(mod)[0].items()}
 
-        Args:
-            mod, qconfig, tied_to: as for other modules.
-            products: configs by the names of weights, where they are not `qconfig`; None keeps a
-                weight in float.
-
-        Raises:
-            ValueError: as check_float; for a name that is no weight's.
-        """
-        if not products:
-            return super().from_float(mod, qconfig, tied_to)
-        qconfig = QConfig() if qconfig is None else parse_qconfig(qconfig)
-        products = {
-            name: None if config is None else parse_qconfig(config, name=name)
-            for name, config in products.items()
-        }
-        cls.check_float(mod, qconfig, products=products)
-        return cls(mod, qconfig, None, products)
-
-    @classmethod
-    def products_of(cls, mod):
-        """The names of the products of a float module: those of their weights."""
-        return tuple(cls._float_parameters(mod)[0])
-
-    def config_of(self, product):
-        """The QConfig of a product, or None where its weight is in float."""
+    def config_of(self, product: str) -> QConfig | None:
         return self._formats[product].qconfig
-
-    @classmethod
-    def check_float(cls, mod, qconfig, name="", products=None):
-        """As of other modules. products: as for from_float, parsed."""
-        if not products:
-            return super().check_float(mod, qconfig, name)
-        prefix = f"{name}." if name else ""
-        weights, biases = cls._float_parameters(mod)
-        for key in products:
-            one_of(f"{name or cls.FLOAT}: a product", key, tuple(weights))
-        check_parameters({prefix + key: value for key, value in {**weights, **biases}.items()})
-        for key, weight in weights.items():
-            config = products.get(key, qconfig)
-            if config is not None:
-                allowed = (*Int8.DTYPES, *Bits16.DTYPES)
-                check_config(prefix + key, cls.FLOAT, config, allowed)
-                format_of(config).check(prefix + key, weight)
 
     def _format_of(self, name, rows, qconfig, mod):
         products = self._products
@@ -102,6 +69,14 @@ class Recurrent(QuantizedModule):
             {name: getattr(mod, name) for name in weights},
             {name: getattr(mod, name, None) for name in biases},
         )
+
+    def _float_module(self):
+        kind = getattr(nn, self.FLOAT.removeprefix("nn."))
+        settings = {key: getattr(self, key) for key in self.COPIED if key != "mode"}
+        if kind not in (nn.LSTM, nn.GRU, nn.RNN):
+            return kind(**settings)
+        projected = settings.pop("proj_size")
+        return kind(**settings, **({"proj_size": projected} if projected else {}))
 
     def _direction(self, x, states, place, batch_sizes=None):
         """One direction of one layer.

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -36,14 +37,25 @@ def read_entries(module, expected, state_dict, prefix, strict, missing_keys, une
             for key in below
             if key not in expected and key.split(".")[0] not in module._modules
         )
-    errors = []
-    for key, value in found.items():
-        errors.extend(_complaints(prefix + key, value, expected[key]))
-    return found, errors
+    return found, errors_in(found, expected, prefix)
+
+
+def errors_in(found, expected, prefix):
+    """The messages of what is wrong with the entries `found`, each by its key in `expected`."""
+    return [
+        message
+        for key, value in found.items()
+        for message in _complaints(prefix + key, value, expected[key])
+    ]
 
 
 def is_float(value):
     return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+def frozen_copy(value):
+    """A parameter without gradient of a copy of the tensor; None where that is None."""
+    return None if value is None else nn.Parameter(value.detach().clone(), requires_grad=False)
 
 
 def check_assigned(name, value, entry):

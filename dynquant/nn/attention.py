@@ -1,22 +1,23 @@
 """nn.MultiheadAttention with projections whose weights are in int8 or in 16 bits."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dynquant.nn._checks import check_config, check_parameters
 from dynquant.nn._fx import TENSOR_OR_NONE, as_one_call
+from dynquant.nn._products import Products
+from dynquant.nn._state import frozen_copy
 from dynquant.nn.linear import Linear, outputs_of
 from dynquant.nn.linear_half import HalfLinear
-from dynquant.qconfig import QConfig, one_of, parse_qconfig
+from dynquant.qconfig import QConfig
 
-_IN = ("q", "k", "v")
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
+_IN_PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 
 
-class MultiheadAttention(nn.Module):
+class MultiheadAttention(Products, nn.Module):
     """nn.MultiheadAttention whose four projections are dynquant.nn.Linear or HalfLinear.
 
     Made by from_float, which quantize_dynamic calls. It is called as nn.MultiheadAttention is, with
@@ -38,107 +39,106 @@ class MultiheadAttention(nn.Module):
         in_proj_bias: [3 * embed_dim], or None.
     """
 
+    FLOAT = "nn.MultiheadAttention"
+    COPIED = (
+        "embed_dim",
+        "kdim",
+        "vdim",
+        "num_heads",
+        "head_dim",
+        "dropout",
+        "batch_first",
+        "add_zero_attn",
+    )
     DTYPES = (*Linear.DTYPES, *HalfLinear.DTYPES)
     MIXED = True  # each projection may have a config of its own
 
     merge_masks = nn.MultiheadAttention.merge_masks  # public there, too
 
-    def __init__(self, mod, projections):
+    def __init__(
+        self,
+        mod: nn.Module,
+        qconfig: QConfig,
+        tied_to: nn.Module | None = None,
+        products: Mapping[str, QConfig | None] | None = None,
+    ) -> None:
         super().__init__()
-        self.embed_dim, self.kdim, self.vdim = mod.embed_dim, mod.kdim, mod.vdim
-        self.num_heads, self.head_dim = mod.num_heads, mod.head_dim
-        self.dropout = mod.dropout
-        self.batch_first = mod.batch_first
-        self.add_zero_attn = mod.add_zero_attn
-        # The fast paths of nn.TransformerEncoderLayer and nn.TransformerEncoder ask for it, and run
-        # their own float kernels where it is true.
+        for key in self.COPIED:
+            setattr(self, key, getattr(mod, key))
+        # Where it is true, the fast paths of nn.TransformerEncoderLayer and nn.TransformerEncoder
+        # run their own float kernels.
         self._qkv_same_embed_dim = False
-        self.q_proj, self.k_proj, self.v_proj, self.out_proj = projections
+        for product, (_, weight, bias) in _projections(mod).items():
+            config = (products or {}).get(product, qconfig)
+            setattr(self, product, _projection(weight, bias, config))
         for name in ("bias_k", "bias_v"):
-            value = getattr(mod, name)
-            if value is not None:
-                value = nn.Parameter(value.detach().clone(), requires_grad=False)
-            self.register_parameter(name, value)
+            self.register_parameter(name, frozen_copy(getattr(mod, name)))
         self.eval()
 
-    @classmethod
-    def from_float(cls, mod, qconfig=None, products=None):
-        """The quantized form of `mod`, an nn.MultiheadAttention, which is not changed.
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def to_float(self) -> nn.Module:
+        """The nn.MultiheadAttention, with the dequantized weights in the dtype that they show.
 
-        Args:
-            qconfig: any form of a config; None means QConfig(). It holds for all four projections
-                but those of `products`.
-            products: configs by the names of projections; None keeps one in float.
-
-        Raises:
-            ValueError: as check_float; for a name that is no projection's.
+        It shares no memory with this one, and its parameters take gradients.
         """
-        qconfig = QConfig() if qconfig is None else parse_qconfig(qconfig)
-        products = {
-            name: None if config is None else parse_qconfig(config, name=name)
-            for name, config in (products or {}).items()
-        }
-        cls.check_float(mod, qconfig, products=products)
-        configs = _configs(qconfig, products)
-        made = []
-        for (_, weight, bias), config in zip(_projections(mod), configs, strict=True):
-            if config is None:
-                made.append(_float_linear(weight, bias))
-            else:
-                made.append(_form_for(config).from_weight(weight, bias, config))
-        return cls(mod, made)
+        *given, (out_weight, out_bias) = (
+            _float_parts(getattr(self, product)) for product in (*_IN_PROJECTIONS, "out_proj")
+        )
+        settings = {key: getattr(self, key) for key in self.COPIED if key != "head_dim"}
+        with torch.device("meta"):
+            mod = nn.MultiheadAttention(
+                **settings, bias=out_bias is not None, add_bias_kv=self.bias_k is not None
+            )
+        found = {"bias_k": self.bias_k, "bias_v": self.bias_v}
+        weights, biases = zip(*given, strict=True)
+        if mod._qkv_same_embed_dim:
+            found["in_proj_weight"] = torch.cat(weights)
+        else:
+            found |= {f"{one}_weight": of for one, of in zip(_IN_PROJECTIONS, weights, strict=True)}
+        if out_bias is not None:
+            found["in_proj_bias"] = torch.cat(biases)
+        for key, value in found.items():
+            if value is not None:
+                setattr(mod, key, nn.Parameter(value.detach().clone()))
+        mod.out_proj.weight = nn.Parameter(out_weight.clone())
+        if out_bias is not None:
+            mod.out_proj.bias = nn.Parameter(out_bias.clone())
+        return mod.train(self.training)
 
     @classmethod
-    def products_of(cls, mod):
-        """The names of the products of a float module: those of the projections."""
-        return PROJECTIONS
+    def _float_parameters(cls, mod):
+        weights = {key: weight for key, weight, _ in _projections(mod).values()}
+        biases = {key: getattr(mod, key) for key in ("in_proj_bias", "bias_k", "bias_v")}
+        return weights, {**biases, "out_proj.bias": mod.out_proj.bias}
 
-    def config_of(self, product):
-        """The QConfig of a projection, or None where it is in float."""
+    @classmethod
+    def _products(cls, mod):
+        return {product: (key, weight) for product, (key, weight, _) in _projections(mod).items()}
+
+    def config_of(self, product: str) -> QConfig | None:
         linear = getattr(self, product)
         return None if isinstance(linear, nn.Linear) else linear._formats["weight"].qconfig
 
-    @classmethod
-    def check_float(cls, mod, qconfig, name="", products=None):
-        """Raises what stands against quantizing `mod`, naming its parameters after `name`.
-
-        Raises:
-            ValueError: as check_float of the projections.
-        """
-        for one in products or {}:
-            one_of(f"{name or 'nn.MultiheadAttention'}: a product", one, PROJECTIONS)
-        configs = _configs(qconfig, products)
-        for config in (*configs, qconfig):
-            if config is not None:
-                check_config(name, "nn.MultiheadAttention", config, cls.DTYPES)
-        prefix = f"{name}." if name else ""
-        own = {"in_proj_bias": mod.in_proj_bias, "bias_k": mod.bias_k, "bias_v": mod.bias_v}
-        own["out_proj.bias"] = mod.out_proj.bias
-        weights = {key: weight for key, weight, _ in _projections(mod)}
-        check_parameters({prefix + key: value for key, value in {**own, **weights}.items()})
-        for (key, weight, _), config in zip(_projections(mod), configs, strict=True):
-            if config is not None:
-                _form_for(config).FORMAT.check(prefix + key, weight)
-
     def forward(
         self,
-        query,
-        key,
-        value,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
         key_padding_mask: torch.Tensor | None = None,
         need_weights: bool = True,
         attn_mask: torch.Tensor | None = None,
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """As nn.MultiheadAttention.forward, whose documentation tells the shapes.
+        """As nn.MultiheadAttention.forward, whose documentation gives the shapes.
 
         Returns:
             the output, of query's shape and dtype, and the attention weights or None.
 
         Raises:
             ValueError: for shapes or dtypes that do not fit each other.
-            TypeError: for what is no tensor, or a mask that is neither bool nor float.
+            TypeError: for what is not a tensor, or a mask that is neither bool nor float.
             RuntimeError: for is_causal without attn_mask.
         """
         if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript compiles conditions whole)
@@ -288,56 +288,53 @@ class MultiheadAttention(nn.Module):
         _split_projections(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return (
             f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, "
             f"batch_first={self.batch_first}"
         )
 
 
-def _configs(qconfig, products):
-    """Those of the four projections."""
-    return [(products or {}).get(name, qconfig) for name in PROJECTIONS]
-
-
-def _float_linear(weight, bias):
+def _projection(weight, bias, qconfig):
+    """A linear layer; nn.Linear where qconfig is None."""
+    if qconfig is not None:
+        form = HalfLinear if qconfig.dtype in HalfLinear.DTYPES else Linear
+        return form.from_weight(weight, bias, qconfig)
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
-    for name, value in (("weight", weight), ("bias", bias)):
-        if value is not None:
-            setattr(linear, name, nn.Parameter(value.detach().clone(), requires_grad=False))
+    linear.weight, linear.bias = frozen_copy(weight), frozen_copy(bias)
     return linear.eval()
 
 
-def _form_for(qconfig):
-    """The class of the projections."""
-    return HalfLinear if qconfig.dtype in HalfLinear.DTYPES else Linear
+def _float_parts(linear):
+    """The float weight of a projection, and its bias or None."""
+    weight = linear.weight if isinstance(linear, nn.Linear) else linear.weight.dequantize()
+    return weight, linear.bias
 
 
 def _projections(mod):
-    """Name of the weight, weight and bias of the four projections of an nn.MultiheadAttention."""
+    """By projection of an nn.MultiheadAttention: the weight's parameter, the weight, the bias."""
+    biases = [None] * 3 if mod.in_proj_bias is None else mod.in_proj_bias.chunk(3)
     if mod.in_proj_weight is None:
-        keys = [f"{one}_proj_weight" for one in _IN]
+        keys = [f"{one}_weight" for one in _IN_PROJECTIONS]
         weights = [getattr(mod, key) for key in keys]
     else:
         keys = ["in_proj_weight"] * 3
         weights = mod.in_proj_weight.chunk(3)
-    biases = [None] * 3 if mod.in_proj_bias is None else mod.in_proj_bias.chunk(3)
-    yield from zip(keys, weights, biases, strict=True)
-    yield "out_proj.weight", mod.out_proj.weight, mod.out_proj.bias
+    found = {one: each for one, *each in zip(_IN_PROJECTIONS, keys, weights, biases, strict=True)}
+    return {**found, "out_proj": ("out_proj.weight", mod.out_proj.weight, mod.out_proj.bias)}
 
 
 def _split_projections(state_dict, prefix):
     """Gives the entries of a float nn.MultiheadAttention the names of the quantized one."""
-    for one in _IN:
-        if f"{prefix}{one}_proj_weight" in state_dict:
-            weight = state_dict.pop(f"{prefix}{one}_proj_weight")
-            state_dict[f"{prefix}{one}_proj.weight"] = weight
+    for one in _IN_PROJECTIONS:
+        if f"{prefix}{one}_weight" in state_dict:
+            state_dict[f"{prefix}{one}.weight"] = state_dict.pop(f"{prefix}{one}_weight")
     for key in ("weight", "bias"):
         packed = state_dict.get(f"{prefix}in_proj_{key}")
         if isinstance(packed, torch.Tensor) and packed.dim() and packed.shape[0] % 3 == 0:
             del state_dict[f"{prefix}in_proj_{key}"]
-            for one, part in zip(_IN, packed.chunk(3), strict=True):
-                state_dict[f"{prefix}{one}_proj.{key}"] = part
+            for one, part in zip(_IN_PROJECTIONS, packed.chunk(3), strict=True):
+                state_dict[f"{prefix}{one}.{key}"] = part
 
 
 def _merged(

@@ -3,13 +3,16 @@
 from types import SimpleNamespace
 
 import torch
+from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
+from typing_extensions import Self
 
 from dynquant.nn._formats import Int8
 from dynquant.nn._fx import as_one_call
 from dynquant.nn._module import QuantizedModule
 from dynquant.nn._torch_ao import with_plain_linear
 from dynquant.nn.quantize import remembered
+from dynquant.qconfig import QConfig
 
 _linear_dynamic = torch.ops.dynquant.linear_dynamic.default
 _linear_without_gradient = torch.ops.dynquant.linear_dynamic.inference
@@ -72,12 +75,12 @@ class LinearModule(QuantizedModule):
 
     FLOAT = "nn.Linear"
 
-    def __init__(self, mod, qconfig, tied_to=None):
+    def __init__(self, mod: nn.Module, qconfig: QConfig, tied_to: nn.Module | None = None) -> None:
         super().__init__(mod, qconfig, tied_to)
         self.out_features, self.in_features = self._rows(mod.weight).shape
 
     @classmethod
-    def from_weight(cls, weight, bias, qconfig):
+    def from_weight(cls, weight: torch.Tensor, bias: torch.Tensor | None, qconfig: QConfig) -> Self:
         """The layer of a float weight [N, K] and bias [N] or None, neither of which it keeps.
 
         Args:
@@ -86,10 +89,13 @@ class LinearModule(QuantizedModule):
         """
         return cls(SimpleNamespace(weight=weight, bias=bias), qconfig)
 
+    def _float_module(self):
+        return nn.Linear(self.in_features, self.out_features, self.bias is not None)
+
     def _translated(self, state_dict, prefix):
         return with_plain_linear(state_dict, prefix)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"bias={self.bias is not None}, {self._formats['weight']}"
@@ -120,7 +126,41 @@ class Linear(LinearModule):
     FORMAT = Int8
     DTYPES = Int8.DTYPES
 
-    def forward(self, input):
+    @classmethod
+    def from_integers(
+        cls,
+        integers: torch.Tensor,
+        weight_scale: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        qconfig: QConfig | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Self:
+        """The layer of a weight that is quantized already, whose integers stay as they are.
+
+        Args:
+            integers: int8 [N, K], -128 among its values or not.
+            weight_scale: fp32, bf16 or fp16, one value for each output, or one for all.
+            bias: float [N] or None.
+            qconfig: a QConfig, which says how x is quantized; None means QConfig().
+            dtype: of the float weight that it stands for.
+
+        Raises:
+            RuntimeError: for another dtype or shape, or a scale that is not positive and finite.
+        """
+        like = torch.empty(integers.shape, dtype=dtype, device="meta")
+        bias = None if bias is None else bias.detach()
+        layer = cls.from_weight(like, bias, QConfig() if qconfig is None else qconfig)
+        state = {
+            "weight_int8": integers,
+            "weight_scale": weight_scale.flatten().to(torch.float32),
+            "version": torch.tensor(cls.VERSION),
+        }
+        if bias is not None:
+            state["bias"] = bias.clone()
+        layer.load_state_dict(state, assign=True)
+        return layer
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         if torch.jit.is_scripting():
             return torch.ops.dynquant.linear_dynamic(
                 input,

@@ -14,20 +14,24 @@ from dynquant.nn._torch_ao import plain_linear, with_plain_entries
 class RecurrentCell(Recurrent):
     """One step of a recurrence: the layers' op over a sequence of length 1.
 
-    TorchScript takes no arguments by `*`: for it each form writes out the call of its op, as
-    _scripted_step(x [1, B, K], states) -> states.
+    TorchScript reads no dict of buffers and unpacks tuples alone. For it _tuple_of_states,
+    _tuple_of_weights, _tuple_of_more and _tuple_of_scheme give the arguments of the op.
     """
 
     COPIED = ("input_size", "hidden_size", "bias")
     STATES = 1
     __constants__ = (*COPIED, "STATES")
-    __jit_ignored_attributes__ = ("FLOAT", "FORMAT", "OP", "MIXED", "DTYPES", "COPIED")
+
+    def __init_subclass__(cls, **arguments):
+        super().__init_subclass__(**arguments)
+        if cls.OP is not None:
+            cls._scripted_step = _scripted_step_of(cls.OP)
 
     @staticmethod
     def _suffixes_of(mod):
         return [""]
 
-    def forward(self, input, hx: torch.Tensor | None = None):
+    def forward(self, input: torch.Tensor, hx: torch.Tensor | None = None) -> torch.Tensor:
         if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript compiles conditions whole)
             if not isinstance(input, torch.Tensor):
                 return as_one_call(self, input, hx)
@@ -58,6 +62,12 @@ class RecurrentCell(Recurrent):
         if self._is_mixed:
             raise no_script(self, "has products of several formats")
         return self
+
+    def _tuple_of_states(self, states: list[torch.Tensor]):
+        return (states[0],)
+
+    def _tuple_of_more(self):
+        return ()
 
     def _check_dimensions(self, input, states):
         name = self._get_name()
@@ -95,7 +105,7 @@ class RecurrentCell(Recurrent):
         }
         return with_plain_entries(state_dict, readers)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return nn.RNNCellBase.extra_repr(self) + self._format_repr()
 
 
@@ -103,7 +113,9 @@ class LSTMStep(RecurrentCell):
     FLOAT = "nn.LSTMCell"
     STATES = 2
 
-    def forward(self, input, hx: tuple[torch.Tensor, torch.Tensor] | None = None):
+    def forward(
+        self, input: torch.Tensor, hx: tuple[torch.Tensor, torch.Tensor] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript compiles conditions whole)
             if not isinstance(input, torch.Tensor):
                 return as_one_call(self, input, hx)
@@ -118,6 +130,12 @@ class LSTMStep(RecurrentCell):
     def _more_arguments(self, suffix):
         return self._arguments("weight_hr")
 
+    def _tuple_of_states(self, states: list[torch.Tensor]):
+        return states[0], states[1]
+
+    def _tuple_of_more(self):
+        return self._tuple_of_no_projection()
+
 
 class GRUStep(RecurrentCell):
     FLOAT = "nn.GRUCell"
@@ -130,6 +148,28 @@ class RNNStep(RecurrentCell):
 
     def _more_arguments(self, suffix):
         return (self.nonlinearity == "relu",)
+
+    def _tuple_of_more(self):
+        return (self.nonlinearity == "relu",)
+
+
+def _scripted_step_of(op):
+    """The method that calls the op under TorchScript, which finds it in the method's closure."""
+
+    def _scripted_step(self, x, states: list[torch.Tensor]) -> list[torch.Tensor]:
+        """x: [1, B, K]."""
+        _, *after = op(
+            x,
+            *self._tuple_of_states(states),
+            *self._tuple_of_weights(),
+            *self._tuple_of_more(),
+            None,
+            False,
+            *self._tuple_of_scheme(),
+        )
+        return [state for state in after]  # noqa: C416 (TorchScript makes no list of a tuple)
+
+    return _scripted_step
 
 
 class _Int8Cell(Int8Scheme):
@@ -148,29 +188,28 @@ class _Int8Cell(Int8Scheme):
         per_token, symmetric, activation_bits: how the input and the states are quantized.
     """
 
-
-class LSTMCell(_Int8Cell, LSTMStep):
-    __doc__ = f"nn.LSTMCell.\n\n{_Int8Cell.__doc__}"
-
-    OP = torch.ops.dynquant.lstm_dynamic
-    MIXED = torch.ops.dynquant.lstm_mixed
-
-    def _scripted_step(self, x, states: list[torch.Tensor]) -> list[torch.Tensor]:
-        _, h, c = torch.ops.dynquant.lstm_dynamic(
-            x,
-            states[0],
-            states[1],
+    def _tuple_of_weights(self):
+        return (
             self.packed_ih,
             self.weight_ih_scale,
             self.bias_ih,
             self.packed_hh,
             self.weight_hh_scale,
             self.bias_hh,
-            per_token=self.per_token,
-            symmetric=self.symmetric,
-            activation_bits=self.activation_bits,
         )
-        return [h, c]
+
+    def _tuple_of_no_projection(self):
+        return None, None
+
+    def _tuple_of_scheme(self):
+        return self.per_token, self.symmetric, self.activation_bits
+
+
+class LSTMCell(_Int8Cell, LSTMStep):
+    __doc__ = f"nn.LSTMCell.\n\n{_Int8Cell.__doc__}"
+
+    OP = torch.ops.dynquant.lstm_dynamic
+    MIXED = torch.ops.dynquant.lstm_mixed
 
 
 class GRUCell(_Int8Cell, GRUStep):
@@ -179,45 +218,12 @@ class GRUCell(_Int8Cell, GRUStep):
     OP = torch.ops.dynquant.gru_dynamic
     MIXED = torch.ops.dynquant.gru_mixed
 
-    def _scripted_step(self, x, states: list[torch.Tensor]) -> list[torch.Tensor]:
-        _, h = torch.ops.dynquant.gru_dynamic(
-            x,
-            states[0],
-            self.packed_ih,
-            self.weight_ih_scale,
-            self.bias_ih,
-            self.packed_hh,
-            self.weight_hh_scale,
-            self.bias_hh,
-            per_token=self.per_token,
-            symmetric=self.symmetric,
-            activation_bits=self.activation_bits,
-        )
-        return [h]
-
 
 class RNNCell(_Int8Cell, RNNStep):
     __doc__ = f"nn.RNNCell, with tanh or relu.\n\n{_Int8Cell.__doc__}"
 
     OP = torch.ops.dynquant.rnn_dynamic
     MIXED = torch.ops.dynquant.rnn_mixed
-
-    def _scripted_step(self, x, states: list[torch.Tensor]) -> list[torch.Tensor]:
-        _, h = torch.ops.dynquant.rnn_dynamic(
-            x,
-            states[0],
-            self.packed_ih,
-            self.weight_ih_scale,
-            self.bias_ih,
-            self.packed_hh,
-            self.weight_hh_scale,
-            self.bias_hh,
-            relu=self.nonlinearity == "relu",
-            per_token=self.per_token,
-            symmetric=self.symmetric,
-            activation_bits=self.activation_bits,
-        )
-        return [h]
 
 
 def _plain_part(prefix, part, packed_params):

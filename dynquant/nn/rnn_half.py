@@ -46,54 +46,30 @@ class HalfRNN(_Bits16Weights, RNNLayers):
     OP = torch.ops.dynquant.rnn_half
 
 
-class HalfLSTMCell(_Bits16Weights, LSTMStep):
+class _Bits16Cell(_Bits16Weights):
+    def _tuple_of_weights(self):
+        return self.weight_ih_16bit, self.bias_ih, self.weight_hh_16bit, self.bias_hh
+
+    def _tuple_of_no_projection(self):
+        return (None,)
+
+    def _tuple_of_scheme(self):
+        return ()
+
+
+class HalfLSTMCell(_Bits16Cell, LSTMStep):
     __doc__ = f"nn.LSTMCell.\n\n    {_ABOUT}"
 
     OP = torch.ops.dynquant.lstm_half
 
-    def _scripted_step(self, x, states: list[torch.Tensor]) -> list[torch.Tensor]:
-        _, h, c = torch.ops.dynquant.lstm_half(
-            x,
-            states[0],
-            states[1],
-            self.weight_ih_16bit,
-            self.bias_ih,
-            self.weight_hh_16bit,
-            self.bias_hh,
-        )
-        return [h, c]
 
-
-class HalfGRUCell(_Bits16Weights, GRUStep):
+class HalfGRUCell(_Bits16Cell, GRUStep):
     __doc__ = f"nn.GRUCell.\n\n    {_ABOUT}"
 
     OP = torch.ops.dynquant.gru_half
 
-    def _scripted_step(self, x, states: list[torch.Tensor]) -> list[torch.Tensor]:
-        _, h = torch.ops.dynquant.gru_half(
-            x,
-            states[0],
-            self.weight_ih_16bit,
-            self.bias_ih,
-            self.weight_hh_16bit,
-            self.bias_hh,
-        )
-        return [h]
 
-
-class HalfRNNCell(_Bits16Weights, RNNStep):
+class HalfRNNCell(_Bits16Cell, RNNStep):
     __doc__ = f"nn.RNNCell, with tanh or relu.\n\n    {_ABOUT}"
 
     OP = torch.ops.dynquant.rnn_half
-
-    def _scripted_step(self, x, states: list[torch.Tensor]) -> list[torch.Tensor]:
-        _, h = torch.ops.dynquant.rnn_half(
-            x,
-            states[0],
-            self.weight_ih_16bit,
-            self.bias_ih,
-            self.weight_hh_16bit,
-            self.bias_hh,
-            relu=self.nonlinearity == "relu",
-        )
-        return [h]

@@ -75,8 +75,13 @@ def while_loading(conversions, names, prefix):
     for name in names:
         for one in (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")):
             shown.update({one: one, f"{one}_int8": one, f"{one}_uint8": one})
+    return renamed_while_loading([*conversions, FloatNames()], shown)
+
+
+def renamed_while_loading(conversions, shown):
+    """The conversions of a model, which the keys of `shown` pass by, to become its values."""
     own = _Names(shown)
-    return [_Renaming(own.hide), *conversions, FloatNames(), _Converter(own.show)]
+    return [_Renaming(own.hide), *conversions, _Converter(own.show)]
 
 
 def while_saving(conversions, names):
