@@ -6,7 +6,7 @@ AARCH64 := aarch64-linux-gnu
 PIP := $(BIN)/pip install -q -c constraints.txt
 NATIVE := $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
 
-.PHONY: demo bench test cuda lint format wheel wheel-test sdist aarch64 sanitize clean
+.PHONY: demo bench test cuda lint format wheel wheel-test sdist aarch64 clang sanitize clean
 demo: $(VENV)/demo
 	$(BIN)/python -m benchmarks.demo
 
@@ -26,7 +26,7 @@ cuda: $(VENV)/tools
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/cuda --target dynquant_cuda_kernels
 
 lint: $(VENV)/dev
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/typos && $(BIN)/clang-format --dry-run -Werror $(NATIVE)
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/typos && $(BIN)/mypy && $(BIN)/clang-format --dry-run -Werror $(NATIVE)
 
 format: $(VENV)/dev
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/clang-format -i $(NATIVE)
@@ -52,8 +52,15 @@ aarch64: $(VENV)/tools
 	  -DCMAKE_CXX_COMPILER=$(AARCH64)-g++ -DCMAKE_EXE_LINKER_FLAGS=-static && \
 	cmake --build build/aarch64 --target kernel_test && qemu-aarch64 build/aarch64/kernel_test
 
+# Kernels and ops compiled by clang, where there is one: the same bits.
+clang: $(VENV)/dev
+	@command -v clang++ > /dev/null || { echo "clang: skipped, clang++ is missing (apt install clang)"; exit 0; }; \
+	CXX=clang++ tools/variant.sh clang -DDYNQUANT_AMX_EMULATED=ON && \
+	$(BIN)/cmake --build build/clang --target kernel_test && build/clang/kernel_test && \
+	PYTHONPATH=build/clang/package $(BIN)/python tests/fuzz.py --calls 1000
+
 sanitize: $(VENV)/tools
-	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -G Ninja -S . -B build/sanitize -DDYNQUANT_TORCH=OFF -DDYNQUANT_CUDA=off -DDYNQUANT_AMX_EMULATED=ON -DDYNQUANT_SANITIZE=ON
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -G Ninja -S . -B build/sanitize -DDYNQUANT_TORCH=OFF -DDYNQUANT_CUDA=off -DDYNQUANT_AMX_EMULATED=ON -DDYNQUANT_SANITIZE=address,undefined
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/sanitize --target kernel_test cuda_host_test
 	build/sanitize/kernel_test
 	build/sanitize/cuda_host_test brief

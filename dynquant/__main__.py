@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 import dynquant
 from dynquant import model_files
+from dynquant.nn import Embedding
 from dynquant.qconfig import (
     ACTIVATION_BITS,
     ACTIVATION_SCHEMES,
@@ -26,18 +28,18 @@ from dynquant.whole_files import whole
 QUANTIZE = """Quantize a saved model and save it.
 
 IN is a Hugging Face folder (its weights in safetensors), and OUT becomes one, with the tokenizer
-and all else that is no weight; `import dynquant.transformers` before loading it. Or IN is a module
-that torch.save wrote, and OUT becomes such a file: this unpickles IN, which runs whatever code it
-asks for, and so needs --allow-pickle.
+and everything else that is not a weight; `import dynquant.transformers` before loading it. Or IN is
+a module that torch.save wrote, and OUT becomes such a file: this unpickles IN, which runs whatever
+code it asks for, and so needs --allow-pickle.
 """
 REPORT = """What quantization costs each layer in precision, and what it saves in time and bytes.
 
 IN is as for `quantize`. It runs on texts that its tokenizer takes, or on --inputs. The exit code is
 1 where a layer falls below --fail-below.
 """
-BENCH = """dynquant beside its peers: `bench ARGUMENTS` is `python -m benchmarks ARGUMENTS`.
+BENCH = """dynquant beside its peers: `bench ARGUMENTS` runs `python -m benchmarks ARGUMENTS`.
 
-The harness is no part of the package: run this in a clone of the repository.
+The harness is not part of the package: run this in a clone of the repository.
 """
 
 
@@ -76,18 +78,10 @@ def _info(options):
 
 
 def _quantize(options):
-    example = None
-    if options.keep_float_below is not None:
-        example = model_files.example(options.source, options.inputs, options.text)
-    model = model_files.quantize(
-        options.source,
-        options.target,
-        _qconfig(options),
-        options.keep_float,
-        options.allow_pickle,
-        options.keep_float_below,
-        example,
-    )
+    request = _request(options)
+    if request.limits():
+        request.inputs = model_files.example(options.source, options.inputs, options.text)
+    model = model_files.quantize(options.source, options.target, request, options.allow_pickle)
     print(f"{options.target}: {len(quantized_layers(model))} quantized modules, ", end="")
     print(_size(options.target))
     print(f"{options.source}: {_size(options.source)}")
@@ -99,15 +93,11 @@ def _report(options):
     for path in filter(None, (options.json, options.plot)):
         model_files.check_folder_of(path)
     model = model_files.read(options.source, options.allow_pickle)
+    request = _request(options)
     inputs, named = model_files.example(options.source, options.inputs, options.text)
+    request.inputs = inputs, named
     try:
-        quantized = model_files.quantize_as(
-            model,
-            _qconfig(options),
-            options.keep_float,
-            options.keep_float_below,
-            (inputs, named),
-        )
+        quantized = model_files.quantize_as(model, request)
         comparison = dynquant.compare(model, quantized, *inputs, **named)
     except model_files.SavedModelError:
         raise
@@ -146,21 +136,26 @@ def _is_below(row, limit):
 
 
 def _bench(arguments):
-    try:
-        from benchmarks.__main__ import main as run
-    except ImportError as error:
-        print(f"dynquant bench: {error}\n\n{BENCH}", file=sys.stderr)
+    if not Path("benchmarks", "__main__.py").exists():
+        print(f"dynquant bench: there is no folder benchmarks here\n\n{BENCH}", file=sys.stderr)
         return 2
-    return run(arguments)
+    return subprocess.call([sys.executable, "-m", "benchmarks", *arguments])
 
 
-def _qconfig(options):
-    return QConfig(
+def _request(options):
+    qconfig = QConfig(
         options.weight,
         options.activation,
         options.symmetric,
         dtype=getattr(torch, options.dtype),
         activation_bits=options.activation_bits,
+    )
+    return model_files.Request(
+        qconfig,
+        options.embeddings and getattr(torch, options.embeddings),
+        options.keep_float,
+        options.keep_float_below,
+        options.raise_bits_below,
     )
 
 
@@ -204,7 +199,7 @@ def _decibels(text):
     except ValueError:
         value = math.nan
     if math.isnan(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of dB")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of dB")
     return value
 
 
@@ -218,6 +213,10 @@ def _add(commands, name, run, text, parents=()):
     )
     command.set_defaults(run=run)
     return command
+
+
+def _names(dtypes):
+    return [str(dtype).removeprefix("torch.") for dtype in dtypes]
 
 
 def _source_options():
@@ -237,10 +236,15 @@ def _source_options():
     )
     options.add_argument(
         "--dtype",
-        choices=[str(dtype).removeprefix("torch.") for dtype in DTYPES],
+        choices=_names(DTYPES),
         default="qint8",
         help="of the weights: the last two are for embeddings, the others for linear and recurrent "
-        "layers; a folder takes qint8",
+        "layers",
+    )
+    options.add_argument(
+        "--embeddings",
+        choices=_names(Embedding.DTYPES),
+        help="quantize embeddings as well, in 8 or 4 bits",
     )
     options.add_argument(
         "--keep-float",
@@ -256,6 +260,13 @@ def _source_options():
         metavar="DB",
         help="layers whose signal-to-noise ratio is lower, or that are not reached, stay in float: "
         "measured on --text or --inputs",
+    )
+    options.add_argument(
+        "--raise-bits-below",
+        type=_decibels,
+        metavar="DB",
+        help="layers whose signal-to-noise ratio is lower get activations in 16 bits; it is tried "
+        "before --keep-float-below, and measured likewise",
     )
     options.add_argument(
         "--text",

@@ -3,7 +3,8 @@
 import json
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -13,7 +14,6 @@ from dynquant.qconfig import QConfig
 from dynquant.quantize import quantize_dynamic
 from dynquant.swap.floats import quantized_layers
 from dynquant.swap.plan import default_spec
-from dynquant.swap.registry import Forms
 from dynquant.swap.selection import check_names
 from dynquant.whole_files import whole
 
@@ -104,24 +104,46 @@ def tokenized(folder, texts):
         raise SavedModelError(f"{folder} has no tokenizer that can be loaded: {error}") from error
 
 
-def quantize(
-    source,
-    target,
-    qconfig=None,
-    keep_float=(),
-    allow_pickle=False,
-    keep_float_below=None,
-    inputs=None,
-):
+@dataclass
+class Request:
+    """How a model shall be quantized.
+
+    Args:
+        qconfig: a QConfig.
+        embeddings: the dtype of embeddings, besides that of `qconfig`; None for none.
+        keep_float: names of modules that stay in float.
+        keep_float_below, raise_bits_below: as for quantize_dynamic.
+        inputs: (arguments, named ones) that the model is called with where one of those is given.
+    """
+
+    qconfig: QConfig = field(default_factory=QConfig)
+    embeddings: torch.dtype | None = None
+    keep_float: Sequence[str] = ()
+    keep_float_below: float | None = None
+    raise_bits_below: float | None = None
+    inputs: tuple | None = None
+
+    def limits(self):
+        """Those that are given."""
+        both = {name: getattr(self, name) for name in ("keep_float_below", "raise_bits_below")}
+        return {name: limit for name, limit in both.items() if limit is not None}
+
+    def spec(self):
+        """The qconfig_spec of quantize_dynamic."""
+        spec = default_spec(self.qconfig)
+        if self.embeddings is not None:
+            spec |= default_spec(QConfig(dtype=self.embeddings))
+        return spec | dict.fromkeys(self.keep_float)
+
+
+def quantize(source, target, request, allow_pickle=False):
     """Quantizes the model saved as `source` and saves it as `target`, in the same form.
 
     Args:
         source: as for read.
         target: what does not exist yet. It is there only once it is complete.
-        qconfig: a QConfig.
-        keep_float: names of modules that stay in float.
+        request: a Request.
         allow_pickle: as for read.
-        keep_float_below, inputs: as for quantize_as.
 
     Returns:
         the quantized model.
@@ -130,21 +152,15 @@ def quantize(
         SavedModelError: where either cannot be.
     """
     source, target = Path(source), Path(target)
-    qconfig = qconfig or QConfig()
     if target.exists():
         raise SavedModelError(f"{target} exists already")
     check_folder_of(target)
     if source.is_dir() and source.resolve() in target.resolve().parents:
         raise SavedModelError(f"{target} is within {source}, which is copied")
-    if source.is_dir():
-        if keep_float_below is not None:
-            model = read(source, allow_pickle)
-            tried = quantize_as(model, qconfig, keep_float, keep_float_below, inputs)
-            keep_float = [*keep_float, *_kept(model, tried)]
-        model = _read_quantized(source, qconfig, keep_float, allow_pickle)
+    if source.is_dir() and not request.limits():  # each layer while it is read
+        model = _read_quantized(source, request, allow_pickle)
     else:
-        model = read(source, allow_pickle)
-        model = quantize_as(model, qconfig, keep_float, keep_float_below, inputs)
+        model = quantize_as(read(source, allow_pickle), request)
     with whole(target) as made:
         try:
             if source.is_dir():
@@ -156,24 +172,18 @@ def quantize(
     return model
 
 
-def quantize_as(model, qconfig, keep_float, keep_float_below=None, inputs=None):
-    """quantize_dynamic with one config for everything but the modules named in keep_float.
-
-    Args:
-        keep_float_below: dB, or None: layers that fall below stay in float as well.
-        inputs: (arguments, named ones) that the model is called with to measure that.
+def quantize_as(model, request):
+    """quantize_dynamic as the Request says.
 
     Raises:
         SavedModelError: where nothing is quantized.
     """
-    spec = {**default_spec(qconfig), **dict.fromkeys(keep_float)}
-    measured = {}
-    if keep_float_below is not None:
-        arguments, named = inputs
-        measured["keep_float_below"] = keep_float_below
+    measured = request.limits()
+    if measured:
+        arguments, named = request.inputs
         measured["example_inputs"] = named or arguments  # read_inputs gives one or the other
-    quantized = quantize_dynamic(model, spec, **measured)
-    _check_quantized(quantized, qconfig)
+    quantized = quantize_dynamic(model, request.spec(), **measured)
+    _check_quantized(quantized, request.qconfig)
     return quantized
 
 
@@ -231,11 +241,11 @@ def _configuration(folder):
     """What config.json says; SavedModelError unless that is of a float model."""
     file = folder / "config.json"
     if not file.is_file():
-        raise SavedModelError(f"{folder} has no config.json: it is no Hugging Face folder")
+        raise SavedModelError(f"{folder} has no config.json: it is not a Hugging Face folder")
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise SavedModelError(f"{file} is no JSON: {error}") from error
+        raise SavedModelError(f"{file} is not JSON: {error}") from error
     if not isinstance(config, dict):
         raise SavedModelError(f"{file} holds a {type(config).__name__}, not the keys of a model")
     if held := config.get("quantization_config"):
@@ -312,46 +322,28 @@ def _already_quantized(model):
     return "torch.ao" if any(kind.startswith(of_torch) for kind in kinds) else None
 
 
-def _kept(model, quantized):
-    """The names of the modules that stayed in float although their types have a quantized form."""
-    layers = quantized_layers(quantized)
-    forms = Forms(None)
-    return [
-        name
-        for name, module in model.named_modules()
-        if forms.of(type(module))[1] and not any(_is_within(name, layer) for layer in layers)
-    ]
-
-
-def _is_within(name, outer):
-    return outer == "" or f"{name}.".startswith(f"{outer}.")
-
-
-def _read_quantized(folder, qconfig, keep_float, allow_pickle):
+def _read_quantized(folder, request, allow_pickle):
     _transformers()
     from dynquant.transformers import DynquantConfig, only
 
-    if qconfig.dtype is not torch.qint8:
-        raise SavedModelError(
-            f"{folder}: a folder is quantized with dtype qint8; for {qconfig.dtype} call "
-            "quantize_dynamic in Python"
-        )
-
+    qconfig = request.qconfig
     config = DynquantConfig(
         qconfig.weight,
         qconfig.activation,
         qconfig.symmetric,
-        [*map(only, keep_float)],
+        [*map(only, request.keep_float)],
         activation_bits=qconfig.activation_bits,
+        dtype=qconfig.dtype,
+        embeddings=request.embeddings,
     )
     model = _read_folder(folder, allow_pickle, quantization_config=config)
-    check_names(keep_float, dict(model.named_modules()))
+    check_names(request.keep_float, dict(model.named_modules()))
     _check_quantized(model, qconfig)
     return model
 
 
 def _save_folder(model, folder, made):
-    """Writes the model, and what `folder` has that is no weight."""
+    """Writes the model, and what `folder` has that is not a weight."""
     shutil.copytree(folder, made, ignore=_weights_in)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

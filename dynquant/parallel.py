@@ -16,7 +16,12 @@ from torch.distributed.tensor.parallel import ParallelStyle
 
 from dynquant.nn.conv1d import Conv1D
 from dynquant.nn.linear import Linear
-from dynquant.nn.linear_sharded import ColwiseLinear, RowwiseLinear
+from dynquant.nn.linear_sharded import (
+    MAX_LOCAL_COLUMNS,
+    ColwiseLinear,
+    RowwiseLinear,
+    ShardedLinear,
+)
 from dynquant.swap.undo import all_or_nothing
 
 
@@ -28,10 +33,16 @@ class _LinearStyle(ParallelStyle):
         LAYOUTS: the default placements of input and output.
     """
 
-    FORM = None
-    LAYOUTS = ()
+    FORM: type[ShardedLinear]
+    LAYOUTS: tuple[Placement, Placement]
 
-    def __init__(self, *, input_layouts=None, output_layouts=None, use_local_output=True):
+    def __init__(
+        self,
+        *,
+        input_layouts: Placement | None = None,
+        output_layouts: Placement | None = None,
+        use_local_output: bool = True,
+    ) -> None:
         super().__init__()
         given = {"input_layouts": input_layouts, "output_layouts": output_layouts}
         for name, layout in given.items():
@@ -65,6 +76,13 @@ class _LinearStyle(ParallelStyle):
             )
         if module.packed.is_meta:
             raise ValueError(f"{name} needs a layer with its weight, not one on the meta device")
+        columns = -(-module.in_features // device_mesh.size())
+        if self.FORM is RowwiseLinear and columns > MAX_LOCAL_COLUMNS:
+            raise ValueError(
+                f"{name} gives a process {columns:,} of {module.in_features:,} columns; at most "
+                f"{MAX_LOCAL_COLUMNS:,} can be summed exactly beside the row's range: take more "
+                "processes, or ColwiseParallel"
+            )
         with all_or_nothing(module):
             module.__class__ = self.FORM
             module._become(device_mesh, self)
@@ -100,7 +118,8 @@ class RowwiseParallel(_LinearStyle):
         use_local_output: give the local part as a plain tensor; otherwise a DTensor.
 
     Raises:
-        TypeError, ValueError: as ColwiseParallel.
+        TypeError, ValueError: as ColwiseParallel; also for activations in 16 bits, and for more
+            than 65,534 columns in a process.
     """
 
     FORM = RowwiseLinear

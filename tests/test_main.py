@@ -71,7 +71,7 @@ class Evil:
 
 def strict_json(path):
     def refuse(constant):
-        raise ValueError(f"{constant} is no JSON")
+        raise ValueError(f"{constant} is not JSON")
 
     return json.loads(Path(path).read_text(), parse_constant=refuse)
 
@@ -107,6 +107,15 @@ class TestQuantizeModule:
         assert type(model[0]) is nn.Linear and type(model[2]) is dynquant.nn.HalfLinear
         both = [*given, "--allow-pickle", str(module), str(tmp_path / "none")]
         assert main(["quantize", *both]) == 2  # nothing is left
+
+    def test_raise_bits_below(self, module, tmp_path, capsys):
+        torch.save(torch.randn(64, 32), tmp_path / "x.pt")
+        given = ["--allow-pickle", "--raise-bits-below", "99", "--inputs", str(tmp_path / "x.pt")]
+        with pytest.warns(UserWarning, match="activations in 16 bits, below 99.0 dB in 8"):
+            assert main(["quantize", *given, str(module), str(tmp_path / "q.pt")]) == 0
+        assert [one.activation_bits for one in loaded(tmp_path / "q.pt")[::2]] == [16, 16]
+        assert main(["report", *given, str(module)]) == 0
+        assert "16" in capsys.readouterr().out
 
     def test_keep_float_below(self, module, tmp_path):
         torch.save(torch.randn(64, 32), tmp_path / "x.pt")
@@ -227,9 +236,25 @@ class TestQuantizeFolder:
         assert type(model.pooler.dense) is nn.Linear
         assert type(model.encoder.layer[0].output.dense) is dynquant.nn.Linear
 
-    def test_another_dtype(self, folder, tmp_path, capsys):
-        assert main(["quantize", str(folder), str(tmp_path / "q"), "--dtype", "float16"]) == 2
-        assert "with dtype qint8" in capsys.readouterr().err
+    @pytest.mark.parametrize("measured", [[], ["--keep-float-below", "0", "--text", "the cat"]])
+    def test_other_dtypes(self, folder, tmp_path, measured):
+        from transformers import AutoModel
+
+        dtypes = ["--dtype", "float16", "--embeddings", "quint8"]
+        assert main(["quantize", *dtypes, *measured, str(folder), str(tmp_path / "q")]) == 0
+        model = AutoModel.from_pretrained(tmp_path / "q")
+        assert type(model.pooler.dense) is dynquant.nn.HalfLinear
+        assert type(model.embeddings.word_embeddings) is dynquant.nn.Embedding
+
+    def test_raise_bits_below(self, folder, tmp_path):
+        from transformers import AutoModel
+
+        given = ["--raise-bits-below", "99", "--keep-float", "pooler", "--text", "the cat sits"]
+        with pytest.warns(UserWarning, match="activations in 16 bits, below 99.0 dB in 8"):
+            assert main(["quantize", *given, str(folder), str(tmp_path / "q")]) == 0
+        model = AutoModel.from_pretrained(tmp_path / "q")
+        assert type(model.pooler.dense) is nn.Linear
+        assert model.encoder.layer[0].output.dense.activation_bits == 16
 
     def test_weights_that_are_pickled(self, folder, tmp_path, capsys):
         (folder / "model.safetensors").unlink()
@@ -245,7 +270,7 @@ class TestQuantizeFolder:
 
 
 CONFIGS = {
-    "no JSON": ("{nope", "config.json is no JSON"),
+    "no JSON": ("{nope", "config.json is not JSON"),
     "a list": ("[1]", "config.json holds a list"),
     "an unknown architecture": ('{"architectures": ["No"]}', "is a No, which this transformers"),
     "no architecture": ('{"architectures": "pipeline"}', "is a pipeline, which this transformers"),
@@ -376,19 +401,12 @@ def run(*arguments, cwd=ROOT):
     )
 
 
-def test_bench(tmp_path, capsys):
+def test_bench(tmp_path):
     assert run("bench", "compare", "a", "b").returncode == 2  # from its own arguments
+    assert "python -m benchmarks layers" in run("bench", "layers", "--help").stdout
     done = run("bench", "--help", cwd=tmp_path)
     assert done.returncode == 2
     assert "clone of the repository" in done.stderr
-
-
-def test_bench_hands_on_its_arguments(capsys):
-    pytest.importorskip("benchmarks")
-    with pytest.raises(SystemExit) as stopped:
-        main(["bench", "layers", "--help"])
-    assert stopped.value.code == 0
-    assert "python -m benchmarks layers" in capsys.readouterr().out
 
 
 def test_info(capsys):

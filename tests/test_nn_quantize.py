@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import reference as ref
 import torch
-from compare import assert_same
+from compare import assert_same, assert_same_state
 from hypothesis import given
 from hypothesis import strategies as st
 from round_trips import torch_saved
@@ -301,5 +301,12 @@ def test_a_dynamic_module_refuses_statistics():
         Quantize().load_state_dict({"scale": state["scale"]})
     with pytest.raises(RuntimeError, match='Missing key.*"scale"'):
         calibrated().load_state_dict({})
-    with pytest.raises(RuntimeError, match="size mismatch for scale"):
+    with pytest.raises(RuntimeError, match=r"scale: expected the shape \[1\], found \[2\]"):
         Quantize().load_state_dict({**state, "scale": torch.ones(2)})
+    with pytest.raises(RuntimeError, match="zero_point: expected torch.int32, found torch.float32"):
+        Quantize().load_state_dict({**state, "zero_point": torch.ones(1)})
+    for key in state:  # strict or not, statistics of two modules are never mixed
+        module = calibrated()
+        with pytest.raises(RuntimeError, match=f"{key} alone: scale and zero_point come together"):
+            module.load_state_dict({key: 2 * state[key]}, strict=False)
+        assert_same_state(module.state_dict(), state)

@@ -306,3 +306,31 @@ def test_a_mesh_of_two_dimensions_is_refused():
     with pytest.raises(ValueError, match="one dimension, got 2"):
         ColwiseParallel()._apply(linear, mesh)
     assert type(linear) is dynquant.nn.Linear
+
+
+@pytest.fixture
+def mesh_of_one():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+def test_a_layer_that_cannot_be_sharded_is_left_as_it_was(mesh_of_one):
+    """The range of the whole row takes two columns: 65,535 are one too many in a process."""
+    linear = dynquant.nn.Linear.from_float(nn.Linear(65_535, 2))
+    attributes, state = dict(vars(linear)), linear.state_dict()
+    x = torch.randn(3, 65_535)
+    expected = linear(x)
+    with pytest.raises(ValueError, match="65,535 of 65,535 columns; at most 65,534"):
+        parallelize_module(linear, mesh_of_one, RowwiseParallel())
+    assert type(linear) is dynquant.nn.Linear
+    assert vars(linear) == attributes
+    for key, value in linear.state_dict().items():
+        assert_same(value, state[key], key)
+    assert_same(linear(x), expected)
+    parallelize_module(linear, mesh_of_one, ColwiseParallel())
+    assert_same(linear(x), expected)
+    largest = dynquant.nn.Linear.from_float(nn.Linear(65_534, 2))
+    expected = largest(x[:, 1:])
+    parallelize_module(largest, mesh_of_one, RowwiseParallel())
+    assert_same(largest(x[:, 1:]), expected)

@@ -197,6 +197,42 @@ def test_one_product_where_nothing_else_is_asked_for():
     assert type(dynquant.quantize_dynamic(model, nothing).rnn) is nn.GRU
 
 
+def test_patterns_reach_products():
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"one": nn.LSTM(6, 8), "two": nn.GRU(6, 8), "cell": nn.LSTMCell(6, 8)})
+    model = model.eval()
+
+    def bits(spec):
+        made = dynquant.quantize_dynamic(model, spec)
+        return {
+            f"{name}.{product}": getattr(layer.config_of(product), "activation_bits", None)
+            for name, layer in made.items()
+            if hasattr(layer, "config_of")
+            for product in layer.products_of(layer)
+        }
+
+    rest = {kind: QConfig() for kind in (nn.LSTM, nn.GRU, nn.LSTMCell)}
+    inner = {"one.weight_ih_l0", "two.weight_ih_l0", "cell.weight_ih"}
+    every = inner | {name.replace("ih", "hh") for name in inner}
+    for spec, of_pattern in (
+        ({"*.weight_ih*": SIXTEEN}, inner),
+        ({"*": QConfig(), "*.weight_ih*": SIXTEEN}, inner),  # that with most letters
+        ({"one": QConfig(), "*.weight_ih*": SIXTEEN}, inner - {"one.weight_ih_l0"}),  # a name wins
+        ({"one.weight_ih_l0": QConfig(), "*.weight_ih_*": SIXTEEN}, {"two.weight_ih_l0"}),
+        ({"*n*": SIXTEEN, "*.weight_ih*": QConfig()}, {"one.weight_hh_l0"}),
+    ):
+        given = bits(rest | spec)
+        assert given.keys() == every
+        assert {name for name, value in given.items() if value == 16} == of_pattern, spec
+    given = bits(rest | {"*.weight_hh*": None})
+    assert {name for name, value in given.items() if value is None} == every - inner
+    assert bits({"o*.weight_hh_l0"}).keys() == {"one.weight_ih_l0", "one.weight_hh_l0"}
+    with pytest.raises(ValueError, match=r"no module whose name fits '\*.weight_ih_l7'"):
+        bits({"*.weight_ih_l7"})
+    alone = dynquant.quantize_dynamic(model["one"], {"": QConfig(), "weight_ih_l0": SIXTEEN})
+    assert alone.config_of("weight_ih_l0").activation_bits == 16
+
+
 def test_cells():
     torch.manual_seed(0)
     model = nn.ModuleDict({"cell": nn.LSTMCell(6, 8)})
@@ -242,6 +278,14 @@ def test_projections_of_an_attention():
     assert kinds == [dynquant.nn.Linear, nn.Linear, dynquant.nn.Linear, dynquant.nn.HalfLinear]
     assert result.attn.v_proj.activation_bits == 16
     torch.testing.assert_close(result(x), model(x), atol=0.05, rtol=0.05)
+
+
+def test_patterns_reach_projections():
+    model = nn.ModuleList([Attention(), Attention()])
+    spec = {nn.MultiheadAttention: QConfig(), "*.k_proj": None, "1.*.out_proj": SIXTEEN}
+    first, second = (one.attn for one in dynquant.quantize_dynamic(model, spec))
+    assert type(first.k_proj) is type(second.k_proj) is nn.Linear
+    assert first.out_proj.activation_bits == 8 and second.out_proj.activation_bits == 16
 
 
 def outlier_model():

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import subprocess
 import sys
 from importlib import resources
@@ -181,6 +182,58 @@ class TestLoading:
             quantizer.validate_environment(device_map={"": "disk"})
 
 
+class TestDtypes:
+    """Weights in 16 bits, and embeddings."""
+
+    @pytest.mark.parametrize(
+        ("arguments", "spec"),
+        [
+            (
+                {"embeddings": torch.quint8},
+                {nn.Linear: torch.qint8, nn.Embedding: torch.quint8},
+            ),
+            (
+                {"dtype": torch.bfloat16, "embeddings": "quint4x2"},
+                {nn.Linear: torch.bfloat16, nn.Embedding: torch.quint4x2},
+            ),
+            ({"dtype": "float16"}, {nn.Linear: torch.float16}),
+            ({"dtype": torch.quint8}, {nn.Embedding: torch.quint8}),
+        ],
+    )
+    @pytest.mark.parametrize("auto", [AutoModel, AutoModelForMaskedLM])  # whose decoder is tied
+    def test_round_trip(self, auto, arguments, spec, tmp_path):
+        torch.manual_seed(0)
+        auto.from_config(BERT).save_pretrained(tmp_path / "float")
+        config = DynquantConfig(**arguments)
+        model = auto.from_pretrained(tmp_path / "float", quantization_config=config)
+        expected = dynquant.quantize_dynamic(auto.from_pretrained(tmp_path / "float"), spec)
+        assert _types(model) == _types(expected)
+        assert_same(output(model), output(expected))
+        again = saved_and_loaded(model, tmp_path / "q", auto)
+        assert _types(again) == _types(model)
+        assert_same(output(again), output(model))
+
+    def test_embeddings_are_kept_in_float_by_name(self, bert):
+        config = DynquantConfig(embeddings=torch.quint8, modules_to_not_convert=["word_embeddings"])
+        model = AutoModel.from_pretrained(bert, quantization_config=config)
+        assert type(model.embeddings.word_embeddings) is nn.Embedding
+        assert type(model.embeddings.position_embeddings) is dynquant.nn.Embedding
+
+    def test_an_embedding_that_the_checkpoint_does_not_have(self, bert):
+        file = bert / "model.safetensors"
+        tensors = load_file(file)
+        del tensors["embeddings.token_type_embeddings.weight"]
+        save_file(tensors, file, metadata={"format": "pt"})
+        config = DynquantConfig(embeddings=torch.quint8)
+        model = AutoModel.from_pretrained(bert, quantization_config=config)
+        assert type(model.embeddings.token_type_embeddings) is nn.Embedding
+        assert type(model.embeddings.word_embeddings) is dynquant.nn.Embedding
+
+
+def _types(model):
+    return {name: type(module) for name, module in model.named_modules()}
+
+
 class TestConfigInMemory:
     """A config that holds a DynquantConfig, beside the folder."""
 
@@ -317,6 +370,9 @@ class TestConfig:
             ({"modules_to_not_convert": "pooler"}, TypeError),
             ({"modules_to_not_convert": ["pooler", "("]}, ValueError),
             ({"quant_method": "gptq"}, ValueError),
+            ({"dtype": "float8"}, ValueError),
+            ({"dtype": 8}, ValueError),
+            ({"embeddings": torch.qint8}, ValueError),
         ],
     )
     def test_wrong_arguments(self, arguments, error):
@@ -324,7 +380,12 @@ class TestConfig:
             DynquantConfig(**arguments)
 
     def test_through_json(self):
-        config = DynquantConfig(activation="per_tensor", modules_to_not_convert=["b", "a"])
+        config = DynquantConfig(
+            activation="per_tensor",
+            modules_to_not_convert=["b", "a"],
+            dtype=torch.bfloat16,
+            embeddings=torch.quint8,
+        )
         assert DynquantConfig.from_dict(json.loads(json.dumps(config.to_dict()))).to_dict() == (
             config.to_dict()
         )
@@ -335,6 +396,35 @@ def test_dynquant_does_not_import_it():
         "import sys, dynquant; sys.exit('transformers' in sys.modules or 'torchao' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+
+
+def test_loading_without_dynquant_is_loud(bert, tmp_path):
+    """transformers says that it does not know the method, and that all quantized weights lack."""
+    dynquant.quantize_dynamic(
+        AutoModel.from_pretrained(bert), {nn.Linear: torch.qint8, nn.Embedding: torch.quint8}
+    ).save_pretrained(tmp_path / "q")
+    code = """
+import sys
+sys.modules["dynquant"] = None
+from transformers import AutoModel
+model = AutoModel.from_pretrained(sys.argv[1])
+print({str(parameter.dtype) for parameter in model.parameters()})
+print(max(one.abs().max().item() for one in model.parameters() if one.dim() == 2) < 1)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "q")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "TRANSFORMERS_VERBOSITY": "warning", "COLUMNS": "200"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-2:] == ["{'torch.float32'}", "True"]  # no integers in them
+    assert "Unknown quantization type, got dynquant" in done.stderr
+    for name in ("pooler.dense.weight", "embeddings.word_embeddings.weight"):
+        (line,) = (one for one in done.stderr.splitlines() if one.startswith(f"{name} "))
+        assert "MISSING" in line
+    assert "pooler.dense.weight_int8" in done.stderr
 
 
 def test_sentence_transformers(tmp_path):
@@ -416,12 +506,36 @@ CURIOUS = {
         },
         WORDS,
     ),
+    "LongcatFlashModel": (
+        {
+            "hidden_size": 32,
+            "num_layers": 2,
+            "vocab_size": 99,
+            "num_attention_heads": 2,
+            "ffn_hidden_size": 48,
+            "expert_ffn_hidden_size": 48,
+            "n_routed_experts": 4,
+            "zero_expert_num": 2,
+            "moe_topk": 2,
+            "q_lora_rank": 16,
+            "kv_lora_rank": 16,
+            "qk_nope_head_dim": 8,
+            "qk_rope_head_dim": 8,
+            "v_head_dim": 8,
+            "head_dim": 8,
+        },
+        WORDS,
+    ),
     # Divides weights in place at its first call.
     "RwkvModel": (
         {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 99, "rescale_every": 1},
         WORDS,
     ),
 }
+
+
+def decibels(wanted, given):
+    return 10 * torch.log10(wanted.square().sum() / (given - wanted).square().sum())
 
 
 @pytest.mark.parametrize("name", CURIOUS)
@@ -436,17 +550,54 @@ def test_models_that_look_at_their_weights(name, tmp_path):
             made = of(**inputs)
         return next(one for one in made.values() if isinstance(one, torch.Tensor) and one.dim() > 1)
 
-    def decibels(given):
-        return 10 * torch.log10(wanted.square().sum() / (given - wanted).square().sum())
-
     made = dynquant.quantize_dynamic(model)
     model.save_pretrained(tmp_path / "float")  # before a call: RWKV saves what it has divided
     wanted, given = first(model), first(made)
-    assert decibels(given) > 25
+    assert decibels(wanted, given) > 25
     loaded = kind.from_pretrained(tmp_path / "float", quantization_config=DynquantConfig())
     again = saved_and_loaded(loaded, tmp_path / "int8", kind)
     assert_same(first(loaded), given)
     assert_same(first(again), given)
+
+
+def test_layers_of_layoutlmv2():
+    """The model itself needs detectron2, which PyPI does not have; it reads weights here."""
+    from transformers.models.layoutlmv2.modeling_layoutlmv2 import LayoutLMv2Encoder
+
+    torch.manual_seed(0)
+    config = transformers.LayoutLMv2Config(**SMALL, rel_pos_bins=32, rel_2d_pos_bins=64)
+    encoder = LayoutLMv2Encoder(config).eval()
+    inputs = {
+        "hidden_states": torch.randn(2, 9, 32),
+        "attention_mask": torch.zeros(2, 1, 1, 9),
+        "bbox": torch.randint(0, 1000, (2, 9, 4)),
+        "position_ids": torch.arange(9).expand(2, -1),
+    }
+    made = dynquant.quantize_dynamic(encoder)
+    assert isinstance(made.rel_pos_x_bias, dynquant.nn.Linear)
+    with torch.no_grad():
+        assert decibels(encoder(**inputs)[0], made(**inputs)[0]) > 25
+
+
+def test_sparse_auto_encoder_of_sentence_transformers():
+    pytest.importorskip("sentence_transformers")
+    from sentence_transformers.sparse_encoder.modules import SparseAutoEncoder
+
+    torch.manual_seed(0)
+    model = SparseAutoEncoder(64, 256, k=8, k_aux=64).eval()
+    nn.init.normal_(model.pre_bias, std=0.1)
+    nn.init.normal_(model.latent_bias, std=0.1)
+    made = dynquant.quantize_dynamic(model)
+    assert made.decoder.linear is made.encoder and isinstance(made.encoder, dynquant.nn.Linear)
+    x = torch.randn(16, 64)
+    with torch.no_grad():
+        wanted, given = (one({"sentence_embedding": x}) for one in (model, made))
+        assert (
+            decibels(model.decoder(x @ model.encoder.weight.T), made.decoder(made.encoder(x))) > 35
+        )
+    assert decibels(wanted["sentence_embedding_encoded"], given["sentence_embedding_encoded"]) > 35
+    chosen = [one["sentence_embedding"] != 0 for one in (wanted, given)]
+    assert (chosen[0] & chosen[1]).sum() > 0.9 * chosen[0].sum()
 
 
 class TestConversions:

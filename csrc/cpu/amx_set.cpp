@@ -15,22 +15,17 @@ const Kernels* amx_kernels() {
 }  // namespace dynquant
 
 #if defined(__linux__)
-#include <cpuid.h>
 #include <errno.h>
 #include <stdint.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "cpu_id.h"
 #include "layout.h"
 #include "staged.h"
 
 namespace dynquant {
 namespace {
-
-struct CpuId {
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  CpuId(unsigned leaf, unsigned subleaf) { __get_cpuid_count(leaf, subleaf, &a, &b, &c, &d); }
-};
 
 bool has_instructions() {
   constexpr unsigned kAmxTile = 1u << 24, kAmxInt8 = 1u << 25;

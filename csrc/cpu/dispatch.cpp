@@ -6,6 +6,7 @@
 
 #include <atomic>
 
+#include "cpu_id.h"
 #include "sets.h"
 
 namespace dynquant {
@@ -35,14 +36,16 @@ const Kernels* amx_emulated_kernels() {
 #endif
 
 const char* avx2_missing() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")
+  constexpr unsigned kF16c = 1u << 29;
+  return __builtin_cpu_supports("avx2") && (CpuId(1, 0).c & kF16c) != 0
              ? nullptr
              : "the processor or the operating system has no AVX2 with F16C";
 }
 
 const char* avxvnni_missing() {
+  constexpr unsigned kAvxVnni = 1u << 4;
   if (avx2_missing() != nullptr) return avx2_missing();
-  return __builtin_cpu_supports("avxvnni") ? nullptr : "the processor has no AVX-VNNI";
+  return (CpuId(7, 1).a & kAvxVnni) != 0 ? nullptr : "the processor has no AVX-VNNI";
 }
 #endif
 

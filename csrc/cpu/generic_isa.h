@@ -1,7 +1,7 @@
 // An `Isa` type in plain C++ of any width and tile: the scalar set, and in tests the odd shapes
 // that no processor has.
 //
-// What the algorithms ask of an Isa:
+// What the algorithms require of an Isa:
 //   kLanes           32-bit lanes of a register
 //   kTileRows        rows of a tile, at most
 //   kRegisters       registers that a tile may spend in all
@@ -16,7 +16,7 @@
 //                    store_bytes load_bytes load_nibbles
 //   product          stage load_weights load_activation dot, and keep, which hides a value from
 //                    the optimizer
-// min and max give their second operand where either is NaN, which `unordered` tells. Integer
+// min and max give their second operand where either is NaN, which `unordered` detects. Integer
 // arithmetic wraps. reduce_add adds the upper half of the lanes to the lower until one is left.
 // is_negative reads the sign bit, with_sign_of(a, b) is a's magnitude with b's sign bit, and
 // power_of_two(n) is 2^n for n in -126..127, 0 for -127, and any value for other n.

@@ -68,8 +68,8 @@ Array<uint8_t> quantize(const std::string& isa, const Array<float>& x, float inv
                         int32_t zero_point, int32_t q_min, int32_t q_max) {
   Array<uint8_t> q(x.size());
   const FloatEnv env;
-  kernels_of(isa).quantize(
-      {x.data(), Dtype::f32, x.size(), inv, zero_point, q_min, q_max, 0, q.mutable_data()});
+  kernels_of(isa).quantize({x.data(), Dtype::f32, x.size(), inv, zero_point, q_min, q_max, 0,
+                            q.mutable_data(), nullptr});
   return q;
 }
 

@@ -3,6 +3,7 @@
 from dynquant.nn.attention import MultiheadAttention
 from dynquant.nn.conv1d import Conv1D, HalfConv1D
 from dynquant.nn.embedding import Embedding, EmbeddingBag
+from dynquant.nn.experts import Experts, HalfExperts
 from dynquant.nn.linear import Linear
 from dynquant.nn.linear_half import HalfLinear
 from dynquant.nn.quantize import DeQuantize, Quantize
@@ -22,9 +23,11 @@ __all__ = [
     "DeQuantize",
     "Embedding",
     "EmbeddingBag",
+    "Experts",
     "GRU",
     "GRUCell",
     "HalfConv1D",
+    "HalfExperts",
     "HalfGRU",
     "HalfGRUCell",
     "HalfLSTM",

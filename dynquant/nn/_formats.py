@@ -1,7 +1,7 @@
 """Weight formats: how one float weight of a module is held, saved and multiplied with.
 
 A module has a format object for each of its weights, beside the buffers that hold the tensors. A
-format knows the weight's name and shape, and nothing of the module. It tells three forms apart:
+format knows the weight's name and shape, and nothing of the module. It distinguishes three forms:
 
     rows     the float weight [N, K], one row for each output
     entries  what a state dict has of it, a dict by key
@@ -32,10 +32,11 @@ class Format:
 
     Attributes:
         n, k: N and K.
+        shape: that of the rows.
         keys: those of the entries.
         buffers: the names of the tensors that are held.
         float_shape: that of the float module's parameter.
-        DTYPES: the dtypes of a config that ask for this format.
+        DTYPES: the dtypes of a config that select this format.
     """
 
     DTYPES = ()
@@ -47,6 +48,10 @@ class Format:
         self.float_shape = tuple(rows.shape)
         self.keys = self.keys_of(name)
         self.buffers = self.buffers_of(name)
+
+    @property
+    def shape(self):
+        return self.n, self.k
 
     @staticmethod
     def keys_of(name):
@@ -104,6 +109,11 @@ class Format:
     def steps(self, held):
         """How far apart neighbouring values are, [rows, 1] or [1, 1]."""
         raise NotImplementedError
+
+    def chunks(self, held):
+        """The weight in parts of a few thousand rows, each a format and what it holds."""
+        for first in range(0, self.n, _CHUNK):
+            yield self.part(held, first, first + _CHUNK)
 
     def scaled(self, held, scaled):
         """What is held for the rows times a number, by which `scaled` multiplies a tensor."""
@@ -167,9 +177,9 @@ class Int8(Format):
 
     @staticmethod
     def check(key, rows):
-        if rows.shape[1] > MAX_IN_FEATURES:
+        if rows.shape[-1] > MAX_IN_FEATURES:
             raise ValueError(
-                f"{key} has {rows.shape[1]} columns; at most {MAX_IN_FEATURES} can be quantized "
+                f"{key} has {rows.shape[-1]} columns; at most {MAX_IN_FEATURES} can be quantized "
                 "exactly"
             )
         check_finite(key, rows)
@@ -182,27 +192,31 @@ class Int8(Format):
         return dict(zip(self.keys, pair, strict=True))
 
     def expected(self):
-        integers = Entry((torch.int8,), ((self.n, self.k),))
-        scales = Entry((torch.float32,), ((self.n,), (1,)), check_scale)
+        integers = Entry((torch.int8,), (self.shape,))
+        *lead, n, _ = self.shape
+        scales = Entry((torch.float32,), ((*lead, n), (*lead, 1)), check_scale)
         return dict(zip(self.keys, (integers, scales), strict=True))
 
     def held_of(self, entries, device):
         integers, scale = super().held_of(entries, device)
-        self.per_channel = scale.numel() == self.n
-        return torch.ops.dynquant.pack_weight(integers), scale
+        self.per_channel = scale.shape[-1] == self.n
+        return self._packed(integers), scale
+
+    def _packed(self, integers):
+        return torch.ops.dynquant.pack_weight(integers)
 
     def entries(self, held):
         return dict(zip(self.keys, (self.integers(held), held[1]), strict=True))
 
     def values(self, held):
-        return self.integers(held).to(torch.float32) * held[1][:, None]
+        return self.integers(held).to(torch.float32) * held[1][..., None]
 
     def integers(self, held):
         return torch.ops.dynquant.unpack_weight(held[0], self.n, self.k)
 
     def zeros(self, held):
-        integers = torch.zeros(self.n, self.k, dtype=torch.int8, device=held[0].device)
-        return torch.ops.dynquant.pack_weight(integers), torch.zeros_like(held[1])
+        integers = torch.zeros(self.shape, dtype=torch.int8, device=held[0].device)
+        return self._packed(integers), torch.zeros_like(held[1])
 
     def steps(self, held):
         return held[1][:, None]
@@ -222,18 +236,39 @@ class Int8(Format):
         return f"{scheme}{bits_repr(self)}"
 
 
-class Bits16(Format):
-    """fp16 or bf16 [N, K]."""
+class _FloatValues(Format):
+    """The values themselves, under the name of the float module's parameter.
 
-    DTYPES = HALF_DTYPES
+    HELD: the dtypes that they may have.
+    """
 
-    def __init__(self, name, rows, qconfig):
-        super().__init__(name, rows, qconfig)
-        self.dtype = qconfig.dtype
+    HELD = ()
 
     @staticmethod
     def keys_of(name):
         return (name,)
+
+    def expected(self):
+        return {self.name: Entry(self.HELD, (self.shape,))}
+
+    def is_own(self, state_dict, prefix):
+        return f"{prefix}version" in state_dict
+
+    def values(self, held):
+        return held[0].to(torch.float32)
+
+    def steps(self, held):
+        return 2 * torch.finfo(held[0].dtype).eps * self.values(held).abs()
+
+
+class Bits16(_FloatValues):
+    """fp16 or bf16 [N, K]."""
+
+    DTYPES = HELD = HALF_DTYPES
+
+    def __init__(self, name, rows, qconfig):
+        super().__init__(name, rows, qconfig)
+        self.dtype = qconfig.dtype
 
     @staticmethod
     def buffers_of(name):
@@ -245,23 +280,10 @@ class Bits16(Format):
     def quantized(self, rows, key):
         return {self.name: in_16_bits(rows, self.dtype, key)}
 
-    def expected(self):
-        return {self.name: Entry(HALF_DTYPES, ((self.n, self.k),))}
-
-    def is_own(self, state_dict, prefix):
-        return f"{prefix}version" in state_dict
-
     def held_of(self, entries, device):
         (weight,) = super().held_of(entries, device)
         self.dtype = weight.dtype
         return (weight,)
-
-    def values(self, held):
-        return held[0].to(torch.float32)
-
-    def steps(self, held):
-        eps = torch.finfo(held[0].dtype).eps
-        return 2 * eps * held[0].to(torch.float32).abs()
 
     def linear(self, x, held, bias):
         return torch.ops.dynquant.linear_half(x, *held, bias)
@@ -270,12 +292,10 @@ class Bits16(Format):
         return f"dtype={self.dtype}"
 
 
-class Float(Format):
+class Float(_FloatValues):
     """fp32, bf16 or fp16 [N, K], as in the float module."""
 
-    @staticmethod
-    def keys_of(name):
-        return (name,)
+    HELD = FLOAT_DTYPES
 
     @staticmethod
     def buffers_of(name):
@@ -285,20 +305,7 @@ class Float(Format):
         return isinstance(other, Float)
 
     def quantized(self, rows, key):
-        copied = rows.detach().clone(memory_format=torch.contiguous_format)
-        return {self.name: copied}
-
-    def expected(self):
-        return {self.name: Entry(FLOAT_DTYPES, ((self.n, self.k),))}
-
-    def is_own(self, state_dict, prefix):
-        return f"{prefix}version" in state_dict
-
-    def values(self, held):
-        return held[0].to(torch.float32)
-
-    def steps(self, held):
-        return 2 * torch.finfo(held[0].dtype).eps * held[0].to(torch.float32).abs()
+        return {self.name: rows.detach().clone(memory_format=torch.contiguous_format)}
 
     def linear(self, x, held, bias):
         bias = None if bias is None else bias.to(x.dtype)
@@ -381,11 +388,11 @@ class Table(Format):
 
     def linear(self, x, held, bias):
         """With the dequantized values, of some rows after others: a table may be large."""
-        parts = []
-        for first in range(0, len(held[0]), _CHUNK):
-            part, rows = self.part(held, first, first + _CHUNK)
-            piece = None if bias is None else bias[first : first + _CHUNK]
+        parts, first = [], 0
+        for part, rows in self.chunks(held):
+            piece = None if bias is None else bias[first : first + part.n]
             parts.append(torch.nn.functional.linear(x, part.values(rows).to(x.dtype), piece))
+            first += part.n
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
     def __str__(self):
@@ -400,12 +407,11 @@ def are_alike(one, held, other, held_by_other):
 
     held, held_by_other: what they hold.
     """
-    if (one.n, one.k) != (other.n, other.k) or held[0].is_meta or held_by_other[0].is_meta:
+    if one.shape != other.shape or held[0].is_meta or held_by_other[0].is_meta:
         return False
     eps = torch.finfo(torch.float32).eps
-    for first in range(0, one.n, _CHUNK):
-        mine, rows = one.part(held, first, first + _CHUNK)
-        theirs, others = other.part(held_by_other, first, first + _CHUNK)
+    parts = zip(one.chunks(held), other.chunks(held_by_other), strict=True)
+    for (mine, rows), (theirs, others) in parts:
         values, other_values = mine.values(rows), theirs.values(others)
         # Half a step each, and what fp32 rounds off.
         bound = 0.501 * (mine.steps(rows) + theirs.steps(others)) + 2 * eps * values.abs()

@@ -37,10 +37,16 @@ def read_entries(module, expected, state_dict, prefix, strict, missing_keys, une
             for key in below
             if key not in expected and key.split(".")[0] not in module._modules
         )
-    errors = []
-    for key, value in found.items():
-        errors.extend(_complaints(prefix + key, value, expected[key]))
-    return found, errors
+    return found, errors_in(found, expected, prefix)
+
+
+def errors_in(found, expected, prefix):
+    """The messages of what is wrong with the entries `found`, each by its key in `expected`."""
+    return [
+        message
+        for key, value in found.items()
+        for message in _complaints(prefix + key, value, expected[key])
+    ]
 
 
 def is_float(value):

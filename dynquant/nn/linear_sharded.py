@@ -6,15 +6,14 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
-from dynquant.nn._checks import FLOAT_DTYPES
-from dynquant.nn._formats import renamed_from_version_1
-from dynquant.nn._state import is_float
+from dynquant.nn._formats import MAX_IN_FEATURES
 from dynquant.nn.linear import Linear
 
 _ops = torch.ops.dynquant
 
 # The range of the whole row reaches the kernels as this many further columns of each shard.
 _RANGE_COLUMNS = 2
+MAX_LOCAL_COLUMNS = MAX_IN_FEATURES - _RANGE_COLUMNS  # of a row that is spread over processes
 
 
 class ShardedLinear(Linear):
@@ -90,68 +89,39 @@ class ShardedLinear(Linear):
             local, self._mesh, [placement], run_check=False, shape=like.shape, stride=like.stride()
         )
 
-    def _state(self):
+    def _held_biases(self):
+        biases = super()._held_biases()
         if "_mesh" not in self.__dict__:
-            return super()._state()
+            return biases
+        shape = (self.out_features,)
+        return {name: self._distributed(name, one.detach(), shape) for name, one in biases.items()}
+
+    def _state(self):
         state = super()._state()
-        state["weight_int8"] = self._whole("weight_int8", self._local_part(state["weight_int8"]))
-        scales = self.out_features if self._formats["weight"].per_channel else 1
-        state["weight_scale"] = self._distributed("weight_scale", self.weight_scale, (scales,))
-        if self.bias is not None:
-            state["bias"] = self._distributed("bias", self.bias.detach(), (self.out_features,))
+        if "_mesh" in self.__dict__:
+            integers = self._local_part(state["weight_int8"])
+            state["weight_int8"] = self._whole("weight_int8", integers)
+            scales = self.out_features if self._formats["weight"].per_channel else 1
+            state["weight_scale"] = self._distributed("weight_scale", self.weight_scale, (scales,))
         return state
 
-    def _translated(self, state_dict, prefix):
-        """The local parts of what a state dict has for the whole layer."""
-        state_dict, errors = super()._translated(state_dict, prefix)
-        state_dict = dict(renamed_from_version_1(state_dict, prefix, self._formats.values()))
-        errors += self._wrong_shapes(state_dict, prefix)
-        if errors:
-            return state_dict, errors
-        weight = state_dict.get(prefix + "weight")
-        if is_float(weight):
-            own = [key for key in self._formats["weight"].keys if prefix + key in state_dict]
-            if own:
-                return state_dict, [
-                    f"{prefix}weight is {weight.dtype}, but {prefix}{own[0]} is there"
-                ]
-            weight = weight.full_tensor() if isinstance(weight, DTensor) else weight.detach()
-            try:
-                entries = self._quantized(f"{prefix}weight", weight)
-            except ValueError as error:
-                return state_dict, [str(error)]
-            del state_dict[f"{prefix}weight"]
-            entries["version"] = torch.tensor(self.VERSION)
-            state_dict |= {prefix + key: value for key, value in entries.items()}
-        for key in self.PLACEMENTS:
-            value = state_dict.get(prefix + key)
-            if isinstance(value, torch.Tensor):
-                local = self._localized(key, value)
-                state_dict[prefix + key] = self._held_form(local) if key == "weight_int8" else local
-        return state_dict, errors
+    def _formats_to_read(self):
+        whole = copy.copy(self._formats["weight"])
+        whole.n, whole.k = self.out_features, self.in_features
+        return {"weight": whole}
 
-    def _wrong_shapes(self, state_dict, prefix):
-        """Messages of what has not the shape of the whole layer's."""
-        n, k = self.out_features, self.in_features
-        shapes = {
-            "weight": ([n, k],),
-            "weight_int8": ([n, k],),
-            "weight_scale": ([n], [1]),
-            "bias": ([n],),
-        }
-        for key, allowed in shapes.items():
-            value = state_dict.get(prefix + key)
-            if isinstance(value, torch.Tensor) and list(value.shape) not in allowed:
-                expected, found = " or ".join(map(str, allowed)), list(value.shape)
-                yield f"{prefix}{key}: expected the shape {expected}, found {found}"
-
-    def _quantized(self, key, weight):
-        """The entries of a whole float weight; ValueError where it has none."""
-        if weight.dtype not in FLOAT_DTYPES:
-            listed = " or ".join(map(str, FLOAT_DTYPES))
-            raise ValueError(f"{key}: expected {listed}, found {weight.dtype}")
-        self.FORMAT.check(key, weight)
-        return self._formats["weight"].quantized(weight, key)
+    def _read(self, state_dict, prefix, *lists):
+        """As of a whole layer; what is found are the local parts."""
+        state_dict = dict(state_dict)
+        for key in (f"{prefix}weight", f"{prefix}weight_scale"):  # whose values are looked at
+            if isinstance(state_dict.get(key), DTensor):
+                state_dict[key] = state_dict[key].full_tensor()
+        found, errors = super()._read(state_dict, prefix, *lists)
+        for key in () if errors else self.PLACEMENTS:
+            if key in found:
+                local = self._localized(key, found[key])
+                found[key] = self._held_form(local) if key == "weight_int8" else local
+        return found, errors
 
     def _localized(self, key, value):
         placement = self._placement(key, value)
@@ -168,7 +138,7 @@ class ShardedLinear(Linear):
         """The local part of x at `placement`; gradient: that of its gradient's local part."""
         last = (Shard(-1), Shard(x.dim() - 1))
         is_part = not isinstance(x, DTensor) and self._input_layout in last
-        # Checked before anything is exchanged: processes that disagree do not come back from that.
+        # Checked before anything is exchanged: processes that disagree would wait forever.
         k = self._local_in_features if is_part else self.in_features
         if x.dim() == 0 or x.shape[-1] != k:
             raise RuntimeError(f"x must have K = {k} as its last dimension, got {list(x.shape)}")

@@ -7,21 +7,30 @@ from functools import partial
 import torch
 from torch import nn
 from torch.fx import Proxy
+from typing_extensions import Self
 
 import dynquant.ops  # noqa: F401 (registers torch.ops.dynquant)
 from dynquant.nn._checks import check_scale
 from dynquant.nn._fx import as_one_call
 from dynquant.nn._move import moved
 from dynquant.nn._script import no_script
+from dynquant.nn._state import Entry, errors_in
 from dynquant.qconfig import (
     EIGHT_BITS,
+    ConfigLike,
     QConfig,
     bits_repr,
     one_of,
     parse_qconfig,
     per_token,
 )
+from dynquant.stubs import DeQuantStub, QuantStub
 
+# Of the state dict, where there is a calibration.
+_ENTRIES = {
+    "scale": Entry((torch.float32,), ((1,),), check_scale),
+    "zero_point": Entry((torch.int32,), ((1,),)),
+}
 _REMEMBERS = "makes tensors remember their quantized form"
 
 
@@ -87,9 +96,9 @@ class Quantize(nn.Module):
 
     The result is an ordinary float tensor of x's shape and dtype, (q - zero_point) * scale, which
     any module or operator takes. It also remembers q, scale and zero_point, and dynquant.nn.Linear
-    uses those instead of quantizing once more. The memory is void once the tensor is changed in
-    place, in inference mode too; what autograd does not notice either (a write through .data or
-    .numpy(), or from another process) goes unnoticed. Copies, views and results of operators
+    uses those instead of quantizing again. It forgets them once it is changed in place, in
+    inference mode too; what autograd does not notice either (a write through .data or .numpy(), or
+    from another process) goes unnoticed. Copies, views and results of operators
     remember nothing. Under torch.compile and torch.export there is the float tensor alone.
 
     With scale and zero_point (a calibrated QuantStub's) every x is quantized by them, and a row
@@ -100,7 +109,12 @@ class Quantize(nn.Module):
         scale, zero_point: fp32 [1] and int32 [1], or None.
     """
 
-    def __init__(self, qconfig=None, scale=None, zero_point=None):
+    def __init__(
+        self,
+        qconfig: ConfigLike | None = None,
+        scale: torch.Tensor | None = None,
+        zero_point: torch.Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.qconfig = QConfig() if qconfig is None else parse_qconfig(qconfig)
         self.register_buffer("scale", scale)
@@ -108,7 +122,7 @@ class Quantize(nn.Module):
         self.eval()
 
     @classmethod
-    def from_float(cls, mod, qconfig=None):
+    def from_float(cls, mod: nn.Module, qconfig: ConfigLike | None = None) -> Self:
         """What a dynquant.QuantStub becomes; the stub's own qconfig comes before `qconfig`.
 
         A stub that has seen data gives its statistics, unless the config says 'dynamic': True.
@@ -121,8 +135,17 @@ class Quantize(nn.Module):
         )
         return cls(qconfig, scale.reshape(1), zero_point.reshape(1))
 
+    def to_float(self) -> nn.Module:
+        """A dynquant.QuantStub with the same config; one that is to see data where this one has."""
+        stub = QuantStub()
+        if self.scale is None:
+            stub.qconfig = self.qconfig
+        else:
+            stub.observe(self.qconfig)
+        return stub.train(self.training)
+
     @classmethod
-    def check_float(cls, mod, qconfig, name=""):
+    def check_float(cls, mod: nn.Module, qconfig: QConfig, name: str = "") -> None:
         """Raises ValueError, naming the stub, where from_float cannot give its form."""
         if mod.qconfig is None:
             one_of(f"{name}: a QuantStub's dtype", qconfig.dtype, EIGHT_BITS)
@@ -134,7 +157,7 @@ class Quantize(nn.Module):
     def __prepare_scriptable__(self):
         raise no_script(self, _REMEMBERS)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: fp32, bf16 or fp16 [..., K] -> the same shape and dtype."""
         if not isinstance(x, torch.Tensor):
             return as_one_call(self, x)
@@ -176,21 +199,19 @@ class Quantize(nn.Module):
         return super()._apply(partial(moved, fn), recurse)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        scale, error_msgs = state_dict.get(prefix + "scale"), args[-1]
-        if isinstance(scale, torch.Tensor):
-            try:
-                check_scale(f"{prefix}scale", scale)
-            except ValueError as error:
-                error_msgs.append(str(error))
-                return
-        calibration = {name: state_dict.get(prefix + name) for name in ("scale", "zero_point")}
-        if self.qconfig.dynamic is not True and None not in calibration.values():
-            for name, value in calibration.items():
-                if self._buffers[name] is None:
-                    self._buffers[name] = torch.empty(1, dtype=value.dtype, device=value.device)
+        found = {key: state_dict[prefix + key] for key in _ENTRIES if prefix + key in state_dict}
+        errors = errors_in(found, _ENTRIES, prefix)
+        if self.scale is not None and len(found) == 1:
+            errors.append(f"{prefix}{', '.join(found)} alone: scale and zero_point come together")
+        if errors:
+            args[-1].extend(errors)
+            return
+        if self.scale is None and self.qconfig.dynamic is not True and len(found) == 2:
+            for key, value in found.items():
+                self._buffers[key] = torch.empty_like(value)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         when = "dynamic" if self.scale is None else "calibrated"
         symmetry = "symmetric" if self.qconfig.symmetric else "asymmetric"
         return f"{self.qconfig.activation}, {symmetry}, {when}{bits_repr(self.qconfig)}"
@@ -199,19 +220,23 @@ class Quantize(nn.Module):
 class DeQuantize(nn.Module):
     """Gives a tensor that remembers no quantized form: itself, unless it came from Quantize."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.eval()
 
     @classmethod
-    def from_float(cls, mod):
+    def from_float(cls, mod: nn.Module) -> Self:
         """What a dynquant.DeQuantStub becomes."""
         return cls()
+
+    def to_float(self) -> nn.Module:
+        """A dynquant.DeQuantStub."""
+        return DeQuantStub().train(self.training)
 
     def __prepare_scriptable__(self):
         raise no_script(self, _REMEMBERS)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         if isinstance(x, Proxy):
             return as_one_call(self, x)
         return x if remembered(x) is None else x.view_as(x)

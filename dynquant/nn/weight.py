@@ -22,11 +22,13 @@ class QuantizedWeight(torch.Tensor):
     the dequantized values, and gives plain tensors.
 
     Code that merely looks at it (shape, dtype, device) costs nothing and finds, by
-    torch.overrides.has_torch_function, that this is no plain tensor. The fast path of
+    torch.overrides.has_torch_function, that this is not a plain tensor. The fast path of
     nn.TransformerEncoder looks so at each call, and then runs the quantized modules instead of a
     float kernel of its own.
 
-    Under torch.compile it holds the values themselves; they are computed where they are used.
+    Under torch.compile products with the weight, its transpose, and a list of weights concatenated
+    by rows are the module's as well; every other operator takes the dequantized values, which are
+    computed where they are used.
 
     Multiplied or divided in place by a positive number, it scales what the module holds.
 
@@ -54,16 +56,23 @@ class QuantizedWeight(torch.Tensor):
         return self.as_subclass(torch.Tensor)
 
 
-class _Quantized(QuantizedWeight):
-    """Has the formats, and no storage.
+class _Held(QuantizedWeight):
+    """Has formats, each with what a module holds as it says, and no storage.
+
+    The weight is the rows of the formats, one below the other. Some functions have handlers.
 
     is_own: whether this is a module's whole weight or a view of it, and no copy.
     """
 
     @staticmethod
     def __new__(cls, parts, dtype, is_transposed=False, is_own=False):
-        n, k = sum(one.n for one, _ in parts), parts[0][0].k
-        shape, strides = ((k, n), (1, k)) if is_transposed else ((n, k), (k, 1))
+        *lead, _, k = parts[0][0].shape
+        n = sum(one.n for one, _ in parts)
+        shape, strides = (n, k), (k, 1)
+        if is_transposed:
+            shape, strides = (k, n), (1, k)
+        if lead:
+            shape, strides = (*lead, *shape), (n * k, *strides)
         device = parts[0][1][0].device
         weight = torch.Tensor._make_wrapper_subclass(
             cls, shape, strides=strides, dtype=dtype, device=device
@@ -71,6 +80,14 @@ class _Quantized(QuantizedWeight):
         weight._parts, weight._is_transposed = tuple(parts), is_transposed
         weight._is_own = is_own
         return weight
+
+    @classmethod
+    def _handlers(cls):
+        """What some functions do instead of taking the dequantized values, by function.
+
+        Each may give NotImplemented, for arguments with which the function takes the values.
+        """
+        raise NotImplementedError
 
     def whole(self, rows):
         if len(self._parts) > 1 or rows(self)._is_transposed:
@@ -80,7 +97,7 @@ class _Quantized(QuantizedWeight):
     def dequantize(self):
         with torch.inference_mode(False), torch.no_grad():  # whose tensors have no _version
             values = _values(self._parts, self.dtype)
-            return values.t() if self._is_transposed else values
+            return values.mT if self._is_transposed else values
 
     def int_repr(self):
         """The integers, as they stand in a state dict: [N, K], or [K, N] of the transpose.
@@ -89,7 +106,7 @@ class _Quantized(QuantizedWeight):
             TypeError: for a weight in 16 bits.
         """
         integers = torch.cat([one.integers(held) for one, held in self._parts])
-        return integers.t() if self._is_transposed else integers
+        return integers.mT if self._is_transposed else integers
 
     def data_ptr(self):
         """The address of what is held: equal for weights that are tied."""
@@ -103,33 +120,12 @@ class _Quantized(QuantizedWeight):
             "is_own": self._is_own and changes.keys() == {"is_transposed"},
             **changes,
         }
-        return _Quantized(**given)
-
-    def _product(self, x, bias):
-        """x @ rows.T + bias."""
-        outputs, first = [], 0
-        for one, held in self._parts:
-            piece = None if bias is None else bias[first : first + one.n]
-            outputs.append(one.linear(x, held, piece))
-            first += one.n
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
-
-    def _slice(self, first, last):
-        """The rows from `first` to before `last`."""
-        parts, before = [], 0
-        for one, held in self._parts:
-            begin, end = max(first - before, 0), min(last - before, one.n)
-            if begin == 0 and end == one.n:
-                parts.append((one, held))
-            elif begin < end:
-                parts.append(one.part(held, begin, end))
-            before += one.n
-        return self._like(parts=parts or [self._parts[0][0].part(self._parts[0][1], 0, 0)])
+        return type(self)(**given)
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        handler = _HANDLERS.get(func)
+        handler = cls._handlers().get(func)
         if handler is not None:
             result = handler(*args, **kwargs)
             if result is not NotImplemented:
@@ -145,7 +141,7 @@ class _Quantized(QuantizedWeight):
                 unpacked.append(weight.dequantize())
                 return unpacked[-1]
 
-            args, kwargs = tree_map_only(_Quantized, unpack, (args, kwargs))
+            args, kwargs = tree_map_only(_Held, unpack, (args, kwargs))
             versions = [weight._version for weight in unpacked]
             result = func(*args, **kwargs)
             if any(
@@ -159,6 +155,70 @@ class _Quantized(QuantizedWeight):
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         args, kwargs = tree_map_only(cls, cls.dequantize, (args, kwargs or {}))
         return func(*args, **kwargs)
+
+
+class _Quantized(_Held):
+    """A matrix [N, K], or its transpose."""
+
+    @classmethod
+    def _handlers(cls):
+        return _HANDLERS
+
+    def _slice(self, first, last):
+        """The rows from `first` to before `last`."""
+        parts, before = [], 0
+        for one, held in self._parts:
+            begin, end = max(first - before, 0), min(last - before, one.n)
+            if begin == 0 and end == one.n:
+                parts.append((one, held))
+            elif begin < end:
+                parts.append(one.part(held, begin, end))
+            before += one.n
+        return self._like(parts=parts or [self._parts[0][0].part(self._parts[0][1], 0, 0)])
+
+
+class _Stack(_Held):
+    """Matrices [E, N, K], or their transposes, as experts have them: one part."""
+
+    @classmethod
+    def _handlers(cls):
+        return _STACK_HANDLERS
+
+    def _matrix(self, index):
+        ((one, held),) = self._parts
+        return _Quantized([one.of(held, index)], self.dtype, self._is_transposed)
+
+
+class _Traced(QuantizedWeight):
+    """A matrix while torch.compile traces, which knows no tensors without storage: the values.
+
+    They are in the graph where an operator takes them. Beside them are the same parts as of _Held.
+    """
+
+    @classmethod
+    def of(cls, values, parts, is_transposed=False):
+        weight = values.as_subclass(cls)
+        weight._parts, weight._is_transposed = parts, is_transposed
+        return weight
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        handler = _PRODUCTS.get(func)
+        result = NotImplemented if handler is None else handler(*args, **kwargs)
+        if result is not NotImplemented:
+            return result
+        first = args[0] if args else None
+        result = super().__torch_function__(func, types, args, kwargs)
+        dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+        rows_join = func in _CONCATENATIONS and dim == 0  # dynamo asks for lists, not for tuples
+        if rows_join and all(isinstance(one, cls) and not one._is_transposed for one in first):
+            return cls.of(result, [part for one in first for part in one._parts])
+        if func in _TRANSPOSES and isinstance(first, cls) and _is_transpose(args[1:]):
+            return cls.of(result, first._parts, not first._is_transposed)
+        if func in _CASTS and isinstance(first, cls) and result.dtype in FLOAT_DTYPES:
+            return cls.of(result, first._parts, first._is_transposed)
+        return result
 
 
 class _ValuesView(torch.Tensor):
@@ -202,12 +262,15 @@ def quantized_weight(parts, dtype):
     """The weight of a module, whose rows `parts` hold one below the other, as a QuantizedWeight.
 
     Args:
-        parts: each a Format and what the module holds.
+        parts: each a Format and what the module holds; a single one of a stack of matrices.
         dtype: the float dtype that the weight shows.
     """
-    if torch.compiler.is_dynamo_compiling():  # which cannot trace a tensor without storage
-        return _values(parts, dtype).as_subclass(QuantizedWeight)
-    return _Quantized(parts, dtype, is_own=True)
+    is_matrix = len(parts[0][0].shape) == 2
+    if torch.compiler.is_dynamo_compiling():
+        values = _values(parts, dtype)
+        return _Traced.of(values, parts) if is_matrix else values.as_subclass(QuantizedWeight)
+    kind = _Quantized if is_matrix else _Stack
+    return kind(parts, dtype, is_own=True)
 
 
 # What some functions do instead of taking the dequantized values; NotImplemented: they take those.
@@ -218,9 +281,33 @@ def _itself(weight, *args, **kwargs):
 
 
 def _transposed(weight, *dims):
-    if dims in ((), (0, 1), (1, 0), (-1, -2), (-2, -1), ((1, 0),)):
+    if _is_transpose(dims):
         return weight._like(is_transposed=not weight._is_transposed)
     return NotImplemented
+
+
+def _is_transpose(dims):
+    """Whether the arguments of t, transpose or permute exchange the two dimensions of a matrix."""
+    return dims in ((), (0, 1), (1, 0), (-1, -2), (-2, -1), ((1, 0),))
+
+
+def _stack_transposed(weight, *dims):
+    if dims in ((), (1, 2), (2, 1), (-1, -2), (-2, -1)):
+        return weight._like(is_transposed=not weight._is_transposed)
+    return NotImplemented
+
+
+def _of_stack(weight, index):
+    if isinstance(index, torch.Tensor):
+        if index.dim() or index.is_floating_point() or index.dtype == torch.bool:
+            return NotImplemented
+        index = int(index)
+    if not isinstance(index, int) or isinstance(index, bool):
+        return NotImplemented
+    count = weight.shape[0]
+    if not -count <= index < count:
+        raise IndexError(f"index {index} is out of bounds for dimension 0 with size {count}")
+    return weight._matrix(index % count)
 
 
 def _permuted(weight, *dims):
@@ -249,7 +336,7 @@ def _cast_to(dtype):
 
 
 def _type_as(weight, other):
-    return _moved(weight, other.device, other.dtype) if isinstance(weight, _Quantized) else other
+    return _moved(weight, other.device, other.dtype) if isinstance(weight, _Held) else other
 
 
 def _item(weight, index):
@@ -302,22 +389,39 @@ def _cat(tensors, dim=0):
 
 
 def _linear(input, weight, bias=None):
-    is_one = isinstance(weight, _Quantized) and not weight._is_transposed
-    return weight._product(_plain(input), _plain(bias)) if is_one else NotImplemented
+    is_one = isinstance(weight, _MATRICES) and not weight._is_transposed
+    return _product(_plain(input), weight, _plain(bias)) if is_one else NotImplemented
 
 
 def _matmul(input, other):
-    is_one = isinstance(other, _Quantized) and other._is_transposed
-    if not is_one or isinstance(input, _Quantized) or input.dim() == 0:
+    is_one = isinstance(other, _MATRICES) and other._is_transposed
+    if not is_one or isinstance(input, _MATRICES) or input.dim() == 0:
         return NotImplemented
-    return other._product(input, None)
+    return _product(input, other, None)
 
 
 def _addmm(input, mat1, mat2, *, beta=1, alpha=1):
-    if beta != 1 or alpha != 1 or isinstance(input, _Quantized) or input.dim() != 1:
+    if beta != 1 or alpha != 1 or isinstance(input, _MATRICES) or input.dim() != 1:
         return NotImplemented
-    is_one = isinstance(mat2, _Quantized) and mat2._is_transposed
-    return mat2._product(_plain(mat1), input) if is_one else NotImplemented
+    is_one = isinstance(mat2, _MATRICES) and mat2._is_transposed
+    return _product(_plain(mat1), mat2, input) if is_one else NotImplemented
+
+
+def _product(x, weight, bias):
+    """x @ rows.T + bias, where the weight is these rows or their transpose."""
+    outputs, first = [], 0
+    for one, held in weight._parts:
+        piece = None if bias is None else bias[first : first + one.n]
+        outputs.append(one.linear(x, held, piece))
+        first += one.n
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
+
+
+def _plain(tensor):
+    return tensor.dequantize() if isinstance(tensor, _MATRICES) else tensor
+
+
+_MATRICES = (_Quantized, _Traced)
 
 
 def _scaled_in_place(scaled):
@@ -329,7 +433,7 @@ def _scaled_in_place(scaled):
 
     def handler(weight, number):
         is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
-        if not isinstance(weight, _Quantized) or not weight._is_own or not is_number:
+        if not isinstance(weight, _Held) or not weight._is_own or not is_number:
             return NotImplemented
         if not 0 < number < math.inf:
             return NotImplemented
@@ -358,10 +462,6 @@ def _is_in_range(before, after):
     return bool(held.all())
 
 
-def _plain(tensor):
-    return tensor.dequantize() if isinstance(tensor, _Quantized) else tensor
-
-
 def _requires_grad(weight, value=True):
     if value:
         raise RuntimeError(
@@ -378,47 +478,59 @@ _SCALES = {
         (_T.div_, _T.divide_, _T.true_divide_, _T.__itruediv__), _scaled_in_place(torch.div)
     ),
 }
-_HANDLERS = {
-    torch.nn.functional.linear: _linear,
-    torch.matmul: _matmul,
-    torch.mm: _matmul,
-    torch.addmm: _addmm,
-    torch.cat: _cat,
-    torch.concat: _cat,
-    torch.concatenate: _cat,
-    torch.vstack: _cat,
-    torch.t: _transposed,
-    torch.transpose: _transposed,
-    torch.permute: _permuted,
-    torch.narrow: _narrow,
-    torch.chunk: _chunk,
-    torch.split: _split,
+_ALIKE = {  # for matrices and for stacks of them
+    **_SCALES,
     torch.detach: _itself,
-    torch.dequantize: _Quantized.dequantize,
-    torch.int_repr: _Quantized.int_repr,
+    torch.dequantize: _Held.dequantize,
+    torch.int_repr: _Held.int_repr,
     _T.data.__get__: _itself,
-    _T.T.__get__: _transposed,
-    _T.mT.__get__: _transposed,
     _T.requires_grad.__set__: _requires_grad,
     _T.requires_grad_: _requires_grad,
     _T.detach: _itself,
-    _T.matmul: _matmul,
-    _T.__matmul__: _matmul,
-    _T.mm: _matmul,
-    _T.addmm: _addmm,
-    **_SCALES,
-    _T.t: _transposed,
-    _T.transpose: _transposed,
-    _T.permute: _permuted,
-    _T.narrow: _narrow,
-    _T.chunk: _chunk,
-    _T.split: _split,
-    _T.__getitem__: _item,
     _T.to: _to,
     _T.float: _cast_to(torch.float32),
     _T.half: _cast_to(torch.float16),
     _T.bfloat16: _cast_to(torch.bfloat16),
     _T.type_as: _type_as,
+}
+_STACK_HANDLERS = {
+    **_ALIKE,
+    torch.transpose: _stack_transposed,
+    _T.mT.__get__: _stack_transposed,
+    _T.transpose: _stack_transposed,
+    _T.__getitem__: _of_stack,
+}
+_PRODUCTS = {
+    torch.nn.functional.linear: _linear,
+    torch.matmul: _matmul,
+    torch.mm: _matmul,
+    torch.addmm: _addmm,
+    _T.matmul: _matmul,
+    _T.__matmul__: _matmul,
+    _T.mm: _matmul,
+    _T.addmm: _addmm,
+}
+_TRANSPOSES = {
+    **dict.fromkeys(
+        (torch.t, torch.transpose, _T.T.__get__, _T.mT.__get__, _T.t, _T.transpose), _transposed
+    ),
+    torch.permute: _permuted,
+    _T.permute: _permuted,
+}
+_CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate, torch.vstack)
+_CASTS = (_T.to, _T.float, _T.half, _T.bfloat16, _T.type_as, _T.detach, torch.detach)
+_HANDLERS = {
+    **_ALIKE,
+    **_PRODUCTS,
+    **_TRANSPOSES,
+    **dict.fromkeys(_CONCATENATIONS, _cat),
+    torch.narrow: _narrow,
+    torch.chunk: _chunk,
+    torch.split: _split,
+    _T.narrow: _narrow,
+    _T.chunk: _chunk,
+    _T.split: _split,
+    _T.__getitem__: _item,
 }
 _LOOKS = {
     _T.__hash__,

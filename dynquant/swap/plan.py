@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from dynquant.nn.experts import FloatExperts, is_experts, unlike_experts
 from dynquant.qconfig import DTYPES, QConfig, one_of, parse_qconfig
 from dynquant.swap.copies import in_eval_mode
 from dynquant.swap.floats import without_form
@@ -18,7 +19,7 @@ from dynquant.swap.selection import Match, Spec, describe
 
 @dataclass(eq=False)
 class Item:
-    """One swap: `module`, found as `name` and in `places`, gives way to its quantized form.
+    """One swap: `module`, found as `name` and in `places`, is replaced by its quantized form.
 
     places: each (parent module, key in its _modules); none for the model itself.
     tie: equal for items whose forms can share a packed weight.
@@ -52,7 +53,7 @@ class Item:
         return any(config is not None for config in configs)
 
     def parts(self):
-        """Its products, where the form tells them apart; else None alone."""
+        """Its products, where the form distinguishes them; else None alone."""
         apart = getattr(self.form, "MIXED", None)
         return self.form.products_of(self.module) if apart else (None,)
 
@@ -62,7 +63,7 @@ class Plan:
 
     Args:
         modules: those of the model, a dict by name.
-        match: gives for a name the Match that tells the module's config, or None.
+        match: gives the Match with the config of the module of a name, or None.
         forms: a Forms.
         products: configs of products by name, a dict for each module's name.
     """
@@ -208,8 +209,9 @@ def plan_from_spec(model, qconfig_spec, dtype, mapping, inplace, qconfig):
         plan.warn_of_large_floats(model, forms)
         return plan
     spec = Spec(qconfig_spec, dtype, argument, forms.relatives)
-    products = _taken_products(spec, modules, forms)
-    spec.check_names(modules)
+    names = _names_of_products(spec, modules, forms)
+    products = _taken_products(spec, names)
+    spec.check_names(modules, names)
     if NonDynamicallyQuantizableLinear in spec.types:
         forms.allow(NonDynamicallyQuantizableLinear)
     for base, config in spec.types.items():
@@ -221,16 +223,28 @@ def plan_from_spec(model, qconfig_spec, dtype, mapping, inplace, qconfig):
     return plan
 
 
-def _taken_products(spec, modules, forms):
-    """Takes the names of products out of a spec: their configs, a dict for each module's name."""
-    taken = {}
-    for name in list(spec.names):
-        outer, _, product = name.rpartition(".")
-        module = modules.get(outer) if name else None
+def _names_of_products(spec, modules, forms):
+    """By the whole name of each product that an entry may name: (module, product)."""
+    outer = modules if spec.patterns else {name.rpartition(".")[0] for name in spec.names}
+    names = {}
+    for name in outer:
+        module = modules.get(name)
         for form in () if module is None else forms.of(type(module))[1]:
-            if getattr(form, "MIXED", None) and product in form.products_of(module):
-                taken.setdefault(outer, {})[product] = spec.names.pop(name)
-                break
+            if getattr(form, "MIXED", None):
+                with in_eval_mode(module):
+                    products = form.products_of(module)
+                names |= {f"{name}.{one}".lstrip("."): (name, one) for one in products}
+    return names
+
+
+def _taken_products(spec, names):
+    """Takes the products out of a spec: their configs, a dict for each module's name."""
+    taken = {}
+    for name, (outer, product) in names.items():
+        if found := spec.match_product(name):
+            taken.setdefault(outer, {})[product] = found.qconfig
+    for name in names:
+        spec.names.pop(name, None)
     return taken
 
 
@@ -334,8 +348,10 @@ def _computed(module):
 
 def _obstacle(module, base, parents):
     """Why a module of a type with a quantized form has none itself, or None."""
-    if "forward" in vars(module) or type(module).forward is not base.forward:
+    if "forward" in vars(module) or not _keeps_forward(type(module), base):
         return f"has a forward other than {base.__name__}'s"
+    if base is FloatExperts:
+        return unlike_experts(module)
     if issubclass(base, nn.Linear):
         for parent in parents:
             if isinstance(parent, nn.MultiheadAttention):
@@ -343,6 +359,10 @@ def _obstacle(module, base, parents):
     if computed := _computed(module):
         return f"has a {computed} that a hook computes, as weight_norm's does: remove that first"
     return None
+
+
+def _keeps_forward(module_type, base):
+    return is_experts(module_type) if base is FloatExperts else module_type.forward is base.forward
 
 
 def _titled(name, module):

@@ -7,15 +7,16 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from dynquant import nn as quantized
+from dynquant.nn.experts import FloatExperts
 from dynquant.qconfig import one_of
 from dynquant.stubs import DeQuantStub, QuantStub
-from dynquant.swap.selection import describe
+from dynquant.swap.selection import bases_of, describe
 
 # The quantized forms of each float type, of which the config's dtype chooses one; None for a type
 # that has none although its base type has.
 _FORMS = {
     nn.Linear: (quantized.Linear, quantized.HalfLinear),
-    # Whoever makes one computes with its weight; it is quantized where it is asked for itself.
+    # Code that makes one computes with its weight; it is quantized where it is named itself.
     NonDynamicallyQuantizableLinear: None,
     nn.MultiheadAttention: quantized.MultiheadAttention,
     nn.LSTM: (quantized.LSTM, quantized.HalfLSTM),
@@ -26,6 +27,7 @@ _FORMS = {
     nn.RNNCell: (quantized.RNNCell, quantized.HalfRNNCell),
     nn.Embedding: quantized.Embedding,
     nn.EmbeddingBag: quantized.EmbeddingBag,
+    FloatExperts: (quantized.Experts, quantized.HalfExperts),
     QuantStub: quantized.Quantize,
     DeQuantStub: quantized.DeQuantize,
 }
@@ -52,7 +54,7 @@ class Forms:
     """The quantized form of every float type, those of the user's `mapping` first.
 
     Entries of `mapping` that lead to torch.ao's own modules say no more than that the type is to be
-    quantized: they give way to the forms of dynquant.
+    quantized: dynquant's own forms are used instead.
 
     Attributes:
         relatives: types made of linear layers, which an entry for nn.Linear covers as well.
@@ -70,7 +72,7 @@ class Forms:
                     f"mapping[{describe(base)}] is {form!r}; expected a class with from_float"
                 )
         foreign = _foreign_forms()
-        self.relatives = (nn.MultiheadAttention, *foreign)
+        self.relatives = (nn.MultiheadAttention, FloatExperts, *foreign)
         mapping = {base: form for base, form in mapping.items() if not _is_of_torch_ao(form)}
         self._forms = {**_FORMS, **foreign, **mapping}
         self._quantized = tuple({form for forms in self._forms.values() for form in _each(forms)})
@@ -81,11 +83,15 @@ class Forms:
 
     def of(self, module_type):
         """The nearest base type that has an entry, and its forms: (None, ()) without one."""
-        base = next((base for base in module_type.__mro__ if base in self._forms), None)
+        base = next((base for base in bases_of(module_type) if base in self._forms), None)
         return base, _each(self._forms.get(base))
 
     def is_quantized(self, module_type):
         return issubclass(module_type, self._quantized)
+
+    def is_own(self, module_type):
+        """Whether a type is itself a quantized form, and none that derives from one."""
+        return module_type in self._quantized
 
     def has_any(self, module_type):
         """Whether the type, or one that derives from it, has a quantized form or is one."""

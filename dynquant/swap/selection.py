@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from dynquant.nn.experts import FloatExperts, is_experts
 from dynquant.qconfig import QConfig, parse_qconfig
 from dynquant.stubs import QuantStub
 
@@ -30,7 +31,7 @@ class Spec:
             configs or None.
         dtype: what holds for configs that name no dtype.
         argument: what messages call qconfig_spec.
-        relatives: types of modules made of linear layers: an entry for nn.Linear speaks of them,
+        relatives: types of modules made of linear layers: an entry for nn.Linear covers them,
             after those for the types that they derive from, nn.Module excepted.
 
     Raises:
@@ -59,15 +60,31 @@ class Spec:
                     f"{argument} has the key {key!r}; expected a type of nn.Module or a module name"
                 )
 
-    def check_names(self, modules):
-        """Raises ValueError for a name or pattern that is not in `modules`, a dict by name."""
+    def check_names(self, modules, products):
+        """Raises ValueError for a name that is not in `modules`, a dict by name, and for a pattern
+        that fits none of those nor of `products`, a set of names.
+        """
         check_names(self.names, modules)
         for pattern in self.patterns:
-            if not any(_fits(pattern, name) for name in modules):
+            if not any(_fits(pattern, name) for name in (*modules, *products)):
                 raise ValueError(f"the model has no module whose name fits {pattern!r}")
 
+    def match_product(self, name):
+        """The Match of the entry that speaks of the product `name` itself; None where that is one
+        for its module, or there is none.
+        """
+        if name in self.names:
+            return Match(self.names[name], True)
+        lineage = _lineage(name)
+        if any(covering in self.names for covering in lineage):
+            return None
+        best = self._best_pattern(lineage)
+        if best is None or any(_fits(best, covering) for covering in lineage[1:]):
+            return None
+        return Match(self.patterns[best], False)
+
     def match(self, name, modules):
-        """The Match of the most specific entry, or None where no entry speaks of the module.
+        """The Match of the most specific entry, or None where no entry covers the module.
 
         The order is: exact name, longest parent name, pattern (that with most letters, the last
         of equals), exact type, base type, and the types of the parents from the nearest. Patterns
@@ -81,13 +98,8 @@ class Spec:
         for covering in lineage:
             if covering in self.names:
                 return Match(self.names[covering], covering == name)
-        fitting = [
-            pattern
-            for pattern in self.patterns
-            if any(_fits(pattern, covering) for covering in lineage)
-        ]
-        if fitting:
-            best = max(reversed(fitting), key=lambda pattern: len(pattern.replace("*", "")))
+        best = self._best_pattern(lineage)
+        if best is not None:
             return Match(self.patterns[best], False)
         for covering in lineage:
             for base in self._bases(type(modules[covering])):
@@ -95,12 +107,31 @@ class Spec:
                     return Match(self.types[base], False)
         return None
 
+    def _best_pattern(self, lineage):
+        """The pattern with most letters, the last of equals, that fits one of the names."""
+        fitting = [
+            pattern
+            for pattern in self.patterns
+            if any(_fits(pattern, covering) for covering in lineage)
+        ]
+        letters = {pattern: len(pattern.replace("*", "")) for pattern in fitting}
+        return max(reversed(fitting), key=letters.get, default=None)
+
     def _bases(self, module_type):
-        bases = module_type.__mro__
-        if nn.Linear in bases or not issubclass(module_type, self._relatives):
+        bases = bases_of(module_type)
+        if nn.Linear in bases or not set(bases).intersection(self._relatives):
             return bases
         last = bases.index(nn.Module)
         return (*bases[:last], nn.Linear, *bases[last:])
+
+
+def bases_of(module_type):
+    """The type and its bases, from the nearest, as tables of types know them."""
+    bases = module_type.__mro__
+    if not any(is_experts(base) for base in bases):
+        return bases
+    last = bases.index(nn.Module)
+    return (*bases[:last], FloatExperts, *bases[last:])
 
 
 def check_names(names, modules):

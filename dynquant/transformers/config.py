@@ -2,28 +2,36 @@
 
 import dataclasses
 import warnings
+from collections.abc import Collection, Iterable
+from typing import Any
 
 import regex
 import torch
+from torch import nn
 from transformers.quantizers import register_quantization_config
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from dynquant.qconfig import DTYPES, QConfig
+from dynquant.nn import Embedding
+from dynquant.qconfig import DTYPES, QConfig, one_of
 from dynquant.swap.plan import default_spec
 from dynquant.swap.selection import did_you_mean
 from dynquant.transformers.module_names import kept, only
 
 METHOD = "dynquant"
+EMBEDDING_DTYPES = Embedding.DTYPES
 
 
 @register_quantization_config(METHOD)
 class DynquantConfig(QuantizationConfigMixin):
-    """How from_pretrained quantizes: as dynquant.quantize_dynamic does, with int8 weights.
+    """How from_pretrained quantizes: as dynquant.quantize_dynamic does.
 
     It is saved in the model's config.json.
 
     Args:
-        weight, activation, symmetric, activation_bits: as in dynquant.QConfig.
+        weight, activation, symmetric, activation_bits, dtype: as in dynquant.QConfig; the dtype
+            also by its name, as in 'bfloat16'. Types that have no form of it stay in float.
+        embeddings: torch.quint8 or torch.quint4x2, also by name: nn.Embedding and nn.EmbeddingBag
+            in 8 or 4 bits, besides what `dtype` asks for.
         modules_to_not_convert: names of modules that stay in float, each of which covers its
             submodules, or regular expressions, as for other methods of transformers. Those that
             lose too much are found on the float model, by dynquant.compare or by
@@ -42,16 +50,24 @@ class DynquantConfig(QuantizationConfigMixin):
 
     def __init__(
         self,
-        weight="per_channel",
-        activation="per_token",
-        symmetric=False,
-        modules_to_not_convert=None,
-        quant_method=METHOD,
-        activation_bits=8,
-        modules=None,
-        source=None,
-    ):
-        QConfig(weight, activation, symmetric, activation_bits=activation_bits)  # checks them
+        weight: str = "per_channel",
+        activation: str = "per_token",
+        symmetric: bool = False,
+        modules_to_not_convert: Collection[str] | None = None,
+        quant_method: str = METHOD,
+        activation_bits: int = 8,
+        modules: dict[str, dict[str, Any] | None] | None = None,
+        dtype: str | torch.dtype = "qint8",
+        embeddings: str | torch.dtype | None = None,
+        source: dict[str, Any] | None = None,
+    ) -> None:
+        self.weight = weight
+        self.activation = activation
+        self.symmetric = symmetric
+        self.activation_bits = activation_bits
+        self.dtype = _name_of(dtype)
+        self.embeddings = None if embeddings is None else _name_of(embeddings)
+        self._default_spec()  # checks them
         self.modules = modules
         if modules is not None:
             self._qconfigs()
@@ -67,18 +83,15 @@ class DynquantConfig(QuantizationConfigMixin):
                 regex.compile(name)
             except (regex.error, RecursionError) as error:
                 raise ValueError(
-                    f"modules_to_not_convert has {name!r}, which is no regular expression: {error}"
+                    f"modules_to_not_convert has {name!r}, not a regular expression: {error}"
                 ) from error
         self.quant_method = METHOD
-        self.weight = weight
-        self.activation = activation
-        self.symmetric = symmetric
-        self.activation_bits = activation_bits
         self.modules_to_not_convert = sorted(names)
         if source is not None:
             self.source = source
 
-    source = None  # it is no attribute of its own, and not saved, in any other config
+    # Not an attribute of its own, and not saved, in any other config.
+    source: dict[str, Any] | None = None
 
     def _qconfigs(self):
         """The QConfigs of `modules`, by name."""
@@ -87,31 +100,39 @@ class DynquantConfig(QuantizationConfigMixin):
         try:
             return {name: _from_fields(fields) for name, fields in self.modules.items()}
         except (TypeError, ValueError, AttributeError, KeyError) as error:
-            raise ValueError(f"modules holds what is no config of dynquant: {error}") from error
+            raise ValueError(f"modules holds what is not a config of dynquant: {error}") from error
 
-    def spec_for(self, model):
+    def spec_for(self, model: nn.Module) -> dict[Any, QConfig | None]:
         """The qconfig_spec of quantize_dynamic that says the same of `model`."""
         if self.modules is not None:
             return self._qconfigs()
+        names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
+        in_float = dict.fromkeys(kept(names, self.modules_to_not_convert))
+        return {**self._default_spec(), **in_float}
+
+    def _default_spec(self):
         qconfig = QConfig(
             self.weight,
             self.activation,
             self.symmetric,
+            dtype=_dtype_of(self.dtype, "dtype", DTYPES),
             activation_bits=self.activation_bits,
         )
         spec = default_spec(qconfig)
-        names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
-        return {**spec, **dict.fromkeys(kept(names, self.modules_to_not_convert))}
+        if self.embeddings is not None:
+            dtype = _dtype_of(self.embeddings, "embeddings", EMBEDDING_DTYPES)
+            spec |= default_spec(QConfig(dtype=dtype))
+        return spec
 
-    def get(self, key, default=None):
+    def get(self, key: str, default: Any = None) -> Any:
         """As of a dict: transformers reads the config of a model so, also where it holds this."""
         return getattr(self, key, default)
 
-    def keep_float(self, names):
+    def keep_float(self, names: Iterable[str]) -> None:
         """What the checkpoint does not have is to be trained: it stays in float when saved, too."""
         self.modules_to_not_convert = sorted({*self.modules_to_not_convert, *map(only, names)})
 
-    def warn_of_unknown_names(self, model):
+    def warn_of_unknown_names(self, model: nn.Module) -> None:
         """Warns of entries of modules_to_not_convert that no module of `model` fits."""
         names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
         for entry in self.modules_to_not_convert:
@@ -132,15 +153,22 @@ def fields_of(qconfig):
         for one in dataclasses.fields(qconfig)
         if getattr(qconfig, one.name) != one.default
     }
-    return {key: _DTYPE_NAMES.get(value, value) for key, value in fields.items()}
+    return {key: _name_of(value) for key, value in fields.items()}
 
 
 def _from_fields(fields):
     if fields is None:
         return None
-    dtypes = {name: dtype for dtype, name in _DTYPE_NAMES.items()}
-    given = {**fields, "dtype": dtypes[fields.get("dtype", _DTYPE_NAMES[torch.qint8])]}
-    return QConfig(**given)
+    dtype = _dtype_of(fields.get("dtype", "qint8"), "dtype", DTYPES)
+    return QConfig(**{**fields, "dtype": dtype})
 
 
-_DTYPE_NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in DTYPES}
+def _name_of(value):
+    """The name of a torch.dtype; any other value as it is."""
+    return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
+
+
+def _dtype_of(name, argument, allowed):
+    names = {_name_of(dtype): dtype for dtype in allowed}
+    one_of(argument, name, tuple(names))
+    return names[name]

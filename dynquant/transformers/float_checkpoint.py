@@ -11,11 +11,19 @@ from dynquant.quantize import quantize_dynamic
 from dynquant.swap.places import replace_modules
 from dynquant.swap.plan import plan_from_spec
 from dynquant.swap.registry import Forms
+from dynquant.swap.ties import remember_shared
 from dynquant.transformers.stand_ins import StandIn
+
+_OF_ONE_WEIGHT = (
+    quantized.Linear,
+    quantized.HalfLinear,
+    quantized.Embedding,
+    quantized.EmbeddingBag,
+)
 
 
 class FloatCheckpoint:
-    """Quantizes a linear layer as soon as its weight is read, every other module once all are.
+    """Quantizes a module as soon as its weight is read where it has but one, others once all are.
 
     Args:
         model: with its parameters on the meta device.
@@ -25,6 +33,7 @@ class FloatCheckpoint:
     def __init__(self, model, config):
         self._config = config
         config.warn_of_unknown_names(model)
+        remember_shared(model, list(model.all_tied_weights_keys.items()))
         tied = set(chain.from_iterable(model.all_tied_weights_keys.items()))
         plan = plan_from_spec(model, config.spec_for(model), torch.qint8, None, True, None)
         plan.warn_of_large_floats(model, Forms(None))
@@ -33,7 +42,7 @@ class FloatCheckpoint:
         self._awaited = {  # by the name of the weight
             f"{item.name}.weight": item
             for item in plan.items
-            if item.name and issubclass(item.form, quantized.Linear)
+            if item.name and issubclass(item.form, _OF_ONE_WEIGHT)
             if not any(f"{item.name}.{key}" in tied for key in ("weight", "bias"))
         }
         self._found = set()
@@ -46,11 +55,12 @@ class FloatCheckpoint:
         """Takes a float weight from the checkpoint.
 
         Returns:
-            whether its layer is quantized now; otherwise the weight is to be set as it is.
+            whether its module is quantized now; otherwise the weight is to be set as it is.
         """
         item = self._awaited[key]
         self._found.add(key)
-        if item.module.bias is not None and item.module.bias.is_meta:  # comes later, or never
+        bias = item.module._parameters.get("bias")
+        if bias is not None and bias.is_meta:  # comes later, or never
             return False
         item.module.weight = nn.Parameter(weight, requires_grad=False)
         try:

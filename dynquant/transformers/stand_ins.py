@@ -13,7 +13,7 @@ class StandIn(nn.Module):
 
     def __init__(self, form):
         super().__init__()
-        self._form = [form]  # in a list, so that it is no submodule
+        self._form = [form]  # in a list, so that it is not a submodule
         self._is_hf_initialized = True
         for key in self.HIDDEN:
             self.__dict__[key] = torch.empty(0)
@@ -46,11 +46,15 @@ class AttentionStandIn(StandIn):
 
 
 class StateStandIn(StandIn):
-    """One with the entries of the module's state dict as parameters, for the loader to set."""
+    """One with the module's own entries of a state dict as parameters, for the loader to set.
+
+    Float submodules are its own as well.
+    """
 
     def __init__(self, form):
         super().__init__(form)
-        for key, value in form.state_dict().items():
+        self._modules = form._modules
+        for key, value in form._state().items():
             key = key.removesuffix("_uint8").removesuffix("_int8")
             self.__dict__.pop(key, None)
             empty = torch.empty_like(value, device="meta")
@@ -72,7 +76,8 @@ class StateStandIn(StandIn):
         if missing and not is_float:
             raise ValueError(f"{name}: the checkpoint lacks {', '.join(sorted(missing))}")
         try:
-            self.form.load_state_dict(self._entries(found), assign=True)
+            below = {key: value for key, value in self.form.state_dict().items() if "." in key}
+            self.form.load_state_dict({**below, **self._entries(found)}, assign=True)
         except RuntimeError as error:
             raise ValueError(f"{name}: {error}") from error
 
