@@ -448,5 +448,5 @@ class TestArguments:
         folder = write(tmp_path)
         torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
         (folder / "model.safetensors").unlink()
-        with pytest.raises(ValueError, match="no safetensors file"):
+        with pytest.raises(ValueError, match="not a safetensors file"):
             load_int8(AutoModel, folder)
