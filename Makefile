@@ -26,7 +26,7 @@ cuda: $(VENV)/tools
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/cuda --target dynquant_cuda_kernels
 
 lint: $(VENV)/dev
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/typos && $(BIN)/clang-format --dry-run -Werror $(NATIVE)
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/typos && $(BIN)/mypy && $(BIN)/clang-format --dry-run -Werror $(NATIVE)
 
 format: $(VENV)/dev
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/clang-format -i $(NATIVE)

@@ -10,7 +10,7 @@ KINDS = ("kernels", "layers", "models")
 
 
 class ResultError(ValueError):
-    """A file that is no result of this program, or two that cannot be compared."""
+    """A file that is not a result of this program, or two that cannot be compared."""
 
 
 def make(kind, machine, settings, rows, **others):

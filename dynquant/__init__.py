@@ -11,6 +11,7 @@ from dynquant import (
     ops,  # first: loads the compiled library
 )
 from dynquant.comparison import Comparison, compare
+from dynquant.dequantize import dequantize
 from dynquant.fused import fuse, fused_blocks
 from dynquant.isa import info, set_isa
 from dynquant.observer import Observer
@@ -26,6 +27,7 @@ __all__ = [
     "QuantStub",
     "compare",
     "convert",
+    "dequantize",
     "fuse",
     "fused_blocks",
     "info",

@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -27,18 +28,18 @@ from dynquant.whole_files import whole
 QUANTIZE = """Quantize a saved model and save it.
 
 IN is a Hugging Face folder (its weights in safetensors), and OUT becomes one, with the tokenizer
-and all else that is no weight; `import dynquant.transformers` before loading it. Or IN is a module
-that torch.save wrote, and OUT becomes such a file: this unpickles IN, which runs whatever code it
-asks for, and so needs --allow-pickle.
+and everything else that is not a weight; `import dynquant.transformers` before loading it. Or IN is
+a module that torch.save wrote, and OUT becomes such a file: this unpickles IN, which runs whatever
+code it asks for, and so needs --allow-pickle.
 """
 REPORT = """What quantization costs each layer in precision, and what it saves in time and bytes.
 
 IN is as for `quantize`. It runs on texts that its tokenizer takes, or on --inputs. The exit code is
 1 where a layer falls below --fail-below.
 """
-BENCH = """dynquant beside its peers: `bench ARGUMENTS` is `python -m benchmarks ARGUMENTS`.
+BENCH = """dynquant beside its peers: `bench ARGUMENTS` runs `python -m benchmarks ARGUMENTS`.
 
-The harness is no part of the package: run this in a clone of the repository.
+The harness is not part of the package: run this in a clone of the repository.
 """
 
 
@@ -135,12 +136,10 @@ def _is_below(row, limit):
 
 
 def _bench(arguments):
-    try:
-        from benchmarks.__main__ import main as run
-    except ImportError as error:
-        print(f"dynquant bench: {error}\n\n{BENCH}", file=sys.stderr)
+    if not Path("benchmarks", "__main__.py").exists():
+        print(f"dynquant bench: there is no folder benchmarks here\n\n{BENCH}", file=sys.stderr)
         return 2
-    return run(arguments)
+    return subprocess.call([sys.executable, "-m", "benchmarks", *arguments])
 
 
 def _request(options):
@@ -200,7 +199,7 @@ def _decibels(text):
     except ValueError:
         value = math.nan
     if math.isnan(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of dB")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of dB")
     return value
 
 

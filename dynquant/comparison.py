@@ -2,8 +2,10 @@
 
 import copy
 import math
+import os
 import time
 from statistics import median
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -14,12 +16,20 @@ from dynquant.qconfig import EIGHT_BITS
 from dynquant.swap.registry import Forms
 from dynquant.whole_files import whole
 
+if TYPE_CHECKING:
+    import pandas
+
 REPETITIONS = 5  # of the timed runs, after one that is not timed
 
 # Heading, key of the row, how its value is written, and what it is.
 _COLUMNS = (
     ("layer", "name", lambda value: value or "(model)", "its name"),
-    ("type", "type", str, "of the quantized layer; a product's line tells of it alone quantized"),
+    (
+        "type",
+        "type",
+        str,
+        "of the quantized layer; a product's line has the product alone quantized",
+    ),
     ("bits", "bits", str, "of its activations"),
     (
         "SNR dB",
@@ -60,11 +70,11 @@ class Comparison:
         total: the same for the whole model; its snr_db is that of the model's output.
     """
 
-    def __init__(self, rows, total):
+    def __init__(self, rows: list[dict[str, Any]], total: dict[str, Any]) -> None:
         self.rows = rows
         self.total = total
 
-    def __str__(self):
+    def __str__(self) -> str:
         lines = [[heading for heading, *_ in _COLUMNS]]
         rows = [one for row in self.rows for one in (row, *row["products"])]
         for row in (*rows, {**self.total, "name": "total"}):
@@ -81,11 +91,11 @@ class Comparison:
     __repr__ = __str__
 
     @property
-    def legend(self):
+    def legend(self) -> str:
         """What the columns of the table are, a line each."""
         return "\n".join(f"{heading}: {meaning}" for heading, _, _, meaning in _COLUMNS)
 
-    def to_dataframe(self):
+    def to_dataframe(self) -> "pandas.DataFrame":
         """The rows as a pandas.DataFrame.
 
         Raises:
@@ -97,11 +107,11 @@ class Comparison:
             raise ImportError("to_dataframe needs pandas (pip install pandas)") from error
         return pandas.DataFrame(self.rows)
 
-    def plot(self, path):
+    def plot(self, path: str | os.PathLike[str]) -> None:
         """Writes a picture of every layer's signal-to-noise ratio and share of time.
 
         Args:
-            path: of the file; its suffix tells the format (.png, .svg, .pdf).
+            path: of the file; its suffix gives the format (.png, .svg, .pdf).
 
         Raises:
             ImportError: where matplotlib is not installed.
@@ -131,7 +141,9 @@ class Comparison:
             figure.savefig(made, dpi=120)
 
 
-def compare(float_model, quantized_model, *inputs, **kwargs):
+def compare(
+    float_model: nn.Module, quantized_model: nn.Module, *inputs: Any, **kwargs: Any
+) -> Comparison:
     """Compares every quantized layer with the float layer that it came from.
 
     Both models run on the inputs in eval mode and without gradients, as copies that share their
@@ -146,7 +158,7 @@ def compare(float_model, quantized_model, *inputs, **kwargs):
         a Comparison.
 
     Raises:
-        TypeError: for a model that is no nn.Module.
+        TypeError: for a model that is not an nn.Module.
         ValueError: where quantized_model has no quantized layer, or one whose name float_model
             does not have.
     """
@@ -156,7 +168,7 @@ def compare(float_model, quantized_model, *inputs, **kwargs):
     before, after = _twin(float_model), _twin(quantized_model)
     names = _quantized_names(before, after)
     layers = {name: after.get_submodule(name) for name in names}
-    kept = {}
+    kept: dict[str, list] = {}  # outputs of the float layers
     with torch.no_grad():
         every = {name: (name, layer) for name, layer in layers.items()}
         every |= _products_alone(before, layers)
@@ -199,7 +211,7 @@ def compare(float_model, quantized_model, *inputs, **kwargs):
 
 
 def _configs_of_products(layer, mod):
-    """By name, where a quantized layer tells the products of the float one, `mod`, apart."""
+    """By name, where a quantized layer distinguishes the products of the float one, `mod`."""
     if not getattr(layer, "MIXED", None):
         return {}
     return {product: layer.config_of(product) for product in layer.products_of(mod)}

@@ -6,6 +6,8 @@ dynquant.compat.install()
 
 import importlib
 import sys
+from types import ModuleType
+from typing import Any
 
 from dynquant.quantize import quantize_dynamic
 
@@ -15,10 +17,10 @@ _PACKAGES = (
     "torch.quantization.quantize",
     "torch.quantization",
 )
-_replaced = []  # (module, its own quantize_dynamic)
+_replaced: list[tuple[ModuleType, Any]] = []  # (module, its own quantize_dynamic)
 
 
-def install():
+def install() -> None:
     """Makes torch.ao.quantization.quantize_dynamic and its other names dynquant's.
 
     Its names are those of torch.ao.quantization, torch.ao.quantization.quantize,
@@ -36,17 +38,17 @@ def install():
         is_torch = name == "torch" or name.startswith("torch.")
         if is_torch and vars(module).get("quantize_dynamic") is original:
             _replaced.append((module, original))
-            module.quantize_dynamic = quantize_dynamic
+            vars(module)["quantize_dynamic"] = quantize_dynamic
 
 
-def uninstall():
+def uninstall() -> None:
     """Gives torch's names their own function back. Without install before, it does nothing."""
     while _replaced:
         module, original = _replaced.pop()
-        module.quantize_dynamic = original
+        vars(module)["quantize_dynamic"] = original
 
 
-def installed():
+def installed() -> bool:
     """Whether torch's quantize_dynamic is dynquant's at present."""
     return bool(_replaced)
 

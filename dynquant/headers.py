@@ -17,7 +17,9 @@ class Headers:
         self._files, self.metadata = {}, {}
         for file in files:
             if not str(file).endswith(".safetensors"):
-                raise ValueError(f"{file} is no safetensors file; int8 layers are read from those")
+                raise ValueError(
+                    f"{file} is not a safetensors file; int8 layers are read from those"
+                )
             with safe_open(file, framework="pt") as opened:
                 self.metadata.update(opened.metadata() or {})
                 self._files.update(dict.fromkeys(opened.keys(), file))  # noqa: SIM118 (no dict)

@@ -1,6 +1,7 @@
 """Which kernels run: what was chosen and why, and forcing another instruction set."""
 
 from importlib import metadata
+from typing import Any
 
 import numpy
 import torch
@@ -10,11 +11,11 @@ from dynquant.ops import cuda
 from dynquant.ops.library import unsupported_isa
 
 
-def set_isa(name):
+def set_isa(name: str) -> None:
     """Forces the CPU kernels of one instruction set, for all threads of the process.
 
     Args:
-        name (str): one of ``dynquant.info()['available']``.
+        name: one of ``dynquant.info()['available']``.
 
     Raises:
         TypeError: name is not a string.
@@ -26,7 +27,7 @@ def set_isa(name):
         raise ValueError(unsupported_isa(name, "set_isa: "))
 
 
-def info():
+def info() -> dict[str, Any]:
     """What runs here, as a dict.
 
     ``isa``: the instruction set in use; ``available``: those that run here, best first;

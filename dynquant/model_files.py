@@ -241,11 +241,11 @@ def _configuration(folder):
     """What config.json says; SavedModelError unless that is of a float model."""
     file = folder / "config.json"
     if not file.is_file():
-        raise SavedModelError(f"{folder} has no config.json: it is no Hugging Face folder")
+        raise SavedModelError(f"{folder} has no config.json: it is not a Hugging Face folder")
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise SavedModelError(f"{file} is no JSON: {error}") from error
+        raise SavedModelError(f"{file} is not JSON: {error}") from error
     if not isinstance(config, dict):
         raise SavedModelError(f"{file} holds a {type(config).__name__}, not the keys of a model")
     if held := config.get("quantization_config"):
@@ -343,7 +343,7 @@ def _read_quantized(folder, request, allow_pickle):
 
 
 def _save_folder(model, folder, made):
-    """Writes the model, and what `folder` has that is no weight."""
+    """Writes the model, and what `folder` has that is not a weight."""
     shutil.copytree(folder, made, ignore=_weights_in)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -28,7 +28,15 @@ class Observer(nn.Module):
         ValueError: for another dtype or quant_scheme.
     """
 
-    def __init__(self, dtype=torch.qint8, quant_scheme=per_tensor, once=False):
+    qmin: torch.Tensor
+    qmax: torch.Tensor
+
+    def __init__(
+        self,
+        dtype: torch.dtype = torch.qint8,
+        quant_scheme: str | torch.qscheme = per_tensor,
+        once: bool = False,
+    ) -> None:
         super().__init__()
         one_of("dtype", dtype, (torch.qint8, torch.quint8, torch.bfloat16))
         granularity, _ = scheme(quant_scheme, "quant_scheme")
@@ -40,14 +48,14 @@ class Observer(nn.Module):
         self.register_buffer("qmax", None)
         self.reset()
 
-    def reset(self):
+    def reset(self) -> None:
         """Forgets what was seen."""
         shape = () if self.quant_scheme == per_tensor else (0,)
         device = None if self.qmin is None else self.qmin.device
         self.qmin = torch.full(shape, torch.inf, device=device)
         self.qmax = torch.full(shape, -torch.inf, device=device)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: a real tensor of any shape (per_channel: of one dimension or more)."""
         if x.numel():
             with torch.no_grad():
@@ -82,11 +90,13 @@ class Observer(nn.Module):
         return torch.aminmax(x.reshape(channels, -1), dim=1)
 
     @property
-    def has_data(self):
+    def has_data(self) -> bool:
         """Whether any input was seen."""
         return self.qmin.numel() > 0 and not bool((self.qmin > self.qmax).any())
 
-    def calculate_qparams(self, symmetric=False, bits=8):
+    def calculate_qparams(
+        self, symmetric: bool = False, bits: int = 8
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """The scale (fp32) and zero point (int32) of the range seen, in qmin's shape.
 
         They are what dynquant quantizes 8 bits with: torch.ops.dynquant.quantize_with takes them.
@@ -115,6 +125,6 @@ class Observer(nn.Module):
                 setattr(self, key, torch.empty_like(value, dtype=held.dtype, device=held.device))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         once = ", once=True" if self.once else ""
         return f"dtype={self.dtype}, quant_scheme={self.quant_scheme}{once}"

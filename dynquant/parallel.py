@@ -16,7 +16,12 @@ from torch.distributed.tensor.parallel import ParallelStyle
 
 from dynquant.nn.conv1d import Conv1D
 from dynquant.nn.linear import Linear
-from dynquant.nn.linear_sharded import MAX_LOCAL_COLUMNS, ColwiseLinear, RowwiseLinear
+from dynquant.nn.linear_sharded import (
+    MAX_LOCAL_COLUMNS,
+    ColwiseLinear,
+    RowwiseLinear,
+    ShardedLinear,
+)
 from dynquant.swap.undo import all_or_nothing
 
 
@@ -28,10 +33,16 @@ class _LinearStyle(ParallelStyle):
         LAYOUTS: the default placements of input and output.
     """
 
-    FORM = None
-    LAYOUTS = ()
+    FORM: type[ShardedLinear]
+    LAYOUTS: tuple[Placement, Placement]
 
-    def __init__(self, *, input_layouts=None, output_layouts=None, use_local_output=True):
+    def __init__(
+        self,
+        *,
+        input_layouts: Placement | None = None,
+        output_layouts: Placement | None = None,
+        use_local_output: bool = True,
+    ) -> None:
         super().__init__()
         given = {"input_layouts": input_layouts, "output_layouts": output_layouts}
         for name, layout in given.items():

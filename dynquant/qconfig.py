@@ -1,10 +1,12 @@
 """How one module is quantized: QConfig, and the forms in which users write one."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
+from torch import nn
 
 per_channel = "per_channel"
 per_token = "per_token"
@@ -71,15 +73,21 @@ class QConfig:
             )
 
 
-def bits_repr(config):
+ConfigLike: TypeAlias = (
+    QConfig | str | torch.dtype | Mapping[str, Any] | tuple[Any, Any] | type[nn.Module]
+)
+"""What parse_qconfig takes (a tuple is torch's QConfig), and the class QuantStub in a spec."""
+
+
+def bits_repr(config: Any) -> str:
     """What extra_repr adds for activations in other than 8 bits; of a QConfig or a module."""
     bits = config.activation_bits
     return "" if bits == 8 else f", activation_bits={bits}"
 
 
-def one_of(name, value, allowed):
+def one_of(name: str, value: Any, allowed: Iterable[Any]) -> None:
     """Raises ValueError unless `value` is one of `allowed`."""
-    # Comparing a tensor or an array with a string is no plain bool.
+    # Comparing a tensor or an array with a string does not give a plain bool.
     if not any(
         value is item or (isinstance(value, (str, int)) and value == item) for item in allowed
     ):
@@ -87,7 +95,9 @@ def one_of(name, value, allowed):
         raise ValueError(f"{name} is {value!r}; allowed: {listed}")
 
 
-def parse_qconfig(config, dtype=torch.qint8, name="qconfig"):
+def parse_qconfig(
+    config: ConfigLike, dtype: torch.dtype = torch.qint8, name: str = "qconfig"
+) -> QConfig:
     """The QConfig that `config` means.
 
     Args:
@@ -120,7 +130,7 @@ def parse_qconfig(config, dtype=torch.qint8, name="qconfig"):
     )
 
 
-def is_of_torch(value):
+def is_of_torch(value: Any) -> bool:
     """Whether the value is a QConfig of torch's."""
     return isinstance(value, tuple) and getattr(value, "_fields", None) == ("activation", "weight")
 

@@ -5,22 +5,28 @@ import inspect
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias
 
 import torch
+from torch import nn
 
 from dynquant.comparison import losses
 from dynquant.fused import fuse as fuse_blocks
-from dynquant.qconfig import is_of_torch
+from dynquant.qconfig import ConfigLike, is_of_torch
 from dynquant.stubs import QuantStub
 from dynquant.swap.copies import copied, in_eval_mode
 from dynquant.swap.own_thread import on_own_thread, stop_if_interrupted
 from dynquant.swap.places import replace_modules
 from dynquant.swap.plan import plan_from_attributes, plan_from_spec
 from dynquant.swap.registry import STUBS
-from dynquant.swap.ties import part_from_quantized
+from dynquant.swap.ties import part_from_quantized, remember_shared, shared_names
 from dynquant.swap.torch_ao_fused import load_fused
 from dynquant.swap.undo import all_or_nothing
+
+# Of what a qconfig_spec is made, and `mapping`.
+Spec: TypeAlias = Iterable[type[nn.Module] | str] | Mapping[Any, ConfigLike | None]
+FormsByType: TypeAlias = Mapping[type[nn.Module], Any]
 
 _HOOKS = (
     "_forward_hooks",
@@ -35,18 +41,18 @@ _HOOKS = (
 
 
 def quantize_dynamic(
-    model,
-    qconfig_spec=None,
-    dtype=torch.qint8,
-    mapping=None,
-    inplace=False,
+    model: nn.Module,
+    qconfig_spec: Spec | None = None,
+    dtype: torch.dtype = torch.qint8,
+    mapping: FormsByType | None = None,
+    inplace: bool = False,
     *,
-    qconfig=None,
-    keep_float_below=None,
-    raise_bits_below=None,
-    example_inputs=None,
-    fuse=False,
-):
+    qconfig: Spec | None = None,
+    keep_float_below: float | None = None,
+    raise_bits_below: float | None = None,
+    example_inputs: Any = None,
+    fuse: bool = False,
+) -> nn.Module:
     """The model with int8 weights, whose activations are quantized at run time.
 
     Linear layers are faster than in fp32 but for the smallest ones at many rows. On a Zen 4 core,
@@ -112,8 +118,14 @@ def quantize_dynamic(
 
 
 def prepare(
-    model, qconfig_spec=None, dtype=torch.qint8, mapping=None, inplace=False, *, qconfig=None
-):
+    model: nn.Module,
+    qconfig_spec: Spec | None = None,
+    dtype: torch.dtype = torch.qint8,
+    mapping: FormsByType | None = None,
+    inplace: bool = False,
+    *,
+    qconfig: Spec | None = None,
+) -> nn.Module:
     """The model in eval mode with every QuantStub recording what passes, ready for convert.
 
     Each module that convert will swap gets its QConfig as the attribute `qconfig`, which may be
@@ -139,7 +151,9 @@ def prepare(
         return model.eval()
 
 
-def convert(model, mapping=None, inplace=False):
+def convert(
+    model: nn.Module, mapping: FormsByType | None = None, inplace: bool = False
+) -> nn.Module:
     """The model with its stubs swapped, and every module that has a `qconfig`.
 
     Args:
@@ -164,7 +178,9 @@ def _show_warnings(plan):
 def _finish(plan, model, inplace, made=None):
     """Carries the plan out; a model of transformers, when it is saved, says what was quantized."""
     qconfigs = plan.configs()
+    shared = shared_names(model, [item.module for item in plan.items])
     model = _carry_out(plan, model, inplace, made)
+    remember_shared(model, shared)
     left_on(model, qconfigs)
     return model
 

@@ -1,9 +1,10 @@
 """QuantStub and DeQuantStub: where a float model says that tensors are to be quantized."""
 
+import torch
 from torch import nn
 
 from dynquant.observer import Observer
-from dynquant.qconfig import EIGHT_BITS, one_of, parse_qconfig
+from dynquant.qconfig import EIGHT_BITS, ConfigLike, QConfig, one_of, parse_qconfig
 
 
 class QuantStub(nn.Module):
@@ -14,23 +15,23 @@ class QuantStub(nn.Module):
             dynquant.nn.Quantize will use it unless the config says 'dynamic': True.
 
     Raises:
-        TypeError, ValueError: for a qconfig that is no config, or whose dtype has not 8 bits.
+        TypeError, ValueError: for a qconfig that is not a config, or whose dtype has not 8 bits.
     """
 
-    def __init__(self, qconfig=None):
+    def __init__(self, qconfig: ConfigLike | None = None) -> None:
         super().__init__()
-        self.qconfig = None
-        self.observer = None
+        self.qconfig: QConfig | None = None
+        self.observer: Observer | None = None
         if qconfig is not None:
             self.observe(parse_qconfig(qconfig))
 
-    def observe(self, qconfig):
+    def observe(self, qconfig: QConfig) -> None:
         """Records the range of what passes from now on. qconfig: a QConfig."""
         one_of("a QuantStub's dtype", qconfig.dtype, EIGHT_BITS)
         self.qconfig = qconfig
         self.observer = Observer(qconfig.dtype)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x if self.observer is None else self.observer(x)
 
 
@@ -41,12 +42,12 @@ class DeQuantStub(nn.Module):
         qconfig: any form of a config. It is checked, and changes nothing.
 
     Raises:
-        TypeError, ValueError: for a qconfig that is no config.
+        TypeError, ValueError: for a qconfig that is not a config.
     """
 
-    def __init__(self, qconfig=None):
+    def __init__(self, qconfig: ConfigLike | None = None) -> None:
         super().__init__()
         self.qconfig = None if qconfig is None else parse_qconfig(qconfig)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x

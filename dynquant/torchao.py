@@ -1,6 +1,6 @@
 """torchao: dynquant's layers through torchao.quantization.quantize_, or in place of torchao's own.
 
-torchao.quantization.quantize_(model, dynquant.torchao.DynquantConfig())
+torchao.quantization.quantize_(model, dynquant.torchao.DynamicActivationInt8WeightConfig())
 model = dynquant.torchao.from_torchao(model)
 """
 
@@ -23,7 +23,7 @@ from dynquant.swap.undo import all_or_nothing
 
 
 @dataclass
-class DynquantConfig(AOBaseConfig):
+class DynamicActivationInt8WeightConfig(AOBaseConfig):
     """How quantize_ quantizes a module that its filter_fn selects: as dynquant does.
 
     Args:
@@ -41,7 +41,7 @@ class DynquantConfig(AOBaseConfig):
     def __post_init__(self):
         self.qconfig()
 
-    def qconfig(self):
+    def qconfig(self) -> QConfig:
         """The dynquant.QConfig of the same meaning."""
         return QConfig(
             self.weight,
@@ -51,7 +51,10 @@ class DynquantConfig(AOBaseConfig):
         )
 
 
-@register_quantize_module_handler(DynquantConfig)
+DynquantConfig = DynamicActivationInt8WeightConfig  # its first name
+
+
+@register_quantize_module_handler(DynamicActivationInt8WeightConfig)
 def _quantize(module, config):
     """The module itself, which is quantized in place.
 
@@ -67,7 +70,7 @@ def _quantize(module, config):
     return module
 
 
-def from_torchao(model, inplace=False):
+def from_torchao(model: nn.Module, inplace: bool = False) -> nn.Module:
     """The model with the linear layers that torchao has quantized to int8 on dynquant's kernels.
 
     Their integers and scales stay as they are; activations are quantized as dynquant does it, with
@@ -79,8 +82,8 @@ def from_torchao(model, inplace=False):
         inplace: as for quantize_dynamic.
 
     Raises:
-        ValueError: before anything is changed, for a tensor of torchao's that is no such weight of
-            an nn.Linear, or that has what a dynquant.QConfig has not: static activations or
+        ValueError: before anything is changed, for a tensor of torchao's that is not such a weight
+            of an nn.Linear, or that has what a dynquant.QConfig has not: static activations or
             activations in float, groups, zero points; and where there is none.
     """
     qconfigs = {}
@@ -132,7 +135,7 @@ def _checked(key, own, module, weight):
     """The QConfig of a quantized parameter `key`, which is `own` of the module."""
     if type(module).forward is not nn.Linear.forward or own != "weight":
         raise ValueError(
-            f"{key} is quantized, but it is no weight of an nn.Linear: {type(module).__name__}"
+            f"{key} is quantized, but it is not a weight of an nn.Linear: {type(module).__name__}"
         )
     layer = key.removesuffix(f".{own}")
     if not isinstance(weight, Int8Tensor):

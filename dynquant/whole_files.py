@@ -7,7 +7,7 @@ from pathlib import Path
 
 @contextmanager
 def whole(path):
-    """A path to write to; what is there takes the place of `path` when the block has ended well.
+    """A path to write to; it replaces `path` when the block has ended without an error.
 
     A device or a pipe is written to at once.
     """

@@ -67,7 +67,7 @@ def whisper():
 
 
 class SentenceEmbedding(nn.Module):
-    """The mean of a model's outputs over the tokens that are no padding."""
+    """The mean of a model's outputs over the tokens that are not padding."""
 
     def __init__(self, model):
         super().__init__()
@@ -150,3 +150,11 @@ def output_of(model, arguments):
     with torch.no_grad():
         result = model(**arguments)
     return result if isinstance(result, torch.Tensor) else result[0]
+
+
+def linear_of(n, k, bias, dtype):
+    """A linear layer with random values, whose sizes may be 0."""
+    linear = nn.Linear(1, 1, bias=bias)
+    linear.weight = nn.Parameter(torch.randn(n, k, dtype=dtype))
+    linear.bias = nn.Parameter(torch.randn(n, dtype=dtype)) if bias else None
+    return linear

@@ -3,6 +3,7 @@
 import warnings
 
 import numpy as np
+import pytest
 import reference_rnn
 import torch
 from compare import assert_all_same, assert_same_state
@@ -92,6 +93,21 @@ def decibels(result, exact):
     result, exact = result.detach().double(), exact.detach().double()
     noise = (result - exact).square().mean()
     return float(10 * (exact.square().mean() / noise).log10()) if noise else np.inf
+
+
+def assert_attributes_of(layer, form):
+    """That a quantized form has the attributes of its float layer, and weights that look alike."""
+    for key in nn.RNNBase.__constants__:
+        assert getattr(form, key) == getattr(layer, key)
+    assert form.flatten_parameters() is None
+    for one, other in zip(form.all_weights, layer.all_weights, strict=True):
+        for held, given in zip(one, other, strict=True):
+            assert held.shape == given.shape and held.dtype == given.dtype
+            assert held.data_ptr() != given.data_ptr() and not held.requires_grad
+    with pytest.raises(RuntimeError, match="cannot be written to"):
+        form.weight_hh_l0.zero_()
+    with pytest.raises(AttributeError, match=f"weight_hh_l{layer.num_layers}"):
+        getattr(form, f"weight_hh_l{layer.num_layers}")
 
 
 def assert_equal_modules(one, other):

@@ -25,9 +25,11 @@ def libraries():
     return sorted(PACKAGE.glob("lib*.so"))
 
 
-def kernel_objects():
+@pytest.fixture
+def objects():
     found = (ROOT / "build").glob("cpython-*/CMakeFiles/**/*.o")  # not those of the sanitizers
-    return sorted(path for path in found if KERNEL_FILE.fullmatch(path.name))
+    found = sorted(path for path in found if KERNEL_FILE.fullmatch(path.name))
+    return found or pytest.skip(f"no kernel object files under {ROOT / 'build'}")
 
 
 @needs_nm
@@ -55,11 +57,8 @@ def test_libraries_need_libtorch_cpu_alone():
 
 
 @needs_nm
-def test_kernel_files_define_their_table_alone():
+def test_kernel_files_define_their_table_alone(objects):
     """An inline function that leaked could replace one of the same name built for any machine."""
-    objects = kernel_objects()
-    if not objects:
-        pytest.skip(f"no kernel object files under {ROOT / 'build'}")
     for path in objects:
         symbols = [line.split(maxsplit=2) for line in nm(path, "--defined-only", "--extern-only")]
         names = [name for _, kind, name in symbols if kind in "TWVuDBRiS"]
@@ -68,10 +67,7 @@ def test_kernel_files_define_their_table_alone():
 
 
 @needs_nm
-def test_kernel_files_ask_for_nothing_of_the_standard_library():
-    objects = kernel_objects()
-    if not objects:
-        pytest.skip(f"no kernel object files under {ROOT / 'build'}")
+def test_kernel_files_ask_for_nothing_of_the_standard_library(objects):
     for path in objects:
         wanted = [line.split()[-1] for line in nm(path, "--undefined-only")]
         foreign = [name for name in wanted if "std::" in name or "torch" in name]

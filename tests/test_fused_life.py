@@ -85,7 +85,7 @@ class TestCall:
     @pytest.mark.parametrize(
         "options, reason",
         [
-            ({"hidden_act": "mish"}, "intermediate.intermediate_act_fn is no activation"),
+            ({"hidden_act": "mish"}, "intermediate.intermediate_act_fn is not a known activation"),
             ({"chunk_size_feed_forward": 3}, "chunk_size_feed_forward is 3"),
         ],
     )

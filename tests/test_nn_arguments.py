@@ -1,4 +1,4 @@
-"""What is no tensor, as an array of numpy, is refused by every quantized module, by its name."""
+"""What is not a tensor, as an array of numpy, is refused by every quantized module, by its name."""
 
 import numpy as np
 import pytest

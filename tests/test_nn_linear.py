@@ -10,6 +10,7 @@ import torch
 from compare import assert_equal_layers, assert_same
 from hypothesis import given
 from hypothesis import strategies as st
+from models import linear_of
 from round_trips import COPIES, torch_saved, traced_and_saved
 from torch import nn
 
@@ -41,9 +42,7 @@ def quantized(k=12, n=7, bias=True, dtype=torch.float32, qconfig=None):
 )
 def test_is_the_specification(m, n, k, bias, dtype, config, seed):
     torch.manual_seed(seed)
-    linear = nn.Linear(1, 1, bias=bias)
-    linear.weight = nn.Parameter(torch.randn(n, k, dtype=dtype))
-    linear.bias = nn.Parameter(torch.randn(n, dtype=dtype)) if bias else None
+    linear = linear_of(n, k, bias, dtype)
     x = torch.randn(m, k, dtype=dtype)
     weight, scale = ref.quantize_weight(
         linear.weight.detach().float().numpy(), config.weight == "per_channel"

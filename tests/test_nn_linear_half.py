@@ -9,6 +9,7 @@ import torch
 from compare import assert_equal_layers, assert_same, widened
 from hypothesis import given
 from hypothesis import strategies as st
+from models import linear_of
 from round_trips import COPIES, FORMATS
 from torch import nn
 
@@ -35,9 +36,7 @@ def halved(k=12, n=7, bias=True, dtype=torch.float32, half=torch.float16):
 )
 def test_is_the_specification(m, n, k, bias, dtype, half, seed):
     torch.manual_seed(seed)
-    linear = nn.Linear(1, 1, bias=bias)
-    linear.weight = nn.Parameter(torch.randn(n, k, dtype=dtype))
-    linear.bias = nn.Parameter(torch.randn(n, dtype=dtype)) if bias else None
+    linear = linear_of(n, k, bias, dtype)
     x = torch.randn(m, k, dtype=dtype)
     expected = ref.linear_half(
         widened(x),

@@ -16,6 +16,7 @@ from recurrent import (
     LAYERS,
     MODULES,
     another,
+    assert_attributes_of,
     assert_equal_modules,
     decibels,
     drawn_layer,
@@ -390,18 +391,7 @@ def test_repr():
 
 def test_attributes_are_torchs():
     layer = nn.LSTM(5, 7, 2, batch_first=True, dropout=0.1, bidirectional=True, proj_size=3)
-    form = quantized(layer)
-    for key in nn.RNNBase.__constants__:
-        assert getattr(form, key) == getattr(layer, key)
-    assert form.flatten_parameters() is None
-    for one, other in zip(form.all_weights, layer.all_weights, strict=True):
-        assert [part.shape for part in one] == [part.shape for part in other]
-    weight = form.weight_hh_l1_reverse
-    assert weight.dtype == torch.float32 and weight.shape == (28, 3)
-    with pytest.raises(RuntimeError, match="cannot be written to"):
-        weight.zero_()
-    with pytest.raises(AttributeError, match="weight_hh_l2"):
-        form.weight_hh_l2  # noqa: B018 (it raises)
+    assert_attributes_of(layer, quantized(layer))
 
 
 def test_a_float_weight_that_is_assigned_is_quantized():

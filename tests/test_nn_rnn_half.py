@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from recurrent import (
     CELLS,
     MODULES,
+    assert_attributes_of,
     assert_equal_modules,
     decibels,
     drawn_layer,
@@ -180,15 +181,7 @@ def test_repr():
 
 def test_attributes_are_torchs():
     layer = nn.LSTM(5, 7, 2, batch_first=True, dropout=0.1, bidirectional=True, proj_size=3)
-    form = halved(layer)
-    for key in nn.RNNBase.__constants__:
-        assert getattr(form, key) == getattr(layer, key)
-    assert form.flatten_parameters() is None
-    for one, other in zip(form.all_weights, layer.all_weights, strict=True):
-        for held, given_value in zip(one, other, strict=True):
-            assert held.shape == given_value.shape
-            assert held.dtype == torch.float32
-            assert held.data_ptr() != given_value.data_ptr() and not held.requires_grad
+    assert_attributes_of(layer, halved(layer))
 
 
 def test_state_dict_holds_plain_tensors():

@@ -28,7 +28,7 @@ class Kind(NamedTuple):
     """The same weights in two forms.
 
     decibels: how close gradients are to those of the float module.
-    needs_version: whether a state dict without a version is no float module's.
+    needs_version: whether a state dict without a version is not a float module's.
     """
 
     form: object

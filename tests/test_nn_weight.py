@@ -144,12 +144,29 @@ class TestReads:
                     getattr(form, name) + 0, weight.detach(), atol=0.01, rtol=0
                 )
 
-    def test_compiled(self, layer, x):
-        def product(x):
-            return F.linear(x, layer.weight, layer.bias)
-
+    @pytest.mark.parametrize(
+        "product",
+        [
+            lambda x, layer: F.linear(x, layer.weight, layer.bias),
+            lambda x, layer: F.linear(x, layer.weight.to(x.dtype).detach(), layer.bias),
+            lambda x, layer: x @ layer.weight.T + layer.bias,
+            lambda x, layer: x.matmul(layer.weight.transpose(0, 1)) + layer.bias,
+            lambda x, layer: torch.addmm(layer.bias, x, layer.weight.t()),
+            lambda x, layer: F.linear(x, torch.cat([layer.weight, layer.weight])),
+            lambda x, layer: F.linear(x, torch.cat([layer.weight, layer.weight], dim=0)),
+        ],
+    )
+    def test_compiled_products_are_the_modules(self, layer, x, product):
         compiled = torch.compile(product, backend="aot_eager", fullgraph=True)
-        torch.testing.assert_close(compiled(x), layer(x), rtol=0.05, atol=0.05)
+        assert_same(compiled(x, layer), product(x, layer))
+
+    def test_compiled(self, layer, x):
+        def values(x):
+            return x @ (layer.weight * 2).T, layer.weight.t().sum(1), layer.weight[2:4].amax()
+
+        compiled = torch.compile(values, backend="aot_eager", fullgraph=True)
+        for one, other in zip(compiled(x), values(x), strict=True):
+            torch.testing.assert_close(one, other)
 
 
 WRITES = {

@@ -20,7 +20,8 @@ from torchao.quantization import (  # noqa: E402
     quantize_,
 )
 
-from dynquant.torchao import DynquantConfig, from_torchao  # noqa: E402
+from dynquant.torchao import DynamicActivationInt8WeightConfig as Config  # noqa: E402
+from dynquant.torchao import from_torchao  # noqa: E402
 
 
 def model():
@@ -32,7 +33,7 @@ def model():
 def test_equals_quantize_dynamic(arguments):
     x = torch.randn(5, 40)
     given = model()
-    quantize_(given, DynquantConfig(*arguments))
+    quantize_(given, Config(*arguments))
     expected = dynquant.quantize_dynamic(model(), {nn.Linear: dynquant.QConfig(*arguments)})
     assert type(given[0]) is type(given[2][0]) is dynquant.nn.Linear
     assert_same(given(x), expected(x))
@@ -41,7 +42,7 @@ def test_equals_quantize_dynamic(arguments):
 
 def test_filter():
     given = model()
-    quantize_(given, DynquantConfig(), filter_fn=lambda module, name: name == "2.0")
+    quantize_(given, Config(), filter_fn=lambda module, name: name == "2.0")
     assert type(given[0]) is nn.Linear and type(given[2][0]) is dynquant.nn.Linear
 
 
@@ -50,7 +51,7 @@ def test_filter_for_other_types():
     torch.manual_seed(0)
     given = nn.ModuleList([nn.LSTM(8, 12)]).eval()
     expected = dynquant.quantize_dynamic(given)[0](x)[0]
-    quantize_(given, DynquantConfig(), filter_fn=lambda module, name: isinstance(module, nn.LSTM))
+    quantize_(given, Config(), filter_fn=lambda module, name: isinstance(module, nn.LSTM))
     assert_same(given[0](x)[0], expected)
 
 
@@ -59,19 +60,19 @@ def test_bare_module_and_one_that_is_there_twice():
     linear = nn.Linear(16, 16)
     expected = dynquant.quantize_dynamic(linear)(x)
     twice = nn.Sequential(nn.Sequential(linear), nn.Sequential(linear))
-    quantize_(linear, DynquantConfig())
+    quantize_(linear, Config())
     assert_same(linear(x), expected)
     assert twice[0][0] is twice[1][0] is linear
-    quantize_(twice, DynquantConfig())
+    quantize_(twice, Config())
     assert_same(twice[0](x), expected)
 
 
 def test_state_dict_round_trip():
     given, other = model(), model()
-    quantize_(given, DynquantConfig())
+    quantize_(given, Config())
     for parameter in other.parameters():
         parameter.data.zero_()
-    quantize_(other, DynquantConfig())
+    quantize_(other, Config())
     other.load_state_dict(given.state_dict())
     x = torch.randn(5, 40)
     assert_same(other(x), given(x))
@@ -79,15 +80,15 @@ def test_state_dict_round_trip():
 
 def test_again_changes_nothing():
     given = model()
-    quantize_(given, DynquantConfig())
+    quantize_(given, Config())
     first = given[0]
-    quantize_(given, DynquantConfig())
+    quantize_(given, Config())
     assert given[0] is first
 
 
 def test_wrong_argument():
     with pytest.raises(ValueError, match="activation"):
-        DynquantConfig(activation="per_channel")
+        Config(activation="per_channel")
 
 
 class TestFromTorchao:

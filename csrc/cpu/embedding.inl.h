@@ -16,8 +16,8 @@ namespace {
 
 constexpr float kLeastScale = 0x1p-126f;
 
-// The least and the greatest value of a row; false where it holds NaN or their distance is no
-// finite number.
+// The least and the greatest value of a row; false where it holds NaN or their difference is
+// not finite.
 template <class Isa, class T>
 inline bool extremes(const T* x, int64_t dim, float* lo, float* hi) {
   typename Isa::Float least = Isa::set(widen(x[0])), greatest = least;
@@ -93,11 +93,11 @@ inline int64_t index_at(const BagArgs& a, int64_t i) {
                         : static_cast<const int32_t*>(a.indices)[i];
 }
 
-constexpr int64_t kAhead = 16;  // rows whose way from memory overlaps
+constexpr int64_t kAhead = 16;  // rows that are fetched from memory at the same time
 constexpr int64_t kLineBytes = 64;
 
-// Asks for bytes [begin, end) of a row that comes later, and for its parameters. GCC takes a call
-// of a function that does nothing else for one without effect, and drops it.
+// Asks for bytes [begin, end) of a row that comes later, and for its parameters. GCC drops
+// the call of a function that does nothing else, as if it had no effect.
 __attribute__((always_inline)) inline void prefetch_row(const BagArgs& a, int64_t i, int64_t begin,
                                                         int64_t end) {
   const int64_t index = index_at(a, i);

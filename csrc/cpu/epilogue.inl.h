@@ -52,7 +52,7 @@ struct TileOut {
   int64_t out_stride;
   bool pairs;  // two staged rows give one of the output
 
-  // From that staged row and column on. Made anew each time: changing a copy in place would wait
+  // From that staged row and column on. Computed each time: changing a copy in place would wait
   // for the stores of the tile before.
   inline TileOut at(int64_t row, int64_t column) const {
     const int64_t out_row = pairs ? row / 2 : row;
@@ -100,7 +100,7 @@ inline void finish_pair(const typename Isa::Int (&high)[V], const typename Isa::
   }
 }
 
-// Calls f with a typed null pointer that tells the output's type.
+// Calls f with a typed null pointer that stands for the output's type.
 template <class F>
 inline void with_out_type(Dtype dtype, F f) {
   switch (dtype) {

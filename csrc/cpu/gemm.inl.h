@@ -177,7 +177,7 @@ template <class Isa, class Out>
 inline void gemm_to(const GemmArgs& a, Out*) {
   constexpr int kPasses =
       static_cast<int>(kPanelColumns) / (Isa::kLanes * tile_vectors<Isa>(Isa::kTileRows));
-  // Pairs are never parted, so a tile has an even number of rows of them.
+  // Pairs are never split, so a tile has an even number of rows of them.
   constexpr int kPairRows = Isa::kTileRows < 2 ? 2 : Isa::kTileRows / 2 * 2;
   constexpr int kMostRows = Isa::kTileRows < kPairRows ? kPairRows : Isa::kTileRows;
   const int64_t unit = a.pairs ? 2 : 1;

@@ -43,7 +43,7 @@ struct PartOfRegister {
   }
 };
 
-// The values as they are once stored as T, which the pointer tells.
+// The values as they are once stored as T, the type of the pointer.
 template <class Isa, class T>
 inline typename Isa::Float rounded(typename Isa::Float x, const T*) {
   if constexpr (sizeof(T) == sizeof(float)) return x;

@@ -11,7 +11,7 @@
 
 namespace dynquant {
 
-// What one row, and what one column, has to do with the result.
+// What one row and what one column contribute to the result.
 struct RowTerms {
   int32_t zero_point;
   float scale;

@@ -75,7 +75,7 @@ struct GemmKernel {
     const int64_t column_tiles = ceil_div(a.finish.n, Tile::kN);
     const TileAt tile = tile_at(Gpu::block_x(), row_tiles, column_tiles);
     const int64_t first_row = tile.row * Tile::kM, first_column = tile.column * Tile::kN;
-    const Part steps = part_of(ceil_div(a.finish.k, kStepK), Gpu::block_y(), a.splits);
+    const Part steps = even_part(ceil_div(a.finish.k, kStepK), Gpu::block_y(), a.splits);
     const int warp = Gpu::thread() / 32;
     const int warp_row = warp / Tile::kColumnWarps * Tile::kWarpM;
     const int warp_column = warp % Tile::kColumnWarps * Tile::kWarpN;

@@ -54,7 +54,7 @@ struct GemvKernel {
   static DYNQUANT_DEVICE void multiply(const Args& a, int32_t (&sums)[Rows][kColumns]) {
     constexpr int kGroupBytes = kPanelWidth * static_cast<int>(kGroup);
     const int64_t groups = groups_of(a.finish.k);
-    const Part quads = part_of(ceil_div(groups, kQuadGroups), Gpu::block_y(), a.splits);
+    const Part quads = even_part(ceil_div(groups, kQuadGroups), Gpu::block_y(), a.splits);
     const int party = Gpu::thread() / kPartyThreads;
     const int8_t* weights =
         panel_of(a.finish, Gpu::block_x()) + kGroupBytes + Gpu::thread() % kPartyThreads * kChunk16;

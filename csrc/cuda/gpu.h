@@ -1,4 +1,4 @@
-// What the CUDA kernels ask of a graphics processor.
+// What the CUDA kernels require of a GPU.
 //
 // They are written once over a `Gpu` type, as those of the CPU are over an `Isa` type. Compiled by
 // nvcc it is Nvidia (nvidia.cuh). In tests it is an emulator on the host, which runs the same

@@ -137,7 +137,7 @@ DYNQUANT_DEVICE RowParameters given_parameters(const QuantizeRowsArgs& a, int64_
   return result;
 }
 
-// A quotient by a foreign scale may be of any size, which is brought into the range that int32 and
+// A quotient by a given scale may be of any size, which is brought into the range that int32 and
 // the zero point leave room for, or NaN, which the zero point then turns to 0.
 template <class Gpu>
 DYNQUANT_DEVICE float bounded_quotient(float x, const QuantizeArgs& a) {

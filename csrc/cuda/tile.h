@@ -112,7 +112,7 @@ struct Part {
   int64_t begin;
   int64_t end;
 };
-constexpr Part part_of(int64_t count, int64_t part, int64_t parts) {
+constexpr Part even_part(int64_t count, int64_t part, int64_t parts) {
   return {count * part / parts, count * (part + 1) / parts};
 }
 

@@ -14,10 +14,10 @@ struct Device {
 };
 Device current_device();
 
-// What the allocator is told there before it makes the first tensor of some size.
+// Prepares the allocator there, before it makes the first tensor of some size.
 void prepare_allocator();
 
-// What a new tensor of many elements is given there before it is written to.
+// Prepares the memory of a new tensor of many elements there, before it is written to.
 void prepare_large(void* data, int64_t bytes);
 
 // An error that names the argument where it lies elsewhere.

@@ -8,20 +8,21 @@ namespace dynquant {
 #if defined(__GLIBC__)
 namespace {
 
-// glibc learns from no block above 32 MiB, its own header and rounding to pages included.
-constexpr size_t kLargestLesson = (size_t{32} << 20) - (size_t{8} << 10);
+// Freeing a block raises the size up to which glibc reuses memory, but not beyond 32 MiB, its own
+// header and rounding to pages included.
+constexpr size_t kLargestThreshold = (size_t{32} << 20) - (size_t{8} << 10);
 
-bool teach() {
+bool raise_threshold() {
   const char* keep = getenv("DYNQUANT_KEEP_MEMORY");
   if (keep != nullptr && strcmp(keep, "0") == 0) return false;
-  void* volatile block = malloc(kLargestLesson);  // volatile: the pair would be optimized away
+  void* volatile block = malloc(kLargestThreshold);  // else the pair would be optimized away
   free(block);
   return true;
 }
 
 }  // namespace
 
-void keep_freed_memory() { [[maybe_unused]] static const bool taught = teach(); }
+void keep_freed_memory() { [[maybe_unused]] static const bool raised = raise_threshold(); }
 #else
 void keep_freed_memory() {}
 #endif

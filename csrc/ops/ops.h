@@ -118,7 +118,7 @@ std::tuple<Tensor, Tensor> rnn_half(const Tensor& x, const Tensor& h0, const Ten
                                     const std::optional<Tensor>& bias_hh, bool relu,
                                     const std::optional<Tensor>& batch_sizes, bool reverse);
 
-// Each product of these has a weight of its own kind: packed int8 with a scale, or without one
+// Each of their products has its own kind of weight: packed int8 with a scale, or without one
 // [N, K] in fp32, bf16 or fp16; and its own scheme for the activations.
 std::tuple<Tensor, Tensor, Tensor> lstm_mixed(
     const Tensor& x, const Tensor& h0, const Tensor& c0, const Tensor& weight_ih,

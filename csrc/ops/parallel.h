@@ -3,7 +3,7 @@
 //
 // Calls of a model run on torch's own pool. Weights are quantized and packed on threads that end
 // with the call, so that a process that has only made its model can still fork: a pool that was
-// started does not live on in the child. In a forked child everything runs so.
+// started does not live on in the child. In a forked child all work runs like that.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>

@@ -1,5 +1,5 @@
-// lstm_mixed, gru_mixed and rnn_mixed: recurrent layers each product of which has a weight of its
-// own kind and its own way to quantize the activations.
+// lstm_mixed, gru_mixed and rnn_mixed: recurrent layers in which each product has its own kind
+// of weight and its own way to quantize the activations.
 #include "recurrence.h"
 
 namespace dynquant {

@@ -75,11 +75,11 @@ Split choose_split(int64_t m, int64_t n, int64_t k, int64_t threads, const Costs
     const int64_t most = std::max<int64_t>(1, std::min(threads / row_parts, work.panels));
     const int64_t column_parts = ceil_div(work.panels, ceil_div(work.panels, most));
     const double product = wake + work.multiply(row_parts, column_parts);
-    const double first = wake + work.stage(threads), anew = work.stage(row_parts);
-    const double candidate = product + std::min(first, anew);
+    const double first = wake + work.stage(threads), apart = work.stage(row_parts);
+    const double candidate = product + std::min(first, apart);
     if (candidate < least) {
       least = candidate;
-      best = {row_parts, column_parts, row_multiple, first < anew};
+      best = {row_parts, column_parts, row_multiple, first < apart};
     }
   };
   // Each number of row parts that is a power of two, or leaves one to the columns.

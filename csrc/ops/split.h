@@ -11,8 +11,8 @@ struct Split {
   int64_t rows;          // parts of M; each reads the whole weight
   int64_t columns;       // parts of N
   int64_t row_multiple;  // parts of M begin at multiples of this
-  // Rows are staged before, each once, on all threads; else each part stages its own anew, which
-  // spares a barrier.
+  // Rows are staged before, each once, on all threads; otherwise each part stages its rows for
+  // itself, which spares a barrier.
   bool stage_first;
 
   int64_t parts() const { return rows * columns; }

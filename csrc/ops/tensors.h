@@ -47,8 +47,7 @@ void check_tensor(const Tensor& t, const char* name, std::initializer_list<Scala
 Dtype check_float(const Tensor& t, const char* name);
 Dtype check_out_dtype(ScalarType dtype);
 
-// x[..., K] as rows of K elements that lie next to each other; copied only where its strides allow
-// no such reading.
+// x[..., K] as rows of K adjacent elements; copied only where its strides do not allow that.
 struct Rows {
   Tensor holder;
   const char* data;

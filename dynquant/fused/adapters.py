@@ -112,7 +112,8 @@ SPLITS = (None, "gate_first", "up_first")
 RESULTS = ("tensor", "tuple", "weights")
 FAMILIES = ("transformers", "torch_layer", "torch_attention")
 
-_ADAPTERS = {}  # by "module.Class", so that no library is imported for its names
+# By "module.Class", so that no library is imported for its names.
+_ADAPTERS: dict[str, Adapter] = {}
 
 
 def register(block: type | str, adapter: Adapter, replace: bool = False) -> None:
@@ -125,7 +126,7 @@ def register(block: type | str, adapter: Adapter, replace: bool = False) -> None
         replace: allows an adapter to take the place of another.
 
     Raises:
-        TypeError: where block is no class of modules or adapter no Adapter.
+        TypeError: where block is not a class of modules, or adapter not an Adapter.
         ValueError: where the class has an adapter already.
     """
     if isinstance(block, type) and issubclass(block, nn.Module):

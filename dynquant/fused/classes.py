@@ -37,6 +37,14 @@ def swap_class(module, kind, *settings):
     module.__class__ = fused_class(base_of(type(module)), kind, settings)
 
 
+def unswap_class(module):
+    """Gives an instance of a swapped class the one that it had."""
+    if isinstance(module, Swapped):
+        for key in module._NOT_KEPT:
+            module.__dict__.pop(key, None)
+        module.__class__ = type(module)._base
+
+
 def base_of(module_type):
     """The class itself, or the one that a swapped class was made for."""
     return module_type._base if issubclass(module_type, Swapped) else module_type

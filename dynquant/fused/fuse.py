@@ -37,7 +37,7 @@ def fuse(model: nn.Module, inplace: bool = False, *, attention: str = "integer")
         A model in eval mode; `model` itself where inplace.
 
     Raises:
-        TypeError: where model is no nn.Module.
+        TypeError: where model is not an nn.Module.
         ValueError: for another attention.
 
     Warns:
@@ -104,7 +104,7 @@ def fused_blocks(model: nn.Module) -> dict[str, str]:
 
     Blocks inside one that is fused are left out.
     """
-    found = {}
+    found: dict[str, str] = {}
     for name, block in model.named_modules():
         inside = any(
             not why and (outer == "" or name.startswith(f"{outer}."))

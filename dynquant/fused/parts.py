@@ -93,9 +93,9 @@ class Parts:
         function = _part(module, names.activation)
         activation = activation_of(function)
         if activation is None:
-            raise _Obstacle(f"{names.activation} is no activation that is known")
+            raise _Obstacle(f"{names.activation} is not a known activation")
         if not isinstance(function, nn.Module) and self.adapter.family != "torch_layer":
-            raise _Obstacle(f"{names.activation} is no module")
+            raise _Obstacle(f"{names.activation} is not a module")
         up, gate, down = (self._linear(module, n) for n in (names.up, names.gate, names.down))
         norm = _norm(module, names.norm)
         return FeedForwardParts(up, gate, down, names.split, norm, activation, function)
@@ -143,7 +143,7 @@ class Parts:
                 raise _Obstacle(f"{features} features for heads of {head_dim}")
 
     def _check_others(self, found):
-        """What is no linear layer has to be what it was: nothing calls it."""
+        """What is not a linear layer has to be what it was: nothing calls it."""
         for name, kind in {**found, **self.kinds}.items():
             if found.get(name) is not self.kinds.get(name) and not self._is_linear(name):
                 raise _Obstacle(f"{name} ({kind.__name__}) is not what it was")
@@ -225,5 +225,5 @@ def _norm(module, name):
     part = _part(module, name)
     kind = norm_of(part) if isinstance(part, nn.Module) else None
     if kind is None:
-        raise _Obstacle(f"{name} is no norm that is known")
+        raise _Obstacle(f"{name} is not a known norm")
     return Norm(kind, part) if kind else None

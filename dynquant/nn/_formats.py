@@ -1,7 +1,7 @@
 """Weight formats: how one float weight of a module is held, saved and multiplied with.
 
 A module has a format object for each of its weights, beside the buffers that hold the tensors. A
-format knows the weight's name and shape, and nothing of the module. It tells three forms apart:
+format knows the weight's name and shape, and nothing of the module. It distinguishes three forms:
 
     rows     the float weight [N, K], one row for each output
     entries  what a state dict has of it, a dict by key
@@ -36,7 +36,7 @@ class Format:
         keys: those of the entries.
         buffers: the names of the tensors that are held.
         float_shape: that of the float module's parameter.
-        DTYPES: the dtypes of a config that ask for this format.
+        DTYPES: the dtypes of a config that select this format.
     """
 
     DTYPES = ()
@@ -236,18 +236,39 @@ class Int8(Format):
         return f"{scheme}{bits_repr(self)}"
 
 
-class Bits16(Format):
-    """fp16 or bf16 [N, K]."""
+class _FloatValues(Format):
+    """The values themselves, under the name of the float module's parameter.
 
-    DTYPES = HALF_DTYPES
+    HELD: the dtypes that they may have.
+    """
 
-    def __init__(self, name, rows, qconfig):
-        super().__init__(name, rows, qconfig)
-        self.dtype = qconfig.dtype
+    HELD = ()
 
     @staticmethod
     def keys_of(name):
         return (name,)
+
+    def expected(self):
+        return {self.name: Entry(self.HELD, (self.shape,))}
+
+    def is_own(self, state_dict, prefix):
+        return f"{prefix}version" in state_dict
+
+    def values(self, held):
+        return held[0].to(torch.float32)
+
+    def steps(self, held):
+        return 2 * torch.finfo(held[0].dtype).eps * self.values(held).abs()
+
+
+class Bits16(_FloatValues):
+    """fp16 or bf16 [N, K]."""
+
+    DTYPES = HELD = HALF_DTYPES
+
+    def __init__(self, name, rows, qconfig):
+        super().__init__(name, rows, qconfig)
+        self.dtype = qconfig.dtype
 
     @staticmethod
     def buffers_of(name):
@@ -259,23 +280,10 @@ class Bits16(Format):
     def quantized(self, rows, key):
         return {self.name: in_16_bits(rows, self.dtype, key)}
 
-    def expected(self):
-        return {self.name: Entry(HALF_DTYPES, (self.shape,))}
-
-    def is_own(self, state_dict, prefix):
-        return f"{prefix}version" in state_dict
-
     def held_of(self, entries, device):
         (weight,) = super().held_of(entries, device)
         self.dtype = weight.dtype
         return (weight,)
-
-    def values(self, held):
-        return held[0].to(torch.float32)
-
-    def steps(self, held):
-        eps = torch.finfo(held[0].dtype).eps
-        return 2 * eps * held[0].to(torch.float32).abs()
 
     def linear(self, x, held, bias):
         return torch.ops.dynquant.linear_half(x, *held, bias)
@@ -284,12 +292,10 @@ class Bits16(Format):
         return f"dtype={self.dtype}"
 
 
-class Float(Format):
+class Float(_FloatValues):
     """fp32, bf16 or fp16 [N, K], as in the float module."""
 
-    @staticmethod
-    def keys_of(name):
-        return (name,)
+    HELD = FLOAT_DTYPES
 
     @staticmethod
     def buffers_of(name):
@@ -299,20 +305,7 @@ class Float(Format):
         return isinstance(other, Float)
 
     def quantized(self, rows, key):
-        copied = rows.detach().clone(memory_format=torch.contiguous_format)
-        return {self.name: copied}
-
-    def expected(self):
-        return {self.name: Entry(FLOAT_DTYPES, (self.shape,))}
-
-    def is_own(self, state_dict, prefix):
-        return f"{prefix}version" in state_dict
-
-    def values(self, held):
-        return held[0].to(torch.float32)
-
-    def steps(self, held):
-        return 2 * torch.finfo(held[0].dtype).eps * held[0].to(torch.float32).abs()
+        return {self.name: rows.detach().clone(memory_format=torch.contiguous_format)}
 
     def linear(self, x, held, bias):
         bias = None if bias is None else bias.to(x.dtype)

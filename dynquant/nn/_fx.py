@@ -1,4 +1,4 @@
-"""Arguments that are no tensors: of torch.fx, for which a module is one call, or mistaken ones."""
+"""Arguments that are not tensors: of torch.fx, for which a module is one call, or mistaken ones."""
 
 import inspect
 
@@ -18,7 +18,7 @@ def as_one_call(module, *args):
 
     Raises:
         RuntimeError: where the module is itself what is traced.
-        TypeError: where no argument is a Proxy, for the one that is no tensor.
+        TypeError: where no argument is a Proxy, for the one that is not a tensor.
     """
     proxies = [one for one in tree_leaves(args) if isinstance(one, Proxy)]
     if not proxies:
@@ -43,7 +43,7 @@ def _no_tensor(module, args):
                 f"{type(module).__name__}: {parameter.name} must be a torch.Tensor, "
                 f"got {found.__module__}.{found.__qualname__}{hint}"
             )
-    return TypeError(f"{type(module).__name__}: an argument is no torch.Tensor")
+    return TypeError(f"{type(module).__name__}: an argument is not a torch.Tensor")
 
 
 def _is_numpy(found):

@@ -5,6 +5,7 @@ import warnings
 
 import torch
 from torch import nn
+from typing_extensions import Self  # which torch needs, too
 
 from dynquant.nn._checks import FLOAT_DTYPES, check_config, check_parameters
 from dynquant.nn._formats import are_alike, renamed_from_version_1
@@ -12,7 +13,7 @@ from dynquant.nn._move import moved
 from dynquant.nn._processes import share_between_processes
 from dynquant.nn._state import INTEGERS, Entry, check_assigned, frozen_copy, is_float, read_entries
 from dynquant.nn.weight import QuantizedWeight, quantized_weight
-from dynquant.qconfig import QConfig, parse_qconfig
+from dynquant.qconfig import ConfigLike, QConfig, parse_qconfig
 
 
 class QuantizedModule(nn.Module):
@@ -46,7 +47,7 @@ class QuantizedModule(nn.Module):
         super().__init_subclass__(**arguments)
         share_between_processes(cls)
 
-    def __init__(self, mod, qconfig, tied_to=None):
+    def __init__(self, mod: nn.Module, qconfig: QConfig, tied_to: nn.Module | None = None) -> None:
         super().__init__()
         for key in self.COPIED:
             setattr(self, key, getattr(mod, key))
@@ -74,7 +75,9 @@ class QuantizedModule(nn.Module):
     # How it is made.
 
     @classmethod
-    def from_float(cls, mod, qconfig=None, tied_to=None):
+    def from_float(
+        cls, mod: nn.Module, qconfig: ConfigLike | None = None, tied_to: nn.Module | None = None
+    ) -> Self:
         """The quantized form of `mod`, which is not changed and shares no memory with it.
 
         Args:
@@ -95,7 +98,7 @@ class QuantizedModule(nn.Module):
         return cls(mod, qconfig, tied_to)
 
     @classmethod
-    def check_float(cls, mod, qconfig, name=""):
+    def check_float(cls, mod: nn.Module, qconfig: QConfig, name: str = "") -> None:
         """Raises what stands against quantizing `mod`, naming its parameters after `name`.
 
         Raises:
@@ -135,6 +138,30 @@ class QuantizedModule(nn.Module):
     def _shown(weight):
         """The inverse of _rows."""
         return weight
+
+    # How a float module is made of it.
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def to_float(self) -> nn.Module:
+        """The float module, with the dequantized weights in the dtype that they show.
+
+        It shares no memory with this one, and its parameters take gradients. It is of the type that
+        the class says, also where from_float was given one of a type derived from that.
+        """
+        with torch.device("meta"):
+            mod = self._float_module()
+        for name in self._formats:
+            values = self._weight(name).dequantize()
+            values = values.clone(memory_format=torch.contiguous_format)
+            setattr(mod, name, nn.Parameter(values))
+        for name, bias in self._held_biases().items():
+            setattr(mod, name, nn.Parameter(bias.detach().clone()))
+        return mod.train(self.training)
+
+    def _float_module(self):
+        """A float module of this kind, whose parameters are yet to be set."""
+        raise NotImplementedError
 
     # What it holds.
 
@@ -209,7 +236,7 @@ class QuantizedModule(nn.Module):
             return moved(fn, tensor) if id(tensor) in own else fn(tensor)
 
         result = super()._apply(apply, recurse)
-        for name, one in self._formats.items():  # to_empty() leaves bytes that may be no weight
+        for name, one in self._formats.items():  # to_empty() leaves bytes that may not be a weight
             if own and next(iter(own.values())).is_meta and not self._held(name)[0].is_meta:
                 self._buffers.update(zip(one.buffers, one.zeros(self._held(name)), strict=True))
         return result

@@ -1,8 +1,13 @@
 """Quantized forms of several products, each of which may have a config of its own."""
 
+from collections.abc import Mapping
+
+from torch import nn
+from typing_extensions import Self
+
 from dynquant.nn._checks import check_config, check_parameters
 from dynquant.nn._formats import Bits16, Int8, format_of
-from dynquant.qconfig import QConfig, one_of, parse_qconfig
+from dynquant.qconfig import ConfigLike, QConfig, one_of, parse_qconfig
 
 
 class Products:
@@ -16,7 +21,13 @@ class Products:
     MIXED = None
 
     @classmethod
-    def from_float(cls, mod, qconfig=None, tied_to=None, products=None):
+    def from_float(
+        cls,
+        mod: nn.Module,
+        qconfig: ConfigLike | None = None,
+        tied_to: nn.Module | None = None,
+        products: Mapping[str, ConfigLike | None] | None = None,
+    ) -> Self:
         """The quantized form of `mod`, which is not changed and shares no memory with it.
 
         Args:
@@ -36,14 +47,20 @@ class Products:
         return cls(mod, qconfig, None if products else tied_to, products)
 
     @classmethod
-    def check_float(cls, mod, qconfig, name="", products=None):
+    def check_float(
+        cls,
+        mod: nn.Module,
+        qconfig: QConfig,
+        name: str = "",
+        products: Mapping[str, QConfig | None] | None = None,
+    ) -> None:
         """Raises what stands against quantizing `mod`, naming its parameters after `name`.
 
         Args:
             products: as for from_float, parsed.
 
         Raises:
-            ValueError: as of other modules; for a name that is no product's.
+            ValueError: as of other modules; for a name that is not a product's.
         """
         prefix = f"{name}." if name else ""
         of_products = cls._products(mod)
@@ -62,7 +79,7 @@ class Products:
                 format_of(configs[product]).check(prefix + key, rows)
 
     @classmethod
-    def products_of(cls, mod):
+    def products_of(cls, mod: nn.Module) -> tuple[str, ...]:
         """The names of the products of a float module."""
         return tuple(cls._products(mod))
 
@@ -71,6 +88,6 @@ class Products:
         """By the name of each product: the parameter that has its weight, and the weight [N, K]."""
         raise NotImplementedError
 
-    def config_of(self, product):
+    def config_of(self, product: str) -> QConfig | None:
         """The QConfig of a product, or None where it is in float."""
         raise NotImplementedError

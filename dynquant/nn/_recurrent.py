@@ -1,11 +1,15 @@
 """What recurrent layers and cells share: the weights of a direction, and the call of its op."""
 
+from collections.abc import Mapping
+
 import torch
+from torch import nn
 
 import dynquant.ops  # noqa: F401 (registers torch.ops.dynquant)
 from dynquant.nn._formats import Float, Format, Int8, format_of
 from dynquant.nn._module import QuantizedModule
 from dynquant.nn._products import Products
+from dynquant.qconfig import QConfig
 
 
 class Recurrent(Products, QuantizedModule):
@@ -22,7 +26,13 @@ class Recurrent(Products, QuantizedModule):
 
     bidirectional = False
 
-    def __init__(self, mod, qconfig, tied_to=None, products=None):
+    def __init__(
+        self,
+        mod: nn.Module,
+        qconfig: QConfig,
+        tied_to: nn.Module | None = None,
+        products: Mapping[str, QConfig | None] | None = None,
+    ) -> None:
         self.__dict__["_products"] = products
         super().__init__(mod, qconfig, tied_to)
         self._suffixes = self._suffixes_of(mod)
@@ -34,7 +44,7 @@ class Recurrent(Products, QuantizedModule):
     def _products(cls, mod):
         return {name: (name, weight) for name, weight in cls._float_parameters(mod)[0].items()}
 
-    def config_of(self, product):
+    def config_of(self, product: str) -> QConfig | None:
         return self._formats[product].qconfig
 
     def _format_of(self, name, rows, qconfig, mod):
@@ -59,6 +69,14 @@ class Recurrent(Products, QuantizedModule):
             {name: getattr(mod, name) for name in weights},
             {name: getattr(mod, name, None) for name in biases},
         )
+
+    def _float_module(self):
+        kind = getattr(nn, self.FLOAT.removeprefix("nn."))
+        settings = {key: getattr(self, key) for key in self.COPIED if key != "mode"}
+        if kind not in (nn.LSTM, nn.GRU, nn.RNN):
+            return kind(**settings)
+        projected = settings.pop("proj_size")
+        return kind(**settings, **({"proj_size": projected} if projected else {}))
 
     def _direction(self, x, states, place, batch_sizes=None):
         """One direction of one layer.

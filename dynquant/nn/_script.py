@@ -1,8 +1,8 @@
-"""What torch.jit.script is told of modules that it cannot compile."""
+"""The error of torch.jit.script for modules that it cannot compile."""
 
 
 def no_script(module, reason):
-    """The error that __prepare_scriptable__, which torch.jit.script calls first, raises.
+    """What __prepare_scriptable__ raises, which torch.jit.script calls first.
 
     Args:
         reason: what the module does that TorchScript cannot.

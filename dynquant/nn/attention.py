@@ -1,6 +1,7 @@
 """nn.MultiheadAttention with projections whose weights are in int8 or in 16 bits."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +12,9 @@ from dynquant.nn._products import Products
 from dynquant.nn._state import frozen_copy
 from dynquant.nn.linear import Linear, outputs_of
 from dynquant.nn.linear_half import HalfLinear
+from dynquant.qconfig import QConfig
 
-_IN = ("q", "k", "v")
+_IN_PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 
 
 class MultiheadAttention(Products, nn.Module):
@@ -53,12 +55,18 @@ class MultiheadAttention(Products, nn.Module):
 
     merge_masks = nn.MultiheadAttention.merge_masks  # public there, too
 
-    def __init__(self, mod, qconfig, tied_to=None, products=None):
+    def __init__(
+        self,
+        mod: nn.Module,
+        qconfig: QConfig,
+        tied_to: nn.Module | None = None,
+        products: Mapping[str, QConfig | None] | None = None,
+    ) -> None:
         super().__init__()
         for key in self.COPIED:
             setattr(self, key, getattr(mod, key))
-        # The fast paths of nn.TransformerEncoderLayer and nn.TransformerEncoder ask for it, and run
-        # their own float kernels where it is true.
+        # Where it is true, the fast paths of nn.TransformerEncoderLayer and nn.TransformerEncoder
+        # run their own float kernels.
         self._qkv_same_embed_dim = False
         for product, (_, weight, bias) in _projections(mod).items():
             config = (products or {}).get(product, qconfig)
@@ -66,6 +74,37 @@ class MultiheadAttention(Products, nn.Module):
         for name in ("bias_k", "bias_v"):
             self.register_parameter(name, frozen_copy(getattr(mod, name)))
         self.eval()
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def to_float(self) -> nn.Module:
+        """The nn.MultiheadAttention, with the dequantized weights in the dtype that they show.
+
+        It shares no memory with this one, and its parameters take gradients.
+        """
+        *given, (out_weight, out_bias) = (
+            _float_parts(getattr(self, product)) for product in (*_IN_PROJECTIONS, "out_proj")
+        )
+        settings = {key: getattr(self, key) for key in self.COPIED if key != "head_dim"}
+        with torch.device("meta"):
+            mod = nn.MultiheadAttention(
+                **settings, bias=out_bias is not None, add_bias_kv=self.bias_k is not None
+            )
+        found = {"bias_k": self.bias_k, "bias_v": self.bias_v}
+        weights, biases = zip(*given, strict=True)
+        if mod._qkv_same_embed_dim:
+            found["in_proj_weight"] = torch.cat(weights)
+        else:
+            found |= {f"{one}_weight": of for one, of in zip(_IN_PROJECTIONS, weights, strict=True)}
+        if out_bias is not None:
+            found["in_proj_bias"] = torch.cat(biases)
+        for key, value in found.items():
+            if value is not None:
+                setattr(mod, key, nn.Parameter(value.detach().clone()))
+        mod.out_proj.weight = nn.Parameter(out_weight.clone())
+        if out_bias is not None:
+            mod.out_proj.bias = nn.Parameter(out_bias.clone())
+        return mod.train(self.training)
 
     @classmethod
     def _float_parameters(cls, mod):
@@ -77,29 +116,29 @@ class MultiheadAttention(Products, nn.Module):
     def _products(cls, mod):
         return {product: (key, weight) for product, (key, weight, _) in _projections(mod).items()}
 
-    def config_of(self, product):
+    def config_of(self, product: str) -> QConfig | None:
         linear = getattr(self, product)
         return None if isinstance(linear, nn.Linear) else linear._formats["weight"].qconfig
 
     def forward(
         self,
-        query,
-        key,
-        value,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
         key_padding_mask: torch.Tensor | None = None,
         need_weights: bool = True,
         attn_mask: torch.Tensor | None = None,
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """As nn.MultiheadAttention.forward, whose documentation tells the shapes.
+        """As nn.MultiheadAttention.forward, whose documentation gives the shapes.
 
         Returns:
             the output, of query's shape and dtype, and the attention weights or None.
 
         Raises:
             ValueError: for shapes or dtypes that do not fit each other.
-            TypeError: for what is no tensor, or a mask that is neither bool nor float.
+            TypeError: for what is not a tensor, or a mask that is neither bool nor float.
             RuntimeError: for is_causal without attn_mask.
         """
         if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript compiles conditions whole)
@@ -249,7 +288,7 @@ class MultiheadAttention(Products, nn.Module):
         _split_projections(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return (
             f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, "
             f"batch_first={self.batch_first}"
@@ -266,31 +305,36 @@ def _projection(weight, bias, qconfig):
     return linear.eval()
 
 
+def _float_parts(linear):
+    """The float weight of a projection, and its bias or None."""
+    weight = linear.weight if isinstance(linear, nn.Linear) else linear.weight.dequantize()
+    return weight, linear.bias
+
+
 def _projections(mod):
     """By projection of an nn.MultiheadAttention: the weight's parameter, the weight, the bias."""
     biases = [None] * 3 if mod.in_proj_bias is None else mod.in_proj_bias.chunk(3)
     if mod.in_proj_weight is None:
-        keys = [f"{one}_proj_weight" for one in _IN]
+        keys = [f"{one}_weight" for one in _IN_PROJECTIONS]
         weights = [getattr(mod, key) for key in keys]
     else:
         keys = ["in_proj_weight"] * 3
         weights = mod.in_proj_weight.chunk(3)
-    found = {f"{one}_proj": each for one, *each in zip(_IN, keys, weights, biases, strict=True)}
+    found = {one: each for one, *each in zip(_IN_PROJECTIONS, keys, weights, biases, strict=True)}
     return {**found, "out_proj": ("out_proj.weight", mod.out_proj.weight, mod.out_proj.bias)}
 
 
 def _split_projections(state_dict, prefix):
     """Gives the entries of a float nn.MultiheadAttention the names of the quantized one."""
-    for one in _IN:
-        if f"{prefix}{one}_proj_weight" in state_dict:
-            weight = state_dict.pop(f"{prefix}{one}_proj_weight")
-            state_dict[f"{prefix}{one}_proj.weight"] = weight
+    for one in _IN_PROJECTIONS:
+        if f"{prefix}{one}_weight" in state_dict:
+            state_dict[f"{prefix}{one}.weight"] = state_dict.pop(f"{prefix}{one}_weight")
     for key in ("weight", "bias"):
         packed = state_dict.get(f"{prefix}in_proj_{key}")
         if isinstance(packed, torch.Tensor) and packed.dim() and packed.shape[0] % 3 == 0:
             del state_dict[f"{prefix}in_proj_{key}"]
-            for one, part in zip(_IN, packed.chunk(3), strict=True):
-                state_dict[f"{prefix}{one}_proj.{key}"] = part
+            for one, part in zip(_IN_PROJECTIONS, packed.chunk(3), strict=True):
+                state_dict[f"{prefix}{one}.{key}"] = part
 
 
 def _merged(

@@ -1,5 +1,7 @@
 """Hugging Face's Conv1D, GPT-2's linear layer, with an int8 or 16-bit weight."""
 
+import torch
+
 from dynquant.nn.linear import Linear
 from dynquant.nn.linear_half import HalfLinear
 
@@ -14,12 +16,17 @@ class _Conv1D:
     FLOAT = "Conv1D"
 
     @property
-    def nx(self):
+    def nx(self) -> int:
         return self.in_features
 
     @property
-    def nf(self):
+    def nf(self) -> int:
         return self.out_features
+
+    def _float_module(self):
+        from transformers.pytorch_utils import Conv1D
+
+        return Conv1D(self.nf, self.nx)
 
     @staticmethod
     def _rows(weight):
@@ -27,7 +34,7 @@ class _Conv1D:
 
     _shown = _rows
 
-    def forward(self, x):  # as the float module calls its argument
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # as the float module calls its argument
         return super().forward(x)
 
 

@@ -1,11 +1,14 @@
 """nn.Embedding and nn.EmbeddingBag with tables in 8 or 4 bits."""
 
 import torch
+from torch import nn
 
 import dynquant.ops  # noqa: F401 (registers torch.ops.dynquant)
 from dynquant.nn._formats import Table
 from dynquant.nn._fx import TENSOR_OR_NONE, as_one_call
 from dynquant.nn._module import QuantizedModule
+from dynquant.nn._torch_ao import with_plain_table
+from dynquant.qconfig import QConfig
 
 _embedding = torch.ops.dynquant.embedding.default
 _embedding_bag = torch.ops.dynquant.embedding_bag.default
@@ -20,9 +23,9 @@ class _EmbeddingTable(QuantizedModule):
 
     FORMAT = Table
     DTYPES = Table.DTYPES
-    COPIED = ("padding_idx", "max_norm", "norm_type")
+    COPIED = ("padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
 
-    def __init__(self, mod, qconfig, tied_to=None):
+    def __init__(self, mod: nn.Module, qconfig: QConfig, tied_to: nn.Module | None = None) -> None:
         super().__init__(mod, qconfig, tied_to)
         self.num_embeddings, self.embedding_dim = mod.weight.shape
 
@@ -34,6 +37,9 @@ class _EmbeddingTable(QuantizedModule):
     def _format_of(cls, name, rows, qconfig, mod):
         return Table(name, rows, qconfig, mod.max_norm, mod.norm_type)
 
+    def _translated(self, state_dict, prefix):
+        return with_plain_table(state_dict, prefix, self.bits, self.embedding_dim)
+
     @property
     def weight(self) -> torch.Tensor:
         if torch.jit.is_scripting():
@@ -42,12 +48,12 @@ class _EmbeddingTable(QuantizedModule):
         return self._weight("weight")
 
     @property
-    def weight_scale(self):
+    def weight_scale(self) -> torch.Tensor:
         """fp32 [num_embeddings]."""
         return self.weight_qparams[:, 0]
 
     @property
-    def weight_offset(self):
+    def weight_offset(self) -> torch.Tensor:
         """fp32 [num_embeddings]."""
         return self.weight_qparams[:, 1]
 
@@ -60,7 +66,7 @@ class _EmbeddingTable(QuantizedModule):
             dtype = self._parameters["placeholder"].dtype
         return rows, qparams, self.bits, self.embedding_dim, dtype
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         shape = f"{self.num_embeddings}, {self.embedding_dim}, bits={self.bits}"
         padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
         return f"{shape}{padding}"
@@ -77,7 +83,8 @@ class Embedding(_EmbeddingTable):
     The state dict has weight_uint8 (uint8 [V, D]; in 4 bits [V, (D + 1) // 2], two values to a
     byte, the first in the lower four bits), weight_qparams (fp32 [V, 2]: scale, offset) and version
     (int64).
-    load_state_dict also takes what the float module has, whose weight is then quantized.
+    load_state_dict also takes what the float module has, whose weight is then quantized, and what
+    torch.ao's Embedding of as many bits saves.
 
     Attributes:
         num_embeddings, embedding_dim: V and D.
@@ -91,7 +98,11 @@ class Embedding(_EmbeddingTable):
 
     FLOAT = "nn.Embedding"
 
-    def forward(self, input):
+    def _float_module(self):
+        settings = {key: getattr(self, key) for key in self.COPIED}
+        return nn.Embedding(self.num_embeddings, self.embedding_dim, **settings)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         if torch.jit.is_scripting():
             return torch.ops.dynquant.embedding(input, *self._table())
         if not isinstance(input, torch.Tensor):
@@ -105,7 +116,7 @@ class EmbeddingBag(_EmbeddingTable):
     Everything that Embedding says holds; forward is called as nn.EmbeddingBag's, with all its
     modes. Sums are computed in fp32 in the order of the indices, as
     torch.ops.dynquant.embedding_bag specifies, and then rounded to the output's dtype.
-    per_sample_weights get no gradient: such that ask for one are an error.
+    per_sample_weights get no gradient: it is an error if they require one.
 
     Attributes (besides those of Embedding):
         mode: 'sum', 'mean' or 'max'.
@@ -116,12 +127,16 @@ class EmbeddingBag(_EmbeddingTable):
     FLOAT = "nn.EmbeddingBag"
     COPIED = (*_EmbeddingTable.COPIED, "mode", "include_last_offset")
 
+    def _float_module(self):
+        settings = {key: getattr(self, key) for key in self.COPIED}
+        return nn.EmbeddingBag(self.num_embeddings, self.embedding_dim, **settings)
+
     def forward(
         self,
-        input,
+        input: torch.Tensor,
         offsets: torch.Tensor | None = None,
         per_sample_weights: torch.Tensor | None = None,
-    ):
+    ) -> torch.Tensor:
         if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript compiles conditions whole)
             if not (
                 isinstance(input, torch.Tensor)
@@ -164,5 +179,5 @@ class EmbeddingBag(_EmbeddingTable):
             left_out,
         )
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"{super().extra_repr()}, mode={self.mode}"

@@ -3,6 +3,7 @@
 import copy
 import inspect
 import sys
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,8 +12,18 @@ from dynquant.nn._fx import as_one_call
 from dynquant.nn._module import QuantizedModule
 from dynquant.nn._script import no_script
 from dynquant.nn._stacks import Bits16Stack, Int8Stack
+from dynquant.qconfig import QConfig
 
-_CALL = inspect.signature(lambda self, hidden_states, top_k_index, top_k_weights: None)
+
+def _call(
+    self: nn.Module,
+    hidden_states: torch.Tensor,
+    top_k_index: torch.Tensor,
+    top_k_weights: torch.Tensor,
+) -> torch.Tensor: ...
+
+
+_CALL = inspect.signature(_call)
 _DECLARED = ("has_gate", "has_bias", "has_post_expert_norm", "is_transposed", "is_concatenated")
 
 
@@ -100,7 +111,7 @@ class Experts(QuantizedModule):
     FORMAT = Int8Stack
     DTYPES = Int8Stack.DTYPES
 
-    def __init__(self, mod, qconfig, tied_to=None):
+    def __init__(self, mod: nn.Module, qconfig: QConfig, tied_to: nn.Module | None = None) -> None:
         self.__dict__["is_transposed"] = mod.is_transposed  # which _rows asks for
         super().__init__(mod, qconfig, tied_to)
         self.float_class = type(mod)
@@ -124,7 +135,19 @@ class Experts(QuantizedModule):
 
     _shown = _rows
 
-    def forward(self, *args, **kwargs):
+    def _float_module(self):
+        mod = self.float_class.__new__(self.float_class)
+        nn.Module.__init__(mod)
+        kept = {"float_class", *self.FORMAT.settings(QConfig(dtype=self.DTYPES[0]))}
+        for key, value in vars(self).items():
+            if not key.startswith("_") and key not in kept:
+                setattr(mod, key, value)
+        mod._is_expert_parallel = False
+        for key, child in self.named_children():
+            setattr(mod, key, copy.deepcopy(child))
+        return mod
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The sum for each token.
 
         Args, by the names that the float module has for them:
@@ -183,7 +206,7 @@ class Experts(QuantizedModule):
     def __prepare_scriptable__(self):
         raise no_script(self, "runs as many experts as are chosen")
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         up, down = self._formats.values()
         return (
             f"num_experts={up.experts}, in_features={up.k}, intermediate_features={down.k}, "

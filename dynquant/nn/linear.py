@@ -3,7 +3,9 @@
 from types import SimpleNamespace
 
 import torch
+from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
+from typing_extensions import Self
 
 from dynquant.nn._formats import Int8
 from dynquant.nn._fx import as_one_call
@@ -73,12 +75,12 @@ class LinearModule(QuantizedModule):
 
     FLOAT = "nn.Linear"
 
-    def __init__(self, mod, qconfig, tied_to=None):
+    def __init__(self, mod: nn.Module, qconfig: QConfig, tied_to: nn.Module | None = None) -> None:
         super().__init__(mod, qconfig, tied_to)
         self.out_features, self.in_features = self._rows(mod.weight).shape
 
     @classmethod
-    def from_weight(cls, weight, bias, qconfig):
+    def from_weight(cls, weight: torch.Tensor, bias: torch.Tensor | None, qconfig: QConfig) -> Self:
         """The layer of a float weight [N, K] and bias [N] or None, neither of which it keeps.
 
         Args:
@@ -87,10 +89,13 @@ class LinearModule(QuantizedModule):
         """
         return cls(SimpleNamespace(weight=weight, bias=bias), qconfig)
 
+    def _float_module(self):
+        return nn.Linear(self.in_features, self.out_features, self.bias is not None)
+
     def _translated(self, state_dict, prefix):
         return with_plain_linear(state_dict, prefix)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"bias={self.bias is not None}, {self._formats['weight']}"
@@ -122,7 +127,14 @@ class Linear(LinearModule):
     DTYPES = Int8.DTYPES
 
     @classmethod
-    def from_integers(cls, integers, weight_scale, bias=None, qconfig=None, dtype=torch.float32):
+    def from_integers(
+        cls,
+        integers: torch.Tensor,
+        weight_scale: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        qconfig: QConfig | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Self:
         """The layer of a weight that is quantized already, whose integers stay as they are.
 
         Args:
@@ -148,7 +160,7 @@ class Linear(LinearModule):
         layer.load_state_dict(state, assign=True)
         return layer
 
-    def forward(self, input):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         if torch.jit.is_scripting():
             return torch.ops.dynquant.linear_dynamic(
                 input,

@@ -35,7 +35,7 @@ class HalfLinear(LinearModule):
     FORMAT = Bits16
     DTYPES = Bits16.DTYPES
 
-    def forward(self, input):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         if torch.jit.is_scripting():
             return torch.ops.dynquant.linear_half(input, self.weight_16bit, self.bias)
         if not isinstance(input, torch.Tensor):

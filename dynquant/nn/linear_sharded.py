@@ -138,7 +138,7 @@ class ShardedLinear(Linear):
         """The local part of x at `placement`; gradient: that of its gradient's local part."""
         last = (Shard(-1), Shard(x.dim() - 1))
         is_part = not isinstance(x, DTensor) and self._input_layout in last
-        # Checked before anything is exchanged: processes that disagree do not come back from that.
+        # Checked before anything is exchanged: processes that disagree would wait forever.
         k = self._local_in_features if is_part else self.in_features
         if x.dim() == 0 or x.shape[-1] != k:
             raise RuntimeError(f"x must have K = {k} as its last dimension, got {list(x.shape)}")

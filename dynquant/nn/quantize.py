@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import nn
 from torch.fx import Proxy
+from typing_extensions import Self
 
 import dynquant.ops  # noqa: F401 (registers torch.ops.dynquant)
 from dynquant.nn._checks import check_scale
@@ -14,7 +15,16 @@ from dynquant.nn._fx import as_one_call
 from dynquant.nn._move import moved
 from dynquant.nn._script import no_script
 from dynquant.nn._state import Entry, errors_in
-from dynquant.qconfig import EIGHT_BITS, QConfig, bits_repr, one_of, parse_qconfig, per_token
+from dynquant.qconfig import (
+    EIGHT_BITS,
+    ConfigLike,
+    QConfig,
+    bits_repr,
+    one_of,
+    parse_qconfig,
+    per_token,
+)
+from dynquant.stubs import DeQuantStub, QuantStub
 
 # Of the state dict, where there is a calibration.
 _ENTRIES = {
@@ -86,9 +96,9 @@ class Quantize(nn.Module):
 
     The result is an ordinary float tensor of x's shape and dtype, (q - zero_point) * scale, which
     any module or operator takes. It also remembers q, scale and zero_point, and dynquant.nn.Linear
-    uses those instead of quantizing once more. The memory is void once the tensor is changed in
-    place, in inference mode too; what autograd does not notice either (a write through .data or
-    .numpy(), or from another process) goes unnoticed. Copies, views and results of operators
+    uses those instead of quantizing again. It forgets them once it is changed in place, in
+    inference mode too; what autograd does not notice either (a write through .data or .numpy(), or
+    from another process) goes unnoticed. Copies, views and results of operators
     remember nothing. Under torch.compile and torch.export there is the float tensor alone.
 
     With scale and zero_point (a calibrated QuantStub's) every x is quantized by them, and a row
@@ -99,7 +109,12 @@ class Quantize(nn.Module):
         scale, zero_point: fp32 [1] and int32 [1], or None.
     """
 
-    def __init__(self, qconfig=None, scale=None, zero_point=None):
+    def __init__(
+        self,
+        qconfig: ConfigLike | None = None,
+        scale: torch.Tensor | None = None,
+        zero_point: torch.Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.qconfig = QConfig() if qconfig is None else parse_qconfig(qconfig)
         self.register_buffer("scale", scale)
@@ -107,7 +122,7 @@ class Quantize(nn.Module):
         self.eval()
 
     @classmethod
-    def from_float(cls, mod, qconfig=None):
+    def from_float(cls, mod: nn.Module, qconfig: ConfigLike | None = None) -> Self:
         """What a dynquant.QuantStub becomes; the stub's own qconfig comes before `qconfig`.
 
         A stub that has seen data gives its statistics, unless the config says 'dynamic': True.
@@ -120,8 +135,17 @@ class Quantize(nn.Module):
         )
         return cls(qconfig, scale.reshape(1), zero_point.reshape(1))
 
+    def to_float(self) -> nn.Module:
+        """A dynquant.QuantStub with the same config; one that is to see data where this one has."""
+        stub = QuantStub()
+        if self.scale is None:
+            stub.qconfig = self.qconfig
+        else:
+            stub.observe(self.qconfig)
+        return stub.train(self.training)
+
     @classmethod
-    def check_float(cls, mod, qconfig, name=""):
+    def check_float(cls, mod: nn.Module, qconfig: QConfig, name: str = "") -> None:
         """Raises ValueError, naming the stub, where from_float cannot give its form."""
         if mod.qconfig is None:
             one_of(f"{name}: a QuantStub's dtype", qconfig.dtype, EIGHT_BITS)
@@ -133,7 +157,7 @@ class Quantize(nn.Module):
     def __prepare_scriptable__(self):
         raise no_script(self, _REMEMBERS)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: fp32, bf16 or fp16 [..., K] -> the same shape and dtype."""
         if not isinstance(x, torch.Tensor):
             return as_one_call(self, x)
@@ -187,7 +211,7 @@ class Quantize(nn.Module):
                 self._buffers[key] = torch.empty_like(value)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         when = "dynamic" if self.scale is None else "calibrated"
         symmetry = "symmetric" if self.qconfig.symmetric else "asymmetric"
         return f"{self.qconfig.activation}, {symmetry}, {when}{bits_repr(self.qconfig)}"
@@ -196,19 +220,23 @@ class Quantize(nn.Module):
 class DeQuantize(nn.Module):
     """Gives a tensor that remembers no quantized form: itself, unless it came from Quantize."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.eval()
 
     @classmethod
-    def from_float(cls, mod):
+    def from_float(cls, mod: nn.Module) -> Self:
         """What a dynquant.DeQuantStub becomes."""
         return cls()
+
+    def to_float(self) -> nn.Module:
+        """A dynquant.DeQuantStub."""
+        return DeQuantStub().train(self.training)
 
     def __prepare_scriptable__(self):
         raise no_script(self, _REMEMBERS)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         if isinstance(x, Proxy):
             return as_one_call(self, x)
         return x if remembered(x) is None else x.view_as(x)

@@ -29,7 +29,7 @@ class RecurrentLayers(Recurrent):
         directions = ["", "_reverse"] if mod.bidirectional else [""]
         return [f"_l{layer}{end}" for layer in range(mod.num_layers) for end in directions]
 
-    def check_input(self, input, batch_sizes):
+    def check_input(self, input: torch.Tensor, batch_sizes: torch.Tensor | None) -> None:
         dimensions = 3 if batch_sizes is None else 2
         if input.dim() != dimensions:
             raise RuntimeError(f"input must have {dimensions} dimensions, got {input.dim()}")
@@ -42,17 +42,21 @@ class RecurrentLayers(Recurrent):
     def __prepare_scriptable__(self):
         raise no_script(self, "takes packed sequences and names its weights by layer")
 
-    def flatten_parameters(self):
+    def flatten_parameters(self) -> None:
         """Does nothing: the weights lie as the kernels read them."""
 
     @property
-    def all_weights(self):
+    def all_weights(self) -> list[list[torch.Tensor]]:
         """The parameters of each layer and direction in torch's order."""
         kinds = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if self.bias else [])]
         kinds += ["weight_hr"] if self.proj_size else []
         return [[getattr(self, kind + suffix) for kind in kinds] for suffix in self._suffixes]
 
-    def forward(self, input, hx=None):
+    def forward(
+        self,
+        input: torch.Tensor | PackedSequence,
+        hx: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> tuple[torch.Tensor | PackedSequence, torch.Tensor | tuple[torch.Tensor, torch.Tensor]]:
         if not isinstance(input, (torch.Tensor, PackedSequence)):
             return as_one_call(self, input, hx)
         if isinstance(input, PackedSequence):
@@ -134,7 +138,7 @@ class RecurrentLayers(Recurrent):
         }
         return with_plain_entries(state_dict, readers)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return nn.RNNBase.extra_repr(self) + self._format_repr()
 
 

@@ -31,7 +31,7 @@ class RecurrentCell(Recurrent):
     def _suffixes_of(mod):
         return [""]
 
-    def forward(self, input, hx: torch.Tensor | None = None):
+    def forward(self, input: torch.Tensor, hx: torch.Tensor | None = None) -> torch.Tensor:
         if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript compiles conditions whole)
             if not isinstance(input, torch.Tensor):
                 return as_one_call(self, input, hx)
@@ -105,7 +105,7 @@ class RecurrentCell(Recurrent):
         }
         return with_plain_entries(state_dict, readers)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return nn.RNNCellBase.extra_repr(self) + self._format_repr()
 
 
@@ -113,7 +113,9 @@ class LSTMStep(RecurrentCell):
     FLOAT = "nn.LSTMCell"
     STATES = 2
 
-    def forward(self, input, hx: tuple[torch.Tensor, torch.Tensor] | None = None):
+    def forward(
+        self, input: torch.Tensor, hx: tuple[torch.Tensor, torch.Tensor] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript compiles conditions whole)
             if not isinstance(input, torch.Tensor):
                 return as_one_call(self, input, hx)

@@ -22,11 +22,13 @@ class QuantizedWeight(torch.Tensor):
     the dequantized values, and gives plain tensors.
 
     Code that merely looks at it (shape, dtype, device) costs nothing and finds, by
-    torch.overrides.has_torch_function, that this is no plain tensor. The fast path of
+    torch.overrides.has_torch_function, that this is not a plain tensor. The fast path of
     nn.TransformerEncoder looks so at each call, and then runs the quantized modules instead of a
     float kernel of its own.
 
-    Under torch.compile it holds the values themselves; they are computed where they are used.
+    Under torch.compile products with the weight, its transpose, and a list of weights concatenated
+    by rows are the module's as well; every other operator takes the dequantized values, which are
+    computed where they are used.
 
     Multiplied or divided in place by a positive number, it scales what the module holds.
 
@@ -162,15 +164,6 @@ class _Quantized(_Held):
     def _handlers(cls):
         return _HANDLERS
 
-    def _product(self, x, bias):
-        """x @ rows.T + bias."""
-        outputs, first = [], 0
-        for one, held in self._parts:
-            piece = None if bias is None else bias[first : first + one.n]
-            outputs.append(one.linear(x, held, piece))
-            first += one.n
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
-
     def _slice(self, first, last):
         """The rows from `first` to before `last`."""
         parts, before = [], 0
@@ -194,6 +187,38 @@ class _Stack(_Held):
     def _matrix(self, index):
         ((one, held),) = self._parts
         return _Quantized([one.of(held, index)], self.dtype, self._is_transposed)
+
+
+class _Traced(QuantizedWeight):
+    """A matrix while torch.compile traces, which knows no tensors without storage: the values.
+
+    They are in the graph where an operator takes them. Beside them are the same parts as of _Held.
+    """
+
+    @classmethod
+    def of(cls, values, parts, is_transposed=False):
+        weight = values.as_subclass(cls)
+        weight._parts, weight._is_transposed = parts, is_transposed
+        return weight
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        handler = _PRODUCTS.get(func)
+        result = NotImplemented if handler is None else handler(*args, **kwargs)
+        if result is not NotImplemented:
+            return result
+        first = args[0] if args else None
+        result = super().__torch_function__(func, types, args, kwargs)
+        dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+        rows_join = func in _CONCATENATIONS and dim == 0  # dynamo asks for lists, not for tuples
+        if rows_join and all(isinstance(one, cls) and not one._is_transposed for one in first):
+            return cls.of(result, [part for one in first for part in one._parts])
+        if func in _TRANSPOSES and isinstance(first, cls) and _is_transpose(args[1:]):
+            return cls.of(result, first._parts, not first._is_transposed)
+        if func in _CASTS and isinstance(first, cls) and result.dtype in FLOAT_DTYPES:
+            return cls.of(result, first._parts, first._is_transposed)
+        return result
 
 
 class _ValuesView(torch.Tensor):
@@ -240,9 +265,11 @@ def quantized_weight(parts, dtype):
         parts: each a Format and what the module holds; a single one of a stack of matrices.
         dtype: the float dtype that the weight shows.
     """
-    if torch.compiler.is_dynamo_compiling():  # which cannot trace a tensor without storage
-        return _values(parts, dtype).as_subclass(QuantizedWeight)
-    kind = _Quantized if len(parts[0][0].shape) == 2 else _Stack
+    is_matrix = len(parts[0][0].shape) == 2
+    if torch.compiler.is_dynamo_compiling():
+        values = _values(parts, dtype)
+        return _Traced.of(values, parts) if is_matrix else values.as_subclass(QuantizedWeight)
+    kind = _Quantized if is_matrix else _Stack
     return kind(parts, dtype, is_own=True)
 
 
@@ -254,9 +281,14 @@ def _itself(weight, *args, **kwargs):
 
 
 def _transposed(weight, *dims):
-    if dims in ((), (0, 1), (1, 0), (-1, -2), (-2, -1), ((1, 0),)):
+    if _is_transpose(dims):
         return weight._like(is_transposed=not weight._is_transposed)
     return NotImplemented
+
+
+def _is_transpose(dims):
+    """Whether the arguments of t, transpose or permute exchange the two dimensions of a matrix."""
+    return dims in ((), (0, 1), (1, 0), (-1, -2), (-2, -1), ((1, 0),))
 
 
 def _stack_transposed(weight, *dims):
@@ -357,22 +389,39 @@ def _cat(tensors, dim=0):
 
 
 def _linear(input, weight, bias=None):
-    is_one = isinstance(weight, _Quantized) and not weight._is_transposed
-    return weight._product(_plain(input), _plain(bias)) if is_one else NotImplemented
+    is_one = isinstance(weight, _MATRICES) and not weight._is_transposed
+    return _product(_plain(input), weight, _plain(bias)) if is_one else NotImplemented
 
 
 def _matmul(input, other):
-    is_one = isinstance(other, _Quantized) and other._is_transposed
-    if not is_one or isinstance(input, _Quantized) or input.dim() == 0:
+    is_one = isinstance(other, _MATRICES) and other._is_transposed
+    if not is_one or isinstance(input, _MATRICES) or input.dim() == 0:
         return NotImplemented
-    return other._product(input, None)
+    return _product(input, other, None)
 
 
 def _addmm(input, mat1, mat2, *, beta=1, alpha=1):
-    if beta != 1 or alpha != 1 or isinstance(input, _Quantized) or input.dim() != 1:
+    if beta != 1 or alpha != 1 or isinstance(input, _MATRICES) or input.dim() != 1:
         return NotImplemented
-    is_one = isinstance(mat2, _Quantized) and mat2._is_transposed
-    return mat2._product(_plain(mat1), input) if is_one else NotImplemented
+    is_one = isinstance(mat2, _MATRICES) and mat2._is_transposed
+    return _product(_plain(mat1), mat2, input) if is_one else NotImplemented
+
+
+def _product(x, weight, bias):
+    """x @ rows.T + bias, where the weight is these rows or their transpose."""
+    outputs, first = [], 0
+    for one, held in weight._parts:
+        piece = None if bias is None else bias[first : first + one.n]
+        outputs.append(one.linear(x, held, piece))
+        first += one.n
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
+
+
+def _plain(tensor):
+    return tensor.dequantize() if isinstance(tensor, _MATRICES) else tensor
+
+
+_MATRICES = (_Quantized, _Traced)
 
 
 def _scaled_in_place(scaled):
@@ -413,10 +462,6 @@ def _is_in_range(before, after):
     return bool(held.all())
 
 
-def _plain(tensor):
-    return tensor.dequantize() if isinstance(tensor, _Quantized) else tensor
-
-
 def _requires_grad(weight, value=True):
     if value:
         raise RuntimeError(
@@ -455,31 +500,33 @@ _STACK_HANDLERS = {
     _T.transpose: _stack_transposed,
     _T.__getitem__: _of_stack,
 }
-_HANDLERS = {
-    **_ALIKE,
+_PRODUCTS = {
     torch.nn.functional.linear: _linear,
     torch.matmul: _matmul,
     torch.mm: _matmul,
     torch.addmm: _addmm,
-    torch.cat: _cat,
-    torch.concat: _cat,
-    torch.concatenate: _cat,
-    torch.vstack: _cat,
-    torch.t: _transposed,
-    torch.transpose: _transposed,
-    torch.permute: _permuted,
-    torch.narrow: _narrow,
-    torch.chunk: _chunk,
-    torch.split: _split,
-    _T.T.__get__: _transposed,
-    _T.mT.__get__: _transposed,
     _T.matmul: _matmul,
     _T.__matmul__: _matmul,
     _T.mm: _matmul,
     _T.addmm: _addmm,
-    _T.t: _transposed,
-    _T.transpose: _transposed,
+}
+_TRANSPOSES = {
+    **dict.fromkeys(
+        (torch.t, torch.transpose, _T.T.__get__, _T.mT.__get__, _T.t, _T.transpose), _transposed
+    ),
+    torch.permute: _permuted,
     _T.permute: _permuted,
+}
+_CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate, torch.vstack)
+_CASTS = (_T.to, _T.float, _T.half, _T.bfloat16, _T.type_as, _T.detach, torch.detach)
+_HANDLERS = {
+    **_ALIKE,
+    **_PRODUCTS,
+    **_TRANSPOSES,
+    **dict.fromkeys(_CONCATENATIONS, _cat),
+    torch.narrow: _narrow,
+    torch.chunk: _chunk,
+    torch.split: _split,
     _T.narrow: _narrow,
     _T.chunk: _chunk,
     _T.split: _split,

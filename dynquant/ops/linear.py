@@ -64,7 +64,7 @@ def _(packed, n, k):
     """int8 [n, k], what pack_weight was given.
 
     Raises:
-        RuntimeError: packed is no packed weight of this layout version, or not of that N and K.
+        RuntimeError: packed is not a packed weight of this layout version, or not of that N and K.
     """
     check_dtype("packed", packed, torch.int8)
     return packed.new_empty(n, k)

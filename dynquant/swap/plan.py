@@ -19,7 +19,7 @@ from dynquant.swap.selection import Match, Spec, describe
 
 @dataclass(eq=False)
 class Item:
-    """One swap: `module`, found as `name` and in `places`, gives way to its quantized form.
+    """One swap: `module`, found as `name` and in `places`, is replaced by its quantized form.
 
     places: each (parent module, key in its _modules); none for the model itself.
     tie: equal for items whose forms can share a packed weight.
@@ -53,7 +53,7 @@ class Item:
         return any(config is not None for config in configs)
 
     def parts(self):
-        """Its products, where the form tells them apart; else None alone."""
+        """Its products, where the form distinguishes them; else None alone."""
         apart = getattr(self.form, "MIXED", None)
         return self.form.products_of(self.module) if apart else (None,)
 
@@ -63,7 +63,7 @@ class Plan:
 
     Args:
         modules: those of the model, a dict by name.
-        match: gives for a name the Match that tells the module's config, or None.
+        match: gives the Match with the config of the module of a name, or None.
         forms: a Forms.
         products: configs of products by name, a dict for each module's name.
     """

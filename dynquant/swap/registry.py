@@ -16,7 +16,7 @@ from dynquant.swap.selection import bases_of, describe
 # that has none although its base type has.
 _FORMS = {
     nn.Linear: (quantized.Linear, quantized.HalfLinear),
-    # Whoever makes one computes with its weight; it is quantized where it is asked for itself.
+    # Code that makes one computes with its weight; it is quantized where it is named itself.
     NonDynamicallyQuantizableLinear: None,
     nn.MultiheadAttention: quantized.MultiheadAttention,
     nn.LSTM: (quantized.LSTM, quantized.HalfLSTM),
@@ -54,7 +54,7 @@ class Forms:
     """The quantized form of every float type, those of the user's `mapping` first.
 
     Entries of `mapping` that lead to torch.ao's own modules say no more than that the type is to be
-    quantized: they give way to the forms of dynquant.
+    quantized: dynquant's own forms are used instead.
 
     Attributes:
         relatives: types made of linear layers, which an entry for nn.Linear covers as well.
@@ -88,6 +88,10 @@ class Forms:
 
     def is_quantized(self, module_type):
         return issubclass(module_type, self._quantized)
+
+    def is_own(self, module_type):
+        """Whether a type is itself a quantized form, and none that derives from one."""
+        return module_type in self._quantized
 
     def has_any(self, module_type):
         """Whether the type, or one that derives from it, has a quantized form or is one."""

@@ -31,7 +31,7 @@ class Spec:
             configs or None.
         dtype: what holds for configs that name no dtype.
         argument: what messages call qconfig_spec.
-        relatives: types of modules made of linear layers: an entry for nn.Linear speaks of them,
+        relatives: types of modules made of linear layers: an entry for nn.Linear covers them,
             after those for the types that they derive from, nn.Module excepted.
 
     Raises:
@@ -84,7 +84,7 @@ class Spec:
         return Match(self.patterns[best], False)
 
     def match(self, name, modules):
-        """The Match of the most specific entry, or None where no entry speaks of the module.
+        """The Match of the most specific entry, or None where no entry covers the module.
 
         The order is: exact name, longest parent name, pattern (that with most letters, the last
         of equals), exact type, base type, and the types of the parents from the nearest. Patterns

@@ -19,8 +19,18 @@ if int(_version.partition(".")[0]) < 5:
 
 from dynquant.transformers.config import DynquantConfig  # noqa: E402
 from dynquant.transformers.foreign_checkpoint import load_int8  # noqa: E402
-from dynquant.transformers.left_config import leave_config  # noqa: E402
+from dynquant.transformers.left_config import leave_config, take_config  # noqa: E402
 from dynquant.transformers.module_names import only  # noqa: E402
+from dynquant.transformers.parameters import count_quantized  # noqa: E402
 from dynquant.transformers.quantizer import DynquantQuantizer  # noqa: E402
 
-__all__ = ["DynquantConfig", "DynquantQuantizer", "leave_config", "load_int8", "only"]
+count_quantized()
+
+__all__ = [
+    "DynquantConfig",
+    "DynquantQuantizer",
+    "leave_config",
+    "load_int8",
+    "only",
+    "take_config",
+]

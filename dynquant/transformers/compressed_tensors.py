@@ -11,7 +11,7 @@ from dynquant.qconfig import QConfig, per_channel, per_tensor, per_token
 
 _FORMATS = ("int-quantized", "naive-quantized")  # of the same layout
 _PATTERN_SECONDS = 10
-_EMPTY = (None, {}, [])
+_EMPTY: tuple = (None, {}, [])
 _WEIGHT_SCHEMES = {"channel": per_channel, "tensor": per_tensor}
 _ACTIVATION_SCHEMES = {"token": per_token, "tensor": per_tensor}
 # Entries of layers that are quantized in a way that dynquant does not have.

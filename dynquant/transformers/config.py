@@ -2,9 +2,12 @@
 
 import dataclasses
 import warnings
+from collections.abc import Collection, Iterable
+from typing import Any
 
 import regex
 import torch
+from torch import nn
 from transformers.quantizers import register_quantization_config
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
@@ -47,17 +50,17 @@ class DynquantConfig(QuantizationConfigMixin):
 
     def __init__(
         self,
-        weight="per_channel",
-        activation="per_token",
-        symmetric=False,
-        modules_to_not_convert=None,
-        quant_method=METHOD,
-        activation_bits=8,
-        modules=None,
-        dtype="qint8",
-        embeddings=None,
-        source=None,
-    ):
+        weight: str = "per_channel",
+        activation: str = "per_token",
+        symmetric: bool = False,
+        modules_to_not_convert: Collection[str] | None = None,
+        quant_method: str = METHOD,
+        activation_bits: int = 8,
+        modules: dict[str, dict[str, Any] | None] | None = None,
+        dtype: str | torch.dtype = "qint8",
+        embeddings: str | torch.dtype | None = None,
+        source: dict[str, Any] | None = None,
+    ) -> None:
         self.weight = weight
         self.activation = activation
         self.symmetric = symmetric
@@ -80,14 +83,15 @@ class DynquantConfig(QuantizationConfigMixin):
                 regex.compile(name)
             except (regex.error, RecursionError) as error:
                 raise ValueError(
-                    f"modules_to_not_convert has {name!r}, which is no regular expression: {error}"
+                    f"modules_to_not_convert has {name!r}, not a regular expression: {error}"
                 ) from error
         self.quant_method = METHOD
         self.modules_to_not_convert = sorted(names)
         if source is not None:
             self.source = source
 
-    source = None  # it is no attribute of its own, and not saved, in any other config
+    # Not an attribute of its own, and not saved, in any other config.
+    source: dict[str, Any] | None = None
 
     def _qconfigs(self):
         """The QConfigs of `modules`, by name."""
@@ -96,9 +100,9 @@ class DynquantConfig(QuantizationConfigMixin):
         try:
             return {name: _from_fields(fields) for name, fields in self.modules.items()}
         except (TypeError, ValueError, AttributeError, KeyError) as error:
-            raise ValueError(f"modules holds what is no config of dynquant: {error}") from error
+            raise ValueError(f"modules holds what is not a config of dynquant: {error}") from error
 
-    def spec_for(self, model):
+    def spec_for(self, model: nn.Module) -> dict[Any, QConfig | None]:
         """The qconfig_spec of quantize_dynamic that says the same of `model`."""
         if self.modules is not None:
             return self._qconfigs()
@@ -120,15 +124,15 @@ class DynquantConfig(QuantizationConfigMixin):
             spec |= default_spec(QConfig(dtype=dtype))
         return spec
 
-    def get(self, key, default=None):
+    def get(self, key: str, default: Any = None) -> Any:
         """As of a dict: transformers reads the config of a model so, also where it holds this."""
         return getattr(self, key, default)
 
-    def keep_float(self, names):
+    def keep_float(self, names: Iterable[str]) -> None:
         """What the checkpoint does not have is to be trained: it stays in float when saved, too."""
         self.modules_to_not_convert = sorted({*self.modules_to_not_convert, *map(only, names)})
 
-    def warn_of_unknown_names(self, model):
+    def warn_of_unknown_names(self, model: nn.Module) -> None:
         """Warns of entries of modules_to_not_convert that no module of `model` fits."""
         names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
         for entry in self.modules_to_not_convert:

@@ -1,10 +1,12 @@
 """A checkpoint that another library has quantized to int8, run on dynquant's kernels."""
 
 import copy
+import os
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
@@ -35,7 +37,7 @@ _OF_THE_HUB = (
 )
 
 
-def load_int8(model_class, path, **arguments):
+def load_int8(model_class: Any, path: str | os.PathLike[str], **arguments: Any) -> PreTrainedModel:
     """A model that compressed-tensors or torchao has quantized, on dynquant's kernels.
 
     The integers and scales of its linear layers are those of the checkpoint. Its activations are

@@ -9,6 +9,7 @@ from dynquant import nn as quantized
 from dynquant.nn._module import QuantizedModule
 from dynquant.quantize import quantize_dynamic
 from dynquant.swap.places import replace_modules
+from dynquant.swap.ties import keep_ties, remember_shared
 from dynquant.transformers.entry_names import FloatNames, while_loading
 from dynquant.transformers.stand_ins import AttentionStandIn, StateStandIn
 
@@ -24,6 +25,7 @@ class Int8Checkpoint:
     def __init__(self, model, config):
         self._config = config
         self._floats = dict(model.named_modules())
+        remember_shared(model, list(model.all_tied_weights_keys.items()))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # given when the model was quantized
             quantize_dynamic(model, config.spec_for(model), inplace=True)
@@ -83,10 +85,12 @@ class Int8Checkpoint:
 
 def _forget_ties(model, names):
     """A quantized module has a weight of its own, which is saved: nothing is to be tied to it."""
-    ties = model.all_tied_weights_keys
-    for target, source in list(ties.items()):
-        if target.rpartition(".")[0] in names or source.rpartition(".")[0] in names:
-            del ties[target]
+    kept = {
+        target: source
+        for target, source in model.all_tied_weights_keys.items()
+        if target.rpartition(".")[0] not in names and source.rpartition(".")[0] not in names
+    }
+    keep_ties(model, "all_tied_weights_keys", kept)
 
 
 def _initialized(model, module):

@@ -1,12 +1,27 @@
 """What quantize_dynamic leaves on a model of transformers, so that it is saved as quantized."""
 
+from collections.abc import Mapping
+
+from torch import nn
 from transformers import PreTrainedModel
 
+from dynquant.qconfig import QConfig
 from dynquant.transformers.config import DynquantConfig, fields_of
 from dynquant.transformers.quantizer import DynquantQuantizer
 
 
-def leave_config(model, qconfigs):
+def take_config(model: nn.Module) -> None:
+    """Takes from models of transformers within `model`, in which all is float, what is left on them
+    while something is quantized.
+    """
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            held = getattr(module.config, "quantization_config", None)
+            if isinstance(held, DynquantConfig):
+                DynquantQuantizer(held).remove_quantization_config(module)
+
+
+def leave_config(model: nn.Module, qconfigs: Mapping[str, QConfig | None]) -> None:
     """Has models of transformers within `model` say, when they are saved, what is quantized.
 
     Args:

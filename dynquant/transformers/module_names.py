@@ -28,6 +28,6 @@ def kept(names, patterns):
     return [name for name in names if any(fits(*one, name) for one in compiled)]
 
 
-def only(name):
+def only(name: str) -> str:
     """The entry of modules_to_not_convert for the module `name`: a bare name fits endings, too."""
     return f"^{re.escape(name)}"

@@ -3,6 +3,7 @@
 from transformers import PreTrainedModel
 from transformers.quantizers import HfQuantizer, register_quantizer
 
+from dynquant.dequantize import dequantize
 from dynquant.nn._module import QuantizedModule
 from dynquant.transformers.config import METHOD
 from dynquant.transformers.entry_names import while_saving
@@ -81,6 +82,10 @@ class DynquantQuantizer(HfQuantizer):
         ]
         model._weight_conversions = while_saving(model._weight_conversions, names)
         return model
+
+    def _dequantize(self, model, dtype=None):
+        model = dequantize(model, inplace=True)
+        return model if dtype is None else model.to(dtype)
 
     def get_state_dict_and_metadata(self, model):
         """The state dict for safetensors, with a tensor of its own for each quantized module."""

@@ -13,7 +13,7 @@ class StandIn(nn.Module):
 
     def __init__(self, form):
         super().__init__()
-        self._form = [form]  # in a list, so that it is no submodule
+        self._form = [form]  # in a list, so that it is not a submodule
         self._is_hf_initialized = True
         for key in self.HIDDEN:
             self.__dict__[key] = torch.empty(0)
