@@ -34,8 +34,10 @@ class Model:
         rows, cost = self.rows(row_parts), self.costs
         weight = max(rows * cost["multiply_add"], cost["weight_byte"]) * PANEL * self.k
         product = math.ceil(self.panels / column_parts) * (weight + rows * cost["panel_row"])
-        staged = self.rows(row_parts if row_parts * column_parts == 1 else threads)
-        return wake + product + staged * self.k * cost["quantized_value"]
+        first, apart = (
+            self.rows(parts) * self.k * cost["quantized_value"] for parts in (threads, row_parts)
+        )
+        return wake + product + (min(wake + first, apart) if wake else apart)
 
     def best(self, threads):
         """Of one part, and of every number of parts of rows with as many of columns as fit."""
@@ -77,7 +79,7 @@ def test_no_other_split_is_much_better(isa):
     for shape in SHAPES:
         model = Model(isa, *shape)
         ratios += [model.chosen(isa, threads) / model.best(threads) for threads in THREADS]
-    assert min(ratios) > 0.999 and max(ratios) < 1.25 and np.mean(ratios) < 1.01
+    assert min(ratios) >= 1 - 1e-9 and max(ratios) < 1.3 and np.mean(ratios) < 1.002
 
 
 def test_more_threads_never_take_much_longer(isa):
