@@ -1,4 +1,4 @@
-"""dynquant.nn.Experts and HalfExperts: experts of transformers as loops over linear layers."""
+"""dynquant.nn.Experts and Experts16bit: experts of transformers as loops over linear layers."""
 
 import copy
 import importlib

@@ -300,9 +300,7 @@ class SelfAttention {
     const Heads value = heads_in(buffer - behind * width_ * bytes_, value_at(), width_);
     const Heads out = heads_in(contexts - behind * context * bytes_, 0, context);
     for (int64_t b = begin; b < end; ++b) {
-      for (int64_t h = 0; h < shape_.kv_heads; ++h) {
-        core_.attend(query, key, value, out, b, h, 0, l);
-      }
+      core_.attend(query, key, value, out, b, 0, shape_.kv_heads, 0, l);
     }
     const Rows attended = rows_at(contexts, m, context, context * bytes_);
     for_each_block(m, context, product.row_multiple, [&](int64_t from, int64_t to) {

@@ -103,6 +103,19 @@ class FeedForward {
     return gate_.has_value() ? hidden + hidden_.by * bytes_ : hidden;
   }
 
+  // Rows of the hidden layer, each activated as it is staged: it is in the L1 cache then.
+  struct ActivatedRows {
+    const FeedForward& block;
+    char* hidden;
+    FloatRows rows;
+
+    int64_t bytes() const { return rows.bytes(); }
+    StagedRow stage(const Product& product, int64_t m, uint8_t* staged, uint8_t* low) const {
+      block.activate(hidden + m * block.hidden_.width * block.bytes_);
+      return rows.stage(product, m, staged, low);
+    }
+  };
+
   const char* input_row(int64_t m) const { return rows_.data + m * rows_.stride; }
   char* output_row(int64_t m) const { return out_ + m * down_.n() * bytes_; }
 
@@ -158,9 +171,8 @@ class FeedForward {
         staged.multiply(gate_->weight, gate_->to(hidden, hidden_.width, dtype_));
       }
     }
-    for (int64_t r = 0; r < m; ++r) activate(hidden + r * hidden_.width * bytes_);
-    const StagedBlock staged(product, source(activated_rows(hidden, m)), down_.k(), 0, m,
-                             Purpose::staged_rows);
+    const ActivatedRows activated = {*this, hidden, source(activated_rows(hidden, m))};
+    const StagedBlock staged(product, activated, down_.k(), 0, m, Purpose::staged_rows);
     staged.multiply(down_.weight, down_.to(output_row(begin), down_.n(), dtype_));
     for (int64_t row = begin; row < end; ++row) finish(row);
   }

@@ -235,8 +235,8 @@ class Experts(QuantizedModule):
         )
 
 
-class HalfExperts(Experts):
-    """Experts with weights in 16 bits, computed in fp32 as dynquant.nn.HalfLinear computes.
+class Experts16bit(Experts):
+    """Experts with weights in 16 bits, computed in fp32 as dynquant.nn.Linear16bit computes.
 
     What Experts says holds, but for the state dict: it has gate_up_proj and down_proj in 16 bits
     [E, N, K].
