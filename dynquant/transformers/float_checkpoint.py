@@ -16,7 +16,7 @@ from dynquant.transformers.stand_ins import StandIn
 
 _AT_ONCE = (
     quantized.Linear,
-    quantized.HalfLinear,
+    quantized.Linear16bit,
     quantized.Embedding,
     quantized.EmbeddingBag,
     quantized.Experts,
