@@ -81,7 +81,7 @@ def quantized(mod, qconfig=None):
 
 def halved(mod, half=torch.float16):
     """The form with weights in 16 bits."""
-    form = getattr(dynquant.nn, f"Half{type(mod).__name__}")
+    form = getattr(dynquant.nn, f"{type(mod).__name__}16bit")
     return form.from_float(mod, QConfig(dtype=half))
 
 

@@ -485,3 +485,50 @@ def test_integers_never_become_weights_of_a_float_model(dtype):
     model.load_state_dict(state, strict=False)
     for key, value in model.state_dict().items():
         assert_same(value, before.state_dict()[key], key)
+
+
+class TestEmbeddingsOfTorchAo:
+    @pytest.fixture(params=["quint8", "quint4x2"])
+    def both(self, request):
+        """The same kinds of module: quantized by torch.ao and, of other weights, by dynquant."""
+        dtype = getattr(torch, request.param)
+        suffix = "" if dtype == torch.quint8 else "_4bit"
+        qconfig = getattr(torch_ao, f"float_qparams_weight_only_qconfig{suffix}")
+
+        def model():
+            bag = nn.EmbeddingBag(9, 6, mode="sum")  # torch.ao's sums in every mode
+            return nn.ModuleDict({"table": nn.Embedding(9, 7), "bag": bag}).eval()
+
+        kinds = (nn.EmbeddingBag,) if suffix else (nn.Embedding, nn.EmbeddingBag)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.ao announces its own removal
+            theirs = torch_ao.quantize_dynamic(model(), dict.fromkeys(kinds, qconfig), dtype=dtype)
+        return theirs, dynquant.quantize_dynamic(model(), dict.fromkeys(kinds, dtype))
+
+    def test_the_numbers_are_those_of_torch_ao(self, both):
+        theirs, ours = both
+        ours.load_state_dict(theirs.state_dict())
+        ids, offsets = torch.arange(9), torch.tensor([0, 4])
+        packed = theirs["bag"].state_dict()["_packed_params._packed_weight"]
+        assert_same(ours["bag"].weight_uint8, packed.int_repr().reshape(9, -1))
+        # torch.ao has scales of 4 bits in fp16.
+        near = {"rtol": 0, "atol": 1e-6 if ours["bag"].bits == 8 else 2e-2}
+        torch.testing.assert_close(ours["table"](ids), theirs["table"](ids), **near)
+        torch.testing.assert_close(ours["bag"](ids, offsets), theirs["bag"](ids, offsets), **near)
+
+    def test_what_does_not_fit_is_an_error(self, both):
+        state = both[0]["bag"].state_dict()
+        bits = both[1]["bag"].bits
+        own, other = (torch.quint8, torch.quint4x2)[:: 1 if bits == 8 else -1]
+        key = "_packed_params._packed_weight"
+        for columns, dtype, given, message in (
+            (4, own, state, r"_packed_weight: expected the shape \[V, 4\], found \[9, 6\]"),
+            (6, other, state, "expected a table in [48] bits, found one in torch.quint"),
+            (6, own, {**state, key: 7}, "expected torch.ao's table of an embedding, found int"),
+        ):
+            target = dynquant.quantize_dynamic(nn.EmbeddingBag(9, columns), dtype=dtype)
+            before = target.state_dict()
+            with pytest.raises(RuntimeError, match=message):
+                target.load_state_dict(given)
+            for name, value in target.state_dict().items():
+                assert_same(value, before[name], name)

@@ -104,7 +104,7 @@ class TestQuantizeModule:
             main(["quantize", *given[:2], *given[4:], "--allow-pickle", str(module), str(out)]) == 0
         )
         model = loaded(out)
-        assert type(model[0]) is nn.Linear and type(model[2]) is dynquant.nn.HalfLinear
+        assert type(model[0]) is nn.Linear and type(model[2]) is dynquant.nn.Linear16bit
         both = [*given, "--allow-pickle", str(module), str(tmp_path / "none")]
         assert main(["quantize", *both]) == 2  # nothing is left
 
@@ -243,7 +243,7 @@ class TestQuantizeFolder:
         dtypes = ["--dtype", "float16", "--embeddings", "quint8"]
         assert main(["quantize", *dtypes, *measured, str(folder), str(tmp_path / "q")]) == 0
         model = AutoModel.from_pretrained(tmp_path / "q")
-        assert type(model.pooler.dense) is dynquant.nn.HalfLinear
+        assert type(model.pooler.dense) is dynquant.nn.Linear16bit
         assert type(model.embeddings.word_embeddings) is dynquant.nn.Embedding
 
     def test_raise_bits_below(self, folder, tmp_path):

@@ -18,7 +18,7 @@ from torch import nn
 
 import dynquant
 from dynquant import QConfig
-from dynquant.nn import HalfLinear, Linear, MultiheadAttention
+from dynquant.nn import Linear, Linear16bit, MultiheadAttention
 
 HEADS, WIDTH = 2, 8
 CLOSE = {"rtol": 0.05, "atol": 0.05}  # of 16-bit weights to float ones
@@ -496,7 +496,7 @@ class Test16Bits:
         attention = floats(**sizes)
         layer = dynquant.quantize_dynamic(attention, dtype=dtype)
         assert type(layer) is MultiheadAttention
-        assert all(type(one) is HalfLinear for one in layer.children())
+        assert all(type(one) is Linear16bit for one in layer.children())
         query = torch.randn(3, 4, WIDTH)
         key = torch.randn(5, 4, attention.kdim)
         value = torch.randn(5, 4, attention.vdim)

@@ -13,7 +13,7 @@ from torch import nn
 
 import dynquant
 from dynquant import QConfig
-from dynquant.nn import Conv1D, HalfConv1D, HalfLinear, Linear
+from dynquant.nn import Conv1D, Conv1D16bit, Linear, Linear16bit
 
 
 class FloatConv1D(nn.Module):
@@ -62,8 +62,8 @@ def test_equals_a_linear_layer(spec, shape):
 def test_16_bits(dtype):
     conv = FloatConv1D(6, 4)
     quantized = dynquant.quantize_dynamic(nn.Sequential(conv), dtype=dtype)[0]
-    assert type(quantized) is HalfConv1D and (quantized.nf, quantized.nx) == (6, 4)
-    expected = HalfLinear.from_float(as_linear(conv), QConfig(dtype=dtype))
+    assert type(quantized) is Conv1D16bit and (quantized.nf, quantized.nx) == (6, 4)
+    expected = Linear16bit.from_float(as_linear(conv), QConfig(dtype=dtype))
     x = torch.randn(2, 3, 4)
     assert_same(quantized(x), expected(x))
     quantized.load_state_dict(expected.state_dict())

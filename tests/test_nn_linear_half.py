@@ -1,4 +1,4 @@
-"""dynquant.nn.HalfLinear: its arithmetic, state, copies, moves, and what others read from it."""
+"""dynquant.nn.Linear16bit: its arithmetic, state, copies, moves, and what others read from it."""
 
 import copy
 import warnings
@@ -15,14 +15,14 @@ from torch import nn
 
 import dynquant
 from dynquant import QConfig
-from dynquant.nn import HalfLinear
+from dynquant.nn import Linear16bit
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 HALVES = (torch.float16, torch.bfloat16)
 
 
 def halved(k=12, n=7, bias=True, dtype=torch.float32, half=torch.float16):
-    return HalfLinear.from_float(nn.Linear(k, n, bias=bias).to(dtype), QConfig(dtype=half))
+    return Linear16bit.from_float(nn.Linear(k, n, bias=bias).to(dtype), QConfig(dtype=half))
 
 
 @given(
@@ -44,7 +44,7 @@ def test_is_the_specification(m, n, k, bias, dtype, half, seed):
         widened(linear.bias) if bias else None,
         DTYPES[dtype],
     )
-    layer = HalfLinear.from_float(linear, QConfig(dtype=half))
+    layer = Linear16bit.from_float(linear, QConfig(dtype=half))
     assert_same(layer(x).float(), expected)
     assert_same(layer._buffers["weight_16bit"], linear.weight.detach().to(half))
     assert (layer.in_features, layer.out_features) == (k, n)
@@ -53,7 +53,7 @@ def test_is_the_specification(m, n, k, bias, dtype, half, seed):
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_copies_everything_of_the_float_module(dtype):
     linear = nn.Linear(3, 2).to(dtype)  # whose weight need not be converted
-    layer = HalfLinear.from_float(linear, QConfig(dtype=dtype))
+    layer = Linear16bit.from_float(linear, QConfig(dtype=dtype))
     linear.weight.data.zero_()
     linear.bias.data.zero_()
     assert (layer.weight != 0).all() and (layer.bias != 0).all()
@@ -62,7 +62,7 @@ def test_copies_everything_of_the_float_module(dtype):
 
 def test_repr():
     assert repr(halved(bias=False)) == (
-        "HalfLinear(in_features=12, out_features=7, bias=False, dtype=torch.float16)"
+        "Linear16bit(in_features=12, out_features=7, bias=False, dtype=torch.float16)"
     )
 
 
@@ -71,7 +71,7 @@ class TestWeightsBeyondTheDtype:
         linear = nn.Linear(3, 2)
         linear.weight.data[:] = torch.tensor([[1e5, -7e4, 65504], [65519, 65520, -3e38]])
         with pytest.warns(UserWarning, match=r"reaches 3e\+38; torch.float16 ends at 6.55e\+04"):
-            layer = HalfLinear.from_float(linear)
+            layer = Linear16bit.from_float(linear)
         expected = torch.tensor([[1, -1, 1], [1, 1, -1]]) * 65504.0
         assert_same(layer.weight.float().as_subclass(torch.Tensor), expected)
 
@@ -79,12 +79,12 @@ class TestWeightsBeyondTheDtype:
         linear = nn.Linear(1, 2)
         linear.weight.data[:] = torch.tensor([[1e38], [torch.finfo(torch.float32).max]])
         with pytest.warns(UserWarning, match="torch.bfloat16 ends at"):
-            layer = HalfLinear.from_float(linear, QConfig(dtype=torch.bfloat16))
+            layer = Linear16bit.from_float(linear, QConfig(dtype=torch.bfloat16))
         assert layer.weight.isfinite().all()
         linear.weight.data[1] = 3e38
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            HalfLinear.from_float(linear, QConfig(dtype=torch.bfloat16))
+            Linear16bit.from_float(linear, QConfig(dtype=torch.bfloat16))
 
 
 class TestErrors:
@@ -93,7 +93,7 @@ class TestErrors:
         linear = nn.Linear(3, 2)
         linear.weight.data[1, 2] = bad
         with pytest.raises(ValueError, match="^weight holds NaN or Inf"):
-            HalfLinear.from_float(linear)
+            Linear16bit.from_float(linear)
         with pytest.raises(ValueError, match="^0.weight holds NaN or Inf"):
             dynquant.quantize_dynamic(nn.Sequential(linear), dtype=torch.float16)
 
@@ -108,7 +108,7 @@ class TestErrors:
     )
     def test_from_float(self, linear, config, message):
         with pytest.raises(ValueError, match=message):
-            HalfLinear.from_float(linear, QConfig(**{"dtype": torch.float16, **config}))
+            Linear16bit.from_float(linear, QConfig(**{"dtype": torch.float16, **config}))
 
     def test_inputs(self):
         with pytest.raises(RuntimeError, match="x must have dtype .*, got float64"):
@@ -119,7 +119,7 @@ class TestErrors:
 
 def test_no_limit_to_the_depth():
     x = torch.ones(1, 70_000)
-    layer = HalfLinear.from_float(nn.Linear(70_000, 1))
+    layer = Linear16bit.from_float(nn.Linear(70_000, 1))
     torch.testing.assert_close(layer(x)[0, 0], layer.weight.float().sum() + layer.bias[0])
 
 
@@ -257,7 +257,16 @@ def test_transformer_layer_does_not_take_its_fast_path():
     """Which would read .weight and multiply it as a float."""
     layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0, batch_first=True).eval()
     quantized = dynquant.quantize_dynamic(layer, {nn.Linear}, dtype=torch.bfloat16)
-    assert isinstance(quantized.linear1, HalfLinear)
+    assert isinstance(quantized.linear1, Linear16bit)
     x = torch.randn(2, 5, 16)
     with torch.inference_mode():
         torch.testing.assert_close(quantized(x), layer(x), atol=0.05, rtol=0.05)
+
+
+def test_first_names():
+    for name in dynquant.nn.__all__:
+        if name.endswith("16bit"):
+            form = getattr(dynquant.nn, f"Half{name.removesuffix('16bit')}")
+            assert form is getattr(dynquant.nn, name)
+    with pytest.raises(AttributeError, match="has no attribute 'HalfEmbedding'"):
+        dynquant.nn.HalfEmbedding  # noqa: B018 (it raises)

@@ -127,7 +127,7 @@ class TestQuantizeDynamic:
             warnings.simplefilter("error")
             result = dynquant.quantize_dynamic(model, dtype=half)
             again = dynquant.quantize_dynamic(result, dtype=half)
-        assert type(result["a"]) is getattr(dynquant.nn, f"Half{type(mod).__name__}")
+        assert type(result["a"]) is getattr(dynquant.nn, f"{type(mod).__name__}16bit")
         assert next(iter(result["a"].buffers())).dtype == half
         assert type(again["a"]) is type(result["a"])
         assert type(model["a"]) is type(mod) and not result["a"].training
@@ -158,7 +158,7 @@ class TestQuantizeDynamic:
         with pytest.raises(ValueError, match="a.weight_hh_l1 holds NaN or Inf"):
             dynquant.quantize_dynamic(nn.ModuleDict({"a": layer}), dtype=torch.float16)
         with pytest.raises(ValueError, match="nn.GRU: dtype is torch.qint8; allowed: torch.f"):
-            dynquant.nn.HalfGRU.from_float(nn.GRU(3, 4), QConfig())
+            dynquant.nn.GRU16bit.from_float(nn.GRU(3, 4), QConfig())
         with pytest.raises((RuntimeError, ValueError), match="float64"):
             halved(nn.GRU(3, 4))(torch.zeros(2, 2, 3, dtype=torch.float64))
 
@@ -172,10 +172,10 @@ class TestQuantizeDynamic:
 
 def test_repr():
     assert repr(halved(nn.LSTM(3, 4, 2, batch_first=True))) == (
-        "HalfLSTM(3, 4, num_layers=2, batch_first=True, dtype=torch.float16)"
+        "LSTM16bit(3, 4, num_layers=2, batch_first=True, dtype=torch.float16)"
     )
     assert repr(halved(nn.RNNCell(3, 4, bias=False, nonlinearity="relu"), torch.bfloat16)) == (
-        "HalfRNNCell(3, 4, bias=False, nonlinearity=relu, dtype=torch.bfloat16)"
+        "RNNCell16bit(3, 4, bias=False, nonlinearity=relu, dtype=torch.bfloat16)"
     )
 
 

@@ -252,7 +252,12 @@ class TestWrites:
 
     def test_compiled_writes_are_errors(self, x):
         layer = quantized(nn.Linear(12, 9))
-        for write in (lambda: layer.weight.div_(2), lambda: layer.weight.__setitem__(0, 1.0)):
+        for write in (
+            lambda: layer.weight.div_(2),
+            lambda: layer.weight.__setitem__(0, 1.0),
+            lambda: layer.weight.data.zero_(),
+            lambda: layer.weight.detach().copy_(x[:1]),
+        ):
             compiled = torch.compile(write, backend="eager")
             with pytest.raises(RuntimeError, match="cannot be written to"):
                 compiled()

@@ -275,7 +275,7 @@ def test_projections_of_an_attention():
         model, spec | {"attn.out_proj": QConfig(dtype=torch.float16)}
     )
     kinds = [type(getattr(result.attn, f"{one}_proj")) for one in ("q", "k", "v", "out")]
-    assert kinds == [dynquant.nn.Linear, nn.Linear, dynquant.nn.Linear, dynquant.nn.HalfLinear]
+    assert kinds == [dynquant.nn.Linear, nn.Linear, dynquant.nn.Linear, dynquant.nn.Linear16bit]
     assert result.attn.v_proj.activation_bits == 16
     torch.testing.assert_close(result(x), model(x), atol=0.05, rtol=0.05)
 

@@ -578,8 +578,8 @@ class TestOtherDtypes:
     def test_16_bits(self, dtype):
         model = Words()
         quantized = dynquant.quantize_dynamic(model, dtype=dtype)
-        assert type(quantized.rnn) is dynquant.nn.HalfLSTM
-        assert type(quantized.fc) is dynquant.nn.HalfLinear
+        assert type(quantized.rnn) is dynquant.nn.LSTM16bit
+        assert type(quantized.fc) is dynquant.nn.Linear16bit
         assert type(quantized.words) is nn.Embedding
         assert_same(quantized.fc._buffers["weight_16bit"], model.fc.weight.detach().to(dtype))
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
 
 from dynquant.swap.floats import share_in_float  # noqa: E402
-from dynquant.transformers import DynquantConfig  # noqa: E402
+from dynquant.transformers import DynquantConfig, DynquantQuantizer  # noqa: E402
 
 SIZES = {
     "hidden_size": 48,
@@ -95,6 +95,16 @@ class TestRoundTrip:
         assert_same(output(loaded(tmp_path / "again")), output(made))
         assert_same(output(copy.deepcopy(again)), output(made))
 
+    def test_in_16_bits(self, kind, tmp_path):
+        model = model_of(kind)
+        model.save_pretrained(tmp_path / "float")
+        wanted = dynquant.quantize_dynamic(model, dtype=torch.float16)
+        made = loaded(tmp_path / "float", quantization_config=DynquantConfig(dtype="float16"))
+        assert type(experts_in(made)[0]) is dynquant.nn.HalfExperts
+        assert_same(output(made), output(wanted))
+        made.save_pretrained(tmp_path / "half")
+        assert_same(output(loaded(tmp_path / "half")), output(wanted))
+
     def test_kept_in_float(self, kind, tmp_path):
         model = model_of(kind)
         model.save_pretrained(tmp_path / "float")
@@ -105,6 +115,27 @@ class TestRoundTrip:
         again = loaded(tmp_path / "int8")
         assert not experts_in(again)
         assert_same(output(again), output(made))
+
+
+@pytest.mark.parametrize("kind", ["Mixtral", "Qwen3Moe", "GptOss"])
+def test_quantized_when_their_weights_are_read(kind, tmp_path, monkeypatch):
+    """Before the weights of the next layer are there."""
+    model_of(kind).save_pretrained(tmp_path)
+    held, original = [], dynquant.nn.Experts.from_float
+    preprocess, root = DynquantQuantizer.preprocess_model, []
+
+    def counting(cls, mod, *args, **kwargs):
+        held.append(sum(not p.is_meta and p.dim() == 3 for p in root[0].parameters()))
+        return original(mod, *args, **kwargs)
+
+    def watched(self, model, **kwargs):
+        root.append(model)
+        return preprocess(self, model, **kwargs)
+
+    monkeypatch.setattr(dynquant.nn.Experts, "from_float", classmethod(counting))
+    monkeypatch.setattr(DynquantQuantizer, "preprocess_model", watched)
+    loaded(tmp_path, quantization_config=DynquantConfig())
+    assert held == [2, 2]
 
 
 def test_experts_with_a_norm(tmp_path):

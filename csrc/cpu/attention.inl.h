@@ -51,7 +51,7 @@ ScoresResult scores(const ScoresArgs& a) {
   most = Isa::set(Isa::reduce_max(most));
   RowSum<Isa> sum;
   Float hi = Isa::set(0.0f);
-  typename Isa::Mask nan = Isa::no_mask();
+  RowSum<Isa> all;  // NaN where one of the values is: nothing else could make it so
   float last_scales[kPartials] = {};  // a scale behind the row might be NaN
   for (int64_t i = 0; i < filled; i += kPartials) {
     const float* value_scale = a.value_scale == nullptr ? nullptr : a.value_scale + i;
@@ -59,17 +59,19 @@ ScoresResult scores(const ScoresArgs& a) {
       memcpy(last_scales, value_scale, static_cast<size_t>(a.n - i) * sizeof(float));
       value_scale = last_scales;
     }
+#pragma GCC unroll 16
     for (int part = 0; part < RowSum<Isa>::kParts; ++part) {
       const int64_t at = i + part * Isa::kLanes;
       Float p = exp_of<Isa>(Isa::sub_float(Isa::load(a.scores + at), most));
       sum.add(part, p);
       if (value_scale != nullptr) p = Isa::mul(p, Isa::load(value_scale + part * Isa::kLanes));
       hi = Isa::max(p, hi);
-      nan = Isa::either(nan, Isa::is_nan(p));
+      all.add(part, p);
       Isa::store(a.scores + at, p);
     }
   }
-  return {sum.total(), {0.0f, Isa::reduce_max(hi), Isa::any(nan)}};
+  const float total = all.total();
+  return {sum.total(), {0.0f, Isa::reduce_max(hi), total != total}};
 }
 
 template <class Isa>

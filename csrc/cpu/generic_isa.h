@@ -13,7 +13,7 @@
 //                    is_negative either any no_mask select with_sign_of round_to_int to_float
 //                    power_of_two reduce_min reduce_max reduce_add
 //   integer part     load_int store_int set_int add sub mul_int min_int max_int high_byte
-//                    store_bytes load_bytes load_nibbles
+//                    store_bytes store_saturated load_bytes load_nibbles
 //   product          stage load_weights load_activation dot, and keep, which hides a value from
 //                    the optimizer
 // min and max give their second operand where either is NaN, which `unordered` detects. Integer
@@ -21,6 +21,7 @@
 // is_negative reads the sign bit, with_sign_of(a, b) is a's magnitude with b's sign bit, and
 // power_of_two(n) is 2^n for n in -126..127, 0 for -127, and any value for other n.
 // store_bytes stores the lowest byte of each lane, high_byte moves the one above it there.
+// store_saturated stores the lanes of four registers limited to 0..255.
 // load_nibbles(p, i) takes four bits each, from number i of those at p, the lower of a byte first;
 // i is even unless kLanes is 1. kLanes divides 16.
 #pragma once
@@ -187,6 +188,13 @@ struct GenericIsa {
   }
   static inline void store_bytes(uint8_t* p, Int x) {
     for (int i = 0; i < Lanes; ++i) p[i] = static_cast<uint8_t>(x.v[i]);
+  }
+  static inline void store_saturated(uint8_t* p, Int a, Int b, Int c, Int d) {
+    const Int four[] = {a, b, c, d};
+    for (int i = 0; i < 4 * Lanes; ++i) {
+      const int32_t value = four[i / Lanes].v[i % Lanes];
+      p[i] = static_cast<uint8_t>(value < 0 ? 0 : value > 255 ? 255 : value);
+    }
   }
 
   static inline void stage(const uint8_t* q, int64_t groups, uint8_t* staged) {

@@ -34,6 +34,23 @@ struct QuantizeArgs {
   uint8_t* low;  // the low bytes; null where q has 8 bits
 };
 
+// Vectors of k values, each quantized to 8 bits by its own range, as plain bytes.
+struct QuantizeVectorsArgs {
+  const void* x;
+  Dtype dtype;
+  int64_t count;
+  int64_t x_stride;  // elements between vectors
+  int64_t k;
+  int64_t
+      ahead;  // bytes from a vector to one of a later call, which is fetched; anything may be there
+  bool symmetric;
+  uint8_t* q;
+  int64_t q_stride;  // bytes between vectors
+  float* scale;
+  int32_t* zero_point;   // null where symmetric
+  int64_t value_stride;  // between the vectors' scales, and their zero points
+};
+
 // From the int32 sums to the output: y = (float(acc) * scale[m]) * weight_scale[n] + bias[n].
 // Dtype::i32 stores the corrected sums themselves and reads neither scale nor bias.
 struct EpilogueArgs {
@@ -257,6 +274,7 @@ struct Kernels {
   void (*quantize)(const QuantizeArgs&);  // x * factor, plain bytes
   void (*quantize_divide)(
       const QuantizeArgs&);  // x / factor, plain bytes; NaN gives q_min..q_max's 0
+  void (*quantize_vectors)(const QuantizeVectorsArgs&);
   void (*rescale)(const RescaleArgs&);
   void (*half_gemm)(const HalfGemmArgs&);
   Costs half_costs;

@@ -21,14 +21,17 @@ class RowSum {
   static constexpr int kParts = static_cast<int>(kPartials) / Isa::kLanes;
 
   inline RowSum() {
-    for (typename Isa::Float& part : sums_) part = Isa::set(0.0f);
+#pragma GCC unroll 16
+    for (int i = 0; i < kParts; ++i) sums_[i] = Isa::set(0.0f);
   }
   // Takes in value number 16 * i + part * kLanes and those that follow it.
   inline void add(int part, typename Isa::Float values) {
     sums_[part] = Isa::add_float(sums_[part], values);
   }
   inline float total() {
+#pragma GCC unroll 4
     for (int step = kParts / 2; step > 0; step /= 2) {
+#pragma GCC unroll 16
       for (int i = 0; i < step; ++i) sums_[i] = Isa::add_float(sums_[i], sums_[i + step]);
     }
     return Isa::reduce_add(sums_[0]);
@@ -44,6 +47,7 @@ inline float sum_over(const T* x, int64_t n, F f) {
   RowSum<Isa> sum;
   int64_t i = 0;
   for (; i + kPartials <= n; i += kPartials) {
+#pragma GCC unroll 16
     for (int part = 0; part < RowSum<Isa>::kParts; ++part) {
       sum.add(part, f(Isa::load(x + i + part * Isa::kLanes)));
     }
@@ -56,6 +60,7 @@ inline float sum_over(const T* x, int64_t n, F f) {
       Isa::store(terms + j, f(Isa::load(values + j)));
     }
     for (int64_t j = n - i; j < kPartials; ++j) terms[j] = 0.0f;
+#pragma GCC unroll 16
     for (int part = 0; part < RowSum<Isa>::kParts; ++part) {
       sum.add(part, Isa::load(terms + part * Isa::kLanes));
     }

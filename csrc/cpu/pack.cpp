@@ -5,14 +5,6 @@
 #include "layout.h"
 
 namespace dynquant {
-namespace {
-
-int64_t bytes_of_group(int64_t k, int64_t group) {
-  return k - group * kGroup < kGroup ? k - group * kGroup : kGroup;
-}
-
-}  // namespace
-
 void pack_header(int8_t* packed, int64_t n, int64_t k) {
   const PackedHeader header{kPackedMagic, kLayoutVersion, n, k};
   memset(packed, 0, kHeaderBytes);
@@ -31,20 +23,27 @@ void pack_panel(const int8_t* weight, int64_t stride, int64_t n, int64_t k, int6
     int32_t sum = 0;
     for (int64_t i = 0; i < k; ++i) sum += row[i];
     memcpy(panel + c * kGroup, &sum, sizeof sum);
-    for (int64_t g = 0; g < groups_of(k); ++g) {
-      memcpy(groups + (g * kPanelColumns + c) * kGroup, row + g * kGroup,
-             static_cast<size_t>(bytes_of_group(k, g)));
+    int8_t* column = groups + c * kGroup;
+    const int64_t whole = k / kGroup;
+    for (int64_t g = 0; g < whole; ++g) {
+      memcpy(column + g * kPanelColumns * kGroup, row + g * kGroup, kGroup);
     }
+    if (whole * kGroup == k) continue;
+    memcpy(column + whole * kPanelColumns * kGroup, row + whole * kGroup,
+           static_cast<size_t>(k % kGroup));
   }
 }
 
 void unpack_row(const int8_t* packed, int64_t k, int64_t row, int8_t* out) {
   const int8_t* bytes = packed + kHeaderBytes + row / kPanelColumns * panel_bytes(k) +
                         (kPanelColumns + row % kPanelColumns) * kGroup;
-  for (int64_t g = 0; g < groups_of(k); ++g) {
-    memcpy(out + g * kGroup, bytes + g * kPanelColumns * kGroup,
-           static_cast<size_t>(bytes_of_group(k, g)));
+  const int64_t whole = k / kGroup;
+  for (int64_t g = 0; g < whole; ++g) {
+    memcpy(out + g * kGroup, bytes + g * kPanelColumns * kGroup, kGroup);
   }
+  if (whole * kGroup == k) return;
+  memcpy(out + whole * kGroup, bytes + whole * kPanelColumns * kGroup,
+         static_cast<size_t>(k % kGroup));
 }
 
 }  // namespace dynquant

@@ -34,6 +34,7 @@ constexpr Kernels table_of(const char* name) {
   t.range = &range<Isa>;
   t.quantize = &quantize<Isa, Multiply>;
   t.quantize_divide = &quantize<Isa, Divide>;
+  t.quantize_vectors = &quantize_vectors<Isa>;
   t.rescale = &rescale<Isa>;
   t.half_gemm = &half_gemm<Isa>;
   t.half_costs = Isa::kHalfCosts;

@@ -57,19 +57,25 @@ void Added::widen(const Kernels& kernels, const char* row, int64_t n, float* to)
   std::fill(to + n, to + filled_up(n), 0.0f);
 }
 
-// What a thread needs for one key-value head and a block of rows of one head.
+// What a thread needs for some key-value heads of a sequence and a block of rows of one head.
 struct AttentionCore::Memory {
   int64_t block;         // rows of a block at most
   int64_t score_stride;  // values between rows of scores
   float *scores, *results, *sums;
   Range* ranges;
   float* added[2];
-  // In integers: the key as a packed weight [S, D], the value as one [D, S].
-  int8_t* rows;
+  // In integers: the bytes of each head, [heads, rows, D], and their scales, and of one key-value
+  // head the key as a packed weight [S, D] and the value as one [D, S].
+  QuantizedHeads query, key, value;
   int8_t *keys, *values;
-  float *key_scale, *value_scale;
   // In floats: the value as a weight [D, S], the query's rows.
   float *transposed, *queries;
+};
+
+// A head: its number, that among the quantized ones, its key-value head among those, and which row
+// of the query is the first of the quantized ones.
+struct AttentionCore::Place {
+  int64_t head, query, kv, first_row;
 };
 
 // Which rows `Memory::added` holds.
@@ -95,28 +101,36 @@ AttentionCore::AttentionCore(const Kernels& kernels, Dtype dtype, const Attentio
   check(std::isfinite(scale_), "scale must be finite, got ", scale.value_or(usual));
 }
 
-void AttentionCore::prepare_integers(const Heads& key, const Heads& value, int64_t b,
-                                     int64_t kv_head, const Memory& memory) const {
-  const int64_t s = shape_.keys, d = shape_.dim;
-  const auto quantize = [&](const Heads& from, float* scale) {
-    for (int64_t j = 0; j < s; ++j) {
-      const char* x = from.at(b, j, kv_head);
-      const QParams p = choose_qparams(kernels_.range(x, dtype_, d), true, 8);
-      QuantizeArgs a = quantize_args(p, true, false, 8);
-      a.x = x;
-      a.dtype = dtype_;
-      a.k = d;
-      a.q = reinterpret_cast<uint8_t*>(memory.rows + j * d);
-      kernels_.quantize(a);
-      scale[j] = p.scale;
-    }
-  };
-  quantize(key, memory.key_scale);
-  for (int64_t p = 0; p < panels_of(s); ++p) {
-    pack_panel(memory.rows, d, s, d, p, memory.keys - kHeaderBytes);
+void AttentionCore::quantize(const Heads& from, int64_t b, int64_t first_head, int64_t heads,
+                             int64_t begin, int64_t end, bool symmetric,
+                             const QuantizedHeads& to) const {
+  QuantizeVectorsArgs a = {};
+  a.dtype = dtype_;
+  a.count = heads;
+  a.x_stride = from.head_stride / bytes_;
+  a.k = shape_.dim;
+  a.ahead = 4 * from.row_stride;
+  a.symmetric = symmetric;
+  a.q_stride = to.q_stride;
+  a.value_stride = to.value_stride;
+  // Row by row, since the heads of a row lie together.
+  for (int64_t row = begin; row < end; ++row) {
+    a.x = from.at(b, row, first_head);
+    a.q = to.q + (row - begin) * shape_.dim;
+    a.scale = to.scale + (row - begin);
+    a.zero_point = symmetric ? nullptr : to.zero_point + (row - begin);
+    kernels_.quantize_vectors(a);
   }
-  quantize(value, memory.value_scale);
-  kernels_.pack_transposed({memory.rows, d, s, d, memory.values});
+}
+
+void AttentionCore::pack(const Memory& memory, int64_t kv_head) const {
+  const int64_t s = shape_.keys, d = shape_.dim;
+  const int8_t* key = reinterpret_cast<const int8_t*>(memory.key.bytes_of(kv_head));
+  for (int64_t p = 0; p < panels_of(s); ++p) {
+    pack_panel(key, d, s, d, p, memory.keys - kHeaderBytes);
+  }
+  const int8_t* value = reinterpret_cast<const int8_t*>(memory.value.bytes_of(kv_head));
+  kernels_.pack_transposed({value, d, s, d, memory.values});
 }
 
 void AttentionCore::prepare_floats(const Heads& value, int64_t b, int64_t kv_head,
@@ -131,7 +145,19 @@ void AttentionCore::prepare_floats(const Heads& value, int64_t b, int64_t kv_hea
 
 namespace {
 
-const ActivationScheme kEachQuery(true, false, 8, "bits");
+// Rows of a head that are quantized already.
+struct QueryRows {
+  const uint8_t* q;
+  const float* scale;
+  const int32_t* zero_point;
+  int64_t k;
+
+  int64_t bytes() const { return 1; }
+  StagedRow stage(const Product& product, int64_t m, uint8_t* staged, uint8_t*) const {
+    product.stage(q + m * k, k, 0, staged);
+    return {scale[m], zero_point[m]};
+  }
+};
 
 // Rows of probabilities times the values' scales, whose ranges are known.
 struct ProbabilityRows {
@@ -150,8 +176,9 @@ struct ProbabilityRows {
 }  // namespace
 
 void AttentionCore::attend_rows(const Heads& query, const Heads& key, const Heads& out, int64_t b,
-                                int64_t head, int64_t begin, int64_t end, const Memory& memory,
-                                Rowed& added) const {
+                                const Place& place, int64_t begin, int64_t end,
+                                const Memory& memory, Rowed& added) const {
+  const int64_t head = place.head;
   const int64_t m = end - begin, d = shape_.dim, stride = memory.score_stride;
   // Keys behind the last row's own count for nothing.
   const int64_t s = causal_ ? std::min(shape_.keys, end) : shape_.keys;
@@ -175,9 +202,12 @@ void AttentionCore::attend_rows(const Heads& query, const Heads& key, const Head
   };
 
   if (integers_) {
-    const Rows rows = rows_at(query.at(b, begin, head), m, d, query.row_stride);
-    multiply_integers(FloatRows{kernels_, rows, dtype_, kEachQuery, std::nullopt},
-                      Packed{memory.keys, s, d}, memory.key_scale, true, memory.scores, stride);
+    const int64_t from = begin - place.first_row;
+    const QueryRows rows = {memory.query.bytes_of(place.query) + from * d,
+                            memory.query.scales_of(place.query) + from,
+                            memory.query.zero_points_of(place.query) + from, d};
+    multiply_integers(rows, Packed{memory.keys, s, d}, memory.key.scales_of(place.kv), true,
+                      memory.scores, stride);
   } else {
     for (int64_t r = 0; r < m; ++r) {
       kernels_.widen(query.at(b, begin + r, head), dtype_, d, memory.queries + r * d);
@@ -199,7 +229,7 @@ void AttentionCore::attend_rows(const Heads& query, const Heads& key, const Head
       added.row[i] = row;
       a.added[i] = memory.added[i];
     }
-    a.value_scale = integers_ ? memory.value_scale : nullptr;
+    a.value_scale = integers_ ? memory.value.scales_of(place.kv) : nullptr;
     const ScoresResult result = kernels_.scores(a);
     memory.sums[r] = result.sum;
     memory.ranges[r] = result.range;
@@ -224,47 +254,69 @@ void AttentionCore::attend_rows(const Heads& query, const Heads& key, const Head
 }
 
 void AttentionCore::attend(const Heads& query, const Heads& key, const Heads& value,
-                           const Heads& out, int64_t b, int64_t kv_head, int64_t begin,
-                           int64_t end) const {
-  constexpr int64_t kScoreBytes = 128 * 1024;  // of a block: they wait in the L2 cache
-  const int64_t s = shape_.keys, d = shape_.dim, filled = filled_up(s);
+                           const Heads& out, int64_t b, int64_t kv_begin, int64_t kv_end,
+                           int64_t begin, int64_t end) const {
+  constexpr int64_t kScoreBytes = 40 * 1024;       // of a block: they wait in the L1 cache
+  constexpr int64_t kQuantizedBytes = 256 * 1024;  // of heads: they wait in the L2 cache
+  const int64_t s = shape_.keys, d = shape_.dim, rows = end - begin, filled = filled_up(s);
+  const int64_t group = shape_.heads / shape_.kv_heads;
   Memory memory = {};
   memory.score_stride = filled + kPartials;
   memory.block = std::clamp<int64_t>(kScoreBytes / (memory.score_stride * 4), 16, 192);
-  memory.block = std::min(memory.block, end - begin);
+  memory.block = std::min(memory.block, rows);
   const int64_t block = memory.block, stride = memory.score_stride;
+  const int64_t most = std::max<int64_t>(1, kQuantizedBytes / ((group * rows + 2 * s) * d));
+  const int64_t together = integers_ ? std::min(kv_end - kv_begin, most) : 1;
   const int64_t key_bytes = integers_ ? panels_of(s) * panel_bytes(d) : 0;
   const int64_t value_bytes = integers_ ? panels_of(d) * panel_bytes(s) : 0;
-  const int64_t float_values = integers_ ? 0 : d * s, query_values = integers_ ? 0 : block * d;
+  const int64_t float_values = integers_ ? 0 : d * s, float_queries = integers_ ? 0 : block * d;
+  const int64_t kv_heads = integers_ ? together : 0, query_heads = kv_heads * group;
+  // A line more between heads: at powers of two they would share few cache sets.
+  const int64_t kv_bytes = s * d + kTileLine, query_bytes = rows * d + kTileLine;
+  const int64_t kv_values = filled + kPartials, query_values = filled_up(rows) + kPartials;
   const auto floats = [](int64_t count) { return count * static_cast<int64_t>(sizeof(float)); };
   const int64_t range_bytes = block * static_cast<int64_t>(sizeof(Range));
-  Pieces pieces(Purpose::attention, {floats(block * stride), floats(block * d), floats(block),
-                                     range_bytes, floats(filled), floats(filled), floats(filled),
-                                     floats(filled), integers_ ? s * d : 0, key_bytes, value_bytes,
-                                     floats(float_values), floats(query_values)});
+  Pieces pieces(
+      Purpose::attention,
+      {floats(block * stride), floats(block * d), floats(block), range_bytes, floats(filled),
+       floats(filled), query_heads * query_bytes, floats(query_heads * query_values),
+       floats(query_heads * query_values), kv_heads * kv_bytes, floats(kv_heads * kv_values),
+       kv_heads * kv_bytes, floats(kv_heads * kv_values), key_bytes, value_bytes,
+       floats(float_values), floats(float_queries)});
   memory.scores = pieces.next<float>(block * stride);
   memory.results = pieces.next<float>(block * d);
   memory.sums = pieces.next<float>(block);
   memory.ranges = pieces.next<Range>(block);
   for (float*& row : memory.added) row = pieces.next<float>(filled);
-  memory.key_scale = pieces.next<float>(filled);
-  memory.value_scale = pieces.next<float>(filled);
-  memory.rows = pieces.next<int8_t>(integers_ ? s * d : 0);
+  memory.query = {query_bytes, query_values, pieces.next<uint8_t>(query_heads * query_bytes),
+                  pieces.next<float>(query_heads * query_values),
+                  pieces.next<int32_t>(query_heads * query_values)};
+  for (QuantizedHeads* heads : {&memory.key, &memory.value}) {
+    *heads = {kv_bytes, kv_values, pieces.next<uint8_t>(kv_heads * kv_bytes),
+              pieces.next<float>(kv_heads * kv_values), nullptr};
+  }
   memory.keys = pieces.next<int8_t>(key_bytes);
   memory.values = pieces.next<int8_t>(value_bytes);
   memory.transposed = pieces.next<float>(float_values);
-  memory.queries = pieces.next<float>(query_values);
-  if (integers_) {
-    prepare_integers(key, value, b, kv_head, memory);
-  } else {
-    prepare_floats(value, b, kv_head, memory);
-  }
+  memory.queries = pieces.next<float>(float_queries);
+
   Rowed added;
-  const int64_t group = shape_.heads / shape_.kv_heads, blocks = ceil_div(end - begin, block);
-  for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
-    for (int64_t i = 0; i < blocks; ++i) {
-      attend_rows(query, key, out, b, head, begin + (end - begin) * i / blocks,
-                  begin + (end - begin) * (i + 1) / blocks, memory, added);
+  const int64_t blocks = ceil_div(rows, block);
+  for (int64_t first = kv_begin; first < kv_end; first += together) {
+    const int64_t count = std::min(together, kv_end - first);
+    if (integers_) {
+      quantize(query, b, first * group, count * group, begin, end, false, memory.query);
+      quantize(key, b, first, count, 0, s, true, memory.key);
+      quantize(value, b, first, count, 0, s, true, memory.value);
+    }
+    for (int64_t head = 0; head < count * group; ++head) {
+      const Place place = {first * group + head, head, head / group, begin};
+      if (head % group == 0 && integers_) pack(memory, place.kv);
+      if (head % group == 0 && !integers_) prepare_floats(value, b, first + place.kv, memory);
+      for (int64_t i = 0; i < blocks; ++i) {
+        attend_rows(query, key, out, b, place, begin + rows * i / blocks,
+                    begin + rows * (i + 1) / blocks, memory, added);
+      }
     }
   }
 }
@@ -280,12 +332,17 @@ void AttentionCore::attend_all(const Heads& query, const Heads& key, const Heads
   // Parts of the rows repeat the work on the keys: only where there are too few heads.
   const int64_t row_parts = parts <= pairs ? 1 : std::min(shape_.rows, ceil_div(parts, pairs));
   const int64_t items = pairs * row_parts;
-  run_tasks(std::min(parts, items), [&](int64_t part) {
-    const int64_t tasks = std::min(parts, items);
-    for (int64_t item = items * part / tasks; item < items * (part + 1) / tasks; ++item) {
+  const int64_t tasks = std::min(parts, items), kv_heads = shape_.kv_heads;
+  run_tasks(tasks, [&](int64_t part) {
+    const int64_t last = items * (part + 1) / tasks;
+    for (int64_t item = items * part / tasks; item < last;) {
       const int64_t pair = item / row_parts, piece = item % row_parts;
-      attend(query, key, value, out, pair / shape_.kv_heads, pair % shape_.kv_heads,
-             shape_.rows * piece / row_parts, shape_.rows * (piece + 1) / row_parts);
+      const int64_t b = pair / kv_heads, kv_head = pair % kv_heads;
+      // Heads of a sequence together, where their rows are not parted.
+      const int64_t count = row_parts > 1 ? 1 : std::min(kv_heads - kv_head, last - item);
+      attend(query, key, value, out, b, kv_head, kv_head + count, shape_.rows * piece / row_parts,
+             shape_.rows * (piece + 1) / row_parts);
+      item += count;
     }
   });
 }

@@ -37,6 +37,20 @@ class Added {
   int64_t strides_[4];  // in bytes; 0 where it spreads
 };
 
+// Vectors of some heads in bytes, with the scale of each, and where they are asymmetric the zero
+// point.
+struct QuantizedHeads {
+  int64_t q_stride;      // bytes between heads
+  int64_t value_stride;  // between the scales of heads, and their zero points
+  uint8_t* q;
+  float* scale;
+  int32_t* zero_point;
+
+  const uint8_t* bytes_of(int64_t head) const { return q + head * q_stride; }
+  const float* scales_of(int64_t head) const { return scale + head * value_stride; }
+  const int32_t* zero_points_of(int64_t head) const { return zero_point + head * value_stride; }
+};
+
 struct AttentionShape {
   int64_t batch, rows, keys, heads, kv_heads, dim;
 };
@@ -47,23 +61,28 @@ class AttentionCore {
                 const std::optional<Tensor>& mask, const std::optional<Tensor>& position_bias,
                 bool is_causal, std::optional<double> scale, bool integers);
 
-  // Everything of one key-value head, for the rows [begin, end) of the queries, in the calling
-  // thread. `out` may not be one of the others.
+  // Everything of the key-value heads [kv_begin, kv_end) of a sequence, for the rows [begin, end)
+  // of the queries, in the calling thread. `out` may not be one of the others.
   void attend(const Heads& query, const Heads& key, const Heads& value, const Heads& out, int64_t b,
-              int64_t kv_head, int64_t begin, int64_t end) const;
+              int64_t kv_begin, int64_t kv_end, int64_t begin, int64_t end) const;
 
   // All of it, on all threads.
   void attend_all(const Heads& query, const Heads& key, const Heads& value, const Heads& out) const;
 
  private:
   struct Memory;
+  struct Place;
   struct Rowed;
 
-  void prepare_integers(const Heads& key, const Heads& value, int64_t b, int64_t kv_head,
-                        const Memory& memory) const;
+  // Rows [begin, end) of `heads` heads.
+  void quantize(const Heads& from, int64_t b, int64_t first_head, int64_t heads, int64_t begin,
+                int64_t end, bool symmetric, const QuantizedHeads& to) const;
+  // Key and value of a quantized key-value head, as weights.
+  void pack(const Memory& memory, int64_t kv_head) const;
   void prepare_floats(const Heads& value, int64_t b, int64_t kv_head, const Memory& memory) const;
-  void attend_rows(const Heads& query, const Heads& key, const Heads& out, int64_t b, int64_t head,
-                   int64_t begin, int64_t end, const Memory& memory, Rowed& added) const;
+  void attend_rows(const Heads& query, const Heads& key, const Heads& out, int64_t b,
+                   const Place& place, int64_t begin, int64_t end, const Memory& memory,
+                   Rowed& added) const;
 
   const Kernels& kernels_;
   const Dtype dtype_;

@@ -1,4 +1,4 @@
-"""Reading what torch.ao's dynamically quantized modules save: plain int8 weights and scales."""
+"""Reading what torch.ao's dynamically quantized modules save: plain integers and scales."""
 
 import torch
 
@@ -32,6 +32,30 @@ def with_plain_linear(state_dict, prefix):
         return {prefix + key: value for key, value in plain_linear(packed_params).items()}
 
     return with_plain_entries(state_dict, {packed_key: entries})
+
+
+def with_plain_table(state_dict, prefix, bits, columns):
+    """`state_dict` with plain entries in place of those of a torch.ao Embedding below `prefix`.
+
+    torch.ao saves _packed_params.dtype and _packed_params._packed_weight; in their place come
+    weight_uint8, weight_qparams and version.
+
+    Args:
+        bits, columns: of the table that they are for.
+
+    Returns:
+        as with_plain_linear.
+    """
+    key = f"{prefix}_packed_params._packed_weight"
+    if key not in state_dict:
+        return state_dict, []
+    others = {f"{prefix}_packed_params.dtype"}
+    state_dict = {name: value for name, value in state_dict.items() if name not in others}
+
+    def entries(weight):
+        return {prefix + name: one for name, one in plain_table(weight, bits, columns).items()}
+
+    return with_plain_entries(state_dict, {key: entries})
 
 
 def with_plain_entries(state_dict, readers):
@@ -107,6 +131,37 @@ def plain_weight(weight, name):
     if weight.dtype != torch.qint8 or not rows or offsets.any():
         return {name: weight.dequantize()}
     return {f"{name}_int8": weight.int_repr(), f"{name}_scale": scale.to(torch.float32)}
+
+
+def plain_table(weight, bits, columns):
+    """What a torch.ao Embedding's weight is in the state dict of dynquant.nn.Embedding.
+
+    Args:
+        weight: quint8 [V, D], or quint4x2 [V, D rounded up to an even number], with the scale and
+            the zero point of each row, which are floats.
+        bits, columns: those that the table shall have.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    is_quantized = isinstance(weight, torch.Tensor) and weight.is_quantized and weight.dim() == 2
+    if not is_quantized or weight.qscheme() != torch.per_channel_affine_float_qparams:
+        raise ValueError(
+            f"expected torch.ao's table of an embedding, found {type(weight).__name__}"
+        )
+    found = {torch.quint8: 8, torch.quint4x2: 4}.get(weight.dtype)
+    if found != bits:
+        raise ValueError(f"expected a table in {bits} bits, found one in {weight.dtype}")
+    padded = columns if bits == 8 else columns + columns % 2
+    if weight.shape[1] != padded or weight.q_per_channel_axis() != 0:
+        raise ValueError(f"expected the shape [V, {padded}], found {list(weight.shape)}")
+    scale = weight.q_per_channel_scales().to(torch.float32)
+    offset = -weight.q_per_channel_zero_points().to(torch.float32) * scale
+    return {
+        "weight_uint8": weight.int_repr().reshape(len(weight), -1),
+        "weight_qparams": torch.stack([scale, offset], 1),
+        "version": torch.tensor(2),
+    }
 
 
 def plain_cell(param):

@@ -11,18 +11,18 @@ from dynquant.nn._fx import TENSOR_OR_NONE, as_one_call
 from dynquant.nn._products import Products
 from dynquant.nn._state import frozen_copy
 from dynquant.nn.linear import Linear, outputs_of
-from dynquant.nn.linear_half import HalfLinear
+from dynquant.nn.linear_half import Linear16bit
 from dynquant.qconfig import QConfig
 
 _IN_PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 
 
 class MultiheadAttention(Products, nn.Module):
-    """nn.MultiheadAttention whose four projections are dynquant.nn.Linear or HalfLinear.
+    """nn.MultiheadAttention whose four projections are dynquant.nn.Linear or Linear16bit.
 
     Made by from_float, which quantize_dynamic calls. It is called as nn.MultiheadAttention is, with
     the same shapes, masks and results. An input that serves several projections (query, key and
-    value of self-attention) is quantized once (HalfLinear quantizes none). Scores, softmax and the
+    value of self-attention) is quantized once (Linear16bit quantizes none). Scores, softmax and the
     sum of the values are computed in float, by scaled_dot_product_attention where need_weights is
     False.
 
@@ -30,7 +30,7 @@ class MultiheadAttention(Products, nn.Module):
 
     Attributes:
         q_proj, k_proj, v_proj, out_proj: dynquant.nn.Linear, whose per_tensor weights have one
-            scale for each of them; or HalfLinear.
+            scale for each of them; or Linear16bit.
         bias_k, bias_v: parameters [1, 1, embed_dim] without gradient, or None.
         embed_dim, kdim, vdim, num_heads, head_dim, dropout, batch_first, add_zero_attn: as in
             nn.MultiheadAttention.
@@ -50,7 +50,7 @@ class MultiheadAttention(Products, nn.Module):
         "batch_first",
         "add_zero_attn",
     )
-    DTYPES = (*Linear.DTYPES, *HalfLinear.DTYPES)
+    DTYPES = (*Linear.DTYPES, *Linear16bit.DTYPES)
     MIXED = True  # each projection may have a config of its own
 
     merge_masks = nn.MultiheadAttention.merge_masks  # public there, too
@@ -298,7 +298,7 @@ class MultiheadAttention(Products, nn.Module):
 def _projection(weight, bias, qconfig):
     """A linear layer; nn.Linear where qconfig is None."""
     if qconfig is not None:
-        form = HalfLinear if qconfig.dtype in HalfLinear.DTYPES else Linear
+        form = Linear16bit if qconfig.dtype in Linear16bit.DTYPES else Linear
         return form.from_weight(weight, bias, qconfig)
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
     linear.weight, linear.bias = frozen_copy(weight), frozen_copy(bias)

@@ -3,7 +3,7 @@
 import torch
 
 from dynquant.nn.linear import Linear
-from dynquant.nn.linear_half import HalfLinear
+from dynquant.nn.linear_half import Linear16bit
 
 
 class _Conv1D:
@@ -49,10 +49,10 @@ class Conv1D(_Conv1D, Linear):
     """
 
 
-class HalfConv1D(_Conv1D, HalfLinear):
+class Conv1D16bit(_Conv1D, Linear16bit):
     """transformers' Conv1D with a weight in 16 bits, computed in fp32.
 
-    What it holds, and its state dict, are those of dynquant.nn.HalfLinear: its weight is [out, in].
+    It holds and saves what dynquant.nn.Linear16bit does: its weight is [out, in].
     load_state_dict takes the float module's weight [in, out].
 
     Attributes:

@@ -7,6 +7,7 @@ import dynquant.ops  # noqa: F401 (registers torch.ops.dynquant)
 from dynquant.nn._formats import Table
 from dynquant.nn._fx import TENSOR_OR_NONE, as_one_call
 from dynquant.nn._module import QuantizedModule
+from dynquant.nn._torch_ao import with_plain_table
 from dynquant.qconfig import QConfig
 
 _embedding = torch.ops.dynquant.embedding.default
@@ -35,6 +36,9 @@ class _EmbeddingTable(QuantizedModule):
     @classmethod
     def _format_of(cls, name, rows, qconfig, mod):
         return Table(name, rows, qconfig, mod.max_norm, mod.norm_type)
+
+    def _translated(self, state_dict, prefix):
+        return with_plain_table(state_dict, prefix, self.bits, self.embedding_dim)
 
     @property
     def weight(self) -> torch.Tensor:
@@ -79,7 +83,8 @@ class Embedding(_EmbeddingTable):
     The state dict has weight_uint8 (uint8 [V, D]; in 4 bits [V, (D + 1) // 2], two values to a
     byte, the first in the lower four bits), weight_qparams (fp32 [V, 2]: scale, offset) and version
     (int64).
-    load_state_dict also takes what the float module has, whose weight is then quantized.
+    load_state_dict also takes what the float module has, whose weight is then quantized, and what
+    torch.ao's Embedding of as many bits saves.
 
     Attributes:
         num_embeddings, embedding_dim: V and D.

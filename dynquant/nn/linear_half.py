@@ -11,7 +11,7 @@ _linear_half = torch.ops.dynquant.linear_half.default
 _linear_without_gradient = torch.ops.dynquant.linear_half.inference
 
 
-class HalfLinear(LinearModule):
+class Linear16bit(LinearModule):
     """y = x @ weight.T + bias with a weight in 16 bits and arithmetic in fp32.
 
     Made by from_float, which quantize_dynamic calls for dtype torch.float16 or torch.bfloat16. x

@@ -28,19 +28,19 @@ class _Bits16Weights:
     DTYPES = Bits16.DTYPES
 
 
-class HalfLSTM(_Bits16Weights, LSTMLayers):
+class LSTM16bit(_Bits16Weights, LSTMLayers):
     __doc__ = f"nn.LSTM, proj_size included.\n\n    {_ABOUT}"
 
     OP = torch.ops.dynquant.lstm_half
 
 
-class HalfGRU(_Bits16Weights, GRULayers):
+class GRU16bit(_Bits16Weights, GRULayers):
     __doc__ = f"nn.GRU.\n\n    {_ABOUT}"
 
     OP = torch.ops.dynquant.gru_half
 
 
-class HalfRNN(_Bits16Weights, RNNLayers):
+class RNN16bit(_Bits16Weights, RNNLayers):
     __doc__ = f"nn.RNN, with tanh or relu.\n\n    {_ABOUT}"
 
     OP = torch.ops.dynquant.rnn_half
@@ -57,19 +57,19 @@ class _Bits16Cell(_Bits16Weights):
         return ()
 
 
-class HalfLSTMCell(_Bits16Cell, LSTMStep):
+class LSTMCell16bit(_Bits16Cell, LSTMStep):
     __doc__ = f"nn.LSTMCell.\n\n    {_ABOUT}"
 
     OP = torch.ops.dynquant.lstm_half
 
 
-class HalfGRUCell(_Bits16Cell, GRUStep):
+class GRUCell16bit(_Bits16Cell, GRUStep):
     __doc__ = f"nn.GRUCell.\n\n    {_ABOUT}"
 
     OP = torch.ops.dynquant.gru_half
 
 
-class HalfRNNCell(_Bits16Cell, RNNStep):
+class RNNCell16bit(_Bits16Cell, RNNStep):
     __doc__ = f"nn.RNNCell, with tanh or relu.\n\n    {_ABOUT}"
 
     OP = torch.ops.dynquant.rnn_half

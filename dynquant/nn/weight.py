@@ -41,6 +41,8 @@ class QuantizedWeight(torch.Tensor):
     def __torch_function__(cls, func, types, args=(), kwargs=None):
         if func in _WRITES:  # under torch.compile the module would not see it
             raise RuntimeError(_READ_ONLY)
+        if func in _DETACHING:
+            return args[0]
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **kwargs or {})
 
@@ -210,6 +212,8 @@ class _Traced(QuantizedWeight):
             return result
         first = args[0] if args else None
         result = super().__torch_function__(func, types, args, kwargs)
+        if func in _DETACHING:
+            return result
         dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
         rows_join = func in _CONCATENATIONS and dim == 0  # dynamo asks for lists, not for tuples
         if rows_join and all(isinstance(one, cls) and not one._is_transposed for one in first):
@@ -551,6 +555,7 @@ _LOOKS = {
     torch.is_floating_point,
     torch.numel,
 }
+_DETACHING = {torch.detach, _T.detach, _T.data.__get__}
 _WRITING_OPERATORS = ("__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__")
 # Methods that write to the tensor, by their names.
 _WRITES = {

@@ -15,19 +15,19 @@ from dynquant.swap.selection import bases_of, describe
 # The quantized forms of each float type, of which the config's dtype chooses one; None for a type
 # that has none although its base type has.
 _FORMS = {
-    nn.Linear: (quantized.Linear, quantized.HalfLinear),
+    nn.Linear: (quantized.Linear, quantized.Linear16bit),
     # Code that makes one computes with its weight; it is quantized where it is named itself.
     NonDynamicallyQuantizableLinear: None,
     nn.MultiheadAttention: quantized.MultiheadAttention,
-    nn.LSTM: (quantized.LSTM, quantized.HalfLSTM),
-    nn.GRU: (quantized.GRU, quantized.HalfGRU),
-    nn.RNN: (quantized.RNN, quantized.HalfRNN),
-    nn.LSTMCell: (quantized.LSTMCell, quantized.HalfLSTMCell),
-    nn.GRUCell: (quantized.GRUCell, quantized.HalfGRUCell),
-    nn.RNNCell: (quantized.RNNCell, quantized.HalfRNNCell),
+    nn.LSTM: (quantized.LSTM, quantized.LSTM16bit),
+    nn.GRU: (quantized.GRU, quantized.GRU16bit),
+    nn.RNN: (quantized.RNN, quantized.RNN16bit),
+    nn.LSTMCell: (quantized.LSTMCell, quantized.LSTMCell16bit),
+    nn.GRUCell: (quantized.GRUCell, quantized.GRUCell16bit),
+    nn.RNNCell: (quantized.RNNCell, quantized.RNNCell16bit),
     nn.Embedding: quantized.Embedding,
     nn.EmbeddingBag: quantized.EmbeddingBag,
-    FloatExperts: (quantized.Experts, quantized.HalfExperts),
+    FloatExperts: (quantized.Experts, quantized.Experts16bit),
     QuantStub: quantized.Quantize,
     DeQuantStub: quantized.DeQuantize,
 }
@@ -36,7 +36,7 @@ STUBS = (QuantStub, DeQuantStub)
 
 # Types of modules that dynquant does not import: where they are defined, and the quantized forms.
 _FOREIGN_FORMS = (
-    ("transformers.pytorch_utils", "Conv1D", (quantized.Conv1D, quantized.HalfConv1D)),
+    ("transformers.pytorch_utils", "Conv1D", (quantized.Conv1D, quantized.Conv1D16bit)),
     ("torch.ao.nn.qat.dynamic.modules.linear", "Linear", _FORMS[nn.Linear]),
 )
 

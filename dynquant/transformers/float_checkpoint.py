@@ -14,16 +14,17 @@ from dynquant.swap.registry import Forms
 from dynquant.swap.ties import remember_shared
 from dynquant.transformers.stand_ins import StandIn
 
-_OF_ONE_WEIGHT = (
+_AT_ONCE = (
     quantized.Linear,
-    quantized.HalfLinear,
+    quantized.Linear16bit,
     quantized.Embedding,
     quantized.EmbeddingBag,
+    quantized.Experts,
 )
 
 
 class FloatCheckpoint:
-    """Quantizes a module as soon as its weight is read where it has but one, others once all are.
+    """Quantizes most modules as soon as their parameters are read, others once all of a model are.
 
     Args:
         model: with its parameters on the meta device.
@@ -39,30 +40,38 @@ class FloatCheckpoint:
         plan.warn_of_large_floats(model, Forms(None))
         for message in plan.warnings:
             warnings.warn(message, stacklevel=2)
-        self._awaited = {  # by the name of the weight
-            f"{item.name}.weight": item
-            for item in plan.items
-            if item.name and issubclass(item.form, _OF_ONE_WEIGHT)
-            if not any(f"{item.name}.{key}" in tied for key in ("weight", "bias"))
-        }
-        self._found = set()
+        self._awaited = {}  # items by the names of parameters
+        self._missing = {}  # items by the names of weights that were not read yet
+        for item in filter(_is_made_at_once, plan.items):
+            weights, biases = (
+                {
+                    f"{item.name}.{key}": item
+                    for key, value in parameters.items()
+                    if value is not None
+                }
+                for parameters in item.form._float_parameters(item.module)
+            )
+            if tied.isdisjoint([*weights, *biases]):
+                self._awaited |= weights | biases
+                self._missing |= weights
         self._stand_ins = []
 
     def awaits(self, key):
         return key in self._awaited
 
-    def take(self, key, weight):
-        """Takes a float weight from the checkpoint.
+    def take(self, key, tensor):
+        """Takes a float parameter from the checkpoint.
 
         Returns:
-            whether its module is quantized now; otherwise the weight is to be set as it is.
+            whether its module is quantized now; otherwise the parameter is to be set as it is.
         """
         item = self._awaited[key]
-        self._found.add(key)
-        bias = item.module._parameters.get("bias")
-        if bias is not None and bias.is_meta:  # comes later, or never
+        self._missing.pop(key, None)
+        own = key.rpartition(".")[2]
+        others = item.module.named_parameters()
+        if any(one.is_meta for name, one in others if name != own):  # comes later, or never
             return False
-        item.module.weight = nn.Parameter(weight, requires_grad=False)
+        setattr(item.module, own, nn.Parameter(tensor, requires_grad=False))
         try:
             stand_in = StandIn(item.form.from_float(item.module, item.qconfig))
         except ValueError:  # which quantize_dynamic raises again, with the weight's whole name
@@ -74,6 +83,9 @@ class FloatCheckpoint:
 
     def finish(self, model):
         replace_modules(model, {one: one.form for one in self._stand_ins})
-        missing = [item.name for key, item in self._awaited.items() if key not in self._found]
-        self._config.keep_float(missing)
+        self._config.keep_float({item.name for item in self._missing.values()})
         quantize_dynamic(model, self._config.spec_for(model), inplace=True)
+
+
+def _is_made_at_once(item):
+    return item.name and issubclass(item.form, _AT_ONCE)

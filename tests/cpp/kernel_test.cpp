@@ -245,6 +245,35 @@ void test_quantize(const Kernels& kernels, const Product& product, int64_t k, bo
   expect(kernels.range(x.data(), Dtype::f32, k).has_nan, kernels.name, "NaN", 1, 0, k);
 }
 
+// Each vector as by itself, one of them with NaN.
+void test_quantize_vectors(const Kernels& kernels, int64_t k, bool symmetric,
+                           std::mt19937& random) {
+  constexpr int64_t kCount = 3;
+  const int64_t x_stride = k + 5, q_stride = k + 3, value_stride = 2;
+  std::normal_distribution<float> real;
+  std::vector<float> x(static_cast<size_t>(kCount * x_stride));
+  for (float& value : x) value = real(random);
+  if (k > 0) x[static_cast<size_t>(x_stride)] = NAN;
+  std::vector<uint8_t> q(static_cast<size_t>(kCount * q_stride)), alone(static_cast<size_t>(k));
+  float scale[kCount * value_stride];
+  int32_t zero_point[kCount * value_stride] = {};
+  kernels.quantize_vectors({x.data(), Dtype::f32, kCount, x_stride, k, 0, symmetric, q.data(),
+                            q_stride, scale, symmetric ? nullptr : zero_point, value_stride});
+  for (int64_t i = 0; i < kCount; ++i) {
+    const QParams p = choose_qparams(kernels.range(&x[i * x_stride], Dtype::f32, k), symmetric);
+    QuantizeArgs a = quantize_args(p, symmetric, false);
+    a.x = &x[i * x_stride];
+    a.dtype = Dtype::f32;
+    a.k = k;
+    a.q = alone.data();
+    kernels.quantize(a);
+    expect(k == 0 || std::memcmp(alone.data(), &q[i * q_stride], alone.size()) == 0, kernels.name,
+           "vectors", i, 0, k);
+    expect(same(scale[i * value_stride], p.scale) && zero_point[i * value_stride] == p.zero_point,
+           kernels.name, "scale and zero point of vectors", i, 0, k);
+  }
+}
+
 template <class T>
 void test_16_bits(const Kernels& kernels, Dtype dtype) {
   // Every 16-bit value widens and comes back: K = 0 leaves the bias alone, which is every value.
@@ -618,6 +647,9 @@ void test_product(const Kernels& kernels, const Product& product, std::mt19937& 
 
 void test_kernels(const Kernels& kernels) {
   std::mt19937 random(1);
+  for (int64_t k = 0; k < 140; ++k) {
+    for (bool symmetric : {false, true}) test_quantize_vectors(kernels, k, symmetric, random);
+  }
   for (int64_t dim = 0; dim < 140; ++dim) {
     for (int bits : {4, 8}) test_embedding(kernels, dim, bits, random);
   }
