@@ -6,7 +6,7 @@ AARCH64 := aarch64-linux-gnu
 PIP := $(BIN)/pip install -q -c constraints.txt
 NATIVE := $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
 
-.PHONY: demo bench test cuda lint format wheel wheel-test sdist aarch64 clang sanitize clean
+.PHONY: demo bench test cuda lint format wheel wheel-test sdist aarch64 clang sanitize sanitize-ops clean
 demo: $(VENV)/demo
 	$(BIN)/python -m benchmarks.demo
 
@@ -64,6 +64,15 @@ sanitize: $(VENV)/tools
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/sanitize --target kernel_test cuda_host_test
 	build/sanitize/kernel_test
 	build/sanitize/cuda_host_test brief
+
+# Calls of all ops, half of them hostile, under the same sanitizers. These come before Python, which
+# is not built for them, and libstdc++ with them, whose exceptions they watch; what Python never
+# frees is no leak of ours.
+sanitize-ops: $(VENV)/dev
+	tools/variant.sh sanitize-ops -DDYNQUANT_SANITIZE=address,undefined
+	LD_PRELOAD="$$(for one in asan ubsan stdc++; do $(CXX) -print-file-name=lib$$one.so; done | xargs)" \
+	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=2 \
+	  PYTHONPATH=build/sanitize-ops/package $(BIN)/python tests/fuzz.py --calls 1000
 
 clean:
 	rm -rf build dist $(VENV) dynquant/*.so *.egg-info

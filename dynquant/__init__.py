@@ -44,7 +44,7 @@ __all__ = [
 __version__ = version("dynquant")
 
 # Each imports the library that it is for, and is itself imported at its first use.
-_INTEGRATIONS = ("compat", "parallel", "torchao", "transformers")
+_INTEGRATIONS = ("compat", "onnx", "parallel", "torchao", "transformers")
 
 
 def __getattr__(name):

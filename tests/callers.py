@@ -1,7 +1,6 @@
 """Several threads that call all ops at once while another forces instruction sets.
 
-As a program it is what `make sanitize-threads` runs: the first calls of the process come from all
-threads together, and the thread sanitizer tells what they do to each other.
+As a program the first calls of the process come from all threads together.
 """
 
 import sys

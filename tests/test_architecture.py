@@ -15,7 +15,7 @@ FLOORS = (
     {"swap", "fused"},
 )
 FRONT = len(FLOORS)
-FOLDERS_IN_FRONT = {"transformers"}
+FOLDERS_IN_FRONT = {"onnx", "transformers"}
 
 
 def floor_of(part):

@@ -95,6 +95,16 @@ class TestRoundTrip:
         assert_same(output(loaded(tmp_path / "again")), output(made))
         assert_same(output(copy.deepcopy(again)), output(made))
 
+    def test_in_16_bits(self, kind, tmp_path):
+        model = model_of(kind)
+        model.save_pretrained(tmp_path / "float")
+        wanted = dynquant.quantize_dynamic(model, dtype=torch.float16)
+        made = loaded(tmp_path / "float", quantization_config=DynquantConfig(dtype="float16"))
+        assert type(experts_in(made)[0]) is dynquant.nn.HalfExperts
+        assert_same(output(made), output(wanted))
+        made.save_pretrained(tmp_path / "half")
+        assert_same(output(loaded(tmp_path / "half")), output(wanted))
+
     def test_kept_in_float(self, kind, tmp_path):
         model = model_of(kind)
         model.save_pretrained(tmp_path / "float")

@@ -139,50 +139,36 @@ namespace {
 // lie one after the other in a buffer: `width` values.
 class SelfAttention {
  public:
-  SelfAttention(const Tensor& x, Int8Product query, std::optional<Int8Product> key,
+  SelfAttention(BlockRows rows, const Tensor& x, Int8Product query, std::optional<Int8Product> key,
                 std::optional<Int8Product> value, Int8Product out, int64_t heads, int64_t kv_heads,
                 const std::optional<Tensor>& mask, const std::optional<Tensor>& position_bias,
                 bool is_causal, std::optional<double> scale, const std::optional<Tensor>& cos,
-                const std::optional<Tensor>& sin, bool integers,
-                const std::optional<Tensor>& residual, RowNorm before, RowNorm after,
-                const ActivationScheme& scheme)
-      : kernels_(kernels_in_use()),
-        dtype_(check_float(x, "x")),
-        bytes_(static_cast<int64_t>(x.element_size())),
-        type_(x.scalar_type()),
-        rows_(rows_of(x, "x")),
+                const std::optional<Tensor>& sin, bool integers)
+      : rows_(std::move(rows)),
         query_(std::move(query)),
         key_(std::move(key)),
         value_(std::move(value)),
         output_(std::move(out)),
         shape_(shape_of(x, heads, kv_heads)),
         width_((shape_.heads + 2 * shape_.kv_heads) * shape_.dim),
-        core_(kernels_, dtype_, shape_, mask, position_bias, is_causal, scale, integers),
-        before_(std::move(before)),
-        after_(std::move(after)),
-        scheme_(scheme) {
+        core_(rows_.kernels, rows_.dtype, shape_, mask, position_bias, is_causal, scale, integers) {
     check_keys(shape_.keys, integers);
     check(cos.has_value() == sin.has_value(), "cos and sin must both be given or neither");
     if (cos.has_value()) angles_.emplace(*cos, *sin, shape_.batch, shape_.rows, shape_.dim);
-    if (residual.has_value()) {
-      residual_ = rows_of(checked_residual(*residual, x, output_.n()), "residual");
-    }
-    y_ = empty(leading_shape(x, output_.n()), type_);
-    out_ = static_cast<char*>(y_.mutable_data_ptr());
   }
 
   Tensor run() {
-    if (rows_.m == 0 || output_.n() == 0) return y_;
-    const Product& product = product_for(kernels_, rows_.m);
+    if (rows_.in.m == 0 || output_.n() == 0) return rows_.y;
+    const Product& product = product_for(rows_.kernels, rows_.in.m);
     const int64_t threads = num_threads();
     // Whole sequences for each thread, where there are enough and they are alike in work.
-    if (scheme_.per_token &&
+    if (rows_.scheme.per_token &&
         (threads == 1 || shape_.batch % threads == 0 || shape_.batch >= kManySequences * threads)) {
       run_sequences(product, threads);
     } else {
       run_phases();
     }
-    return y_;
+    return rows_.y;
   }
 
  private:
@@ -227,31 +213,17 @@ class SelfAttention {
   }
 
   Heads heads_in(char* buffer, int64_t first, int64_t width) const {
-    const int64_t row = width * bytes_;
-    return {buffer + first * bytes_, shape_.rows * row, row, shape_.dim * bytes_};
+    const int64_t row = width * rows_.bytes;
+    return {buffer + first * rows_.bytes, shape_.rows * row, row, shape_.dim * rows_.bytes};
   }
 
   // Turns query and key of one row; m counts the rows of x.
   void turn(char* row, int64_t m) const {
     if (!angles_.has_value()) return;
     for (int64_t h = 0; h < shape_.heads + shape_.kv_heads; ++h) {
-      char* head = row + h * shape_.dim * bytes_;
-      angles_->turn(kernels_, dtype_, m / shape_.rows, m % shape_.rows, head, head);
+      char* head = row + h * shape_.dim * rows_.bytes;
+      angles_->turn(rows_.kernels, rows_.dtype, m / shape_.rows, m % shape_.rows, head, head);
     }
-  }
-
-  const char* input_row(int64_t m) const { return rows_.data + m * rows_.stride; }
-  char* output_row(int64_t m) const { return out_ + m * output_.n() * bytes_; }
-
-  void finish(int64_t m) const {
-    const char* residual =
-        residual_.has_value() ? residual_->data + m * residual_->stride : nullptr;
-    if (residual == nullptr && after_.is_none()) return;
-    after_.apply(kernels_, dtype_, output_row(m), residual, output_row(m));
-  }
-
-  FloatRows source(const Rows& rows) const {
-    return {kernels_, rows, dtype_, scheme_, scheme_.whole(kernels_, rows, dtype_)};
   }
 
   // Every task takes sequences of its own, several where they are short.
@@ -271,94 +243,71 @@ class SelfAttention {
   // The sequences [begin, end).
   void run_block(const Product& product, int64_t begin, int64_t end) const {
     const int64_t l = shape_.rows, m = (end - begin) * l, first = begin * l;
-    const int64_t context = key_at();
-    const int64_t normed_bytes = before_.is_none() ? 0 : m * rows_.k * bytes_;
-    Pieces pieces(Purpose::block, {m * width_ * bytes_, m * context * bytes_, normed_bytes});
-    char* buffer = pieces.next(m * width_ * bytes_);
-    char* contexts = pieces.next(m * context * bytes_);
-    Rows in = rows_at(const_cast<char*>(input_row(first)), m, rows_.k, rows_.stride);
-    if (!before_.is_none()) {
-      char* normed = pieces.next(normed_bytes);
-      for (int64_t r = 0; r < m; ++r) {
-        before_.apply(kernels_, dtype_, input_row(first + r), nullptr,
-                      normed + r * rows_.k * bytes_);
-      }
-      in = rows_at(normed, m, rows_.k, rows_.k * bytes_);
-    }
-    for_each_block(m, rows_.k, product.row_multiple, [&](int64_t from, int64_t to) {
-      const StagedBlock staged(product, source(in), rows_.k, from, to - from, Purpose::staged_rows);
+    const int64_t context = key_at(), bytes = rows_.bytes;
+    const Dtype dtype = rows_.dtype;
+    Pieces pieces(Purpose::block, {m * width_ * bytes, m * context * bytes, rows_.normed_bytes(m)});
+    char* buffer = pieces.next(m * width_ * bytes);
+    char* contexts = pieces.next(m * context * bytes);
+    const Rows in = rows_.begin(first, m, pieces.next(rows_.normed_bytes(m)));
+    for_each_block(m, in.k, product.row_multiple, [&](int64_t from, int64_t to) {
+      const StagedBlock staged(product, rows_.source(in), in.k, from, to - from,
+                               Purpose::staged_rows);
       each_product([&](const Int8Product& by, int64_t column) {
-        staged.multiply(by.weight,
-                        by.to(buffer + (from * width_ + column) * bytes_, width_, dtype_));
+        staged.multiply(by.weight, by.to(buffer + (from * width_ + column) * bytes, width_, dtype));
       });
     });
-    for (int64_t r = 0; r < m; ++r) turn(buffer + r * width_ * bytes_, first + r);
+    for (int64_t r = 0; r < m; ++r) turn(buffer + r * width_ * bytes, first + r);
     // Heads of the block's first sequence on, numbered as in the whole batch: masks want that.
     const int64_t behind = begin * l;
-    const Heads query = heads_in(buffer - behind * width_ * bytes_, 0, width_);
-    const Heads key = heads_in(buffer - behind * width_ * bytes_, key_at(), width_);
-    const Heads value = heads_in(buffer - behind * width_ * bytes_, value_at(), width_);
-    const Heads out = heads_in(contexts - behind * context * bytes_, 0, context);
+    const Heads query = heads_in(buffer - behind * width_ * bytes, 0, width_);
+    const Heads key = heads_in(buffer - behind * width_ * bytes, key_at(), width_);
+    const Heads value = heads_in(buffer - behind * width_ * bytes, value_at(), width_);
+    const Heads out = heads_in(contexts - behind * context * bytes, 0, context);
     for (int64_t b = begin; b < end; ++b) {
       core_.attend(query, key, value, out, b, 0, shape_.kv_heads, 0, l);
     }
-    const Rows attended = rows_at(contexts, m, context, context * bytes_);
+    const Rows attended = rows_at(contexts, m, context, context * bytes);
     for_each_block(m, context, product.row_multiple, [&](int64_t from, int64_t to) {
-      const StagedBlock staged(product, source(attended), context, from, to - from,
+      const StagedBlock staged(product, rows_.source(attended), context, from, to - from,
                                Purpose::staged_rows);
-      staged.multiply(output_.weight, output_.to(output_row(first + from), output_.n(), dtype_));
+      staged.multiply(output_.weight, output_.to(rows_.out(first + from), output_.n(), dtype));
     });
-    for (int64_t r = 0; r < m; ++r) finish(first + r);
+    rows_.finish(first, first + m);
   }
 
   // One step after the other, each on all threads.
   void run_phases() const {
-    const int64_t m = rows_.m, context = key_at();
-    Rows in = rows_;
-    if (!before_.is_none()) {
-      in.holder = empty({m, rows_.k}, type_);
-      char* normed = static_cast<char*>(in.holder.mutable_data_ptr());
-      in.stride = rows_.k * bytes_;
-      run_rows(m, rows_.k * 8, [&](int64_t r) {
-        before_.apply(kernels_, dtype_, input_row(r), nullptr, normed + r * in.stride);
-      });
-      in.data = normed;
-    }
-    Tensor holder = empty({m, width_}, type_), context_holder = empty({m, context}, type_);
+    const int64_t m = rows_.in.m, context = key_at(), bytes = rows_.bytes;
+    const Dtype dtype = rows_.dtype;
+    const Rows in = rows_.begin_all();
+    Tensor holder = empty({m, width_}, rows_.type),
+           context_holder = empty({m, context}, rows_.type);
     char* buffer = static_cast<char*>(holder.mutable_data_ptr());
     char* contexts = static_cast<char*>(context_holder.mutable_data_ptr());
-    const FloatRows from = source(in);
+    const FloatRows from = rows_.source(in);
     each_product([&](const Int8Product& by, int64_t column) {
-      multiply(kernels_, from, m, by.weight, by.to(buffer + column * bytes_, width_, dtype_),
-               bytes_);
+      multiply(rows_.kernels, from, m, by.weight, by.to(buffer + column * bytes, width_, dtype),
+               bytes);
     });
     if (angles_.has_value()) {
-      run_rows(m, width_ * 4, [&](int64_t r) { turn(buffer + r * width_ * bytes_, r); });
+      run_rows(m, width_ * 4, [&](int64_t r) { turn(buffer + r * width_ * bytes, r); });
     }
     core_.attend_all(heads_in(buffer, 0, width_), heads_in(buffer, key_at(), width_),
                      heads_in(buffer, value_at(), width_), heads_in(contexts, 0, context));
-    multiply(kernels_, source(rows_at(contexts, m, context, context * bytes_)), m, output_.weight,
-             output_.to(out_, output_.n(), dtype_), bytes_);
-    run_rows(m, output_.n() * 8, [&](int64_t r) { finish(r); });
+    const Rows attended = rows_at(contexts, m, context, context * bytes);
+    multiply(rows_.kernels, rows_.source(attended), m, output_.weight,
+             output_.to(rows_.out(0), output_.n(), dtype), bytes);
+    rows_.finish_all();
   }
 
-  const Kernels& kernels_;
-  const Dtype dtype_;
-  const int64_t bytes_;
-  const ScalarType type_;
-  const Rows rows_;
+  const BlockRows rows_;
   const Int8Product query_;
   const std::optional<Int8Product> key_, value_;
   const Int8Product output_;
   const AttentionShape shape_;
   const int64_t width_;
   const AttentionCore core_;
-  const RowNorm before_, after_;
-  const ActivationScheme scheme_;
   std::optional<Angles> angles_;
-  std::optional<Rows> residual_;
-  Tensor y_;
-  char* out_;
 };
 
 }  // namespace
@@ -386,11 +335,11 @@ Tensor attention(const Tensor& x, const Tensor& packed_q, const Tensor& weight_s
                  kNormBefore);
   RowNorm after(norm_after, norm_after_weight, norm_after_bias, norm_after_eps, out.n(),
                 kNormAfter);
-  return SelfAttention(x, std::move(query),
+  BlockRows rows(x, residual, std::move(before), std::move(after), out.n(), scheme);
+  return SelfAttention(std::move(rows), x, std::move(query),
                        optional_product(packed_k, weight_scale_k, bias_k, kKey),
                        optional_product(packed_v, weight_scale_v, bias_v, kValue), std::move(out),
-                       heads, kv_heads, mask, position_bias, is_causal, scale, cos, sin, integers,
-                       residual, std::move(before), std::move(after), scheme)
+                       heads, kv_heads, mask, position_bias, is_causal, scale, cos, sin, integers)
       .run();
 }
 

@@ -6,6 +6,7 @@
 #include "activation.h"
 #include "gemm_driver.h"
 #include "int8_product.h"
+#include "ops.h"
 #include "row_norm.h"
 
 namespace dynquant {
@@ -74,5 +75,87 @@ inline Tensor checked_residual(const Tensor& residual, const Tensor& x, int64_t 
         "residual must have the shape of the result, got ", ShapeOf(residual));
   return residual;
 }
+
+// The rows of a block's input and output, and what becomes of them at its ends: a norm before the
+// first product; a residual and a norm after the last, in place.
+class BlockRows {
+ public:
+  // The output has n columns.
+  BlockRows(const Tensor& x, const std::optional<Tensor>& residual, RowNorm before, RowNorm after,
+            int64_t n, const ActivationScheme& scheme)
+      : kernels(kernels_in_use()),
+        dtype(check_float(x, "x")),
+        bytes(static_cast<int64_t>(x.element_size())),
+        type(x.scalar_type()),
+        in(rows_of(x, "x")),
+        scheme(scheme),
+        y(empty(leading_shape(x, n), type)),
+        before_(std::move(before)),
+        after_(std::move(after)),
+        row_bytes_(n * bytes),
+        out_(static_cast<char*>(y.mutable_data_ptr())) {
+    if (residual.has_value()) {
+      residual_ = rows_of(checked_residual(*residual, x, n), "residual");
+    }
+  }
+
+  // What `begin` needs for m rows.
+  int64_t normed_bytes(int64_t m) const { return before_.is_none() ? 0 : m * in.k * bytes; }
+  // The input's rows [first, first + m), normed into that memory where there is a norm.
+  Rows begin(int64_t first, int64_t m, char* normed) const {
+    const char* x = in.data + first * in.stride;
+    if (before_.is_none()) return rows_at(const_cast<char*>(x), m, in.k, in.stride);
+    const int64_t stride = in.k * bytes;
+    for (int64_t r = 0; r < m; ++r) {
+      before_.apply(kernels, dtype, x + r * in.stride, nullptr, normed + r * stride);
+    }
+    return rows_at(normed, m, in.k, stride);
+  }
+  // All of them, on all threads.
+  Rows begin_all() const {
+    if (before_.is_none()) return in;
+    Rows rows = in;
+    rows.holder = empty({in.m, in.k}, type);
+    rows.stride = in.k * bytes;
+    char* normed = static_cast<char*>(rows.holder.mutable_data_ptr());
+    run_rows(in.m, in.k * 8, [&](int64_t r) { begin(r, 1, normed + r * rows.stride); });
+    rows.data = normed;
+    return rows;
+  }
+
+  char* out(int64_t m) const { return out_ + m * row_bytes_; }
+  void finish(int64_t begin, int64_t end) const {
+    if (ends_plain()) return;
+    for (int64_t m = begin; m < end; ++m) {
+      const char* residual =
+          residual_.has_value() ? residual_->data + m * residual_->stride : nullptr;
+      after_.apply(kernels, dtype, out(m), residual, out(m));
+    }
+  }
+  void finish_all() const {
+    if (ends_plain()) return;
+    run_rows(in.m, row_bytes_ * 8 / bytes, [&](int64_t m) { finish(m, m + 1); });
+  }
+
+  FloatRows source(const Rows& rows) const {
+    return {kernels, rows, dtype, scheme, scheme.whole(kernels, rows, dtype)};
+  }
+
+  const Kernels& kernels;
+  const Dtype dtype;
+  const int64_t bytes;
+  const ScalarType type;
+  const Rows in;
+  const ActivationScheme scheme;
+  Tensor y;
+
+ private:
+  bool ends_plain() const { return !residual_.has_value() && after_.is_none(); }
+
+  const RowNorm before_, after_;
+  const int64_t row_bytes_;
+  char* out_;
+  std::optional<Rows> residual_;
+};
 
 }  // namespace dynquant

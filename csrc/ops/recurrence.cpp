@@ -1,6 +1,6 @@
 #include "recurrence.h"
 
-#include <cstring>
+#include <algorithm>
 
 #include "../cpu/convert.h"
 
@@ -66,7 +66,7 @@ Tensor State::tensor(ScalarType dtype) const {
 
 void narrow_row(const float* from, int64_t count, Dtype dtype, void* to) {
   if (dtype == Dtype::f32) {
-    std::memcpy(to, from, static_cast<size_t>(count) * sizeof(float));
+    std::copy(from, from + count, static_cast<float*>(to));  // of nothing, from null as well
     return;
   }
   with_dtype(dtype, [&](auto type) {

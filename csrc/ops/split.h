@@ -18,6 +18,8 @@ struct Split {
   int64_t parts() const { return rows * columns; }
 };
 
+#pragma GCC visibility push(default)  // the Python module shows them
+
 // The split of a product of M rows by a weight [N, K] that costs least.
 Split choose_split(int64_t m, int64_t n, int64_t k, int64_t threads, const Costs& costs,
                    int64_t row_multiple);
@@ -30,5 +32,7 @@ struct Part {
   bool is_empty() const { return m_begin >= m_end || n_begin >= n_end; }
 };
 Part part_of(const Split& split, int64_t task, int64_t m, int64_t n);
+
+#pragma GCC visibility pop
 
 }  // namespace dynquant

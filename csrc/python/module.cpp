@@ -13,6 +13,7 @@
 #include "../cpu/float_env.h"
 #include "../cpu/layout.h"
 #include "../cpu/staged.h"
+#include "../ops/split.h"
 #include "probes.h"
 
 namespace py = pybind11;
@@ -121,6 +122,25 @@ Array<int32_t> gemm(const std::string& isa, const Array<uint8_t>& q,
   return out;
 }
 
+std::map<std::string, double> costs(const std::string& isa, int64_t m) {
+  const Costs& c = product_for(kernels_of(isa), m).costs;
+  return {{"multiply_add", c.multiply_add},
+          {"weight_byte", c.weight_byte},
+          {"quantized_value", c.quantized_value},
+          {"panel_row", c.panel_row}};
+}
+
+py::tuple split(const std::string& isa, int64_t m, int64_t n, int64_t k, int64_t threads) {
+  const Product& product = product_for(kernels_of(isa), m);
+  const Split s = choose_split(m, n, k, threads, product.costs, product.row_multiple);
+  std::vector<std::vector<int64_t>> parts;
+  for (int64_t task = 0; task < s.parts(); ++task) {
+    const Part part = part_of(s, task, m, n);
+    parts.push_back({part.m_begin, part.m_end, part.n_begin, part.n_end});
+  }
+  return py::make_tuple(s.rows, s.columns, s.row_multiple, s.stage_first, parts);
+}
+
 }  // namespace
 }  // namespace dynquant
 
@@ -143,6 +163,12 @@ PYBIND11_MODULE(_C, m) {
         "sigmoid or tanh of each value of a float32 array, flattened.");
   m.def("gemm", &dynquant::gemm, py::arg("isa"), py::arg("q"), py::arg("zero_point"),
         py::arg("packed"), "(q - zero_point) @ weight.T in int32; q is uint8 [M, K].");
+  m.def("costs", &dynquant::costs, py::arg("isa"), py::arg("m"),
+        "Nanoseconds that the parts of a product of m rows take, by the set's table.");
+  m.def("split", &dynquant::split, py::arg("isa"), py::arg("m"), py::arg("n"), py::arg("k"),
+        py::arg("threads"),
+        "How a product is split: (parts of rows, parts of columns, the multiple of rows at which "
+        "parts begin, whether rows are staged first, [m_begin, m_end, n_begin, n_end] of each).");
   m.def(
       "peak_rate",
       [](const std::string& isa, double seconds) {

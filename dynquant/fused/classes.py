@@ -1,5 +1,7 @@
 """Instances get another class: one made for each class of modules, which keeps all that it is."""
 
+from contextlib import contextmanager
+
 _CLASSES = {}
 
 
@@ -48,6 +50,19 @@ def unswap_class(module):
 def base_of(module_type):
     """The class itself, or the one that a swapped class was made for."""
     return module_type._base if issubclass(module_type, Swapped) else module_type
+
+
+@contextmanager
+def unfused(model):
+    """Within the block, every instance in the model has the class again that it had before."""
+    fused = [(one, type(one)) for one in model.modules() if isinstance(one, Swapped)]
+    try:
+        for module, kind in fused:
+            module.__class__ = base_of(kind)
+        yield
+    finally:
+        for module, kind in fused:
+            module.__class__ = kind
 
 
 def fused_class(base, kind, settings):

@@ -165,8 +165,11 @@ class Experts(QuantizedModule):
         choices = chosen.shape[-1]
         chosen, weights = chosen.reshape(-1), weights.reshape(-1)
         order = chosen.argsort(stable=True)
+        wants_gradient = x.requires_grad and torch.is_grad_enabled()
+        if torch.compiler.is_compiling() and not wants_gradient:
+            return self._all_at_once(x, chosen, weights, order, choices)
         counts = torch.bincount(chosen, minlength=self.num_experts)[: self.num_experts]
-        total = torch.zeros_like(x, dtype=torch.result_type(x, weights))
+        total = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, weights.dtype))
         first = 0
         for expert, count in enumerate(counts.tolist()):
             if count:
@@ -179,11 +182,29 @@ class Experts(QuantizedModule):
 
     forward.__signature__ = _CALL  # for whoever reads it, as error messages do
 
+    def _all_at_once(self, x, chosen, weights, order, choices):
+        """The same without a branch that depends on data: the rows of each expert are a group."""
+        every = torch.arange(self.num_experts, device=chosen.device)
+        counts = (chosen[:, None] == every).sum(0)
+        tokens = order // choices
+        y = self._gated(x[tokens], lambda name, y: self._grouped(name, y, counts))
+        y = y * weights[order, None]
+        total = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, weights.dtype))
+        return total.index_add(0, tokens, y.to(total.dtype)).to(x.dtype)
+
+    def _grouped(self, name, x, counts):
+        one, bias = self._formats[name], self._parameters.get(f"{name}_bias")
+        held = one.mixed(self._held(name))
+        return torch.ops.dynquant.linear_grouped(x, counts, *held, bias, one.n, *one.scheme)
+
     def _expert(self, expert, x):
+        return self._gated(x, lambda name, y: self._product(name, expert, y))
+
+    def _gated(self, x, product):
         up, down = self._formats
-        y = self._product(up, expert, x)
+        y = product(up, x)
         y = self._apply_gate(y) if self.has_gate else self.act_fn(y)
-        y = self._product(down, expert, y)
+        y = product(down, y)
         return self.post_expert_norm(y) if self.has_post_expert_norm else y
 
     def _apply_gate(self, y):

@@ -8,11 +8,14 @@ from math import prod
 
 from torch.utils.flop_counter import register_flop_formula
 
+import dynquant.ops.grouped  # noqa: F401 (defines an op)
 from dynquant import _C
 from dynquant.ops.library import OPS
 
 
-@register_flop_formula([OPS.linear_dynamic, OPS.linear_half, OPS.scaled_mm, OPS.int_mm])
+@register_flop_formula(
+    [OPS.linear_dynamic, OPS.linear_half, OPS.scaled_mm, OPS.int_mm, OPS.linear_grouped]
+)
 def _linear(x, *arguments, out_shape=None, **options):
     return 2 * prod(out_shape) * x[-1]
 
