@@ -12,6 +12,7 @@ namespace {
 
 struct Avx2 : Ymm {
   static constexpr int kTileRows = 6;
+  static constexpr int kLongTileRows = kTileRows;
   // Five more than there are: widening is what VNNI does not need and more rows share it, and the
   // few sums that live on the stack cost nothing, because an addition waits for no other one. Tiles
   // that fit are 3% slower.

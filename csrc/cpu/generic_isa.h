@@ -4,6 +4,7 @@
 // What the algorithms require of an Isa:
 //   kLanes           32-bit lanes of a register
 //   kTileRows        rows of a tile, at most
+//   kLongTileRows    the same where K is long and the weight outgrows the L2 cache
 //   kRegisters       registers that a tile may spend in all
 //   kParts           steps that a product takes, each with registers of its own for both operands
 //   kTemporaries     registers that a step takes beside its operands and its sum
@@ -39,6 +40,7 @@ template <int Lanes, int Rows, int Registers>
 struct GenericIsa {
   static constexpr int kLanes = Lanes;
   static constexpr int kTileRows = Rows;
+  static constexpr int kLongTileRows = kTileRows;
   static constexpr int kRegisters = Registers;
   static constexpr int kParts = 1;
   static constexpr int kTemporaries = 0;

@@ -9,6 +9,7 @@ namespace {
 
 struct YmmVnni : Ymm {
   static constexpr int kTileRows = 6;
+  static constexpr int kLongTileRows = kTileRows;
   static constexpr int kParts = 1;
   static constexpr int kTemporaries = 0;
   static constexpr int kGroupBytes = kGroup;

@@ -627,6 +627,10 @@ void test_product(const Kernels& kernels, const Product& product, std::mt19937& 
     }
   }
   test_gemm(kernels, product, Case(33, 1100, 1027, random));  // more panels than a window holds
+  // Weights that outgrow the L2 cache have tiles of their own.
+  for (int64_t m : {5, 7, 8, 9, 10, 12, 14}) {
+    test_gemm(kernels, product, Case(m, 1090, 1025, random));
+  }
   // The largest sums: bytes of 255 times weights of -128, which other libraries' checkpoints hold.
   Case largest(6, 2, kMaxK, random);
   largest.q.assign(largest.q.size(), 255);
