@@ -18,7 +18,7 @@ bench: $(VENV)/bench
 test: $(VENV)/dev build/kernel_test build/cuda_host_test
 	build/kernel_test
 	build/cuda_host_test
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -n 2 --dist loadfile
 
 # Compiles the CUDA kernels for all architectures, without torch; one that spills registers fails.
 cuda: $(VENV)/tools

@@ -8,7 +8,7 @@ namespace {
 
 struct Avx512Vnni : Zmm {
   static constexpr int kTileRows = 6;
-  static constexpr int kLongTileRows = 12;
+  static constexpr int kLongTileRows = 8;
   static constexpr int kParts = 1;
   static constexpr int kTemporaries = 0;
   static constexpr int kGroupBytes = kGroup;

@@ -134,7 +134,8 @@ template <class Isa, int R, int V, class Out>
 inline void rest(const uint8_t* staged, int64_t staged_stride, const int8_t* weights,
                  int64_t groups, int64_t columns, const TileOut<Out>& to) {
   constexpr int kStep = V * Isa::kLanes;
-  if constexpr (V > 1) {
+  // A high tile of one register of columns has more row pointers than there are registers for.
+  if constexpr (V > 1 && (V > 2 || R <= Isa::kTileRows)) {
     if (columns <= kStep / 2) {
       return rest<Isa, R, V / 2>(staged, staged_stride, weights, groups, columns, to);
     }

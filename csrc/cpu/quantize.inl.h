@@ -179,7 +179,7 @@ inline void quantize_run(const F& to_integers, const T* x, int64_t k, const Byte
   for (; i + Isa::kLanes <= k; i += Isa::kLanes) {
     q.template store<Isa>(i, to_integers(Isa::load(x + i)));
   }
-  if (i == k) return;
+  if (i >= k) return;
   const typename Isa::Int last = to_integers(load_last<Isa>(x, k));
   if (k >= Isa::kLanes) return q.template store<Isa>(k - Isa::kLanes, last);
   uint8_t bytes[Bytes * Isa::kLanes];

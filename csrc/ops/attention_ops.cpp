@@ -176,12 +176,9 @@ class SelfAttention {
   static constexpr int64_t kSequenceRows = 192;
 
   AttentionShape shape_of(const Tensor& x, int64_t heads, int64_t kv_heads) const {
-    check(x.dim() == 3, "x must have three dimensions [B, L, K], got ", ShapeOf(x));
     check(heads > 0 && heads <= kMaxK, "heads must lie in [1, ", kMaxK, "], got ", heads);
     check(kv_heads > 0 && heads % kv_heads == 0,
           "kv_heads must be positive and divide heads = ", heads, ", got ", kv_heads);
-    check(x.size(2) == query_.k(), "x must have K = ", query_.k(),
-          " as its last dimension, like packed_q, got ", ShapeOf(x));
     check(key_.has_value() == value_.has_value(),
           "packed_k and packed_v must both be given or neither");
     const int64_t parts = key_.has_value() ? heads : heads + 2 * kv_heads;
@@ -335,7 +332,8 @@ Tensor attention(const Tensor& x, const Tensor& packed_q, const Tensor& weight_s
                  kNormBefore);
   RowNorm after(norm_after, norm_after_weight, norm_after_bias, norm_after_eps, out.n(),
                 kNormAfter);
-  BlockRows rows(x, residual, std::move(before), std::move(after), out.n(), scheme);
+  check(x.dim() == 3, "x must have three dimensions [B, L, K], got ", ShapeOf(x));
+  BlockRows rows(x, query, residual, std::move(before), std::move(after), out.n(), scheme);
   return SelfAttention(std::move(rows), x, std::move(query),
                        optional_product(packed_k, weight_scale_k, bias_k, kKey),
                        optional_product(packed_v, weight_scale_v, bias_v, kValue), std::move(out),

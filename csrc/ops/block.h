@@ -80,9 +80,9 @@ inline Tensor checked_residual(const Tensor& residual, const Tensor& x, int64_t 
 // first product; a residual and a norm after the last, in place.
 class BlockRows {
  public:
-  // The output has n columns.
-  BlockRows(const Tensor& x, const std::optional<Tensor>& residual, RowNorm before, RowNorm after,
-            int64_t n, const ActivationScheme& scheme)
+  // From the K of the product `first` to n columns.
+  BlockRows(const Tensor& x, const Int8Product& first, const std::optional<Tensor>& residual,
+            RowNorm before, RowNorm after, int64_t n, const ActivationScheme& scheme)
       : kernels(kernels_in_use()),
         dtype(check_float(x, "x")),
         bytes(static_cast<int64_t>(x.element_size())),
@@ -94,6 +94,8 @@ class BlockRows {
         after_(std::move(after)),
         row_bytes_(n * bytes),
         out_(static_cast<char*>(y.mutable_data_ptr())) {
+    check(in.k == first.k(), "x must have K = ", first.k(), " as its last dimension, like ",
+          first.name, ", got ", ShapeOf(x));
     if (residual.has_value()) {
       residual_ = rows_of(checked_residual(*residual, x, n), "residual");
     }

@@ -28,8 +28,6 @@ class FeedForward {
         down_(std::move(down)),
         activation_(check_activation(activation, "activation")),
         hidden_(hidden_of(split)) {
-    check(rows_.in.k == up_.k(), "x must have K = ", up_.k(), " as its last dimension, like ",
-          up_.name, ", got ", rows_.in.k);
     if (gate_.has_value()) {
       check(gate_->k() == up_.k(), gate_->name, " must have K = ", up_.k(), ", like ", up_.name,
             ", got ", gate_->k());
@@ -188,7 +186,7 @@ Tensor feed_forward(const Tensor& x, const Tensor& packed_up, const Tensor& weig
                  kNormBefore);
   RowNorm after(norm_after, norm_after_weight, norm_after_bias, norm_after_eps, down.n(),
                 kNormAfter);
-  BlockRows rows(x, residual, std::move(before), std::move(after), down.n(), scheme);
+  BlockRows rows(x, up, residual, std::move(before), std::move(after), down.n(), scheme);
   return FeedForward(std::move(rows), std::move(up),
                      optional_product(packed_gate, weight_scale_gate, bias_gate, kGate),
                      std::move(down), activation, split)
