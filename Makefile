@@ -15,10 +15,11 @@ bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks kernels --json bench/kernels.json --plot bench/kernels.png
 	$(BIN)/python -m benchmarks layers --json bench/layers.json --plot bench/layers.png
 
+# Two processes of tests share the cores: threads that wait should not spin for long.
 test: $(VENV)/dev build/kernel_test build/cuda_host_test
 	build/kernel_test
 	build/cuda_host_test
-	$(BIN)/python -m pytest tests -n 2 --dist loadfile
+	GOMP_SPINCOUNT=1000 $(BIN)/python -m pytest tests -n 2 --dist loadfile
 
 # Compiles the CUDA kernels for all architectures, without torch; one that spills registers fails.
 cuda: $(VENV)/tools
