@@ -1,5 +1,7 @@
 """What fused blocks call: one op each, or the ops that it is made of."""
 
+from itertools import chain
+
 import torch
 
 from dynquant.nn.linear import outputs_of
@@ -10,6 +12,8 @@ _NO_NORM = (0, None, None, 0.0)
 _SPLITS = {None: 0, "gate_first": 1, "up_first": 2}
 
 _ops = torch.ops.dynquant
+# The overloads themselves: finding them costs a call of a short text several microseconds.
+_attention, _feed_forward = _ops.attention.default, _ops.feed_forward.default
 
 
 def activation(name, x):
@@ -24,18 +28,28 @@ def norm(norm, x):
     return _ops.rms_norm(x, weight, eps)
 
 
-def attention(parts, call, norm_first, integers):
-    """The attention block of `parts` for a Call, as one op."""
-    found, x = parts.attention, call.x
+def attention_arguments(parts, norm_first):
+    """What an attention block takes besides what a call brings: in front of it, and behind it."""
+    found = parts.attention
+    weights = map(_weight, (found.query, found.key, found.value, found.output))
+    return (
+        (*chain(*weights), parts.heads, parts.kv_heads),
+        (*_norms(found.norm, norm_first), *parts.scheme),
+    )
+
+
+def attention(arguments, call, residual, integers):
+    """An attention block for a Call, as one op.
+
+    Args:
+        arguments: what attention_arguments gave.
+        residual: whether the input is added.
+    """
+    before, after = arguments
     cos, sin = call.rotary or (None, None)
-    return _ops.attention(
-        x,
-        *_weight(found.query),
-        *_weight(found.key),
-        *_weight(found.value),
-        *_weight(found.output),
-        parts.heads,
-        parts.kv_heads,
+    return _attention(
+        call.x,
+        *before,
         call.mask,
         call.bias,
         call.causal,
@@ -43,9 +57,8 @@ def attention(parts, call, norm_first, integers):
         cos,
         sin,
         integers,
-        x if parts.adapter.residual else None,
-        *_norms(found.norm, norm_first),
-        *parts.scheme,
+        call.x if residual else None,
+        *after,
     )
 
 
@@ -67,20 +80,20 @@ def attention_in_parts(parts, call, integers):
     return result if found.dropout is None else found.dropout(result)
 
 
-def feed_forward(parts, x, norm_first):
-    """The feed-forward block of `parts` for x [..., features], as one op."""
+def feed_forward_arguments(parts, norm_first):
+    """The same for a feed-forward block."""
     found = parts.feed_forward
-    return _ops.feed_forward(
-        x,
-        *_weight(found.up),
-        *_weight(found.gate),
-        *_weight(found.down),
-        ACTIVATIONS[found.activation],
-        _SPLITS[found.split],
-        x if parts.adapter.residual else None,
-        *_norms(found.norm, norm_first),
-        *parts.scheme,
+    weights = map(_weight, (found.up, found.gate, found.down))
+    return (
+        (*chain(*weights), ACTIVATIONS[found.activation], _SPLITS[found.split]),
+        (*_norms(found.norm, norm_first), *parts.scheme),
     )
+
+
+def feed_forward(arguments, x, residual):
+    """A feed-forward block for x [..., features], as one op; arguments as for attention."""
+    before, after = arguments
+    return _feed_forward(x, *before, x if residual else None, *after)
 
 
 def _weight(linear):

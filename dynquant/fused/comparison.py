@@ -4,6 +4,7 @@ import torch
 
 from dynquant.fused.arguments import READERS
 from dynquant.fused.block import compute
+from dynquant.fused.plan import Plan
 
 # Below it a block computes something else than its adapter says. Bytes that round otherwise leave
 # 40 dB and more, integers in the attention 30.
@@ -28,7 +29,7 @@ def difference(module, parts, attention):
         if call is None:
             return f"could not be compared: {what} is not what its ops take"
         for kind in {"float", attention} if parts.attention else {attention}:
-            found = compute(module, parts, call, kind)
+            found = compute(parts, Plan(module, parts), call, kind)
             if found.shape != expected.shape:
                 return f"gives {list(found.shape)} for {list(expected.shape)}"
             ratio = _decibels(found.double(), expected.double())

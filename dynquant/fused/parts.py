@@ -52,6 +52,7 @@ class Parts:
         linears: the linear layers of both, by name.
         obstacle: what stands against running fused, or "".
         scheme: how the linear layers quantize their inputs: per_token, symmetric, activation_bits.
+        plan: the last Plan that was made from them, or None.
         heads, kv_heads: of the attention.
     """
 
@@ -60,8 +61,9 @@ class Parts:
         self.attention = self.feed_forward = None
         self.linears = {}
         self.obstacle = ""
+        self.plan = None
         self._children = [
-            (parent._modules, key, child, type(child))
+            (parent, key, child, type(child))
             for parent in module.modules()
             for key, child in parent._modules.items()
             if child is not None
@@ -165,10 +167,14 @@ class Parts:
         """Those that may want a gradient; a quantized linear layer has none."""
         return [one for norm in self.norms() for one in norm.module._parameters.values()]
 
+    def children(self):
+        """(parent, name, module) of everything in the block."""
+        return [(parent, key, child) for parent, key, child, _ in self._children]
+
     def hold(self):
         """Whether the block still has the same submodules, of the same types."""
-        for children, key, child, kind in self._children:
-            if children.get(key) is not child or child.__class__ is not kind:
+        for parent, key, child, kind in self._children:
+            if parent._modules.get(key) is not child or child.__class__ is not kind:
                 return False
         return True
 
