@@ -89,7 +89,10 @@ BLOCKS = {
         *("integers", *_ENDS, *_SCHEME),
     ),
 }
-ALL_OPS = OPS | RECURRENT | BLOCKS
+GROUPED = {
+    "linear_grouped": ("x", "counts", "weight", "weight_scale", "bias", "n", *_SCHEME),
+}
+ALL_OPS = OPS | RECURRENT | BLOCKS | GROUPED
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 CPU_ONLY = ("linear_half", "quantize_embedding", "embedding", "embedding_bag")
 CUDA_OPS = tuple(name for name in OPS if name not in CPU_ONLY)
@@ -236,8 +239,36 @@ def valid_block_arguments(name, m=(M,), n=N, k=K, dtype=torch.float32, per_chann
     return values
 
 
+def valid_grouped_arguments(m=(M,), n=N, k=K, dtype=torch.float32, per_channel=True, half=False):
+    """A value for every argument of GROUPED: prod(m) rows in three groups, one of them empty.
+
+    Three rows and more leave one in no group. half: weights in 16 bits.
+    """
+    generator = torch.Generator().manual_seed(0)
+    rows = math.prod(m)
+    first = rows // 2
+    counts = torch.tensor([first, 0, rows - first - (rows > 2)])
+    groups = len(counts)
+    weight = torch.randint(-127, 128, (groups, n, k), generator=generator).to(torch.int8)
+    packed = torch.stack([torch.ops.dynquant.pack_weight(one) for one in weight])
+    columns = n if per_channel else 1
+    return {
+        "x": torch.randn(rows, k, generator=generator).to(dtype),
+        "counts": counts,
+        "weight": weight.to(torch.bfloat16) if half else packed,
+        "weight_scale": None if half else torch.rand(groups, columns, generator=generator) + 0.5,
+        "bias": torch.randn(groups, n, generator=generator).to(dtype),
+        "n": n,
+        "per_token": True,
+        "symmetric": False,
+        "activation_bits": 8,
+    }
+
+
 def valid_call(name, **sizes):
     """A value for every argument of any op of ALL_OPS."""
+    if name in GROUPED:
+        return valid_grouped_arguments(**sizes)
     if name in BLOCKS:
         return valid_block_arguments(name, **sizes)
     if name in RECURRENT:

@@ -42,6 +42,9 @@ STABLE_TORCH_LIBRARY(dynquant, m) {
   m.def(
       "linear_dynamic.inference(Tensor x, Tensor packed, Tensor weight_scale, Tensor? bias=None, "
       "bool per_token=True, bool symmetric=False, int activation_bits=8) -> Tensor");
+  m.def(
+      "linear_grouped(Tensor x, Tensor counts, Tensor weight, Tensor? weight_scale, Tensor? bias, "
+      "int n, bool per_token=True, bool symmetric=False, int activation_bits=8) -> Tensor");
   m.def("quantize_embedding(Tensor weight, int bits=8) -> (Tensor, Tensor)");
   m.def(
       "embedding(Tensor indices, Tensor rows, Tensor qparams, int bits, int dim, "

@@ -33,6 +33,10 @@ Tensor linear_dynamic(const Tensor& x, const Tensor& packed, const Tensor& weigh
                       const std::optional<Tensor>& bias, bool per_token, bool symmetric,
                       int64_t activation_bits);
 
+Tensor linear_grouped(const Tensor& x, const Tensor& counts, const Tensor& weight,
+                      const std::optional<Tensor>& weight_scale, const std::optional<Tensor>& bias,
+                      int64_t n, bool per_token, bool symmetric, int64_t activation_bits);
+
 Activation check_activation(int64_t function, const char* name);
 Tensor activation(const Tensor& x, int64_t function);
 Tensor layer_norm(const Tensor& x, const std::optional<Tensor>& weight,
