@@ -94,12 +94,13 @@ const Kernels* find_kernels(const char* name) {
   return nullptr;
 }
 
-const Kernels* current_kernels() { return current().load(std::memory_order_relaxed); }
+// Some tables are made when they are first asked for: whoever sees one sees what it holds.
+const Kernels* current_kernels() { return current().load(std::memory_order_acquire); }
 
 bool set_kernels(const char* name) {
   const Kernels* kernels = find_kernels(name);
   if (kernels == nullptr) return false;
-  current().store(kernels, std::memory_order_relaxed);
+  current().store(kernels, std::memory_order_release);
   return true;
 }
 
