@@ -1,8 +1,12 @@
 """Several threads that call all ops at once while another forces instruction sets.
 
-As a program the first calls of the process come from all threads together.
+As a program the first calls of the process come from all threads together. With --forked they come
+from those of a forked child, where ops split their work over threads of their own instead of
+torch's pool: the thread sanitizer sees how those wait for each other, and not how OpenMP's do.
 """
 
+import argparse
+import os
 import sys
 import threading
 from pathlib import Path
@@ -10,6 +14,8 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent))
 
+import fuzz
+import numpy as np
 import torch
 from compare import assert_all_same
 from op_arguments import ALL_OPS, call, valid_call
@@ -21,26 +27,16 @@ CALLERS = 4
 SIZES = ({"m": (3,)}, {"m": (40,), "n": 70, "k": 130})
 
 
-def run(rounds):
-    """Raises AssertionError where a call gives other bits than the same call made alone."""
-    arguments = {(name, i): valid_call(name, **SIZES[i]) for name in ALL_OPS for i in (0, 1)}
-    large = torch.randn(600, 300)  # quantized and packed on threads of the call's own
-    start, over = threading.Barrier(CALLERS + 1), threading.Event()
-    results, failures = [], []
-
-    def all_calls():
-        given = {key: call(key[0], values) for key, values in arguments.items()}
-        q, scale = torch.ops.dynquant.quantize_weight(large)
-        given["large"] = (q, scale, torch.ops.dynquant.pack_weight(q))
-        return {key: pytree.tree_leaves(value) for key, value in given.items()}
+def together(work):
+    """work(number) in each of several threads that start at once, while another forces sets."""
+    start, over, failures = threading.Barrier(CALLERS + 1), threading.Event(), []
 
     def caller(number):
-        torch.set_num_threads(1 + 2 * (number == 0))  # each thread has its own number
         try:
+            torch.set_num_threads(1 + 2 * (number == 0))  # each thread has its own number
             start.wait()
-            for _ in range(rounds):
-                results.append(all_calls())
-        except Exception as error:
+            work(number)
+        except BaseException as error:
             failures.append(error)
 
     def forcing():
@@ -49,6 +45,7 @@ def run(rounds):
         while not over.is_set():
             for name in sets:
                 dynquant.set_isa(name)
+                assert dynquant.info()["isa"] == name
 
     isa = dynquant.info()["isa"]
     callers = [threading.Thread(target=caller, args=(number,)) for number in range(CALLERS)]
@@ -62,10 +59,53 @@ def run(rounds):
     dynquant.set_isa(isa)
     if failures:
         raise failures[0]
+
+
+def run(rounds):
+    """Raises AssertionError where a call gives other bits than the same call made alone."""
+    arguments = {(name, i): valid_call(name, **SIZES[i]) for name in ALL_OPS for i in (0, 1)}
+    large = torch.randn(600, 300)  # quantized and packed on threads of the call's own
+    wide = torch.ops.dynquant.pack_weight(torch.ones(600, 8, dtype=torch.int8)), torch.ones(600)
+    many_rows = torch.randn(2000, 8)  # whose results are worth huge pages
+    results = []
+
+    def all_calls():
+        given = {key: call(key[0], values) for key, values in arguments.items()}
+        q, own_scale = torch.ops.dynquant.quantize_weight(large)
+        given["large"] = (q, own_scale, torch.ops.dynquant.pack_weight(q))
+        given["many rows"] = torch.ops.dynquant.linear_dynamic(many_rows, *wide)
+        return {key: pytree.tree_leaves(value) for key, value in given.items()}
+
+    together(lambda number: results.extend(all_calls() for _ in range(rounds)))
     for key, expected in all_calls().items():
         for given in results:
             assert_all_same(given[key], expected, str(key))
 
 
+def run_drawn(calls, seed):
+    """The same for `calls` drawn calls of each thread, which are compared with the reference."""
+
+    def work(number):
+        rng = np.random.default_rng([seed, number])
+        for _ in range(calls):
+            fuzz.RIGHT[fuzz.one_of(rng, list(ALL_OPS))](rng)
+
+    together(work)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--drawn", type=int, default=100, help="drawn calls of each thread")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--forked", action="store_true")
+    options = parser.parse_args()
+    if options.forked and (child := os.fork()):
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    run(options.rounds)
+    run_drawn(options.drawn, options.seed)
+    return 0
+
+
 if __name__ == "__main__":
-    run(rounds=20)
+    sys.exit(main())

@@ -28,6 +28,7 @@ import numpy as np
 import test_ops_attention
 import test_ops_blocks
 import test_ops_embedding
+import test_ops_grouped
 import test_ops_half
 import test_ops_linear
 import test_ops_parts
@@ -35,7 +36,7 @@ import test_ops_rnn
 import torch
 from compare import assert_all_same
 from drawn import COLUMN_COUNTS, DEPTHS, DTYPES, LAYOUTS, LEADS, ROW_COUNTS, ROWS, Case
-from op_arguments import ALL_OPS, call, valid_call
+from op_arguments import ALL_OPS, call, valid_call, valid_grouped_arguments
 
 import dynquant
 
@@ -249,6 +250,7 @@ RIGHT = {
     "scaled_mm": fused_product,
     "linear_dynamic": linear,
     "linear_half": half,
+    "linear_grouped": _of_a_seed(test_ops_grouped.test_is_the_specification),
     "quantize_embedding": embedding_table,
     "embedding": embedding_rows,
     "embedding_bag": embedding_bags,
@@ -256,6 +258,7 @@ RIGHT = {
     "layer_norm": norms,
     "rms_norm": norms,
     "softmax": softmaxes,
+    "linear_block": _of_a_seed(test_ops_blocks.test_linear_block_is_its_parts),
     "feed_forward": _of_a_seed(test_ops_blocks.test_feed_forward_is_its_parts),
     "rotary": _of_a_seed(test_ops_attention.test_rotary),
     "scaled_dot_product": _of_a_seed(test_ops_attention.test_scaled_dot_product),
@@ -341,6 +344,8 @@ class Hostile:
 
     def __init__(self):
         self.valid = {name: [valid_call(name, **sizes) for sizes in SIZES] for name in ALL_OPS}
+        half = (valid_grouped_arguments(**sizes, half=True) for sizes in SIZES)
+        self.valid["linear_grouped"] += half
 
     def __call__(self, name, rng):
         """Whether the call gave a result instead of an exception."""
@@ -359,11 +364,35 @@ class Hostile:
 # --- the tool ---
 
 
+# What a call gave. Every second one is hostile and should give a result or an exception.
+EQUAL, RESULT, EXCEPTION = "equal bits", "hostile: result", "hostile: exception"
+DIFFERENT, CRASH = "different bits", "crash"
+FAILURE = "failure"  # a right call's exception, or a hostile one's without a text
+OUTCOMES = (EQUAL, RESULT, EXCEPTION, DIFFERENT, CRASH, FAILURE)
+
+
+def _outcome(hostile, name, rng, is_hostile):
+    """What one call gave, and the text of what went wrong or None."""
+    try:
+        if is_hostile:
+            return RESULT if hostile(name, rng) else EXCEPTION, None
+        RIGHT[name](rng)
+        return EQUAL, None
+    except Exception as error:
+        differs = not is_hostile and isinstance(error, AssertionError)
+        return DIFFERENT if differs else FAILURE, repr(error)
+
+
 def make_calls(first, calls, seed, note=lambda index: None):
-    """What calls first, first + 1, ... gave; `note` is told of each before it is made."""
+    """What calls first, first + 1, ... gave; `note` is told of each before it is made.
+
+    Returns:
+        (counts, failures): how many calls of each op had which outcome, as {op: {outcome: count}},
+        and a text for each one that failed.
+    """
     hostile, sets, names = Hostile(), dynquant.info()["available"], list(ALL_OPS)
     isa, threads = dynquant.info()["isa"], torch.get_num_threads()
-    found = {"right": 0, "hostile, a result": 0, "hostile, an exception": 0, "wrong": []}
+    counts, failures = {}, []
     for index in range(first, first + calls):
         note(index)
         rng = np.random.default_rng([seed, index])
@@ -371,18 +400,23 @@ def make_calls(first, calls, seed, note=lambda index: None):
         used = one_of(rng, sets)
         dynquant.set_isa(used)
         torch.set_num_threads(int(rng.integers(1, 4)))
-        try:
-            if index % 2:
-                has_result = hostile(name, rng)
-                found["hostile, a result" if has_result else "hostile, an exception"] += 1
-            else:
-                RIGHT[name](rng)
-                found["right"] += 1
-        except Exception as error:  # of a right call, or of a hostile one without a text
-            found["wrong"].append(f"call {index}, {name}, {used}: {error!r}")
+        outcome, text = _outcome(hostile, name, rng, index % 2 == 1)
+        _count(counts, name, outcome)
+        if text is not None:
+            failures.append(f"call {index}, {name}, {used}, {outcome}: {text}")
     dynquant.set_isa(isa)
     torch.set_num_threads(threads)
-    return found
+    return counts, failures
+
+
+def _count(counts, name, outcome, more=1):
+    of_op = counts.setdefault(name, {})
+    of_op[outcome] = of_op.get(outcome, 0) + more
+
+
+def op_of(index, seed):
+    """Which op call number `index` is of."""
+    return one_of(np.random.default_rng([seed, index]), list(ALL_OPS))
 
 
 def _child(first, calls, seed, place):
@@ -420,26 +454,53 @@ def run(calls, seed, first=0, chunk=CHUNK):
     """Makes the calls in child processes and prints what they gave; the number of failures."""
     begin, totals, failures = time.monotonic(), {}, []
     while calls > 0:
-        found, ended = _run_child(first, min(chunk, calls), seed)
+        done = min(chunk, calls)
+        found, ended = _run_child(first, done, seed)
         if ended is not None:  # once more up to there, and on behind it
             under_way, how = ended
             failures.append(f"call {under_way} ended the process: {how}")
-            found, again = _run_child(first, under_way - first, seed)
+            _count(totals, op_of(under_way, seed), CRASH)
+            done = under_way - first + 1
+            found, again = _run_child(first, done - 1, seed)
             if again is not None:
                 failures.append(f"calls {first} to {under_way} end only sometimes: {again[1]}")
-                found = {}
-            done = under_way - first + 1
-        else:
-            done = min(chunk, calls)
-        failures += found.pop("wrong", [])
-        for key, count in found.items():
-            totals[key] = totals.get(key, 0) + count
+                found = {}, []
+        counts, texts = found
+        failures += texts
+        for name, of_op in counts.items():
+            for outcome, count in of_op.items():
+                _count(totals, name, outcome, count)
         first, calls = first + done, calls - done
-        parts = ", ".join(f"{key}: {count:,}" for key, count in totals.items())
-        print(f"{time.monotonic() - begin:.0f} s, {parts}, failures: {len(failures)}", flush=True)
+        sums, made = _sums(totals)
+        parts = ", ".join(f"{outcome}: {count:,}" for outcome, count in sums.items())
+        seconds = time.monotonic() - begin
+        print(f"{made:,} calls in {seconds:.0f} s, seed {seed}; {parts}", flush=True)
+    print(_table(totals))
     for failure in failures:
         print(failure)
     return len(failures)
+
+
+def _sums(totals):
+    """{outcome: count} over all ops, and the number of calls."""
+    sums = {one: sum(of_op.get(one, 0) for of_op in totals.values()) for one in OUTCOMES}
+    return sums, sum(sums.values())
+
+
+def _table(totals):
+    rows = [("op", "calls", *OUTCOMES)]
+    for name in ALL_OPS:
+        of_op = totals.get(name, {})
+        rows.append((name, sum(of_op.values()), *(of_op.get(one, 0) for one in OUTCOMES)))
+    sums, calls = _sums(totals)
+    rows.append(("all", calls, *sums.values()))
+    widths = [2 + max(len(str(row[column])) for row in rows) for column in range(len(rows[0]))]
+
+    def line(name, *numbers):
+        cells = (f"{one:>{width}}" for one, width in zip(numbers, widths[1:], strict=True))
+        return f"{name:<{widths[0]}}" + "".join(cells)
+
+    return "\n".join(line(*row) for row in rows)
 
 
 def main():

@@ -74,6 +74,10 @@ BLOCKS = {
     "layer_norm": ("x", "weight", "bias", "eps"),
     "rms_norm": ("x", "weight", "eps"),
     "softmax": ("x",),
+    "linear_block": (
+        *("x", "packed", "weight_scale", "bias", "activation"),
+        *(*_ENDS, *_SCHEME),
+    ),
     "feed_forward": (
         *("x", *_weights("up", "gate", "down"), "activation", "split"),
         *(*_ENDS, *_SCHEME),
@@ -85,7 +89,10 @@ BLOCKS = {
         *("integers", *_ENDS, *_SCHEME),
     ),
 }
-ALL_OPS = OPS | RECURRENT | BLOCKS
+GROUPED = {
+    "linear_grouped": ("x", "counts", "weight", "weight_scale", "bias", "n", *_SCHEME),
+}
+ALL_OPS = OPS | RECURRENT | BLOCKS | GROUPED
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 CPU_ONLY = ("linear_half", "quantize_embedding", "embedding", "embedding_bag")
 CUDA_OPS = tuple(name for name in OPS if name not in CPU_ONLY)
@@ -219,6 +226,11 @@ def valid_block_arguments(name, m=(M,), n=N, k=K, dtype=torch.float32, per_chann
     for part in "qkv":
         values |= weight(part, heads * dim, k)
     values |= weight("out", k, heads * dim)
+    if name == "linear_block":
+        made = weight("of", n, k)
+        values |= {one.removesuffix("_of"): value for one, value in made.items()}
+        values |= {"residual": floats(*m, n)}
+        values |= {f"norm_after_{part}": floats(n) for part in ("weight", "bias")}
     if name == "rotary":
         values["x"] = values["query"]
     if name == "attention":
@@ -227,8 +239,36 @@ def valid_block_arguments(name, m=(M,), n=N, k=K, dtype=torch.float32, per_chann
     return values
 
 
+def valid_grouped_arguments(m=(M,), n=N, k=K, dtype=torch.float32, per_channel=True, half=False):
+    """A value for every argument of GROUPED: prod(m) rows in three groups, one of them empty.
+
+    Three rows and more leave one in no group. half: weights in 16 bits.
+    """
+    generator = torch.Generator().manual_seed(0)
+    rows = math.prod(m)
+    first = rows // 2
+    counts = torch.tensor([first, 0, rows - first - (rows > 2)])
+    groups = len(counts)
+    weight = torch.randint(-127, 128, (groups, n, k), generator=generator).to(torch.int8)
+    packed = torch.stack([torch.ops.dynquant.pack_weight(one) for one in weight])
+    columns = n if per_channel else 1
+    return {
+        "x": torch.randn(rows, k, generator=generator).to(dtype),
+        "counts": counts,
+        "weight": weight.to(torch.bfloat16) if half else packed,
+        "weight_scale": None if half else torch.rand(groups, columns, generator=generator) + 0.5,
+        "bias": torch.randn(groups, n, generator=generator).to(dtype),
+        "n": n,
+        "per_token": True,
+        "symmetric": False,
+        "activation_bits": 8,
+    }
+
+
 def valid_call(name, **sizes):
     """A value for every argument of any op of ALL_OPS."""
+    if name in GROUPED:
+        return valid_grouped_arguments(**sizes)
     if name in BLOCKS:
         return valid_block_arguments(name, **sizes)
     if name in RECURRENT:

@@ -7,7 +7,7 @@ from compare import assert_all_same, assert_same
 from drawn import DTYPES, LAYOUTS, ROWS, cases, rows_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from op_arguments import CUDA_OPS, OPS, op_named, valid_arguments
+from op_arguments import CUDA_OPS, OPS, op_named, valid_arguments, valid_grouped_arguments
 from test_ops_parts import drawn_integers, drawn_scale
 
 import dynquant
@@ -129,6 +129,15 @@ def test_linear(case):
     packed, schemes = ops.pack_weight(weight), (case.per_token, case.symmetric)
     same_on_both(ops.linear_dynamic, x, packed, weight_scale, bias, *schemes)
     same_on_both(ops.linear_dynamic.inference, x, packed, weight_scale, bias, *schemes)
+
+
+@pytest.mark.parametrize("schemes", SCHEMES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_groups_of_rows(dtype, schemes):
+    for m in (3, 40, 300):
+        values = valid_grouped_arguments(m=(m,), n=130, k=70, dtype=dtype)
+        values |= {"per_token": schemes[0], "symmetric": schemes[1]}
+        same_on_both(ops.linear_grouped, *values.values())
 
 
 @pytest.mark.parametrize("m", ROW_EDGES)

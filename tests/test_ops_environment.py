@@ -213,8 +213,7 @@ def test_worker_threads_that_were_started_in_another_environment():
 
 
 def test_every_op_is_among_them():
-    written_in_python = {"linear_grouped"}  # it calls others of them and computes nothing itself
-    assert set(ALL_OPS) == set(operators()) - written_in_python
+    assert set(ALL_OPS) == set(operators())
 
 
 @on_x86

@@ -3,11 +3,11 @@
 import pytest
 import torch
 from compare import assert_same
-from op_arguments import BLOCKS, OPS, call, op_named, valid_arguments, valid_call
+from op_arguments import BLOCKS, GROUPED, OPS, call, op_named, valid_arguments, valid_call
 from torch._subclasses import FakeTensorMode
 from torch.utils import _pytree as pytree
 
-CHECKED = OPS | BLOCKS
+CHECKED = OPS | BLOCKS | GROUPED
 CALLS = {
     "plain": {},
     "bfloat16": {"dtype": torch.bfloat16},
@@ -29,8 +29,8 @@ FLAGS = {
 
 def arguments_of(name, sizes, flags):
     values = valid_call(name, **CALLS[sizes]) | FLAGS[flags]
-    if name in BLOCKS:
-        return values, tuple(values[argument] for argument in BLOCKS[name])
+    if name not in OPS:
+        return values, tuple(values[argument] for argument in CHECKED[name])
     if values["zero_point"] is None:
         values["zero_point"] = torch.zeros(values["scale"].shape, dtype=torch.int32)
         values["q"] = values["q"].view(torch.int8)

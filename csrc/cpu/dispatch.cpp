@@ -54,6 +54,7 @@ constexpr IsaEntry kEntries[] = {
     {&amx_kernels, &amx_missing},
 #if defined(DYNQUANT_AMX_EMULATED)
     {&amx_emulated_kernels, &avx512vnni_missing},
+    {&amx_trapped_kernels, &amx_trapped_missing},
 #endif
     {&avx512vnni_kernels, &avx512vnni_missing},
     {&avxvnni_kernels, &avxvnni_missing},
@@ -93,12 +94,13 @@ const Kernels* find_kernels(const char* name) {
   return nullptr;
 }
 
-const Kernels* current_kernels() { return current().load(std::memory_order_relaxed); }
+// Some tables are made when they are first asked for: whoever sees one sees what it holds.
+const Kernels* current_kernels() { return current().load(std::memory_order_acquire); }
 
 bool set_kernels(const char* name) {
   const Kernels* kernels = find_kernels(name);
   if (kernels == nullptr) return false;
-  current().store(kernels, std::memory_order_relaxed);
+  current().store(kernels, std::memory_order_release);
   return true;
 }
 

@@ -4,6 +4,7 @@
 #include "cuda_call.h"
 #include "cuda_packed.h"
 #include "cuda_rows.h"
+#include "grouped_weights.h"
 #include "ops.h"
 
 namespace dynquant {
@@ -174,6 +175,39 @@ Tensor linear_dynamic(const Tensor& x, const Tensor& packed, const Tensor& weigh
   set_columns(a.finish, columns);
   product(call.stream(), plan, a, memory.at<int32_t>(partial));
   call.check_launches();
+  return out;
+}
+
+Tensor linear_grouped(const Tensor& x, const Tensor& counts, const Tensor& weight,
+                      const std::optional<Tensor>& weight_scale, const std::optional<Tensor>& bias,
+                      int64_t n, bool per_token, bool symmetric, int64_t activation_bits) {
+  check_cuda_bits("activation_bits", activation_bits);
+  check(weight_scale.has_value(),
+        "weight_scale must be given: weights in 16 bits have no CUDA kernel");
+  const CudaCall call(x, "x");
+  check_float(x, "x");
+  const GroupedWeights held(x, counts, weight, weight_scale, bias, n);
+  call.check_not_capturing("linear_grouped");
+  const int64_t m = x.size(0), bytes = packed_bytes(n, x.size(1));
+  const std::vector<int64_t> sizes = sizes_of_groups(
+      torch::stable::to(counts, torch::stable::Device(torch::headeronly::DeviceType::CPU)), m);
+  Tensor rows = x, out = empty({m, n}, x.scalar_type());
+  int64_t first = 0;
+  for (int64_t group = 0; group < held.groups; ++group) {
+    const int64_t size = sizes[static_cast<size_t>(group)];
+    if (size == 0) continue;
+    const auto own = [group](const Tensor& t) { return torch::stable::select(t, 0, group); };
+    Tensor to = torch::stable::narrow(out, 0, first, size), packed = own(held.weight);
+    const std::optional<Tensor> added =
+        held.bias.holder.has_value() ? std::optional(own(*held.bias.holder)) : std::nullopt;
+    const Tensor y = linear_dynamic(torch::stable::narrow(rows, 0, first, size),
+                                    torch::stable::narrow(packed, 0, 0, bytes),
+                                    own(*held.weight_scale), added, per_token, symmetric, 8);
+    torch::stable::copy_(to, y);
+    first += size;
+  }
+  Tensor rest = torch::stable::narrow(out, 0, first, m - first);
+  torch::stable::zero_(rest);
   return out;
 }
 

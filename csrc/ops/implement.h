@@ -39,6 +39,7 @@ inline void implement(Implementations& ops) {
   ops.add<&rescale>("rescale");
   ops.add<&scaled_mm>("scaled_mm");
   ops.add<&linear_dynamic>("linear_dynamic", "linear_dynamic.inference");
+  ops.add<&linear_grouped>("linear_grouped");
 }
 
 }  // namespace dynquant

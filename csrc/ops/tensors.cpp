@@ -1,15 +1,27 @@
 #include "tensors.h"
 
+#include <algorithm>
+
 #include "device.h"
 
 namespace dynquant {
+namespace {
+
+template <class Sizes>
+void write_shape(std::ostream& out, const Sizes& sizes) {
+  const char* before = "[";
+  for (int64_t size : sizes) {
+    out << before << size;
+    before = ", ";
+  }
+  out << (sizes.size() == 0 ? "[]" : "]");
+}
+
+}  // namespace
 
 std::ostream& operator<<(std::ostream& out, const ShapeOf& shape) {
-  out << '[';
-  for (int64_t d = 0; d < shape.tensor.dim(); ++d) {
-    out << (d == 0 ? "" : ", ") << shape.tensor.size(d);
-  }
-  return out << ']';
+  write_shape(out, shape.tensor.sizes());
+  return out;
 }
 
 const char* dtype_text(ScalarType dtype) {
@@ -52,6 +64,14 @@ void check_tensor(const Tensor& t, const char* name, std::initializer_list<Scala
     allowed << (dtype == *dtypes.begin() ? "" : ", ") << dtype_text(dtype);
   }
   fail(name, " must have dtype ", allowed.str(), ", got ", dtype_text(given));
+}
+
+void check_shape(const Tensor& t, const char* name, std::initializer_list<int64_t> shape) {
+  const auto given = t.sizes();
+  if (std::equal(shape.begin(), shape.end(), given.begin(), given.end())) return;
+  std::ostringstream wanted;
+  write_shape(wanted, shape);
+  fail(name, " must have the shape ", wanted.str(), ", got ", ShapeOf(t));
 }
 
 Dtype check_float(const Tensor& t, const char* name) {
@@ -149,11 +169,11 @@ PerRow per_row(const Tensor& t, const char* name, ScalarType dtype, const Tensor
   return {dense, dense.const_data_ptr(), for_each ? 1 : 0};
 }
 
-FloatBias::FloatBias(const std::optional<Tensor>& bias, int64_t n, const char* name) {
+FloatBias::FloatBias(const std::optional<Tensor>& bias, std::initializer_list<int64_t> shape,
+                     const char* name) {
   if (!bias.has_value()) return;
   const Dtype dtype = check_float(*bias, name);
-  check(bias->dim() == 1 && bias->size(0) == n, name, " must have the shape [", n, "], got ",
-        ShapeOf(*bias));
+  check_shape(*bias, name, shape);
   holder = dtype == Dtype::f32 ? *bias : torch::stable::to(*bias, ScalarType::Float);
   if (!holder->is_contiguous()) holder = torch::stable::contiguous(*holder);
   data = static_cast<const float*>(holder->const_data_ptr());

@@ -43,6 +43,9 @@ inline void check(bool holds, const Parts&... parts) {
 // names the argument.
 void check_tensor(const Tensor& t, const char* name, std::initializer_list<ScalarType> dtypes);
 
+// An error that names the argument where its shape is another.
+void check_shape(const Tensor& t, const char* name, std::initializer_list<int64_t> shape);
+
 // fp32, bf16 or fp16.
 Dtype check_float(const Tensor& t, const char* name);
 Dtype check_out_dtype(ScalarType dtype);
@@ -75,9 +78,12 @@ struct PerRow {
 };
 PerRow per_row(const Tensor& t, const char* name, ScalarType dtype, const Tensor& rows);
 
-// A bias [N] in fp32; null data where there is none.
+// A bias [N], or of another shape, in fp32; null data where there is none.
 struct FloatBias {
-  FloatBias(const std::optional<Tensor>& bias, int64_t n, const char* name = "bias");
+  FloatBias(const std::optional<Tensor>& bias, int64_t n, const char* name = "bias")
+      : FloatBias(bias, {n}, name) {}
+  FloatBias(const std::optional<Tensor>& bias, std::initializer_list<int64_t> shape,
+            const char* name = "bias");
   std::optional<Tensor> holder;
   const float* data = nullptr;
 };

@@ -91,16 +91,19 @@ Packed check_packed(const Tensor& packed, const char* name) {
   check(packed.dim() == 1 && packed.is_contiguous(), name,
         " must be the contiguous one-dimensional tensor that pack_weight gives, got shape ",
         ShapeOf(packed));
-  check(packed.numel() >= kHeaderBytes, name, " is too small to be a packed weight");
-  const int8_t* base = static_cast<const int8_t*>(packed.const_data_ptr());
+  return packed_at(static_cast<const int8_t*>(packed.const_data_ptr()), packed.numel(), name);
+}
+
+Packed packed_at(const int8_t* base, int64_t bytes, const char* name) {
+  check(bytes >= kHeaderBytes, name, " is too small to be a packed weight");
   PackedHeader header;
   std::memcpy(&header, base, sizeof header);
   check(header.magic == kPackedMagic, name, " is not a weight packed by pack_weight");
   check(header.version == kLayoutVersion, name, " has layout version ", header.version,
         ", this library reads version ", kLayoutVersion, ": pack the weight again");
   check(header.n >= 0 && header.n < kMaxN && header.k >= 0 && header.k <= kMaxK &&
-            packed.numel() == packed_bytes(header.n, header.k),
-        name, " has ", packed.numel(), " bytes, which does not fit its header (N = ", header.n,
+            bytes == packed_bytes(header.n, header.k),
+        name, " has ", bytes, " bytes, which does not fit its header (N = ", header.n,
         ", K = ", header.k, ")");
   return {base + kHeaderBytes, header.n, header.k};
 }

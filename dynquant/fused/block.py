@@ -24,7 +24,7 @@ class FusedBlock(Swapped):
         call = None
         if not self.training:
             call = READERS[parts.adapter.family](parts, args, kwargs)
-        if call is None or not runs_as_op(call.x, parts.parameters):
+        if call is None or not runs_as_op(call.x, lambda: (call.residual, *parts.parameters())):
             return super().forward(*args, **kwargs)
         quiet = plan is not None or not (parts.obstacle or parts.disturbance())
         if quiet and not _has_any_global_hook():
@@ -92,6 +92,8 @@ def compute(parts, plan, call, attention):
         attention: "integer" or "float".
     """
     x, residual, integers = call.x, parts.adapter.residual, attention == "integer"
+    if plan.linear_block is not None:
+        return calls.linear_block(plan.linear_block, x, call.residual)
     if plan.attention is not None:
         x = calls.attention(plan.attention, call, residual, integers)
     elif parts.attention is not None:

@@ -14,6 +14,7 @@ _SPLITS = {None: 0, "gate_first": 1, "up_first": 2}
 _ops = torch.ops.dynquant
 # The overloads themselves: finding them costs a call of a short text several microseconds.
 _attention, _feed_forward = _ops.attention.default, _ops.feed_forward.default
+_linear_block = _ops.linear_block.default
 
 
 def activation(name, x):
@@ -96,6 +97,20 @@ def feed_forward(arguments, x, residual):
     return _feed_forward(x, *before, x if residual else None, *after)
 
 
+def linear_block_arguments(linear, activation, before, after, scheme):
+    """The same for a linear layer with what belongs to it; before and after: a Norm or None."""
+    return (
+        (*_weight(linear), ACTIVATIONS[activation]),
+        (*_norm(before), *_norm(after), *scheme),
+    )
+
+
+def linear_block(arguments, x, residual=None):
+    """A linear block for x, as one op; arguments as for attention."""
+    before, after = arguments
+    return _linear_block(x, *before, residual, *after)
+
+
 def _weight(linear):
     """Packed weight, scale and bias; read at each call, since moves and loading replace them."""
     if linear is None:
@@ -106,11 +121,12 @@ def _weight(linear):
 
 def _norms(norm, first):
     """The arguments of the norm before and of the one after."""
-    found = _NO_NORM if norm is None else _norm(norm)
-    return (*found, *_NO_NORM) if first else (*_NO_NORM, *found)
+    return (*_norm(norm), *_NO_NORM) if first else (*_NO_NORM, *_norm(norm))
 
 
 def _norm(norm):
+    if norm is None:
+        return _NO_NORM
     parameters = norm.module._parameters
     weight = parameters.get("weight")
     if norm.kind == "rms_plus_one":

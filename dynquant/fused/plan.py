@@ -58,18 +58,25 @@ class Plan:
 
     Attributes:
         norm_first: whether each norm comes before its products.
-        attention, feed_forward: what calls.attention and calls.feed_forward take as `arguments`.
+        attention, feed_forward, linear_block: what the functions of that name in calls take as
+            `arguments`.
         watched: what has to hold for that, a Watched; None where it cannot be kept.
     """
 
     def __init__(self, module, parts):
         first = parts.adapter.norm_first
         self.norm_first = getattr(module, first) if isinstance(first, str) else first
-        self.attention = self.feed_forward = self.watched = None
+        self.attention = self.feed_forward = self.linear_block = self.watched = None
         if parts.attention is not None and parts.attention.output is not None:
             self.attention = calls.attention_arguments(parts, self.norm_first)
         if parts.feed_forward is not None:
             self.feed_forward = calls.feed_forward_arguments(parts, self.norm_first)
+        if parts.linear_block is not None:
+            linear, norm, activation, _ = parts.linear_block
+            norms = (norm, None) if self.norm_first else (None, norm)
+            self.linear_block = calls.linear_block_arguments(
+                linear, activation, *norms, parts.scheme
+            )
 
     def keep(self, module, parts):
         """Watches what the arguments were taken from."""

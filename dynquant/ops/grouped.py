@@ -1,7 +1,7 @@
 """The linear op of several groups of rows, each with a weight of its own, as experts have them.
 
-It is made of the other ops here, in Python: it exists for torch.compile and torch.export, for which
-the sizes of the groups, which are data, must not decide what is run.
+It exists for torch.compile and torch.export, for which the sizes of the groups, which are data,
+must not decide what is run.
 """
 
 import torch
@@ -10,7 +10,6 @@ from dynquant import _C
 from dynquant.ops.library import (
     FLOAT_DTYPES,
     HALF_DTYPES,
-    LIBRARY,
     OPS,
     check_bits,
     check_device,
@@ -18,82 +17,6 @@ from dynquant.ops.library import (
     fake,
     register_autocast,
 )
-
-LIBRARY.define(
-    "linear_grouped(Tensor x, Tensor counts, Tensor weight, Tensor? weight_scale, Tensor? bias, "
-    "int n, bool per_token=True, bool symmetric=False, int activation_bits=8) -> Tensor"
-)
-
-
-def _check(x, counts, weight, weight_scale, bias, n, activation_bits, symmetric):
-    check_bits("activation_bits", activation_bits, symmetric)
-    check_device(x=x, counts=counts, weight=weight, weight_scale=weight_scale, bias=bias)
-    check_dtype("x", x, *FLOAT_DTYPES)
-    check_dtype("counts", counts, torch.int64)
-    torch._check(x.dim() == 2, lambda: "x must have two dimensions [M, K]")
-    torch._check(counts.dim() == 1, lambda: "counts must have one dimension [E]")
-    groups, k = counts.shape[0], x.shape[1]
-    if weight_scale is None:
-        check_dtype("weight", weight, *HALF_DTYPES)
-        _check_shape("weight", weight, (groups, n, k))
-    else:
-        check_dtype("weight", weight, torch.int8)
-        size = _C.packed_bytes(n, int(k))
-        torch._check(
-            weight.dim() == 2 and weight.shape[0] == groups and weight.shape[1] >= size,
-            lambda: f"weight must have the shape [{groups}, {size} or more], {_found(weight)}",
-        )
-        check_dtype("weight_scale", weight_scale, torch.float32)
-        _check_shape("weight_scale", weight_scale, (groups, n), (groups, 1))
-    if bias is not None:
-        check_dtype("bias", bias, *FLOAT_DTYPES)
-        _check_shape("bias", bias, (groups, n))
-
-
-def _check_shape(name, tensor, *shapes):
-    torch._check(
-        any(tuple(tensor.shape) == shape for shape in shapes),
-        lambda: f"{name} must have the shape {' or '.join(map(str, shapes))}, {_found(tensor)}",
-    )
-
-
-def _found(tensor):
-    return f"got {list(tensor.shape)}"
-
-
-def _linear_grouped(
-    x,
-    counts,
-    weight,
-    weight_scale,
-    bias,
-    n,
-    per_token=True,
-    symmetric=False,
-    activation_bits=8,
-):
-    _check(x, counts, weight, weight_scale, bias, n, activation_bits, symmetric)
-    y = x.new_zeros(len(x), n)
-    first = 0
-    for group, count in enumerate(counts.tolist()):
-        last = first + count
-        torch._check(0 <= count <= len(x) - first, lambda: "counts must add up to at most M")
-        if count == 0:
-            continue
-        rows, own = x[first:last], None if bias is None else bias[group]
-        if weight_scale is None:
-            y[first:last] = OPS.linear_half.inference(rows, weight[group], own)
-        else:
-            packed = weight[group, : _C.packed_bytes(n, x.shape[1])]
-            scheme = per_token, symmetric, activation_bits
-            y[first:last] = OPS.linear_dynamic.inference(
-                rows, packed, weight_scale[group], own, *scheme
-            )
-        first = last
-    return y
-
-
-LIBRARY.impl("linear_grouped", _linear_grouped, "CompositeExplicitAutograd")
 
 
 @fake("linear_grouped")
@@ -126,10 +49,45 @@ def _(
         [M, N] in x's dtype.
 
     Raises:
-        RuntimeError: as linear_dynamic and linear_half; for more rows in groups than x has.
+        RuntimeError: as linear_dynamic and linear_half; for more rows in groups than x has, and on
+            CUDA for weights in 16 bits.
     """
-    _check(x, counts, weight, weight_scale, bias, n, activation_bits, symmetric)
+    check_bits("activation_bits", activation_bits, symmetric)
+    check_device(x=x, counts=counts, weight=weight, weight_scale=weight_scale, bias=bias)
+    check_dtype("x", x, *FLOAT_DTYPES)
+    check_dtype("counts", counts, torch.int64)
+    torch._check(x.dim() == 2, lambda: "x must have two dimensions [M, K]")
+    torch._check(counts.dim() == 1, lambda: "counts must have one dimension [E]")
+    torch._check(0 <= n < 1 << 31, lambda: f"n must lie in [0, 2147483647], got {n}")
+    groups, k = counts.shape[0], x.shape[1]
+    if weight_scale is None:
+        check_dtype("weight", weight, *HALF_DTYPES)
+        _check_shape("weight", weight, (groups, n, k))
+    else:
+        check_dtype("weight", weight, torch.int8)
+        torch._check(k <= _C.max_k, lambda: f"x has K = {k}, more than {_C.max_k}")
+        size = _C.packed_bytes(n, int(k))
+        torch._check(
+            weight.dim() == 2 and weight.shape[0] == groups and weight.shape[1] >= size,
+            lambda: f"weight must have the shape [{groups}, {size} or more], {_found(weight)}",
+        )
+        check_dtype("weight_scale", weight_scale, torch.float32)
+        _check_shape("weight_scale", weight_scale, (groups, n), (groups, 1))
+    if bias is not None:
+        check_dtype("bias", bias, *FLOAT_DTYPES)
+        _check_shape("bias", bias, (groups, n))
     return x.new_empty(x.shape[0], n)
+
+
+def _check_shape(name, tensor, *shapes):
+    torch._check(
+        any(tuple(tensor.shape) == shape for shape in shapes),
+        lambda: f"{name} must have the shape {' or '.join(map(str, shapes))}, {_found(tensor)}",
+    )
+
+
+def _found(tensor):
+    return f"got {list(tensor.shape)}"
 
 
 register_autocast("linear_grouped", OPS.linear_grouped.default, inputs=1)
