@@ -6,7 +6,7 @@ AARCH64 := aarch64-linux-gnu
 PIP := $(BIN)/pip install -q -c constraints.txt
 NATIVE := $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
 
-.PHONY: demo bench test cuda lint format wheel wheel-test sdist aarch64 clang sanitize sanitize-ops sanitize-threads clean
+.PHONY: demo bench test cuda lint format wheel wheel-test sdist aarch64 amx clang sanitize sanitize-ops sanitize-threads clean
 demo: $(VENV)/demo
 	$(BIN)/python -m benchmarks.demo
 
@@ -52,6 +52,12 @@ aarch64: $(VENV)/tools
 	  -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
 	  -DCMAKE_CXX_COMPILER=$(AARCH64)-g++ -DCMAKE_EXE_LINKER_FLAGS=-static && \
 	cmake --build build/aarch64 --target kernel_test && qemu-aarch64 build/aarch64/kernel_test
+
+# The ops on the machine code for AMX, whose instructions a signal handler emulates, in four threads.
+amx: $(VENV)/dev
+	tools/variant.sh amx -DDYNQUANT_AMX_EMULATED=ON
+	OMP_NUM_THREADS=4 PYTHONPATH=build/amx/package $(BIN)/python -m pytest -q -k amx_trapped \
+	  tests/test_ops_linear.py tests/test_ops_rnn.py tests/test_ops_attention.py tests/test_ops_blocks.py
 
 # Kernels and ops compiled by clang, where there is one: the same bits.
 clang: $(VENV)/dev

@@ -258,6 +258,7 @@ RIGHT = {
     "layer_norm": norms,
     "rms_norm": norms,
     "softmax": softmaxes,
+    "linear_block": _of_a_seed(test_ops_blocks.test_linear_block_is_its_parts),
     "feed_forward": _of_a_seed(test_ops_blocks.test_feed_forward_is_its_parts),
     "rotary": _of_a_seed(test_ops_attention.test_rotary),
     "scaled_dot_product": _of_a_seed(test_ops_attention.test_scaled_dot_product),

@@ -74,6 +74,10 @@ BLOCKS = {
     "layer_norm": ("x", "weight", "bias", "eps"),
     "rms_norm": ("x", "weight", "eps"),
     "softmax": ("x",),
+    "linear_block": (
+        *("x", "packed", "weight_scale", "bias", "activation"),
+        *(*_ENDS, *_SCHEME),
+    ),
     "feed_forward": (
         *("x", *_weights("up", "gate", "down"), "activation", "split"),
         *(*_ENDS, *_SCHEME),
@@ -222,6 +226,11 @@ def valid_block_arguments(name, m=(M,), n=N, k=K, dtype=torch.float32, per_chann
     for part in "qkv":
         values |= weight(part, heads * dim, k)
     values |= weight("out", k, heads * dim)
+    if name == "linear_block":
+        made = weight("of", n, k)
+        values |= {one.removesuffix("_of"): value for one, value in made.items()}
+        values |= {"residual": floats(*m, n)}
+        values |= {f"norm_after_{part}": floats(n) for part in ("weight", "bias")}
     if name == "rotary":
         values["x"] = values["query"]
     if name == "attention":

@@ -15,11 +15,11 @@ from fused import IDS, MASK, decibels, fused, hidden, randomized, seen_one_by_on
 from torch import nn
 
 import dynquant
-from dynquant.fused import Adapter, Attention, FeedForward, register
+from dynquant.fused import Adapter, Attention, FeedForward, LinearBlock, register
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
-LAYERS = {"encoder.layer.0": "", "encoder.layer.1": ""}
+LAYERS = {"encoder.layer.0": "", "encoder.layer.1": "", "pooler": ""}
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ class TestCall:
         )
         with pytest.warns(UserWarning, match="encoder.layer.0: .*is of type Linear"):
             model = dynquant.fuse(quantized)
-        assert list(dynquant.fused_blocks(model).values())[-1] == ""
+        assert dynquant.fused_blocks(model)["encoder.layer.1"] == ""
 
     def test_a_block_that_is_another_one(self):
         class Model(nn.Module):
@@ -405,7 +405,7 @@ class TestCompilers:
         names = [str(node.target).split(".") for node in graphs[0].nodes]
         blocks = [name[1] for name in names if name[0] == "dynquant"]
         # The norm of the embeddings, the layer, the pooler.
-        assert blocks == ["layer_norm", "attention", "feed_forward", "linear_dynamic"]
+        assert blocks == ["layer_norm", "attention", "feed_forward", "linear_block"]
 
     def test_export(self, model):
         layer = model.encoder.layer[0]
@@ -449,6 +449,12 @@ class TestRegister:
         "make, message",
         [
             (lambda: Adapter(("x",)), "needs attention or feed_forward"),
+            (
+                lambda: Adapter(
+                    ("x",), feed_forward=FeedForward("a", "b", "c"), linear_block=LinearBlock("d")
+                ),
+                "linear_block alone",
+            ),
             (lambda: Adapter((), feed_forward=FeedForward("a", "b", "c")), "arguments is empty"),
             (
                 lambda: Adapter(("x",), feed_forward=FeedForward("a", "b", "c"), result="list"),

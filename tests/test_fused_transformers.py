@@ -73,7 +73,7 @@ TOKENS = {"input_ids": IDS, "attention_mask": MASK}
 SPEECH = {"input_features": floats(2, 8, 40), "decoder_input_ids": IDS, "use_cache": False}
 # The config of each model, the names of its blocks, and what it is called with.
 OTHERS = {
-    "ViT": (IMAGE, ["layers.0", "layers.1"], PIXELS),
+    "ViT": (IMAGE, ["layers.0", "layers.1", "pooler"], PIXELS),
     "CLIPVision": (IMAGE, ["encoder.layers.0", "encoder.layers.1"], PIXELS),
     "CLIPText": (TEXT | {"eos_token_id": 2}, ["encoder.layers.0", "encoder.layers.1"], TOKENS),
     "Whisper": (WHISPER, ["encoder.layers.0", "encoder.layers.1"], SPEECH),
@@ -98,7 +98,10 @@ def encoder(request):
 class TestEncoders:
     def test_layers_are_fused(self, encoder):
         _, model, layers = encoder
-        assert dynquant.fused_blocks(model) == {f"{layers}.0": "", f"{layers}.1": ""}
+        blocks = {f"{layers}.0": "", f"{layers}.1": ""}
+        if getattr(model, "pooler", None) is not None:
+            blocks["pooler"] = ""
+        assert dynquant.fused_blocks(model) == blocks
 
     def test_padded_batch(self, encoder):
         quantized, model, _ = encoder
@@ -183,3 +186,48 @@ def test_a_16_bit_model():
     assert found.dtype == torch.bfloat16 and not any(dynquant.fused_blocks(model).values())
     assert decibels(found, hidden(quantized)) > 20
     assert_same(hidden(seen_one_by_one(model)), found)
+
+
+HEADS = {
+    "Bert": "cls.predictions.transform",
+    "Ernie": "cls.predictions.transform",
+    "NomicBert": "cls.predictions.transform",
+    "Electra": "generator_predictions",
+    "ModernBert": "head",
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_prediction_heads(name):
+    import transformers
+
+    options = TEXT | ({"embedding_size": 32} if name == "Electra" else {})
+    config = getattr(transformers, f"{name}Config")(**options)
+    quantized, model = fused(getattr(transformers, f"{name}ForMaskedLM")(config))
+    assert dynquant.fused_blocks(model)[HEADS[name]] == ""
+    head = model.get_submodule(HEADS[name])
+    x = floats(2, 5, 48)
+    with torch.no_grad():
+        found = head(x)
+        assert decibels(found, quantized.get_submodule(HEADS[name])(x)) > 35
+        head.dense.register_forward_hook(lambda *given: None)
+        assert_same(head(x), found)
+
+
+@pytest.mark.parametrize("name", ["Bert", "Roberta"])
+def test_parts_of_a_layer_that_is_not_fused(name):
+    """With a cache, or with a second sequence to attend to, its ends still are ops."""
+    quantized, model = fused(small(name, is_decoder=True, add_cross_attention=True))
+    layer, plain = model.encoder.layer[0], quantized.encoder.layer[0]
+    x, states = floats(2, 5, 48), floats(2, 7, 48)
+    with torch.no_grad():
+        assert decibels(layer.intermediate(x), plain.intermediate(x)) > 35
+        wide = floats(2, 5, 80)
+        assert decibels(layer.output(wide, x), plain.output(wide, x)) > 35
+        found = layer(x, encoder_hidden_states=states)
+        assert decibels(found, plain(x, encoder_hidden_states=states)) > 25
+        seen = seen_one_by_one(copy.deepcopy(model)).encoder.layer[0]
+        assert_same(seen(x, encoder_hidden_states=states), found)
+        assert_same(seen.output(wide, input_tensor=x), layer.output(wide, x))
+        # What is added to it in another shape is added by torch.
+        assert layer.output(wide, x[:1]).shape == (2, 5, 48)

@@ -1,4 +1,4 @@
-"""The float functions and feed_forward: equal to the reference and to the composition of parts."""
+"""The float functions, linear_block and feed_forward: equal to the reference and to their parts."""
 
 import numpy as np
 import pytest
@@ -131,6 +131,80 @@ def normalized(x, norm, weight, bias, eps):
     return ops.rms_norm(x, weight, eps) if norm else x
 
 
+@pytest.fixture(params=[1, 2])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def drawn_scheme(rng):
+    """per_token, symmetric, activation_bits."""
+    per_token = bool(rng.random() < 0.7)
+    return (per_token, *((False, 8), (True, 8), (False, 16))[rng.integers(3)])
+
+
+def drawn_residual(rng, x, n):
+    """A tensor for a block's residual, or None."""
+    if rng.random() < 0.5:
+        return None
+    values = rng.standard_normal((*x.shape[:-1], n)).astype(np.float32)
+    return torch.from_numpy(values).to(x.dtype)
+
+
+@settings(max_examples=60)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_linear_block_is_its_parts(isa, threads, seed):
+    rng = np.random.default_rng(seed)
+    m, n, k = (
+        int(rng.choice(sizes))
+        for sizes in ((0, 1, 3, 17, 97, 200), (0, 1, 15, 64, 70, 257), (0, 5, 64, 100))
+    )
+    x = torch.from_numpy(rng.standard_normal((m, k)).astype(np.float32))
+    x = x.to(DTYPES[rng.integers(3)])
+    if x.numel() and rng.random() < 0.2:
+        x[rng.integers(m), 0] = np.nan
+    x = x[:, None] if rng.random() < 0.5 else x
+    weight = weights(rng, n, k, rng.random() < 0.5)
+    function, residual = int(rng.integers(len(ACTIVATIONS))), drawn_residual(rng, x, n)
+    before, after = norm_of(rng, k, int(rng.integers(3))), norm_of(rng, n, int(rng.integers(3)))
+    schemes = drawn_scheme(rng)
+    y = ops.linear_block(x, *weight, function, residual, *before, *after, *schemes)
+    expected = ops.linear_dynamic(normalized(x, *before), *weight, *schemes)
+    expected = ops.activation(expected, function)
+    expected = normalized(expected if residual is None else residual + expected, *after)
+    assert y.dtype == x.dtype
+    assert_same(y, expected)
+
+
+def test_linear_block_is_the_reference(isa):
+    """Bits of all steps at once, without any op, in rows and columns around the tiles' edges."""
+    rng = np.random.default_rng(2)
+    for m, n, k in ((1, 65, 33), (7, 1, 64), (50, 130, 5)):
+        x, residual = (rng.standard_normal(s).astype(np.float32) for s in ((m, k), (m, n)))
+        q, scale = ref.quantize_weight(rng.standard_normal((n, k)).astype(np.float32))
+        normed = reference_float.rms_norm(x, None, 1e-6)
+        y = residual + reference_float.gelu(ref.linear_dynamic(normed, q, scale, None))
+        expected = reference_float.layer_norm(y, None, None, 1e-5)
+        rms_norm, layer_norm = (NORMS["rms"], None, None, 1e-6), (NORMS["layer"], None, None, 1e-5)
+        packed, scale = ops.pack_weight(torch.from_numpy(q)), torch.from_numpy(scale)
+        x, residual = torch.from_numpy(x), torch.from_numpy(residual)
+        y = ops.linear_block(x, packed, scale, None, 1, residual, *rms_norm, *layer_norm)
+        assert_same(y, expected)
+
+
+@pytest.mark.parametrize("m", [300, 1000])
+def test_linear_block_in_many_blocks(isa, threads, m):
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(rng.standard_normal((m, 384)).astype(np.float32))
+    weight, norm = weights(rng, 1536, 384, True), norm_of(rng, 1536, NORMS["layer"])
+    no_norm = norm_of(rng, 384, 0)
+    y = ops.linear_block(x, *weight, ACTIVATIONS["gelu"], None, *no_norm, *norm)
+    hidden = ops.activation(ops.linear_dynamic(x, *weight), ACTIVATIONS["gelu"])
+    assert_same(y, normalized(hidden, *norm))
+
+
 def composed(x, up, gate, down, function, split, residual, before, after, schemes):
     """feed_forward as one op after the other."""
 
@@ -149,20 +223,6 @@ def composed(x, up, gate, down, function, split, residual, before, after, scheme
         hidden = ops.activation(hidden, function)
     y = linear(hidden, down)
     return normalized(y if residual is None else residual + y, *after)
-
-
-@pytest.fixture(params=[1, 2])
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
-def drawn_scheme(rng):
-    """per_token, symmetric, activation_bits."""
-    per_token = bool(rng.random() < 0.7)
-    return (per_token, *((False, 8), (True, 8), (False, 16))[rng.integers(3)])
 
 
 def drawn_block(seed):
@@ -199,10 +259,7 @@ def fused(x, up, gate, down, function, split, residual, before, after, schemes):
 @given(seed=st.integers(0, 2**32 - 1))
 def test_feed_forward_is_its_parts(isa, threads, seed):
     block, rng = drawn_block(seed)
-    if rng.random() < 0.5:
-        shape = (*block["x"].shape[:-1], block["down"][1].numel())
-        residual = torch.from_numpy(rng.standard_normal(shape).astype(np.float32))
-        block["residual"] = residual.to(block["x"].dtype)
+    block["residual"] = drawn_residual(rng, block["x"], block["down"][1].numel())
     assert_same(fused(**block), composed(**block))
 
 

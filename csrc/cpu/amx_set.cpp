@@ -4,12 +4,63 @@
 #include "sets.h"
 
 #if defined(__x86_64__)
+#include "layout.h"
+#include "staged.h"
+
 namespace dynquant {
 
 // Here, in code for any machine: who looks for a name asks every set for its table.
 const Kernels* amx_kernels() {
   static const Kernels table = with_tiles("amx", *avx512vnni_kernels(), *amx_tile_kernels());
   return &table;
+}
+
+// A product of two tiles of rows, with a tail of K and the extreme values of both operands.
+bool amx_product_is_right() {
+  constexpr int64_t kRows = 19, kDepth = 70, kColumns = 64;
+  const Product& product = amx_tile_kernels()->product;
+  const int64_t groups = groups_of(kDepth), stride = staged_stride(product.layout, groups);
+  alignas(64) static uint8_t staged[2 * 16 * 128];
+  alignas(64) static int8_t panel[panel_bytes(kDepth)];
+  static int32_t sums[kRows * kColumns];
+  int32_t zero_points[kRows] = {};
+  const auto activation = [](int64_t m, int64_t k) {
+    return static_cast<uint8_t>(m == 0 ? 255 : m * 37 + k * 11);
+  };
+  const auto weight = [](int64_t n, int64_t k) {
+    return static_cast<int8_t>(n == 0 ? -128 : (n * 29 + k * 7) % 255 - 127);
+  };
+  for (int64_t m = 0; m < kRows; ++m) {
+    uint8_t row[kDepth];
+    for (int64_t k = 0; k < kDepth; ++k) row[k] = activation(m, k);
+    product.stage(row, kDepth, 0, staged + staged_offset(product.layout, stride, m));
+  }
+  for (int64_t n = 0; n < kColumns; ++n) {
+    int8_t* group = panel + kPanelColumns * kGroup + n * kGroup;
+    for (int64_t k = 0; k < kDepth; ++k) {
+      group[k / kGroup * kPanelColumns * kGroup + k % kGroup] = weight(n, k);
+    }
+  }
+  GemmArgs a = {};
+  a.staged = staged;
+  a.staged_stride = stride;
+  a.zero_point = zero_points;
+  a.m = kRows;
+  a.panels = panel;
+  a.groups = groups;
+  a.n_end = kColumns;
+  a.epilogue.out = sums;
+  a.epilogue.out_dtype = Dtype::i32;
+  a.epilogue.out_stride = kColumns;
+  product.gemm(a);
+  for (int64_t m = 0; m < kRows; ++m) {
+    for (int64_t n = 0; n < kColumns; ++n) {
+      int32_t sum = 0;
+      for (int64_t k = 0; k < kDepth; ++k) sum += int32_t{activation(m, k)} * weight(n, k);
+      if (sums[m * kColumns + n] != sum) return false;
+    }
+  }
+  return true;
 }
 
 }  // namespace dynquant
@@ -21,8 +72,6 @@ const Kernels* amx_kernels() {
 #include <unistd.h>
 
 #include "cpu_id.h"
-#include "layout.h"
-#include "staged.h"
 
 namespace dynquant {
 namespace {
@@ -69,61 +118,13 @@ const char* request_permission() {
   return nullptr;
 }
 
-// A product of two tiles of rows, with a tail of K and the extreme values of both operands.
-bool first_product_is_right() {
-  constexpr int64_t kRows = 19, kDepth = 70, kColumns = 64;
-  const Product& product = *amx_kernels()->many_rows;
-  const int64_t groups = groups_of(kDepth), stride = staged_stride(product.layout, groups);
-  alignas(64) static uint8_t staged[2 * 16 * 128];
-  alignas(64) static int8_t panel[panel_bytes(kDepth)];
-  static int32_t sums[kRows * kColumns];
-  int32_t zero_points[kRows] = {};
-  const auto activation = [](int64_t m, int64_t k) {
-    return static_cast<uint8_t>(m == 0 ? 255 : m * 37 + k * 11);
-  };
-  const auto weight = [](int64_t n, int64_t k) {
-    return static_cast<int8_t>(n == 0 ? -128 : (n * 29 + k * 7) % 255 - 127);
-  };
-  for (int64_t m = 0; m < kRows; ++m) {
-    uint8_t row[kDepth];
-    for (int64_t k = 0; k < kDepth; ++k) row[k] = activation(m, k);
-    product.stage(row, kDepth, 0, staged + staged_offset(product.layout, stride, m));
-  }
-  for (int64_t n = 0; n < kColumns; ++n) {
-    int8_t* group = panel + kPanelColumns * kGroup + n * kGroup;
-    for (int64_t k = 0; k < kDepth; ++k) {
-      group[k / kGroup * kPanelColumns * kGroup + k % kGroup] = weight(n, k);
-    }
-  }
-  GemmArgs a = {};
-  a.staged = staged;
-  a.staged_stride = stride;
-  a.zero_point = zero_points;
-  a.m = kRows;
-  a.panels = panel;
-  a.groups = groups;
-  a.n_end = kColumns;
-  a.epilogue.out = sums;
-  a.epilogue.out_dtype = Dtype::i32;
-  a.epilogue.out_stride = kColumns;
-  product.gemm(a);
-  for (int64_t m = 0; m < kRows; ++m) {
-    for (int64_t n = 0; n < kColumns; ++n) {
-      int32_t sum = 0;
-      for (int64_t k = 0; k < kDepth; ++k) sum += int32_t{activation(m, k)} * weight(n, k);
-      if (sums[m * kColumns + n] != sum) return false;
-    }
-  }
-  return true;
-}
-
 const char* find_missing() {
   if (const char* reason = avx512vnni_missing()) return reason;
   if (!has_instructions()) return "the processor has no AMX (TILE, INT8)";
   if (!has_palette()) return "the processor's AMX has other tiles than 16 rows of 64 bytes";
   if (!system_saves_tiles()) return "the operating system does not save AMX's tiles";
   if (const char* reason = request_permission()) return reason;
-  return first_product_is_right() ? nullptr : "AMX gives a wrong product here";
+  return amx_product_is_right() ? nullptr : "AMX gives a wrong product here";
 }
 
 }  // namespace

@@ -54,6 +54,7 @@ constexpr IsaEntry kEntries[] = {
     {&amx_kernels, &amx_missing},
 #if defined(DYNQUANT_AMX_EMULATED)
     {&amx_emulated_kernels, &avx512vnni_missing},
+    {&amx_trapped_kernels, &amx_trapped_missing},
 #endif
     {&avx512vnni_kernels, &avx512vnni_missing},
     {&avxvnni_kernels, &avxvnni_missing},

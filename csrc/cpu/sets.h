@@ -23,7 +23,15 @@ struct TileKernels {
   int64_t (*peak)(int64_t steps);
 };
 const TileKernels* amx_tile_kernels();
-const TileKernels* amx_emulated_tile_kernels();  // of the tests
+
+// Whether a first product of those is right; the unit must be there.
+bool amx_product_is_right();
+
+// Of the tests: the same algorithm over tiles in plain C++, and the same machine code where a
+// signal handler emulates its instructions.
+const TileKernels* amx_emulated_tile_kernels();
+const Kernels* amx_trapped_kernels();
+const char* amx_trapped_missing();
 
 inline Kernels with_tiles(const char* name, const Kernels& vectors, const TileKernels& tiles) {
   Kernels t = vectors;

@@ -158,7 +158,8 @@ class SelfAttention {
   }
 
   Tensor run() {
-    if (rows_.in.m == 0 || output_.n() == 0) return rows_.y;
+    const Tensor y = rows_.make_output();
+    if (rows_.in.m == 0 || output_.n() == 0) return y;
     const Product& product = product_for(rows_.kernels, rows_.in.m);
     const int64_t threads = num_threads();
     // Whole sequences for each thread, where there are enough and they are alike in work.
@@ -168,7 +169,7 @@ class SelfAttention {
     } else {
       run_phases();
     }
-    return rows_.y;
+    return y;
   }
 
  private:
@@ -297,7 +298,7 @@ class SelfAttention {
     rows_.finish_all();
   }
 
-  const BlockRows rows_;
+  BlockRows rows_;
   const Int8Product query_;
   const std::optional<Int8Product> key_, value_;
   const Int8Product output_;
@@ -325,15 +326,13 @@ Tensor attention(const Tensor& x, const Tensor& packed_q, const Tensor& weight_s
                  int64_t norm_after, const std::optional<Tensor>& norm_after_weight,
                  const std::optional<Tensor>& norm_after_bias, double norm_after_eps,
                  bool per_token, bool symmetric, int64_t activation_bits) {
-  const ActivationScheme scheme(per_token, symmetric, activation_bits, "activation_bits");
   Int8Product query(packed_q, weight_scale_q, bias_q, kQuery);
   Int8Product out(packed_out, weight_scale_out, bias_out, kOut);
-  RowNorm before(norm_before, norm_before_weight, norm_before_bias, norm_before_eps, query.k(),
-                 kNormBefore);
-  RowNorm after(norm_after, norm_after_weight, norm_after_bias, norm_after_eps, out.n(),
-                kNormAfter);
+  BlockEnds ends(query.k(), out.n(), residual, norm_before, norm_before_weight, norm_before_bias,
+                 norm_before_eps, norm_after, norm_after_weight, norm_after_bias, norm_after_eps,
+                 per_token, symmetric, activation_bits);
   check(x.dim() == 3, "x must have three dimensions [B, L, K], got ", ShapeOf(x));
-  BlockRows rows(x, query, residual, std::move(before), std::move(after), out.n(), scheme);
+  BlockRows rows(x, query, out.n(), std::move(ends));
   return SelfAttention(std::move(rows), x, std::move(query),
                        optional_product(packed_k, weight_scale_k, bias_k, kKey),
                        optional_product(packed_v, weight_scale_v, bias_v, kValue), std::move(out),

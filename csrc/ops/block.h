@@ -4,6 +4,7 @@
 #include <initializer_list>
 
 #include "activation.h"
+#include "cache.h"
 #include "gemm_driver.h"
 #include "int8_product.h"
 #include "ops.h"
@@ -67,6 +68,26 @@ void run_rows(int64_t m, int64_t cost, const F& f) {
   });
 }
 
+// f(begin, end) for blocks of the rows [0, m), each of `row_bytes` that should stay in the L2
+// cache, in as many tasks as `parts`.
+template <class F>
+void run_row_blocks(const Product& product, int64_t m, int64_t parts, int64_t row_bytes,
+                    const F& f) {
+  constexpr int64_t kLeastRows = 16;
+  const int64_t multiple = product.row_multiple, units = ceil_div(m, multiple);
+  const int64_t block_units =
+      std::max<int64_t>(1, std::max<int64_t>(kLeastRows, half_of_l2() / row_bytes) / multiple);
+  run_tasks(parts, [&](int64_t part) {
+    const int64_t first = units * part / parts, last = units * (part + 1) / parts;
+    const int64_t blocks = ceil_div(last - first, block_units);
+    for (int64_t b = 0; b < blocks; ++b) {
+      const int64_t begin = first + (last - first) * b / blocks;
+      const int64_t end = first + (last - first) * (b + 1) / blocks;
+      f(begin * multiple, std::min(m, end * multiple));
+    }
+  });
+}
+
 inline Tensor checked_residual(const Tensor& residual, const Tensor& x, int64_t last) {
   check_tensor(residual, "residual", {x.scalar_type()});
   const std::vector<int64_t> wanted = leading_shape(x, last);
@@ -76,29 +97,61 @@ inline Tensor checked_residual(const Tensor& residual, const Tensor& x, int64_t 
   return residual;
 }
 
+// The arguments that every op of a block ends with: what becomes of rows of k values before the
+// first product and of rows of n after the last, and how rows are quantized.
+struct BlockEnds {
+  BlockEnds(int64_t k, int64_t n, const std::optional<Tensor>& residual_, int64_t norm_before,
+            const std::optional<Tensor>& norm_before_weight,
+            const std::optional<Tensor>& norm_before_bias, double norm_before_eps,
+            int64_t norm_after, const std::optional<Tensor>& norm_after_weight,
+            const std::optional<Tensor>& norm_after_bias, double norm_after_eps, bool per_token,
+            bool symmetric, int64_t activation_bits)
+      : scheme(per_token, symmetric, activation_bits, "activation_bits"),
+        before(norm_before, norm_before_weight, norm_before_bias, norm_before_eps, k, kNormBefore),
+        after(norm_after, norm_after_weight, norm_after_bias, norm_after_eps, n, kNormAfter),
+        residual(residual_) {}
+
+  ActivationScheme scheme;
+  RowNorm before, after;
+  std::optional<Tensor> residual;
+};
+
 // The rows of a block's input and output, and what becomes of them at its ends: a norm before the
 // first product; a residual and a norm after the last, in place.
 class BlockRows {
  public:
   // From the K of the product `first` to n columns.
-  BlockRows(const Tensor& x, const Int8Product& first, const std::optional<Tensor>& residual,
-            RowNorm before, RowNorm after, int64_t n, const ActivationScheme& scheme)
+  BlockRows(const Tensor& x, const Int8Product& first, int64_t n, BlockEnds ends)
       : kernels(kernels_in_use()),
         dtype(check_float(x, "x")),
         bytes(static_cast<int64_t>(x.element_size())),
         type(x.scalar_type()),
-        in(rows_of(x, "x")),
-        scheme(scheme),
-        y(empty(leading_shape(x, n), type)),
-        before_(std::move(before)),
-        after_(std::move(after)),
+        in(checked_rows(x, first)),
+        scheme(ends.scheme),
+        before_(std::move(ends.before)),
+        after_(std::move(ends.after)),
         row_bytes_(n * bytes),
-        out_(static_cast<char*>(y.mutable_data_ptr())) {
-    check(in.k == first.k(), "x must have K = ", first.k(), " as its last dimension, like ",
-          first.name, ", got ", ShapeOf(x));
-    if (residual.has_value()) {
-      residual_ = rows_of(checked_residual(*residual, x, n), "residual");
+        shape_(leading_shape(x, n)) {
+    if (ends.residual.has_value()) {
+      residual_ = rows_of(checked_residual(*ends.residual, x, n), "residual");
     }
+  }
+
+  // Makes the output; called once all arguments of the op are checked.
+  Tensor make_output() {
+    Tensor y = empty(shape_, type);
+    out_ = static_cast<char*>(y.mutable_data_ptr());
+    return y;
+  }
+
+  // Into how many parts the rows are split where each block of them is taken from the beginning to
+  // the end by one thread. 0 where it is one step after the other instead, each on all threads:
+  // columns are split where rows are few, and ranges over the whole tensor need it whole.
+  int64_t parts_of_rows(const Product& product, const Int8Product& first) const {
+    if (!scheme.per_token) return 0;
+    const Split split =
+        choose_split(in.m, first.n(), in.k, num_threads(), product.costs, product.row_multiple);
+    return split.columns > 1 ? 0 : split.rows;
   }
 
   // What `begin` needs for m rows.
@@ -149,15 +202,21 @@ class BlockRows {
   const ScalarType type;
   const Rows in;
   const ActivationScheme scheme;
-  Tensor y;
 
  private:
+  static Rows checked_rows(const Tensor& x, const Int8Product& first) {
+    check(x.dim() == 0 || x.size(x.dim() - 1) == first.k(), "x must have K = ", first.k(),
+          " as its last dimension, like ", first.name, ", got ", ShapeOf(x));
+    return rows_of(x, "x");
+  }
+
   bool ends_plain() const { return !residual_.has_value() && after_.is_none(); }
 
   const RowNorm before_, after_;
   const int64_t row_bytes_;
-  char* out_;
   std::optional<Rows> residual_;
+  const std::vector<int64_t> shape_;  // of the output
+  char* out_ = nullptr;
 };
 
 }  // namespace dynquant

@@ -1,7 +1,6 @@
 // feed_forward: norm, up and gate products, activation, down product, residual, norm, in blocks of
 // rows that stay in the L2 cache.
 #include "block.h"
-#include "cache.h"
 #include "ops.h"
 
 namespace dynquant {
@@ -35,18 +34,16 @@ class FeedForward {
   }
 
   Tensor run() {
-    const int64_t m = rows_.in.m;
-    if (m == 0 || down_.n() == 0) return rows_.y;
-    const Product& product = product_for(rows_.kernels, m);
-    const Split split =
-        choose_split(m, up_.n(), up_.k(), num_threads(), product.costs, product.row_multiple);
-    // Columns are split where the rows are few; and ranges over the whole tensor need it whole.
-    if (!rows_.scheme.per_token || split.columns > 1) {
+    const Tensor y = rows_.make_output();
+    if (rows_.in.m == 0 || down_.n() == 0) return y;
+    const Product& product = product_for(rows_.kernels, rows_.in.m);
+    const int64_t parts = rows_.parts_of_rows(product, up_);
+    if (parts == 0) {
       run_phases();
     } else {
-      run_blocks(product, split.rows);
+      run_blocks(product, parts);
     }
-    return rows_.y;
+    return y;
   }
 
  private:
@@ -106,21 +103,9 @@ class FeedForward {
                                     staged_stride(product.layout, groups_of(down_.k())));
     const int64_t row_bytes = rows_.normed_bytes(1) + staged * (rows_.scheme.bits / 8) +
                               hidden_row_bytes() + (up_.k() + down_.n()) * rows_.bytes;
-    const int64_t multiple = product.row_multiple, units = ceil_div(rows_.in.m, multiple);
-    const int64_t block_units =
-        std::max<int64_t>(1, std::max<int64_t>(kLeastRows, half_of_l2() / row_bytes) / multiple);
-    run_tasks(parts, [&](int64_t part) {
-      const int64_t first = units * part / parts, last = units * (part + 1) / parts;
-      const int64_t blocks = ceil_div(last - first, block_units);
-      for (int64_t b = 0; b < blocks; ++b) {
-        const int64_t begin = first + (last - first) * b / blocks;
-        const int64_t end = first + (last - first) * (b + 1) / blocks;
-        run_block(product, begin * multiple, std::min(rows_.in.m, end * multiple));
-      }
-    });
+    run_row_blocks(product, rows_.in.m, parts, row_bytes,
+                   [&](int64_t begin, int64_t end) { run_block(product, begin, end); });
   }
-
-  static constexpr int64_t kLeastRows = 16;
 
   void run_block(const Product& product, int64_t begin, int64_t end) const {
     const int64_t m = end - begin, hidden_bytes = m * hidden_row_bytes();
@@ -158,7 +143,7 @@ class FeedForward {
              rows_.bytes);
   }
 
-  const BlockRows rows_;
+  BlockRows rows_;
   const Int8Product up_;
   const std::optional<Int8Product> gate_;
   const Int8Product down_;
@@ -179,14 +164,12 @@ Tensor feed_forward(const Tensor& x, const Tensor& packed_up, const Tensor& weig
                     int64_t norm_after, const std::optional<Tensor>& norm_after_weight,
                     const std::optional<Tensor>& norm_after_bias, double norm_after_eps,
                     bool per_token, bool symmetric, int64_t activation_bits) {
-  const ActivationScheme scheme(per_token, symmetric, activation_bits, "activation_bits");
   Int8Product up(packed_up, weight_scale_up, bias_up, kUp);
   Int8Product down(packed_down, weight_scale_down, bias_down, kDown);
-  RowNorm before(norm_before, norm_before_weight, norm_before_bias, norm_before_eps, up.k(),
-                 kNormBefore);
-  RowNorm after(norm_after, norm_after_weight, norm_after_bias, norm_after_eps, down.n(),
-                kNormAfter);
-  BlockRows rows(x, up, residual, std::move(before), std::move(after), down.n(), scheme);
+  BlockEnds ends(up.k(), down.n(), residual, norm_before, norm_before_weight, norm_before_bias,
+                 norm_before_eps, norm_after, norm_after_weight, norm_after_bias, norm_after_eps,
+                 per_token, symmetric, activation_bits);
+  BlockRows rows(x, up, down.n(), std::move(ends));
   return FeedForward(std::move(rows), std::move(up),
                      optional_product(packed_gate, weight_scale_gate, bias_gate, kGate),
                      std::move(down), activation, split)

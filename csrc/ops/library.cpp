@@ -62,6 +62,10 @@ STABLE_TORCH_LIBRARY(dynquant, m) {
       "Tensor? norm_before_bias=None, float norm_before_eps=0., int norm_after=0, "
       "Tensor? norm_after_weight=None, Tensor? norm_after_bias=None, float norm_after_eps=0., "
       "bool per_token=True, bool symmetric=False, int activation_bits=8) -> Tensor";
+  m.def(("linear_block(Tensor x, Tensor packed, Tensor weight_scale, Tensor? bias=None, "
+         "int activation=0, " +
+         ends)
+            .c_str());
   m.def(("feed_forward(Tensor x, Tensor packed_up, Tensor weight_scale_up, Tensor? bias_up, "
          "Tensor? packed_gate, Tensor? weight_scale_gate, Tensor? bias_gate, Tensor packed_down, "
          "Tensor weight_scale_down, Tensor? bias_down, int activation, int split=0, " +
@@ -149,6 +153,7 @@ STABLE_TORCH_LIBRARY_IMPL(dynquant, CPU, m) {
   ops.add<&dynquant::layer_norm>("layer_norm");
   ops.add<&dynquant::rms_norm>("rms_norm");
   ops.add<&dynquant::softmax>("softmax");
+  ops.add<&dynquant::linear_block>("linear_block");
   ops.add<&dynquant::feed_forward>("feed_forward");
   ops.add<&dynquant::rotary>("rotary");
   ops.add<&dynquant::scaled_dot_product>("scaled_dot_product");

@@ -43,6 +43,14 @@ Tensor layer_norm(const Tensor& x, const std::optional<Tensor>& weight,
                   const std::optional<Tensor>& bias, double eps);
 Tensor rms_norm(const Tensor& x, const std::optional<Tensor>& weight, double eps);
 Tensor softmax(const Tensor& x);
+Tensor linear_block(const Tensor& x, const Tensor& packed, const Tensor& weight_scale,
+                    const std::optional<Tensor>& bias, int64_t activation,
+                    const std::optional<Tensor>& residual, int64_t norm_before,
+                    const std::optional<Tensor>& norm_before_weight,
+                    const std::optional<Tensor>& norm_before_bias, double norm_before_eps,
+                    int64_t norm_after, const std::optional<Tensor>& norm_after_weight,
+                    const std::optional<Tensor>& norm_after_bias, double norm_after_eps,
+                    bool per_token, bool symmetric, int64_t activation_bits);
 Tensor feed_forward(const Tensor& x, const Tensor& packed_up, const Tensor& weight_scale_up,
                     const std::optional<Tensor>& bias_up, const std::optional<Tensor>& packed_gate,
                     const std::optional<Tensor>& weight_scale_gate,

@@ -61,15 +61,35 @@ class FeedForward:
 
 
 @dataclass(frozen=True)
+class LinearBlock:
+    """residual + activation(linear(x)), by names in the block.
+
+    Args:
+        linear: the linear layer.
+        activation: a module, if there is one.
+        norm: the norm before (norm_first) or after it, if any.
+        residual: the argument of forward with what is added, where that is not the input.
+        first_token: of the input [batch, length, features], only [:, 0] is taken, as poolers do.
+    """
+
+    linear: str
+    activation: str | None = None
+    norm: str | None = None
+    residual: str | None = None
+    first_token: bool = False
+
+
+@dataclass(frozen=True)
 class Adapter:
-    """How the forward of one class of modules is made of an attention and a feed-forward block.
+    """How the forward of one class of modules is made of linear layers and what is beside them.
 
     Names are attributes of the module, with dots where they lie deeper.
 
     Args:
         arguments: the parameters of forward in their order; the first is the input
-            [batch, length, features], for a feed-forward block alone [..., features].
+            [batch, length, features], or [..., features] where there is no attention.
         attention, feed_forward: what forward computes, in this order.
+        linear_block: what forward computes where it has one linear layer, without these.
         residual: whether each of them adds its input.
         norm_first: whether each norm is applied to the input (True) or to the result (False); a
             name for an attribute that tells.
@@ -86,6 +106,7 @@ class Adapter:
     arguments: tuple[str, ...]
     attention: Attention | None = None
     feed_forward: FeedForward | None = None
+    linear_block: LinearBlock | None = None
     residual: bool = False
     norm_first: bool | str = False
     mask: str | None = None
@@ -97,8 +118,11 @@ class Adapter:
     family: str = "transformers"
 
     def __post_init__(self):
-        if self.attention is None and self.feed_forward is None:
-            raise ValueError("an Adapter needs attention or feed_forward, or both")
+        layer = self.attention is not None or self.feed_forward is not None
+        if layer == (self.linear_block is not None):
+            raise ValueError(
+                "an Adapter needs attention or feed_forward, or both, or linear_block alone"
+            )
         if not self.arguments:
             raise ValueError("arguments is empty; the first names the input of forward")
         for name, allowed in (("result", RESULTS), ("family", FAMILIES)):

@@ -6,7 +6,7 @@ blocks have other parts, or call them otherwise, is found out when a block is fu
 
 import dataclasses
 
-from dynquant.fused.adapters import Adapter, Attention, FeedForward, register
+from dynquant.fused.adapters import Adapter, Attention, FeedForward, LinearBlock, register
 
 _NOT_READ = frozenset({"position_ids", "token_type_ids"})  # passed on to layers that ignore them
 _MASKED = ("hidden_states", "attention_mask")
@@ -20,6 +20,13 @@ def _of(model, *classes):
 def _register(names, adapter):
     for name in names:
         register(name, adapter)
+
+
+def _linear_block(names, argument="hidden_states", **more):
+    """A module that is a linear layer with an activation or a norm, or both."""
+    block = LinearBlock("dense", **more)
+    arguments = (argument, block.residual) if block.residual else (argument,)
+    _register(names, Adapter(arguments=arguments, linear_block=block))
 
 
 def _bert(model, prefix):
@@ -53,6 +60,10 @@ def _bert(model, prefix):
         result="weights",
     )
     _register(_of(model, f"{prefix}SelfAttention"), attention)
+    # What a layer is made of, for one that is not fused as a whole: with a cache, say.
+    _linear_block(_of(model, f"{prefix}Intermediate"), activation="intermediate_act_fn")
+    ends = _of(model, f"{prefix}SelfOutput", f"{prefix}Output")
+    _linear_block(ends, norm="LayerNorm", residual="input_tensor")
 
 
 for _model, _prefix in (
@@ -64,6 +75,32 @@ for _model, _prefix in (
     ("ernie", "Ernie"),
 ):
     _bert(_model, _prefix)
+
+for _model, _name, _norm in (
+    ("bert", "BertPredictionHeadTransform", "LayerNorm"),
+    ("ernie", "ErniePredictionHeadTransform", "LayerNorm"),
+    ("nomic_bert", "NomicBertPredictionHeadTransform", "layer_norm"),
+):
+    _linear_block(_of(_model, _name), activation="transform_act_fn", norm=_norm)
+_linear_block(
+    _of("electra", "ElectraGeneratorPredictions"),
+    "generator_hidden_states",
+    activation="activation",
+    norm="LayerNorm",
+)
+_linear_block(_of("modernbert", "ModernBertPredictionHead"), activation="act", norm="norm")
+for _model, _name in (
+    ("bert", "BertPooler"),
+    ("roberta", "RobertaPooler"),
+    ("xlm_roberta", "XLMRobertaPooler"),
+    ("camembert", "CamembertPooler"),
+    ("ernie", "ErniePooler"),
+    ("mpnet", "MPNetPooler"),
+    ("nomic_bert", "NomicBertPooler"),
+    ("gte", "GtePooler"),
+    ("vit", "ViTPooler"),
+):
+    _linear_block(_of(_model, _name), activation="activation", first_token=True)
 
 
 def _attention_module(names, attention, **more):

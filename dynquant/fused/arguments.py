@@ -17,6 +17,7 @@ class Call(NamedTuple):
         bias: float, likewise.
         rotary: cosines and sines [batch or 1, length, head_dim], or None.
         causal: whether a position sees no later one.
+        residual: what a linear block adds, or None.
         weights: whether the weights of the attention are asked for.
         batched, batch_first: how the caller has the input, and wants the result.
     """
@@ -26,6 +27,7 @@ class Call(NamedTuple):
     bias: torch.Tensor | None = None
     rotary: tuple | None = None
     causal: bool = False
+    residual: torch.Tensor | None = None
     weights: bool = False
     batched: bool = True
     batch_first: bool = True
@@ -41,6 +43,7 @@ def of_transformers(parts, args, kwargs):
     adapter = parts.adapter
     if len(args) > len(adapter.arguments):
         return None
+    added = adapter.linear_block and adapter.linear_block.residual
     x, weights = None, False
     read = {}
     for name, value in (*zip(adapter.arguments, args, strict=False), *kwargs.items()):
@@ -50,7 +53,7 @@ def of_transformers(parts, args, kwargs):
             read[name] = value
         elif value is None or value is False or name in adapter.ignored:
             continue
-        elif name in (adapter.mask, adapter.bias, adapter.rotary):
+        elif name in (adapter.mask, adapter.bias, adapter.rotary, added):
             read[name] = value
         elif name == "output_attentions" and adapter.result != "tensor":
             weights = True
@@ -58,11 +61,32 @@ def of_transformers(parts, args, kwargs):
             return None
     if not isinstance(x, torch.Tensor):
         return None
+    if adapter.linear_block is not None:
+        return _of_linear_block(parts, x, read)
     if adapter.attention is None:
         return Call(x)
     if parts.attention is None:
         return None
     return _of_attention(parts, x, weights, read)
+
+
+def _of_linear_block(parts, x, read):
+    names = parts.adapter.linear_block
+    if parts.obstacle:
+        return None
+    if names.first_token:
+        if x.dim() != 3:
+            return None
+        x = x[:, 0]
+    residual = x if parts.adapter.residual else None
+    if names.residual is not None:
+        residual = read.get(names.residual)
+        shape = (*x.shape[:-1], parts.linear_block.linear.out_features)
+        if not isinstance(residual, torch.Tensor) or residual.is_nested or x.is_nested:
+            return None
+        if (residual.shape, residual.dtype, residual.device) != (shape, x.dtype, x.device):
+            return None
+    return Call(x, residual=residual)
 
 
 def _of_attention(parts, x, weights, read):
@@ -81,7 +105,7 @@ def _of_attention(parts, x, weights, read):
             return None
         own = read.get("is_causal", getattr(core, "is_causal", True))
         causal = implementation == "sdpa" and mask is None and own
-    return Call(x, mask, bias, rotary, causal, weights)
+    return Call(x, mask, bias, rotary, causal, weights=weights)
 
 
 def _implementation(config):

@@ -23,7 +23,7 @@ class FusedBlock(Swapped):
         call = None
         if not self.training:
             call = READERS[parts.adapter.family](parts, args, kwargs)
-        if call is None or not runs_as_op(call.x, *parts.parameters()):
+        if call is None or not runs_as_op(call.x, call.residual, *parts.parameters()):
             return super().forward(*args, **kwargs)
         if not (parts.obstacle or parts.disturbance() or _has_any_global_hook()):
             result = compute(self, parts, call, *self._settings)
@@ -75,6 +75,8 @@ def compute(module, parts, call, attention):
     x, norm_first = call.x, parts.adapter.norm_first
     if isinstance(norm_first, str):
         norm_first = getattr(module, norm_first)
+    if parts.linear_block is not None:
+        return calls.linear_block_of(parts, call, norm_first)
     if parts.attention is not None and parts.attention.output is None:
         return calls.attention_in_parts(parts, call, attention == "integer")
     if parts.attention is not None:

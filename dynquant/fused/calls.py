@@ -83,6 +83,28 @@ def feed_forward(parts, x, norm_first):
     )
 
 
+def linear_block_of(parts, call, norm_first):
+    """The linear block of `parts` for a Call, as one op."""
+    found = parts.linear_block
+    before, after = (found.norm, None) if norm_first else (None, found.norm)
+    return linear_block(
+        call.x, found.linear, found.activation, call.residual, before, after, parts.scheme
+    )
+
+
+def linear_block(x, linear, activation, residual, before, after, scheme):
+    """before and after: a Norm or None."""
+    return _ops.linear_block(
+        x,
+        *_weight(linear),
+        ACTIVATIONS[activation],
+        residual,
+        *_norm(before),
+        *_norm(after),
+        *scheme,
+    )
+
+
 def _weight(linear):
     """Packed weight, scale and bias; read at each call, since moves and loading replace them."""
     if linear is None:
@@ -93,11 +115,12 @@ def _weight(linear):
 
 def _norms(norm, first):
     """The arguments of the norm before and of the one after."""
-    found = _NO_NORM if norm is None else _norm(norm)
-    return (*found, *_NO_NORM) if first else (*_NO_NORM, *found)
+    return (*_norm(norm), *_NO_NORM) if first else (*_NO_NORM, *_norm(norm))
 
 
 def _norm(norm):
+    if norm is None:
+        return _NO_NORM
     parameters = norm.module._parameters
     weight = parameters.get("weight")
     if norm.kind == "rms_plus_one":

@@ -12,11 +12,29 @@ _BATCH, _LENGTH = 2, 9
 
 
 @torch.no_grad()
+def chain_difference(chain):
+    """Why the ops of a Chain cannot take the place of its modules, or ""."""
+    for run in chain.runs:
+        if elsewhere := _elsewhere(run.linear):
+            return elsewhere
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(_BATCH, _LENGTH, run.linear.in_features, generator=generator)
+        x = expected = x.to(run.dtype())
+        try:
+            for _, module in run.modules:
+                expected = module.forward(expected)
+        except Exception as error:
+            return f"could not be compared: {type(error).__name__}: {error}"
+        if differs := _differs(run.compute(x), expected, "float", "a random batch"):
+            return differs
+    return ""
+
+
+@torch.no_grad()
 def difference(module, parts, attention):
     """Why the fused form of `module`, not fused yet, cannot take its place, or ""."""
-    device = next(iter(parts.linears.values())).packed.device
-    if device.type != "cpu":
-        return f"is on {device}; blocks run fused on the CPU"
+    if elsewhere := _elsewhere(next(iter(parts.linears.values()))):
+        return elsewhere
     for what, kwargs in _samples(parts):
         try:
             expected = module.forward(**kwargs)
@@ -28,12 +46,22 @@ def difference(module, parts, attention):
         if call is None:
             return f"could not be compared: {what} is not what its ops take"
         for kind in {"float", attention} if parts.attention else {attention}:
-            found = compute(module, parts, call, kind)
-            if found.shape != expected.shape:
-                return f"gives {list(found.shape)} for {list(expected.shape)}"
-            ratio = _decibels(found.double(), expected.double())
-            if not ratio >= LEAST_DB[kind]:
-                return f"differs: {ratio:.1f} dB to the unfused block for {what}"
+            if differs := _differs(compute(module, parts, call, kind), expected, kind, what):
+                return differs
+    return ""
+
+
+def _elsewhere(linear):
+    device = linear.packed.device
+    return "" if device.type == "cpu" else f"is on {device}; blocks run fused on the CPU"
+
+
+def _differs(found, expected, kind, what):
+    if found.shape != expected.shape:
+        return f"gives {list(found.shape)} for {list(expected.shape)}"
+    ratio = _decibels(found.double(), expected.double())
+    if not ratio >= LEAST_DB[kind]:
+        return f"differs: {ratio:.1f} dB to the unfused block for {what}"
     return ""
 
 
@@ -46,7 +74,8 @@ def _samples(parts):
     """(what it is, arguments) to call a block with."""
     adapter, generator = parts.adapter, torch.Generator().manual_seed(0)
     attention = parts.attention
-    width = (parts.feed_forward.up if attention is None else attention.query).in_features
+    first = next(iter(parts.linears.values())) if attention is None else attention.query
+    width = first.in_features
     dtype = parts.dtype()
 
     def random(*shape):
@@ -54,6 +83,9 @@ def _samples(parts):
 
     arguments = {adapter.arguments[0]: random(_BATCH, _LENGTH, width)}
     if attention is None:
+        if adapter.linear_block is not None and adapter.linear_block.residual is not None:
+            wide = parts.linear_block.linear.out_features
+            arguments[adapter.linear_block.residual] = random(_BATCH, _LENGTH, wide)
         yield "a random batch", arguments
         return
     if adapter.bias is not None:

@@ -8,11 +8,12 @@ from torch import nn
 from dynquant.fused.adapters import adapter_for
 from dynquant.fused.block import FusedBlock, FusedTorchLayer
 from dynquant.fused.classes import base_of, swap_class
-from dynquant.fused.comparison import LEAST_DB, difference
+from dynquant.fused.comparison import LEAST_DB, chain_difference, difference
 from dynquant.fused.embeddings import FusedEmbeddings, sum_names
 from dynquant.fused.functions import FusedActivation, FusedNorm
 from dynquant.fused.models import FusedModel, is_known
 from dynquant.fused.parts import Parts
+from dynquant.fused.sequential import Chain, FusedSequential, chain_of
 from dynquant.qconfig import one_of
 from dynquant.swap.undo import all_or_nothing
 
@@ -56,18 +57,20 @@ def fuse(model: nn.Module, inplace: bool = False, *, attention: str = "integer")
 
 def _fuse(model, attention):
     model.eval()
-    blocks = {name: block for name, block in model.named_modules() if adapter_for(type(block))}
-    reasons, whole = {}, {}
-    for name, block in blocks.items():
-        parts = Parts(block, adapter_for(type(block)))
-        reason = parts.obstacle or difference(block, parts, attention)
+    blocks = dict(_blocks_of(model))
+    reasons, whole = {}, []
+    for name, (block, parts) in blocks.items():
+        reason = _why_not(block, parts, attention)
         if reason:
             reasons[name] = reason
         else:
-            whole[name] = parts
-    for name, parts in whole.items():
-        of_torch = parts.adapter.family == "torch_layer"
-        swap_class(blocks[name], FusedTorchLayer if of_torch else FusedBlock, attention)
+            whole.append((block, parts))
+    for block, parts in whole:
+        if isinstance(parts, Chain):
+            swap_class(block, FusedSequential)
+        else:
+            of_torch = parts.adapter.family == "torch_layer"
+            swap_class(block, FusedTorchLayer if of_torch else FusedBlock, attention)
         _run_functions_as_ops(parts)
     for module in list(model.modules()) if whole else ():
         names = sum_names(module)
@@ -76,19 +79,36 @@ def _fuse(model, attention):
             swap_class(module, FusedEmbeddings, names)
         elif is_known(module):
             swap_class(module, FusedModel)
-    _warn(blocks, reasons, any(isinstance(module, FusedBlock) for module in model.modules()))
+    _warn(blocks, reasons)
+
+
+def _blocks_of(model):
+    """(name, (block, its Parts or Chain)) of each block that is known."""
+    for name, block in model.named_modules():
+        adapter = adapter_for(base_of(type(block)))
+        parts = chain_of(block) if adapter is None else Parts(block, adapter)
+        if parts is not None:
+            yield name, (block, parts)
+
+
+def _why_not(block, parts, attention):
+    """What stands against fusing it, or ""."""
+    if isinstance(parts, Chain):
+        return chain_difference(parts)
+    return parts.obstacle or difference(block, parts, attention)
 
 
 def _run_functions_as_ops(parts):
     """So that the block gives the same bits where it does not run fused."""
     for norm in parts.norms():
         swap_class(norm.module, FusedNorm, norm.kind)
-    if parts.feed_forward is not None and isinstance(parts.feed_forward.function, nn.Module):
-        swap_class(parts.feed_forward.function, FusedActivation, parts.feed_forward.activation)
+    for function, activation in parts.activations():
+        if isinstance(function, nn.Module):
+            swap_class(function, FusedActivation, activation)
 
 
-def _warn(blocks, reasons, any_fused):
-    if not blocks and not any_fused:
+def _warn(blocks, reasons):
+    if not blocks:
         warnings.warn(
             "fuse: no block of the model is known; dynquant.fused.register makes one known",
             UserWarning,
@@ -105,17 +125,15 @@ def fused_blocks(model: nn.Module) -> dict[str, str]:
     Blocks inside one that is fused are left out.
     """
     found: dict[str, str] = {}
-    for name, block in model.named_modules():
+    for name, (block, parts) in _blocks_of(model):
         inside = any(
             not why and (outer == "" or name.startswith(f"{outer}."))
             for outer, why in found.items()
         )
-        adapter = adapter_for(base_of(type(block)))
-        if adapter is None or inside:
+        if inside:
             continue
-        if isinstance(block, FusedBlock):
+        if isinstance(block, FusedBlock | FusedSequential):
             found[name] = block.why_not()
         else:
-            parts = Parts(block, adapter)
-            found[name] = parts.obstacle or difference(block, parts, "float") or "not fused yet"
+            found[name] = _why_not(block, parts, "float") or "not fused yet"
     return found

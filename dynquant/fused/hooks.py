@@ -17,6 +17,13 @@ def disturbed(module):
     return module.training or "forward" in module.__dict__ or not all_idle(module)
 
 
+def why_disturbed(module):
+    """What makes `disturbed` true, for messages."""
+    if module.training:
+        return "is in training mode"
+    return "has hooks" if "forward" not in module.__dict__ else "has another forward"
+
+
 def _is_idle(hook):
     """True for a capturing hook, which stays once it was asked for, when nothing is captured."""
     if hook.__class__.__name__ != "function" or hook.__module__ != _CAPTURING:

@@ -7,9 +7,9 @@ from torch import nn
 
 from dynquant import nn as quantized
 from dynquant.fused.functions import Norm, activation_of, norm_of
-from dynquant.fused.hooks import disturbed
+from dynquant.fused.hooks import disturbed, why_disturbed
 
-_LINEAR = (quantized.Linear, quantized.Conv1D)
+LINEAR = (quantized.Linear, quantized.Conv1D)  # what the ops have a form for
 
 
 class AttentionParts(NamedTuple):
@@ -37,6 +37,15 @@ class FeedForwardParts(NamedTuple):
     function: object
 
 
+class LinearParts(NamedTuple):
+    """activation is "none" where there is none."""
+
+    linear: nn.Module
+    norm: Norm | None
+    activation: str
+    function: nn.Module | None
+
+
 class Parts:
     """What a block is made of now, and why it cannot run fused, if so.
 
@@ -47,9 +56,9 @@ class Parts:
             they have now.
 
     Attributes:
-        attention, feed_forward: as the adapter has them, whatever their linear layers are; None
-            where anything else is missing.
-        linears: the linear layers of both, by name.
+        attention, feed_forward, linear_block: as the adapter has them, whatever their linear layers
+            are; None where anything else is missing.
+        linears: the linear layers of them, by name.
         obstacle: what stands against running fused, or "".
         scheme: how the linear layers quantize their inputs: per_token, symmetric, activation_bits.
         heads, kv_heads: of the attention.
@@ -57,7 +66,7 @@ class Parts:
 
     def __init__(self, module, adapter, kinds=None):
         self.adapter = adapter
-        self.attention = self.feed_forward = None
+        self.attention = self.feed_forward = self.linear_block = None
         self.linears = {}
         self.obstacle = ""
         self._children = [
@@ -72,7 +81,7 @@ class Parts:
             self._find(module)
             self._check_others(found)
         except _Obstacle as obstacle:
-            self.attention = self.feed_forward = None
+            self.attention = self.feed_forward = self.linear_block = None
             self.obstacle = str(obstacle)
             return
         try:
@@ -88,17 +97,30 @@ class Parts:
             self.feed_forward = self._feed_forward(module, adapter.feed_forward)
         if adapter.attention is not None:
             self.attention = self._attention(module, adapter.attention)
+        if adapter.linear_block is not None:
+            self.linear_block = self._linear_block(module, adapter.linear_block)
 
     def _feed_forward(self, module, names):
-        function = _part(module, names.activation)
-        activation = activation_of(function)
-        if activation is None:
-            raise _Obstacle(f"{names.activation} is not a known activation")
-        if not isinstance(function, nn.Module) and self.adapter.family != "torch_layer":
-            raise _Obstacle(f"{names.activation} is not a module")
+        function, activation = self._activation(module, names.activation)
         up, gate, down = (self._linear(module, n) for n in (names.up, names.gate, names.down))
         norm = _norm(module, names.norm)
         return FeedForwardParts(up, gate, down, names.split, norm, activation, function)
+
+    def _linear_block(self, module, names):
+        function, activation = None, "none"
+        if names.activation is not None:
+            function, activation = self._activation(module, names.activation)
+        linear, norm = self._linear(module, names.linear), _norm(module, names.norm)
+        return LinearParts(linear, norm, activation, function)
+
+    def _activation(self, module, name):
+        function = _part(module, name)
+        activation = activation_of(function)
+        if activation is None:
+            raise _Obstacle(f"{name} is not a known activation")
+        if not isinstance(function, nn.Module) and self.adapter.family != "torch_layer":
+            raise _Obstacle(f"{name} is not a module")
+        return function, activation
 
     def _attention(self, module, names):
         core, head_dim = _part(module, names.core), _part(module, names.head_dim)
@@ -127,10 +149,10 @@ class Parts:
 
     def _check_linears(self):
         for name, part in self.linears.items():
-            if type(part) not in _LINEAR:
+            if type(part) not in LINEAR:
                 kind = type(part).__name__
                 raise _Obstacle(f"{name} is of type {kind}; dynquant.nn.Linear is fused")
-        schemes = {_scheme(part) for part in self.linears.values()}
+        schemes = {scheme_of(part) for part in self.linears.values()}
         if len(schemes) > 1:
             raise _Obstacle("its linear layers quantize their inputs in different ways")
         self.scheme = schemes.pop()
@@ -152,14 +174,17 @@ class Parts:
         return any(name == linear or name.startswith(f"{linear}.") for linear in self.linears)
 
     def norms(self):
-        found = (self.attention, self.feed_forward)
+        found = (self.attention, self.feed_forward, self.linear_block)
         return [part.norm for part in found if part is not None and part.norm is not None]
+
+    def activations(self):
+        """(function, the name of what it computes) of each."""
+        found = (self.feed_forward, self.linear_block)
+        return [(part.function, part.activation) for part in found if part is not None]
 
     def dtype(self):
         """That of the input."""
-        modules = [*(norm.module for norm in self.norms()), *self.linears.values()]
-        tensors = [one for module in modules for one in module._parameters.values()]
-        return next((one.dtype for one in tensors if one is not None), torch.float32)
+        return dtype_of([*(norm.module for norm in self.norms()), *self.linears.values()])
 
     def parameters(self):
         """Those that may want a gradient; a quantized linear layer has none."""
@@ -188,7 +213,7 @@ class Parts:
             ):
                 continue
             if disturbed(child) and id(child) not in besides:
-                return f"{key} {_why(child)}"
+                return f"{key} {why_disturbed(child)}"
         return ""
 
     def can_call_linears(self):
@@ -203,14 +228,14 @@ class _Obstacle(Exception):
     """Why a block cannot be fused."""
 
 
-def _scheme(linear):
+def scheme_of(linear):
     return linear.per_token, linear.symmetric, linear.activation_bits
 
 
-def _why(module):
-    if module.training:
-        return "is in training mode"
-    return "has hooks" if "forward" not in module.__dict__ else "has another forward"
+def dtype_of(modules):
+    """That of their first parameter."""
+    tensors = [one for module in modules for one in module._parameters.values()]
+    return next((one.dtype for one in tensors if one is not None), torch.float32)
 
 
 def _part(module, name):

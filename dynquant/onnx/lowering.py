@@ -18,7 +18,7 @@ from dynquant.onnx.products import (
 )
 from dynquant.onnx.recurrent import recurrence
 
-_FUSED = ("feed_forward", "attention", "scaled_dot_product", "rotary")
+_FUSED = ("linear_block", "feed_forward", "attention", "scaled_dot_product", "rotary")
 _FUSED += ("activation", "layer_norm", "rms_norm", "softmax")
 
 

@@ -15,7 +15,7 @@ from dynquant.ops.library import (
     leading_shape,
 )
 
-# The numbers of the argument `function` of activation, and `activation` of feed_forward.
+# The numbers of the argument `function` of activation, and `activation` of the blocks.
 ACTIVATIONS = {
     "none": 0,
     "gelu": 1,
@@ -161,12 +161,71 @@ def _check_residual(residual, x, n):
         )
 
 
+def _check_ends(x, n, given):
+    """What every block ends with, by the arguments' names: residual, norms, scheme."""
+    check_bits("activation_bits", given["activation_bits"], given["symmetric"])
+    _check_residual(given["residual"], x, n)
+    for name, width in (("norm_before", x.shape[-1]), ("norm_after", n)):
+        parts = (given[f"{name}{part}"] for part in ("", "_weight", "_bias", "_eps"))
+        _check_norm(name, *parts, width)
+
+
 def _columns_of(part, packed, k, weight_scale, bias):
     """N of a packed weight [N, K], and the checks of what has one value for each column."""
     try:
         return columns(packed, k, weight_scale, bias)
     except RuntimeError as error:
         raise RuntimeError(f"packed_{part}, weight_scale_{part}, bias_{part}: {error}") from None
+
+
+@fake("linear_block")
+def _(
+    x,
+    packed,
+    weight_scale,
+    bias=None,
+    activation=0,
+    residual=None,
+    norm_before=0,
+    norm_before_weight=None,
+    norm_before_bias=None,
+    norm_before_eps=0.0,
+    norm_after=0,
+    norm_after_weight=None,
+    norm_after_bias=None,
+    norm_after_eps=0.0,
+    per_token=True,
+    symmetric=False,
+    activation_bits=8,
+):
+    """norm_after(residual + activation(linear(norm_before(x)))), all of it in one call.
+
+    Equal in bits to a norm, linear_dynamic, activation, a sum and a norm called one after the other
+    on tensors of x's dtype.
+
+    Args:
+        x: fp32, bf16 or fp16 [..., K], any strides.
+        packed, weight_scale, bias: a packed weight [N, K], its scale, its bias or None.
+        activation: as `function` of the op activation.
+        residual: [..., N] of x's dtype, or None.
+        norm_before, norm_before_weight, norm_before_bias, norm_before_eps: 0 none, 1 layer norm, 2
+            RMS norm over K, with their arguments as in layer_norm and rms_norm.
+        norm_after, norm_after_weight, norm_after_bias, norm_after_eps: the same over N.
+        per_token, symmetric, activation_bits: as in linear_dynamic.
+
+    Returns:
+        [..., N] in x's dtype.
+
+    Raises:
+        RuntimeError: another dtype, device or shape, or a number that is not one of those named.
+    """
+    given = locals()
+    check_device(**_tensors(given))
+    _check_floats("x", x)
+    _check_activation("activation", activation)
+    n = columns(packed, x.shape[-1], weight_scale, bias)
+    _check_ends(x, n, given)
+    return x.new_empty((*x.shape[:-1], n))
 
 
 @fake("feed_forward")
@@ -221,8 +280,8 @@ def _(
     Raises:
         RuntimeError: another dtype, device or shape, or a number that is not one of those named.
     """
-    check_device(**_tensors(locals()))
-    check_bits("activation_bits", activation_bits, symmetric)
+    given = locals()
+    check_device(**_tensors(given))
     _check_floats("x", x)
     _check_activation("activation", activation)
     torch._check(split in (0, 1, 2), lambda: f"split must be 0, 1 or 2, got {split}")
@@ -232,16 +291,7 @@ def _(
     if split:
         hidden = hidden // 2
     n = _columns_of("down", packed_down, hidden, weight_scale_down, bias_down)
-    _check_residual(residual, x, n)
-    _check_norm(
-        "norm_before",
-        norm_before,
-        norm_before_weight,
-        norm_before_bias,
-        norm_before_eps,
-        x.shape[-1],
-    )
-    _check_norm("norm_after", norm_after, norm_after_weight, norm_after_bias, norm_after_eps, n)
+    _check_ends(x, n, given)
     return x.new_empty((*x.shape[:-1], n))
 
 
@@ -420,8 +470,8 @@ def _(
     Raises:
         RuntimeError: another dtype, device or shape, or a number that is not one of those named.
     """
-    check_device(**_tensors(locals()))
-    check_bits("activation_bits", activation_bits, symmetric)
+    given = locals()
+    check_device(**_tensors(given))
     check_dtype("x", x, *FLOAT_DTYPES)
     torch._check(x.dim() == 3, lambda: f"x must have three dimensions, got {list(x.shape)}")
     torch._check(heads > 0, lambda: f"heads must be positive, got {heads}")
@@ -439,9 +489,5 @@ def _(
     _check_added(mask, position_bias, (batch, heads, rows, rows))
     if cos is not None:
         _check_angles(cos, sin, rows, dim)
-    _check_residual(residual, x, n)
-    _check_norm(
-        "norm_before", norm_before, norm_before_weight, norm_before_bias, norm_before_eps, k
-    )
-    _check_norm("norm_after", norm_after, norm_after_weight, norm_after_bias, norm_after_eps, n)
+    _check_ends(x, n, given)
     return x.new_empty((batch, rows, n))

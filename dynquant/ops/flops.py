@@ -14,7 +14,10 @@ from dynquant.ops.library import OPS
 
 
 @register_flop_formula(
-    [OPS.linear_dynamic, OPS.linear_half, OPS.scaled_mm, OPS.int_mm, OPS.linear_grouped]
+    [
+        *(OPS.linear_dynamic, OPS.linear_block, OPS.linear_half, OPS.linear_grouped),
+        *(OPS.scaled_mm, OPS.int_mm),
+    ]
 )
 def _linear(x, *arguments, out_shape=None, **options):
     return 2 * prod(out_shape) * x[-1]

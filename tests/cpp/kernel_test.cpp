@@ -13,6 +13,8 @@
 #include <random>
 #include <vector>
 
+#include "amx_trap.h"
+#include "amx_trap_test.h"
 #include "convert.h"
 #include "dispatch.h"
 #include "float_env.h"
@@ -107,12 +109,18 @@ class Guarded {
   size_t size_;
 };
 
+// No product leaves a matrix unit configured, which would slow down whatever the thread does next.
+void multiply(const Kernels& kernels, const Product& product, const GemmArgs& a) {
+  product.gemm(a);
+  expect(!amx_trap_holds_tiles, kernels.name, "release of the tiles", a.m, a.n_end, 4 * a.groups);
+}
+
 // The rows of a case as pairs of high and low bytes. `a` is set but for what pairs need.
 void test_pairs(const Kernels& kernels, const Product& product, const Case& c, GemmArgs a) {
   std::vector<float> y(static_cast<size_t>(c.m / 2 * c.n));
   a.pairs = true;
   a.epilogue.out = y.data();
-  product.gemm(a);
+  multiply(kernels, product, a);
   for (int64_t i = 0; i < c.m / 2 * c.n; ++i) {
     const int64_t pair = i / c.n, n = i % c.n;
     const float high = static_cast<float>(c.acc(2 * pair, n));
@@ -160,7 +168,7 @@ void test_gemm(const Kernels& kernels, const Product& product, const Case& c) {
   a.epilogue.out = sums.data();
   a.epilogue.out_dtype = Dtype::i32;
   a.epilogue.out_stride = c.n;
-  product.gemm(a);
+  multiply(kernels, product, a);
 
   for (int with_bias = 0; with_bias < 2; ++with_bias) {
     for (int per_channel = 0; per_channel < 2; ++per_channel) {
@@ -172,7 +180,7 @@ void test_gemm(const Kernels& kernels, const Product& product, const Case& c) {
                     y.data(),
                     Dtype::f32,
                     c.n};
-      product.gemm(a);
+      multiply(kernels, product, a);
       RescaleArgs r = {sums.data(), c.n, c.m, c.n, a.epilogue};
       r.epilogue.out = rescaled.data();
       kernels.rescale(r);
@@ -681,6 +689,20 @@ void test_plain_tiles() {
   test_product(kernels, *plain_tiles(), random);
 }
 
+// Where a signal handler emulates AMX: how much of its machine code has run by now, and whether the
+// emulation can be believed.
+void test_trap() {
+  if (find_kernels("amx_trapped") == nullptr) return;
+  const AmxTrapCounts& counts = amx_trap_counts;
+  std::printf(
+      "amx_trapped: emulated %ld LDTILECFG, %ld TILEZERO, %ld TILELOADD, %ld TDPBUSD, "
+      "%ld TILESTORED, %ld TILERELEASE\n",
+      counts.ldtilecfg.load(), counts.tilezero.load(), counts.tileload.load(),
+      counts.tdpbusd.load(), counts.tilestored.load(), counts.tilerelease.load());
+  expect(counts.tdpbusd > 0 && counts.tilerelease > 0, "amx_trapped", "count", 0, 0, 0);
+  expect(amx_trap_failures() == 0, "amx_trapped", "emulation", 0, 0, 0);
+}
+
 }  // namespace
 
 int main() {
@@ -697,6 +719,7 @@ int main() {
     test_kernels(*entries[i].kernels());
     std::printf("%s: run\n", name);
   }
+  test_trap();
   test_plain_tiles();
   for (const Kernels* plain : {plain_1x3x7(), plain_2x5x9(), plain_4x7x40()}) test_kernels(*plain);
   std::printf("%ld comparisons, %d failures\n", comparisons, failures);
