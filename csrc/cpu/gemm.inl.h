@@ -195,6 +195,7 @@ inline void gemm_by(const GemmArgs& a, Out*) {
   const int64_t units = a.m / unit;
   const int64_t strips = ceil_div(a.m, a.pairs ? kPairRows : Rows);
   const int64_t panel_stride = kPanelColumns * kGroup * (1 + a.groups);
+  if (strips == 0) return;
   const int64_t fetching = strips < kFetchStrips ? strips : kFetchStrips;
   for (int64_t n0 = a.n_begin; n0 < a.n_end; n0 += kPanelColumns) {
     const int64_t columns = a.n_end - n0 < kPanelColumns ? a.n_end - n0 : kPanelColumns;

@@ -96,6 +96,8 @@ class FusedModel(Swapped):
             watched.attributes(parts.attention.core, "config", "is_causal")
             watched.update(plan.watched)
             runs.append((parts, plan, layer._settings[0]))
+        if not watched.hold():  # a layer itself has a hook
+            return None
         self.__dict__["_layers"] = _Layers(watched, runs)
         return self.__dict__["_layers"] if runs_as_op(hidden, self.parameters) else None
 
