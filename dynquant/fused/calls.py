@@ -9,6 +9,8 @@ from dynquant.ops.blocks import ACTIVATIONS
 
 _NORMS = {"layer": 1, "rms": 2, "rms_plus_one": 2}
 _NO_NORM = (0, None, None, 0.0)
+# The ops' own defaults: each argument that is given costs a call 0.2 microseconds.
+_USUAL_SCHEME = (True, False, 8)
 _SPLITS = {None: 0, "gate_first": 1, "up_first": 2}
 
 _ops = torch.ops.dynquant
@@ -35,7 +37,7 @@ def attention_arguments(parts, norm_first):
     weights = map(_weight, (found.query, found.key, found.value, found.output))
     return (
         (*chain(*weights), parts.heads, parts.kv_heads),
-        (*_norms(found.norm, norm_first), *parts.scheme),
+        _ends(*before_and_after(found.norm, norm_first), parts.scheme),
     )
 
 
@@ -87,22 +89,25 @@ def feed_forward_arguments(parts, norm_first):
     weights = map(_weight, (found.up, found.gate, found.down))
     return (
         (*chain(*weights), ACTIVATIONS[found.activation], _SPLITS[found.split]),
-        (*_norms(found.norm, norm_first), *parts.scheme),
+        _ends(*before_and_after(found.norm, norm_first), parts.scheme),
     )
 
 
-def feed_forward(arguments, x, residual):
+def feed_forward(arguments, x, residual=False):
     """A feed-forward block for x [..., features], as one op; arguments as for attention."""
     before, after = arguments
     return _feed_forward(x, *before, x if residual else None, *after)
 
 
+def two_linears_arguments(up, down, activation, before, after, scheme):
+    """Those of after(down(activation(up(before(x))))); before and after: a Norm or None."""
+    weights = map(_weight, (up, None, down))
+    return (*chain(*weights), ACTIVATIONS[activation], 0), _ends(before, after, scheme)
+
+
 def linear_block_arguments(linear, activation, before, after, scheme):
     """The same for a linear layer with what belongs to it; before and after: a Norm or None."""
-    return (
-        (*_weight(linear), ACTIVATIONS[activation]),
-        (*_norm(before), *_norm(after), *scheme),
-    )
+    return (*_weight(linear), ACTIVATIONS[activation]), _ends(before, after, scheme)
 
 
 def linear_block(arguments, x, residual=None):
@@ -119,9 +124,19 @@ def _weight(linear):
     return buffers["packed"], buffers["weight_scale"], linear._parameters["bias"]
 
 
-def _norms(norm, first):
-    """The arguments of the norm before and of the one after."""
-    return (*_norm(norm), *_NO_NORM) if first else (*_NO_NORM, *_norm(norm))
+def before_and_after(norm, first):
+    """The norm before and the one after, of which one is None."""
+    return (norm, None) if first else (None, norm)
+
+
+def _ends(before, after, scheme):
+    """An op's last arguments: norm before, norm after, scheme; without what is default anyway."""
+    ends = [_norm(before), _norm(after), scheme]
+    for default in (_USUAL_SCHEME, _NO_NORM, _NO_NORM):
+        if ends[-1] != default:
+            break
+        ends.pop()
+    return tuple(chain(*ends))
 
 
 def _norm(norm):

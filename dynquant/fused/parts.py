@@ -7,7 +7,7 @@ from torch import nn
 
 from dynquant import nn as quantized
 from dynquant.fused.functions import Norm, activation_of, norm_of
-from dynquant.fused.hooks import disturbed, why_disturbed
+from dynquant.fused.hooks import first_disturbance
 
 LINEAR = (quantized.Linear, quantized.Conv1D)  # what the ops have a form for
 
@@ -77,6 +77,7 @@ class Parts:
             for key, child in parent._modules.items()
             if child is not None
         ]
+        self._named = [(key, child) for _, key, child, _ in self._children]
         found = {name: type(child) for name, child in module.named_modules() if name}
         self.kinds = found if kinds is None else kinds
         try:
@@ -209,18 +210,7 @@ class Parts:
         Args:
             besides: ids of submodules that do not count.
         """
-        for _, key, child, _ in self._children:
-            # The first line says it for nearly all; a function for each would cost as much again.
-            if not (
-                child.training
-                or child._forward_hooks
-                or child._forward_pre_hooks
-                or "forward" in child.__dict__
-            ):
-                continue
-            if disturbed(child) and id(child) not in besides:
-                return f"{key} {why_disturbed(child)}"
-        return ""
+        return first_disturbance(self._named, besides)
 
     def can_call_linears(self):
         """Whether the attention can be made of calls of its linear layers, whatever they are."""

@@ -73,7 +73,7 @@ class Plan:
             self.feed_forward = calls.feed_forward_arguments(parts, self.norm_first)
         if parts.linear_block is not None:
             linear, norm, activation, _ = parts.linear_block
-            norms = (norm, None) if self.norm_first else (None, norm)
+            norms = calls.before_and_after(norm, self.norm_first)
             self.linear_block = calls.linear_block_arguments(
                 linear, activation, *norms, parts.scheme
             )
