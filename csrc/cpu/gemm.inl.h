@@ -44,7 +44,7 @@ constexpr int64_t kStaysInL1 = 32 * 1024;    // a panel of which every strip fin
 constexpr int64_t kFewRows = 96;             // with more, waiting for a weight hardly counts
 constexpr int64_t kLine = 64;
 constexpr int64_t kFetchStrips = 4;  // strips that fetch the next panel; the others find it there
-constexpr int64_t kNearGroups = 8;  // this panel, on its way from the L2 to the L1 cache
+constexpr int64_t kNearGroups = 8;   // this panel, on its way from the L2 to the L1 cache
 
 template <class Isa, int R>
 inline typename Isa::Weights weights_of(const int8_t* p) {

@@ -1,5 +1,5 @@
-// Whether modules are as they were, told from their dicts in one call: in Python, the same questions
-// take as long as a layer of a small model does.
+// Whether modules are as they were, told from their dicts in one call: in Python, the same
+// questions take as long as a layer of a small model does.
 #pragma once
 
 #include <pybind11/pybind11.h>
