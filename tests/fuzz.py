@@ -254,6 +254,7 @@ RIGHT = {
     "quantize_embedding": embedding_table,
     "embedding": embedding_rows,
     "embedding_bag": embedding_bags,
+    "embedding_sum": _of_a_seed(test_ops_blocks.test_embedding_sum),
     "activation": function,
     "layer_norm": norms,
     "rms_norm": norms,

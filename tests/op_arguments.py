@@ -23,6 +23,10 @@ OPS = {
     "linear_half": ("x", "half_weight", "bias"),
     "quantize_embedding": ("weight", "bits"),
     "embedding": (*TABLE, "dtype"),
+    "embedding_sum": (
+        *("indices", "table", "type_indices", "type_table", "position_table"),
+        *("norm", "norm_weight", "norm_bias", "norm_eps"),
+    ),
     "embedding_bag": (
         *(*TABLE, "dtype", "offsets", "per_sample_weights"),
         *("mode", "include_last_offset", "padding_idx"),
@@ -94,7 +98,7 @@ GROUPED = {
 }
 ALL_OPS = OPS | RECURRENT | BLOCKS | GROUPED
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
-CPU_ONLY = ("linear_half", "quantize_embedding", "embedding", "embedding_bag")
+CPU_ONLY = ("linear_half", "quantize_embedding", "embedding", "embedding_bag", "embedding_sum")
 CUDA_OPS = tuple(name for name in OPS if name not in CPU_ONLY)
 
 
@@ -116,6 +120,14 @@ def valid_arguments(m=(M,), n=N, k=K, dtype=torch.float32, per_channel=True):
         "indices": integers(0, max(n, 1), (4 if n else 0,), torch.int64),
         "rows": integers(0, 256, (n, k), torch.uint8),
         "qparams": torch.randn(n, 2, generator=generator),
+        "table": torch.randn(n, k, generator=generator).to(dtype),
+        "type_indices": integers(0, 2, (4 if n else 0,), torch.int64),
+        "type_table": torch.randn(2, k, generator=generator).to(dtype),
+        "position_table": torch.randn(4, k, generator=generator).to(dtype),
+        "norm": 1,
+        "norm_weight": torch.randn(k, generator=generator).to(dtype),
+        "norm_bias": torch.randn(k, generator=generator).to(dtype),
+        "norm_eps": 1e-5,
         "bits": 8,
         "dim": k,
         "offsets": torch.zeros(2, dtype=torch.int64),

@@ -404,8 +404,8 @@ class TestCompilers:
         assert_same(hidden(torch.compile(model, fullgraph=True, backend=backend)), expected)
         names = [str(node.target).split(".") for node in graphs[0].nodes]
         blocks = [name[1] for name in names if name[0] == "dynquant"]
-        # The norm of the embeddings, the layer, the pooler.
-        assert blocks == ["layer_norm", "attention", "feed_forward", "linear_block"]
+        # The embeddings, the layer, the pooler.
+        assert blocks == ["embedding_sum", "attention", "feed_forward", "linear_block"]
 
     def test_export(self, model):
         layer = model.encoder.layer[0]

@@ -50,6 +50,73 @@ def test_norms(isa, case, eps):
         assert_same(ops.rms_norm(x, weight, eps), expected)
 
 
+def drawn_indices(rng, rows, shape):
+    drawn = torch.from_numpy(rng.integers(0, rows, shape))
+    return drawn.int() if rng.random() < 0.3 else drawn
+
+
+@settings(max_examples=60)
+@given(seed=st.integers(0, 1 << 32))
+def test_embedding_sum(isa, threads, seed):
+    rng = np.random.default_rng(seed)
+    k, length = int(rng.choice([1, 7, 16, 48, 100])), int(rng.choice([0, 1, 5, 40]))
+    shape = [(length,), (3, length), (2, 1, length)][rng.integers(3)]
+    dtype = DTYPES[rng.integers(3)]
+
+    def table(rows):
+        values = torch.from_numpy(rng.standard_normal((rows, k)).astype(np.float32)).to(dtype)
+        if rng.random() < 0.2:
+            values[0, 0] = np.nan
+        return values if rng.random() < 0.7 else values.repeat(1, 2)[:, :k]
+
+    words, types, positions = table(9), table(2), table(length + 2)
+    indices, type_indices = drawn_indices(rng, 9, shape), drawn_indices(rng, 2, shape)
+    expected = words[indices.long()]
+    kind = rng.integers(3)
+    if kind == 0:
+        types = type_indices = None
+    elif kind == 1:
+        type_indices, expected = None, expected + types[0]
+    else:
+        expected = expected + types[type_indices.long()]
+    if rng.random() < 0.3:
+        positions = None
+    else:
+        expected = expected + positions[:length]
+    norm = norm_of(rng, k, int(rng.integers(3)))
+    found = ops.embedding_sum(indices, words, type_indices, types, positions, *norm)
+    assert_same(found, normalized(expected, *norm))
+
+
+class TestEmbeddingSum:
+    def test_indices_outside(self):
+        table = torch.zeros(3, 4)
+        for wrong in (3, -1, 1 << 40):
+            with pytest.raises(RuntimeError, match=rf"indices must lie in \[0, 3\), found {wrong}"):
+                ops.embedding_sum(torch.tensor([0, wrong]), table)
+            with pytest.raises(RuntimeError, match=r"type_indices must lie in \[0, 3\)"):
+                ops.embedding_sum(torch.tensor([0, 0]), table, torch.tensor([0, wrong]), table)
+
+    @pytest.mark.parametrize(
+        "changes, message",
+        [
+            ({"type_table": None}, "type_indices are given without type_table"),
+            ({"type_table": torch.zeros(0, 4)}, "type_table must have a row"),
+            ({"type_table": torch.zeros(2, 5)}, "type_table must have K = 4"),
+            ({"type_table": torch.zeros(2, 4).half()}, "type_table"),
+            ({"type_indices": torch.zeros(3, dtype=torch.int64)}, "type_indices must have the sh"),
+            ({"position_table": torch.zeros(1, 4)}, "position_table must have a row for each of 2"),
+            ({"norm": 3}, "norm must be 0"),
+            ({"norm_weight": torch.ones(4)}, "norm_weight and norm_bias belong to a norm"),
+        ],
+    )
+    def test_errors(self, changes, message):
+        indices = torch.tensor([0, 1])
+        values = {"type_indices": indices, "type_table": torch.zeros(2, 4)} | changes
+        with pytest.raises(RuntimeError, match=message):
+            ops.embedding_sum(indices, torch.zeros(3, 4), **values)
+
+
 @settings(max_examples=80)
 @given(case=cases())
 def test_softmax(isa, case):

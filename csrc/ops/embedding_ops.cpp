@@ -1,6 +1,7 @@
 // quantize_embedding, embedding and embedding_bag.
 #include <atomic>
 
+#include "indices.h"
 #include "ops.h"
 #include "parallel.h"
 
@@ -42,39 +43,13 @@ struct Table {
   }
 };
 
-template <class T>
-void check_in_table(const T* indices, int64_t count, int64_t rows) {
-  std::atomic<int64_t> wrong{-1};
-  run_range(count, sizeof(T), [&](int64_t begin, int64_t end) {
-    T least = 0, most = 0;
-    for (int64_t i = begin; i < end; ++i) {
-      least = std::min(least, indices[i]);
-      most = std::max(most, indices[i]);
-    }
-    if (least >= 0 && most < rows) return;
-    for (int64_t i = begin; i < end; ++i) {
-      if (indices[i] < 0 || indices[i] >= rows) wrong = i;
-    }
-  });
-  const int64_t at = wrong;
-  check(at < 0, "indices must lie in [0, ", rows, "), found ",
-        at < 0 ? 0 : static_cast<int64_t>(indices[at]), " at position ", at);
-}
-
 // Checks the indices and sets what BagArgs says of them; gives the tensor that holds them.
 Tensor read_indices(const Tensor& indices, int64_t rows, BagArgs* args) {
-  check_tensor(indices, "indices", {ScalarType::Long, ScalarType::Int});
-  const Tensor held = dense(indices);
-  args->indices = held.const_data_ptr();
-  args->wide_indices = indices.scalar_type() == ScalarType::Long;
-  args->count = indices.numel();
-
-  if (args->count > 0 && args->wide_indices) {
-    check_in_table(static_cast<const int64_t*>(args->indices), args->count, rows);
-  } else if (args->count > 0) {
-    check_in_table(static_cast<const int32_t*>(args->indices), args->count, rows);
-  }
-  return held;
+  const Indices read(indices, rows);
+  args->indices = read.data;
+  args->wide_indices = read.wide;
+  args->count = read.count;
+  return read.holder;
 }
 
 // Where each bag begins, and where the last one ends.

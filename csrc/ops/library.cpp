@@ -53,6 +53,10 @@ STABLE_TORCH_LIBRARY(dynquant, m) {
       "embedding_bag(Tensor indices, Tensor rows, Tensor qparams, int bits, int dim, "
       "ScalarType dtype, Tensor? offsets=None, Tensor? per_sample_weights=None, int mode=0, "
       "bool include_last_offset=False, int padding_idx=-1) -> Tensor");
+  m.def(
+      "embedding_sum(Tensor indices, Tensor table, Tensor? type_indices=None, "
+      "Tensor? type_table=None, Tensor? position_table=None, int norm=0, "
+      "Tensor? norm_weight=None, Tensor? norm_bias=None, float norm_eps=0.0) -> Tensor");
   m.def("activation(Tensor x, int function) -> Tensor");
   m.def("layer_norm(Tensor x, Tensor? weight=None, Tensor? bias=None, float eps=1e-05) -> Tensor");
   m.def("rms_norm(Tensor x, Tensor? weight=None, float eps=1e-06) -> Tensor");
@@ -149,6 +153,7 @@ STABLE_TORCH_LIBRARY_IMPL(dynquant, CPU, m) {
   ops.add<&dynquant::quantize_embedding>("quantize_embedding");
   ops.add<&dynquant::embedding>("embedding");
   ops.add<&dynquant::embedding_bag>("embedding_bag");
+  ops.add<&dynquant::embedding_sum>("embedding_sum");
   ops.add<&dynquant::activation>("activation");
   ops.add<&dynquant::layer_norm>("layer_norm");
   ops.add<&dynquant::rms_norm>("rms_norm");

@@ -94,6 +94,12 @@ Tensor embedding_bag(const Tensor& indices, const Tensor& rows, const Tensor& qp
                      int64_t dim, ScalarType dtype, const std::optional<Tensor>& offsets,
                      const std::optional<Tensor>& per_sample_weights, int64_t mode,
                      bool include_last_offset, int64_t padding_idx);
+Tensor embedding_sum(const Tensor& indices, const Tensor& table,
+                     const std::optional<Tensor>& type_indices,
+                     const std::optional<Tensor>& type_table,
+                     const std::optional<Tensor>& position_table, int64_t norm,
+                     const std::optional<Tensor>& norm_weight,
+                     const std::optional<Tensor>& norm_bias, double norm_eps);
 std::tuple<Tensor, Tensor, Tensor> lstm_dynamic(
     const Tensor& x, const Tensor& h0, const Tensor& c0, const Tensor& packed_ih,
     const Tensor& weight_scale_ih, const std::optional<Tensor>& bias_ih, const Tensor& packed_hh,

@@ -16,7 +16,7 @@ _SPLITS = {None: 0, "gate_first": 1, "up_first": 2}
 _ops = torch.ops.dynquant
 # The overloads themselves: finding them costs a call of a short text several microseconds.
 _attention, _feed_forward = _ops.attention.default, _ops.feed_forward.default
-_linear_block = _ops.linear_block.default
+_linear_block, _embedding_sum = _ops.linear_block.default, _ops.embedding_sum.default
 
 
 def activation(name, x):
@@ -29,6 +29,12 @@ def norm(norm, x):
     if norm.kind == "layer":
         return _ops.layer_norm(x, weight, bias, eps)
     return _ops.rms_norm(x, weight, eps)
+
+
+def embedding_sum(norm, indices, table, type_indices, type_table, position_table):
+    """norm: a Norm."""
+    tables = table, type_indices, type_table, position_table
+    return _embedding_sum(indices, *tables, *_norm(norm))
 
 
 def attention_arguments(parts, norm_first):

@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 
 from dynquant.fused import calls
@@ -58,12 +57,10 @@ class FusedEmbeddings(Swapped):
         ids, types = given.pop("input_ids", None), given.pop("token_type_ids", None)
         if given or not self._fits(ids, types, names):
             return super().forward(*args, **kwargs)
-        rows = F.embedding(ids, self._table(names.words))
-        if names.types:
-            kinds = self._table(names.types)
-            rows += kinds[0] if types is None else F.embedding(types, kinds)
-        rows += self._table(names.positions)[: ids.shape[1]]
-        return calls.norm(Norm("layer", self._modules[names.norm]), rows)
+        kinds = self._table(names.types) if names.types else None
+        norm = Norm("layer", self._modules[names.norm])
+        tables = self._table(names.words), types, kinds, self._table(names.positions)
+        return calls.embedding_sum(norm, ids, *tables)
 
     def _fits(self, ids, types, names):
         if not isinstance(ids, torch.Tensor) or ids.dim() != 2 or self.training:

@@ -178,6 +178,71 @@ def _columns_of(part, packed, k, weight_scale, bias):
         raise RuntimeError(f"packed_{part}, weight_scale_{part}, bias_{part}: {error}") from None
 
 
+@fake("embedding_sum")
+def _(
+    indices,
+    table,
+    type_indices=None,
+    type_table=None,
+    position_table=None,
+    norm=0,
+    norm_weight=None,
+    norm_bias=None,
+    norm_eps=0.0,
+):
+    """norm(table[indices] + type_table[type_indices] + position_table[0, 1, ...]) in one call.
+
+    The sums are made from the left, each rounded to the tables' dtype.
+
+    Args:
+        indices: int64 or int32 [..., L].
+        table: fp32, bf16 or fp16 [V, K], any strides.
+        type_indices: int64 or int32 [..., L]; without them, every type is the first.
+        type_table: [T, K] of table's dtype, or None.
+        position_table: [at least L, K] likewise.
+        norm, norm_weight, norm_bias, norm_eps: 0 none, 1 layer norm, 2 RMS norm over K, with their
+            arguments as in layer_norm and rms_norm.
+
+    Returns:
+        [..., L, K] in table's dtype.
+
+    Raises:
+        RuntimeError: another dtype, device or shape; an index that is not in its table.
+    """
+    check_device(**_tensors(locals()))
+    check_dtype("table", table, *FLOAT_DTYPES)
+    check_dtype("indices", indices, torch.int64, torch.int32)
+    length = indices.shape[-1] if indices.dim() else 1
+    for name, rows, least in (
+        ("table", table, 0),
+        ("type_table", type_table, 1),
+        ("position_table", position_table, length),
+    ):
+        if rows is not None:
+            _check_table(name, rows, table, least)
+    if type_indices is not None:
+        check_dtype("type_indices", type_indices, torch.int64, torch.int32)
+        torch._check(type_table is not None, lambda: "type_indices are given without type_table")
+        torch._check(
+            type_indices.shape == indices.shape,
+            lambda: f"type_indices must have the shape of indices, got {list(type_indices.shape)}",
+        )
+    torch._check(norm in NORMS.values(), lambda: f"norm must be one of {NORMS}, got {norm}")
+    _check_norm_parts(table.shape[1], norm_eps, norm_weight, norm_bias, "norm_")
+    return table.new_empty((*indices.shape, table.shape[1]))
+
+
+def _check_table(name, rows, table, least):
+    check_dtype(name, rows, table.dtype)
+    torch._check(
+        rows.dim() == 2 and rows.shape[-1] == table.shape[-1] and rows.shape[0] >= least,
+        lambda: (
+            f"{name} must have the shape [at least {least}, {table.shape[-1]}], "
+            f"got {list(rows.shape)}"
+        ),
+    )
+
+
 @fake("linear_block")
 def _(
     x,
