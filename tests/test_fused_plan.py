@@ -83,6 +83,28 @@ def bf16(model):
     model.to(torch.bfloat16)
 
 
+def other_pooler(model):
+    model.pooler = copy.deepcopy(model.pooler)
+    model.pooler.dense.weight_scale.mul_(2)
+
+
+def no_pooler(model):
+    model.pooler = None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("change", [other_pooler, no_pooler])
+def test_a_change_of_the_pooler_is_noticed(model, change):
+    before = model(IDS).pooler_output
+    change(model)
+    after, copied = model(IDS).pooler_output, copy.deepcopy(model)(IDS).pooler_output
+    if model.pooler is None:
+        assert after is None
+    else:
+        assert not torch.equal(after, before)
+        assert_same(after, copied)
+
+
 CHANGES = (
     *(other_weight, other_scale, other_bias, bias_in_place, other_norm_weight, other_epsilon),
     *(other_linear, other_layer, one_more_layer, one_layer_less, float_linear, bf16),
@@ -113,7 +135,9 @@ def forward_of(module, called):
 
 
 @pytest.mark.parametrize("watch", [hook_on, pre_hook_on, forward_of])
-@pytest.mark.parametrize("name", ["encoder", "encoder.layer.1", "encoder.layer.1.output.dense"])
+@pytest.mark.parametrize(
+    "name", ["encoder", "encoder.layer.1", "encoder.layer.1.output.dense", "pooler", "pooler.dense"]
+)
 def test_what_watches_is_called(model, name, watch):
     before, called = hidden(model), []
     watch(model.get_submodule(name), called)

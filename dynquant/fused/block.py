@@ -13,7 +13,7 @@ from dynquant.fused.classes import Swapped
 from dynquant.fused.functions import runs_as_op
 from dynquant.fused.hooks import all_idle
 from dynquant.fused.parts import Parts
-from dynquant.fused.plan import Plan
+from dynquant.fused.plan import Plan, holds
 
 
 class FusedBlock(Swapped):
@@ -54,7 +54,7 @@ class FusedBlock(Swapped):
         if torch.compiler.is_compiling():  # which cannot follow the call that watches
             return self._current_parts(), None
         plan = None if parts is None else parts.plan
-        if plan is not None and plan.watched.hold():
+        if plan is not None and holds(plan.fixed):
             return parts, plan
         parts = self._current_parts()
         parts.plan = None

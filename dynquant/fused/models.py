@@ -16,7 +16,7 @@ from dynquant.fused.block import FusedBlock, compute
 from dynquant.fused.classes import Swapped
 from dynquant.fused.functions import runs_as_op
 from dynquant.fused.hooks import disturbed
-from dynquant.fused.plan import Watched
+from dynquant.fused.plan import Watched, holds
 
 _KNOWN = {
     f"transformers.models.{module}.modeling_{module}.{name}"
@@ -39,14 +39,27 @@ def is_known(module):
 
 
 class _Layers(NamedTuple):
-    """All layers of a model, for as long as `watched` holds and there are as many.
+    """All layers of a model and its pooler, for as long as `fixed` holds and there are as many.
 
     Attributes:
-        runs: parts, plan and attention of each.
+        runs: parts, plan and attention of each layer.
+        pooler: those of the pooler; None where it is called.
     """
 
-    watched: Watched
+    fixed: tuple
     runs: list
+    pooler: tuple | None
+
+
+def _watched_run(watched, parent, name, block):
+    """(parts, plan, attention) of a block that runs as ops now, which is watched; or None."""
+    parts, plan = block._current_plan() if isinstance(block, FusedBlock) else (None, None)
+    if plan is None:
+        return None
+    watched.child(parent, name, block)
+    watched.attributes(block, "_parts")
+    watched.update(plan.watched)
+    return parts, plan, block._settings[0]
 
 
 class FusedModel(Swapped):
@@ -62,8 +75,7 @@ class FusedModel(Swapped):
         if attention_mask is not None and not attention_mask.all():
             mask = attention_mask.to(torch.bool)[:, None, None, :]
         hidden = self.embeddings(input_ids=input_ids, token_type_ids=token_type_ids)
-        hidden = self._run_layers(hidden, mask)
-        pooled = None if self.pooler is None else self.pooler(hidden)
+        hidden, pooled = self._run_layers(hidden, mask)
         if self.config.__dict__.get("return_dict", True) if return_dict is None else return_dict:
             made = getattr(sys.modules["transformers.modeling_outputs"], _OUTPUT)
             return made(last_hidden_state=hidden, pooler_output=pooled)
@@ -74,31 +86,37 @@ class FusedModel(Swapped):
         if layers is None:
             for layer in self.encoder.layer:
                 hidden = layer(hidden, mask)
-            return hidden
+            return hidden, None if self.pooler is None else self.pooler(hidden)
         for parts, plan, attention in layers.runs:
             hidden = compute(parts, plan, Call(hidden, mask), attention)
-        return hidden
+        if layers.pooler is None:
+            return hidden, None if self.pooler is None else self.pooler(hidden)
+        parts, plan, attention = layers.pooler
+        call = READERS[parts.adapter.family](parts, (hidden,), {})
+        return hidden, compute(parts, plan, call, attention)
 
     def _current_layers(self, hidden):
         """What all layers run as without a call of each; None where one of them has to decide."""
         known, held = self.__dict__.get("_layers"), self.encoder.layer
-        if known is not None and len(known.runs) == len(held) and known.watched.hold():
+        if known is not None and len(known.runs) == len(held) and holds(known.fixed):
             return known if runs_as_op(hidden, self.parameters) else None
         self.__dict__["_layers"] = None
         watched, runs = Watched(), []
         for name, layer in held.named_children():
-            found = layer._current_plan() if isinstance(layer, FusedBlock) else (None, None)
-            parts, plan = found
-            if plan is None or not self._says_nothing(parts, hidden):
+            run = _watched_run(watched, held, name, layer)
+            if run is None or not self._says_nothing(run[0], hidden):
                 return None
-            watched.child(held, name, layer)
-            watched.attributes(layer, "_parts")
-            watched.attributes(parts.attention.core, "config", "is_causal")
-            watched.update(plan.watched)
-            runs.append((parts, plan, layer._settings[0]))
+            watched.attributes(run[0].attention.core, "config", "is_causal")
+            runs.append(run)
         if not watched.hold():  # a layer itself has a hook
             return None
-        self.__dict__["_layers"] = _Layers(watched, runs)
+        beside = Watched()
+        pooler = _watched_run(beside, self, "pooler", self.pooler)
+        if pooler is not None and beside.hold():
+            watched.update(beside)
+        else:
+            pooler = None
+        self.__dict__["_layers"] = _Layers(watched.fixed(), runs, pooler)
         return self.__dict__["_layers"] if runs_as_op(hidden, self.parameters) else None
 
     def _says_nothing(self, parts, hidden):

@@ -8,7 +8,7 @@ from dynquant.fused import calls
 
 
 class Watched:
-    """Entries of dicts and types of modules that a plan depends on: `hold` is one call.
+    """Entries of dicts and types of modules that a plan depends on.
 
     Modules are watched for being the same, of the same class, in eval mode, without hooks and
     without a forward of their own.
@@ -16,7 +16,6 @@ class Watched:
 
     def __init__(self):
         self._same, self._empty, self._absent, self._types = [], [], [], []
-        self._flat = None
 
     def child(self, parent, key, module):
         """The module as a child."""
@@ -47,10 +46,17 @@ class Watched:
         self._absent += other._absent
         self._types += other._types
 
+    def fixed(self):
+        """What `holds` takes, faster than this."""
+        return tuple(map(tuple, (self._same, self._empty, self._absent, self._types)))
+
     def hold(self):
-        if self._flat is None:
-            self._flat = tuple(map(tuple, (self._same, self._empty, self._absent, self._types)))
-        return _C.unchanged(*self._flat)
+        return holds(self.fixed())
+
+
+def holds(fixed):
+    """Whether all is as it was when a Watched gave `fixed`, in one call."""
+    return _C.unchanged(*fixed)
 
 
 class Plan:
@@ -61,12 +67,14 @@ class Plan:
         attention, feed_forward, linear_block: what the functions of that name in calls take as
             `arguments`.
         watched: what has to hold for that, a Watched; None where it cannot be kept.
+        fixed: the same for `holds`.
     """
 
     def __init__(self, module, parts):
         first = parts.adapter.norm_first
         self.norm_first = getattr(module, first) if isinstance(first, str) else first
-        self.attention = self.feed_forward = self.linear_block = self.watched = None
+        self.attention = self.feed_forward = self.linear_block = None
+        self.watched = self.fixed = None
         if parts.attention is not None and parts.attention.output is not None:
             self.attention = calls.attention_arguments(parts, self.norm_first)
         if parts.feed_forward is not None:
@@ -93,4 +101,4 @@ class Plan:
             watched.attributes(norm.module, "eps", "variance_epsilon")
         if isinstance(parts.adapter.norm_first, str):
             watched.attributes(module, parts.adapter.norm_first)
-        self.watched = watched
+        self.watched, self.fixed = watched, watched.fixed()
