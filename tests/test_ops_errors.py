@@ -191,7 +191,7 @@ def test_numbers_of_blocks(name):
 @pytest.mark.parametrize(
     "name, changes",
     [
-        *((name, {"width": 3}) for name in ("linear_block", "feed_forward", "attention")),
+        *((name, {"x": 3}) for name in ("linear_block", "feed_forward", "attention")),
         *((name, {"activation": 99}) for name in ("linear_block", "feed_forward")),
         ("feed_forward", {"split": 9}),
         ("attention", {"kv_heads": 0}),
@@ -201,9 +201,8 @@ def test_numbers_of_blocks(name):
 def test_blocks_check_everything_before_they_allocate(name, changes):
     """An output of so many rows cannot be had."""
     values = valid_call(name) | {"residual": None} | changes
-    rows = (1, 4) if name == "attention" else (1,)
-    x = torch.zeros(*rows, values.pop("width", K))
-    values["x"] = x.expand(1 << 40, *x.shape[1:])
-    wrong = "x must have K = 7" if "width" in changes else next(iter(changes))
+    rows = (1 << 40, 4) if name == "attention" else (1 << 40,)
+    values["x"] = torch.zeros(changes.get("x", K)).expand(*rows, -1)
+    wrong = "x must have K = 7" if "x" in changes else next(iter(changes))
     with pytest.raises(RuntimeError, match=wrong):
         call(name, values)

@@ -205,10 +205,9 @@ class BlockRows {
 
  private:
   static Rows checked_rows(const Tensor& x, const Int8Product& first) {
-    Rows rows = rows_of(x, "x");
-    check(rows.k == first.k(), "x must have K = ", first.k(), " as its last dimension, like ",
-          first.name, ", got ", ShapeOf(x));
-    return rows;
+    check(x.dim() == 0 || x.size(x.dim() - 1) == first.k(), "x must have K = ", first.k(),
+          " as its last dimension, like ", first.name, ", got ", ShapeOf(x));
+    return rows_of(x, "x");
   }
 
   bool ends_plain() const { return !residual_.has_value() && after_.is_none(); }
