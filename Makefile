@@ -6,7 +6,7 @@ AARCH64 := aarch64-linux-gnu
 PIP := $(BIN)/pip install -q -c constraints.txt
 NATIVE := $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
 
-.PHONY: demo bench test cuda lint format wheel wheel-test sdist aarch64 amx clang sanitize sanitize-ops clean
+.PHONY: demo bench test cuda lint format wheel wheel-test sdist aarch64 amx clang sanitize sanitize-ops sanitize-threads clean
 demo: $(VENV)/demo
 	$(BIN)/python -m benchmarks.demo
 
@@ -80,6 +80,12 @@ sanitize-ops: $(VENV)/dev
 	LD_PRELOAD="$$(for one in asan ubsan stdc++; do $(CXX) -print-file-name=lib$$one.so; done | xargs)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=2 \
 	  PYTHONPATH=build/sanitize-ops/package $(BIN)/python tests/fuzz.py --calls 1000
+
+# Calls from several threads at once, under the thread sanitizer; the script says how.
+sanitize-threads: $(VENV)/dev
+	tools/variant.sh sanitize-threads -DDYNQUANT_SANITIZE=thread -DDYNQUANT_AMX_EMULATED=ON
+	$(BIN)/cmake --build build/sanitize-threads --target thread_test
+	tools/sanitize_threads.sh build/sanitize-threads
 
 clean:
 	rm -rf build dist $(VENV) dynquant/*.so *.egg-info

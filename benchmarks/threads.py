@@ -9,7 +9,7 @@ import statistics
 from benchmarks import cases, tables, timing
 from benchmarks.shapes import format_shape
 
-COUNTS = (1, 8, 128)
+COUNTS = (1, 2, 8, 128)
 
 
 def run(shapes, rounds):

@@ -447,7 +447,9 @@ def _run_child(first, calls, seed):
     how = f"exit code {done.returncode}"
     if done.returncode < 0:
         how = signal.Signals(-done.returncode).name
-    return None, (under_way, f"{how}\n{done.stderr[-3000:]}")
+    text = done.stderr  # a sanitizer says at the beginning what was wrong, Python at the end
+    text = text if len(text) < 6000 else f"{text[:4000]}\n...\n{text[-2000:]}"
+    return None, (under_way, f"{how}\n{text}")
 
 
 def run(calls, seed, first=0, chunk=CHUNK):

@@ -153,8 +153,10 @@ struct GenericIsa {
     return x.v[0];
   }
 
-  static inline Int load_int(const int32_t* p) {
-    return each<Int>([=](int i) { return p[i]; });
+  static inline Int load_int(const int32_t* p) {  // column sums lie wherever the packed bytes do
+    Int x;
+    memcpy(&x, p, sizeof x);
+    return x;
   }
   static inline void store_int(int32_t* p, Int x) {
     for (int i = 0; i < Lanes; ++i) p[i] = x.v[i];
