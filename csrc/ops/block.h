@@ -149,10 +149,11 @@ class BlockRows {
   // Into how many parts the rows are split where each block of them is taken from the beginning to
   // the end by one thread. 0 where it is one step after the other instead, each on all threads:
   // columns are split where rows are few, and ranges over the whole tensor need it whole.
-  int64_t parts_of_rows(const Product& product, const Int8Product& first) const {
+  // `largest` is the block's largest product.
+  int64_t parts_of_rows(const Product& product, const Int8Product& largest) const {
     if (!scheme.per_token) return 0;
-    const Split split =
-        choose_split(in.m, first.n(), in.k, num_threads(), product.costs, product.row_multiple);
+    const Split split = choose_split(in.m, largest.n(), largest.k(), num_threads(), product.costs,
+                                     product.row_multiple);
     return split.columns > 1 ? 0 : split.rows;
   }
 
