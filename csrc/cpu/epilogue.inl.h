@@ -68,7 +68,9 @@ struct TileOut {
 };
 
 // The one epilogue of every product: V registers of a row's sums, which were in registers or in
-// memory, become the outputs of its columns.
+// memory, become the outputs of its columns. An activation is no part of it: applied to a panel's
+// columns while they are in the L1 cache it was, on AVX512-VNNI, as fast to 3% slower than applied
+// to a whole row by what reads that next, and brings it there in any case.
 template <class Isa, int V, class Out>
 inline void finish_row(const typename Isa::Int (&acc)[V], const TileOut<Out>& to, int64_t row) {
   const typename Isa::Int zero_point = Isa::set_int(to.zero_point[row]);

@@ -32,8 +32,8 @@ constexpr int tile_vectors(int rows) {
 }
 
 // The next panel on its way to the L2 cache while this one is computed: one line for each group of
-// each pass. Only tiles narrower than a panel need it: they read a line here and there, which the
-// processor's own prefetcher follows poorly; whole panels are one stream, which it follows well.
+// the first strips; its neighbour comes with it. The processor's own prefetcher stops at each page,
+// and models whose weights outgrow the L2 cache together wait for every one of them.
 struct Ahead {
   const int8_t* at;
   int64_t step;  // bytes for each group
@@ -43,7 +43,8 @@ constexpr int64_t kStaysInL2 = 1024 * 1024;  // weights of which nothing needs t
 constexpr int64_t kStaysInL1 = 32 * 1024;    // a panel of which every strip finds the start there
 constexpr int64_t kFewRows = 96;             // with more, waiting for a weight hardly counts
 constexpr int64_t kLine = 64;
-constexpr int64_t kNearGroups = 8;  // this panel, on its way from the L2 to the L1 cache
+constexpr int64_t kFetchStrips = 4;  // strips that fetch the next panel; the others find it there
+constexpr int64_t kNearGroups = 8;   // this panel, on its way from the L2 to the L1 cache
 
 template <class Isa, int R>
 inline typename Isa::Weights weights_of(const int8_t* p) {
@@ -105,11 +106,14 @@ __attribute__((noinline)) void tile(const uint8_t* staged, int64_t staged_stride
   }
 
   for (int64_t g = 0; g < groups; ++g) {
+    // A tile narrower than a panel reads a line here and there, which no prefetcher follows well.
     if constexpr (kBytes < kStep) {
 #pragma GCC unroll 16
       for (int c = 0; c < kBytes; c += kLine) {
         __builtin_prefetch(weights + kNearGroups * kStep + c);
       }
+    }
+    if constexpr (R > 1) {
       __builtin_prefetch(ahead.at, 0, 2);
       ahead.at += ahead.step;
     }
@@ -191,7 +195,8 @@ inline void gemm_by(const GemmArgs& a, Out*) {
   const int64_t units = a.m / unit;
   const int64_t strips = ceil_div(a.m, a.pairs ? kPairRows : Rows);
   const int64_t panel_stride = kPanelColumns * kGroup * (1 + a.groups);
-  const bool fetch = outgrows_l2(a);
+  if (strips == 0) return;
+  const int64_t fetching = strips < kFetchStrips ? strips : kFetchStrips;
   for (int64_t n0 = a.n_begin; n0 < a.n_end; n0 += kPanelColumns) {
     const int64_t columns = a.n_end - n0 < kPanelColumns ? a.n_end - n0 : kPanelColumns;
     const int8_t* panel = a.panels + n0 / kPanelColumns * panel_stride;
@@ -201,13 +206,13 @@ inline void gemm_by(const GemmArgs& a, Out*) {
         values.weight_scale,   values.bias,  static_cast<Out*>(a.epilogue.out) + n0,
         a.epilogue.out_stride, a.pairs};
     Ahead ahead = {panel, 0};
-    if (fetch && n0 + kPanelColumns < a.n_end) {
-      const int64_t each = kPanelColumns * kGroup / (strips * kPasses);
-      ahead = {panel + panel_stride, each < kLine ? each : kLine};
+    if (n0 + kPanelColumns < a.n_end) {
+      ahead = {panel + panel_stride, kPanelColumns * kGroup / (fetching * kPasses)};
     }
     int64_t m0 = 0;
     for (int64_t s = 0; s < strips; ++s) {
       const int64_t rows = unit * (units / strips + (s < units % strips ? 1 : 0));
+      if (s == fetching) ahead = {panel, 0};
       strip_of<Isa, kMostRows>(rows, a, m0, panel, columns, to, ahead);
       m0 += rows;
     }

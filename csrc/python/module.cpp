@@ -15,6 +15,7 @@
 #include "../cpu/staged.h"
 #include "../ops/split.h"
 #include "probes.h"
+#include "unchanged.h"
 
 namespace py = pybind11;
 
@@ -154,6 +155,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("declined", &dynquant::declined, "Those that do not, with the reason.");
   m.def("current_isa", &dynquant::current_isa, "The one in use; None if DYNQUANT_ISA is wrong.");
   m.def("set_isa", &dynquant::set_isa, py::arg("name"), "False if it cannot run here.");
+  m.def("unchanged", &dynquant::unchanged, py::arg("same"), py::arg("empty"), py::arg("absent"),
+        py::arg("types"),
+        "Whether dict[key] is value for each (dict, key, value) of same, holds an empty dict for "
+        "each (dict, key) of empty and nothing for each of absent, and type(one) is kind for each "
+        "(one, kind) of types; each is one flat tuple.");
   m.def("range", &dynquant::range, py::arg("isa"), py::arg("x"),
         "(min(0, min x), max(0, max x), has NaN) of a float32 array.");
   m.def("quantize", &dynquant::quantize, py::arg("isa"), py::arg("x"), py::arg("inv"),

@@ -13,20 +13,22 @@ from dynquant.fused.classes import Swapped
 from dynquant.fused.functions import runs_as_op
 from dynquant.fused.hooks import all_idle
 from dynquant.fused.parts import Parts
+from dynquant.fused.plan import Plan
 
 
 class FusedBlock(Swapped):
     """A block of a known architecture. Its one setting: how the attention computes."""
 
     def forward(self, *args, **kwargs):
-        parts = self._current_parts()
+        parts, plan = self._current_plan()
         call = None
         if not self.training:
             call = READERS[parts.adapter.family](parts, args, kwargs)
-        if call is None or not runs_as_op(call.x, call.residual, *parts.parameters()):
+        if call is None or not runs_as_op(call.x, lambda: (call.residual, *parts.parameters())):
             return super().forward(*args, **kwargs)
-        if not (parts.obstacle or parts.disturbance() or _has_any_global_hook()):
-            result = compute(self, parts, call, *self._settings)
+        quiet = plan is not None or not (parts.obstacle or parts.disturbance())
+        if quiet and not _has_any_global_hook():
+            result = compute(parts, plan or Plan(self, parts), call, *self._settings)
         elif parts.can_call_linears() and not _trains(parts.linears):
             result = call.restored(calls.attention_in_parts(parts, call, self._integers()))
         else:
@@ -45,6 +47,22 @@ class FusedBlock(Swapped):
         parts = self._current_parts()
         training = "it is in training mode" if self.training else ""
         return parts.obstacle or training or parts.disturbance()
+
+    def _current_plan(self):
+        """The parts, and their plan where nothing stands against it; None: that is to be asked."""
+        parts = self.__dict__.get("_parts")
+        if torch.compiler.is_compiling():  # which cannot follow the call that watches
+            return self._current_parts(), None
+        plan = None if parts is None else parts.plan
+        if plan is not None and plan.watched.hold():
+            return parts, plan
+        parts = self._current_parts()
+        parts.plan = None
+        if not (parts.obstacle or parts.disturbance()):
+            plan = Plan(self, parts)
+            plan.keep(self, parts)
+            parts.plan = plan if plan.watched is not None else None
+        return parts, parts.plan
 
     def _current_parts(self):
         parts = self.__dict__.get("_parts")
@@ -65,24 +83,23 @@ def _trains(linears):
     )
 
 
-def compute(module, parts, call, attention):
+def compute(parts, plan, call, attention):
     """What the forward of a block gives, by ops.
 
     Args:
+        plan: the Plan of the parts.
         call: a Call.
         attention: "integer" or "float".
     """
-    x, norm_first = call.x, parts.adapter.norm_first
-    if isinstance(norm_first, str):
-        norm_first = getattr(module, norm_first)
-    if parts.linear_block is not None:
-        return calls.linear_block_of(parts, call, norm_first)
-    if parts.attention is not None and parts.attention.output is None:
-        return calls.attention_in_parts(parts, call, attention == "integer")
-    if parts.attention is not None:
-        x = calls.attention(parts, call, norm_first, attention == "integer")
-    if parts.feed_forward is not None:
-        x = calls.feed_forward(parts, x, norm_first)
+    x, residual, integers = call.x, parts.adapter.residual, attention == "integer"
+    if plan.linear_block is not None:
+        return calls.linear_block(plan.linear_block, x, call.residual)
+    if plan.attention is not None:
+        x = calls.attention(plan.attention, call, residual, integers)
+    elif parts.attention is not None:
+        return calls.attention_in_parts(parts, call, integers)
+    if plan.feed_forward is not None:
+        x = calls.feed_forward(plan.feed_forward, x, residual)
     return call.restored(x)
 
 

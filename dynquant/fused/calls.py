@@ -1,5 +1,7 @@
 """What fused blocks call: one op each, or the ops that it is made of."""
 
+from itertools import chain
+
 import torch
 
 from dynquant.nn.linear import outputs_of
@@ -7,9 +9,14 @@ from dynquant.ops.blocks import ACTIVATIONS
 
 _NORMS = {"layer": 1, "rms": 2, "rms_plus_one": 2}
 _NO_NORM = (0, None, None, 0.0)
+# The ops' own defaults: each argument that is given costs a call 0.2 microseconds.
+_USUAL_SCHEME = (True, False, 8)
 _SPLITS = {None: 0, "gate_first": 1, "up_first": 2}
 
 _ops = torch.ops.dynquant
+# The overloads themselves: finding them costs a call of a short text several microseconds.
+_attention, _feed_forward = _ops.attention.default, _ops.feed_forward.default
+_linear_block = _ops.linear_block.default
 
 
 def activation(name, x):
@@ -24,18 +31,28 @@ def norm(norm, x):
     return _ops.rms_norm(x, weight, eps)
 
 
-def attention(parts, call, norm_first, integers):
-    """The attention block of `parts` for a Call, as one op."""
-    found, x = parts.attention, call.x
+def attention_arguments(parts, norm_first):
+    """What an attention block takes besides what a call brings: in front of it, and behind it."""
+    found = parts.attention
+    weights = map(_weight, (found.query, found.key, found.value, found.output))
+    return (
+        (*chain(*weights), parts.heads, parts.kv_heads),
+        _ends(*before_and_after(found.norm, norm_first), parts.scheme),
+    )
+
+
+def attention(arguments, call, residual, integers):
+    """An attention block for a Call, as one op.
+
+    Args:
+        arguments: what attention_arguments gave.
+        residual: whether the input is added.
+    """
+    before, after = arguments
     cos, sin = call.rotary or (None, None)
-    return _ops.attention(
-        x,
-        *_weight(found.query),
-        *_weight(found.key),
-        *_weight(found.value),
-        *_weight(found.output),
-        parts.heads,
-        parts.kv_heads,
+    return _attention(
+        call.x,
+        *before,
         call.mask,
         call.bias,
         call.causal,
@@ -43,9 +60,8 @@ def attention(parts, call, norm_first, integers):
         cos,
         sin,
         integers,
-        x if parts.adapter.residual else None,
-        *_norms(found.norm, norm_first),
-        *parts.scheme,
+        call.x if residual else None,
+        *after,
     )
 
 
@@ -67,42 +83,37 @@ def attention_in_parts(parts, call, integers):
     return result if found.dropout is None else found.dropout(result)
 
 
-def feed_forward(parts, x, norm_first):
-    """The feed-forward block of `parts` for x [..., features], as one op."""
+def feed_forward_arguments(parts, norm_first):
+    """The same for a feed-forward block."""
     found = parts.feed_forward
-    return _ops.feed_forward(
-        x,
-        *_weight(found.up),
-        *_weight(found.gate),
-        *_weight(found.down),
-        ACTIVATIONS[found.activation],
-        _SPLITS[found.split],
-        x if parts.adapter.residual else None,
-        *_norms(found.norm, norm_first),
-        *parts.scheme,
+    weights = map(_weight, (found.up, found.gate, found.down))
+    return (
+        (*chain(*weights), ACTIVATIONS[found.activation], _SPLITS[found.split]),
+        _ends(*before_and_after(found.norm, norm_first), parts.scheme),
     )
 
 
-def linear_block_of(parts, call, norm_first):
-    """The linear block of `parts` for a Call, as one op."""
-    found = parts.linear_block
-    before, after = (found.norm, None) if norm_first else (None, found.norm)
-    return linear_block(
-        call.x, found.linear, found.activation, call.residual, before, after, parts.scheme
-    )
+def feed_forward(arguments, x, residual=False):
+    """A feed-forward block for x [..., features], as one op; arguments as for attention."""
+    before, after = arguments
+    return _feed_forward(x, *before, x if residual else None, *after)
 
 
-def linear_block(x, linear, activation, residual, before, after, scheme):
-    """before and after: a Norm or None."""
-    return _ops.linear_block(
-        x,
-        *_weight(linear),
-        ACTIVATIONS[activation],
-        residual,
-        *_norm(before),
-        *_norm(after),
-        *scheme,
-    )
+def two_linears_arguments(up, down, activation, before, after, scheme):
+    """Those of after(down(activation(up(before(x))))); before and after: a Norm or None."""
+    weights = map(_weight, (up, None, down))
+    return (*chain(*weights), ACTIVATIONS[activation], 0), _ends(before, after, scheme)
+
+
+def linear_block_arguments(linear, activation, before, after, scheme):
+    """The same for a linear layer with what belongs to it; before and after: a Norm or None."""
+    return (*_weight(linear), ACTIVATIONS[activation]), _ends(before, after, scheme)
+
+
+def linear_block(arguments, x, residual=None):
+    """A linear block for x, as one op; arguments as for attention."""
+    before, after = arguments
+    return _linear_block(x, *before, residual, *after)
 
 
 def _weight(linear):
@@ -113,9 +124,19 @@ def _weight(linear):
     return buffers["packed"], buffers["weight_scale"], linear._parameters["bias"]
 
 
-def _norms(norm, first):
-    """The arguments of the norm before and of the one after."""
-    return (*_norm(norm), *_NO_NORM) if first else (*_NO_NORM, *_norm(norm))
+def before_and_after(norm, first):
+    """The norm before and the one after, of which one is None."""
+    return (norm, None) if first else (None, norm)
+
+
+def _ends(before, after, scheme):
+    """An op's last arguments: norm before, norm after, scheme; without what is default anyway."""
+    ends = [_norm(before), _norm(after), scheme]
+    for default in (_USUAL_SCHEME, _NO_NORM, _NO_NORM):
+        if ends[-1] != default:
+            break
+        ends.pop()
+    return tuple(chain(*ends))
 
 
 def _norm(norm):

@@ -4,6 +4,7 @@ import torch
 
 from dynquant.fused.arguments import READERS
 from dynquant.fused.block import compute
+from dynquant.fused.plan import Plan
 
 # Below it a block computes something else than its adapter says. Bytes that round otherwise leave
 # 40 dB and more, integers in the attention 30.
@@ -46,7 +47,9 @@ def difference(module, parts, attention):
         if call is None:
             return f"could not be compared: {what} is not what its ops take"
         for kind in {"float", attention} if parts.attention else {attention}:
-            if differs := _differs(compute(module, parts, call, kind), expected, kind, what):
+            if differs := _differs(
+                compute(parts, Plan(module, parts), call, kind), expected, kind, what
+            ):
                 return differs
     return ""
 

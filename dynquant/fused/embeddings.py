@@ -76,8 +76,7 @@ class FusedEmbeddings(Swapped):
             return False
         if ids.shape[1] > self._modules[names.positions].num_embeddings:
             return False
-        learns = self.parameters() if torch.is_grad_enabled() else ()
-        return runs_as_op(self._table(names.words), *learns)
+        return runs_as_op(self._table(names.words), self.parameters)
 
     def _table(self, name):
         return self._modules[name]._parameters["weight"]

@@ -96,14 +96,18 @@ def _evaluated(function, x):
     return found if fits else None
 
 
-def runs_as_op(x, *parameters):
-    """Whether float functions of x run as ops: no gradient, autocast or other kind of tensor."""
+def runs_as_op(x, parameters=tuple):
+    """Whether float functions of x run as ops: no gradient, autocast or other kind of tensor.
+
+    Args:
+        parameters: gives those that may want a gradient; called where one could be wanted.
+    """
     if not x.is_cpu or x.dtype not in _FLOATS or x.is_nested or remembered(x) is not None:
         return False
     if torch.is_autocast_enabled("cpu"):
         return False
     return not torch.is_grad_enabled() or not any(
-        tensor.requires_grad for tensor in (x, *parameters) if tensor is not None
+        tensor.requires_grad for tensor in (x, *parameters()) if tensor is not None
     )
 
 
@@ -120,8 +124,7 @@ class FusedNorm(Swapped):
     """A norm inside a fused block: the op that the block is made of."""
 
     def forward(self, *args, **kwargs):
-        parameters = self._parameters.values()
         simple = len(args) == 1 and not kwargs and not self.training
-        if not simple or not runs_as_op(args[0], *parameters):
+        if not simple or not runs_as_op(args[0], self._parameters.values):
             return super().forward(*args, **kwargs)
         return calls.norm(Norm(self._settings[0], self), args[0])

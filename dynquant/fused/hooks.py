@@ -17,8 +17,27 @@ def disturbed(module):
     return module.training or "forward" in module.__dict__ or not all_idle(module)
 
 
-def why_disturbed(module):
-    """What makes `disturbed` true, for messages."""
+def first_disturbance(named, besides=frozenset()):
+    """Which of the (name, module) is disturbed first and by what, for messages; "" for none.
+
+    Args:
+        besides: ids of modules that do not count.
+    """
+    for name, module in named:
+        # This line says it for nearly all; a function for each would cost as much again.
+        if not (
+            module.training
+            or module._forward_hooks
+            or module._forward_pre_hooks
+            or "forward" in module.__dict__
+        ):
+            continue
+        if disturbed(module) and id(module) not in besides:
+            return f"{name} {_why(module)}"
+    return ""
+
+
+def _why(module):
     if module.training:
         return "is in training mode"
     return "has hooks" if "forward" not in module.__dict__ else "has another forward"

@@ -5,14 +5,18 @@ config, masks, capturing) takes as long as they do.
 """
 
 import sys
+from typing import NamedTuple
 
 import torch
 from torch.nn.modules.module import _has_any_global_hook
 
 from dynquant.fused.adapters import name_of
-from dynquant.fused.block import FusedBlock
+from dynquant.fused.arguments import READERS, Call
+from dynquant.fused.block import FusedBlock, compute
 from dynquant.fused.classes import Swapped
+from dynquant.fused.functions import runs_as_op
 from dynquant.fused.hooks import disturbed
+from dynquant.fused.plan import Watched
 
 _KNOWN = {
     f"transformers.models.{module}.modeling_{module}.{name}"
@@ -34,8 +38,21 @@ def is_known(module):
     return all(isinstance(layer, FusedBlock) for layer in module.encoder.layer)
 
 
+class _Layers(NamedTuple):
+    """All layers of a model, for as long as `watched` holds and there are as many.
+
+    Attributes:
+        runs: parts, plan and attention of each.
+    """
+
+    watched: Watched
+    runs: list
+
+
 class FusedModel(Swapped):
     """Embeddings, layers, pooler; the forward of the model itself where more is asked for."""
+
+    _NOT_KEPT = ("_layers",)
 
     def forward(self, input_ids=None, attention_mask=None, token_type_ids=None, *args, **kwargs):
         return_dict = kwargs.get("return_dict")
@@ -45,13 +62,51 @@ class FusedModel(Swapped):
         if attention_mask is not None and not attention_mask.all():
             mask = attention_mask.to(torch.bool)[:, None, None, :]
         hidden = self.embeddings(input_ids=input_ids, token_type_ids=token_type_ids)
-        for layer in self.encoder.layer:
-            hidden = layer(hidden, mask)
+        hidden = self._run_layers(hidden, mask)
         pooled = None if self.pooler is None else self.pooler(hidden)
         if self.config.__dict__.get("return_dict", True) if return_dict is None else return_dict:
             made = getattr(sys.modules["transformers.modeling_outputs"], _OUTPUT)
             return made(last_hidden_state=hidden, pooler_output=pooled)
         return (hidden,) if pooled is None else (hidden, pooled)
+
+    def _run_layers(self, hidden, mask):
+        layers = self._current_layers(hidden)
+        if layers is None:
+            for layer in self.encoder.layer:
+                hidden = layer(hidden, mask)
+            return hidden
+        for parts, plan, attention in layers.runs:
+            hidden = compute(parts, plan, Call(hidden, mask), attention)
+        return hidden
+
+    def _current_layers(self, hidden):
+        """What all layers run as without a call of each; None where one of them has to decide."""
+        known, held = self.__dict__.get("_layers"), self.encoder.layer
+        if known is not None and len(known.runs) == len(held) and known.watched.hold():
+            return known if runs_as_op(hidden, self.parameters) else None
+        self.__dict__["_layers"] = None
+        watched, runs = Watched(), []
+        for name, layer in held.named_children():
+            found = layer._current_plan() if isinstance(layer, FusedBlock) else (None, None)
+            parts, plan = found
+            if plan is None or not self._says_nothing(parts, hidden):
+                return None
+            watched.child(held, name, layer)
+            watched.attributes(layer, "_parts")
+            watched.attributes(parts.attention.core, "config", "is_causal")
+            watched.update(plan.watched)
+            runs.append((parts, plan, layer._settings[0]))
+        if not watched.hold():  # a layer itself has a hook
+            return None
+        self.__dict__["_layers"] = _Layers(watched, runs)
+        return self.__dict__["_layers"] if runs_as_op(hidden, self.parameters) else None
+
+    def _says_nothing(self, parts, hidden):
+        """Whether a layer adds nothing of its own to the call: it has the model's own config."""
+        if getattr(parts.attention.core, "config", None) is not self.config:
+            return False
+        call = READERS[parts.adapter.family](parts, (hidden, None), {})
+        return call == Call(hidden)
 
     def _fits(self, ids, mask, kwargs):
         if self.training or not isinstance(ids, torch.Tensor) or ids.dim() != 2 or not ids.is_cpu:

@@ -7,7 +7,7 @@ from torch import nn
 
 from dynquant import nn as quantized
 from dynquant.fused.functions import Norm, activation_of, norm_of
-from dynquant.fused.hooks import disturbed, why_disturbed
+from dynquant.fused.hooks import first_disturbance
 
 LINEAR = (quantized.Linear, quantized.Conv1D)  # what the ops have a form for
 
@@ -61,6 +61,7 @@ class Parts:
         linears: the linear layers of them, by name.
         obstacle: what stands against running fused, or "".
         scheme: how the linear layers quantize their inputs: per_token, symmetric, activation_bits.
+        plan: the last Plan that was made from them, or None.
         heads, kv_heads: of the attention.
     """
 
@@ -69,12 +70,14 @@ class Parts:
         self.attention = self.feed_forward = self.linear_block = None
         self.linears = {}
         self.obstacle = ""
+        self.plan = None
         self._children = [
-            (parent._modules, key, child, type(child))
+            (parent, key, child, type(child))
             for parent in module.modules()
             for key, child in parent._modules.items()
             if child is not None
         ]
+        self._named = [(key, child) for _, key, child, _ in self._children]
         found = {name: type(child) for name, child in module.named_modules() if name}
         self.kinds = found if kinds is None else kinds
         try:
@@ -190,10 +193,14 @@ class Parts:
         """Those that may want a gradient; a quantized linear layer has none."""
         return [one for norm in self.norms() for one in norm.module._parameters.values()]
 
+    def children(self):
+        """(parent, name, module) of everything in the block."""
+        return [(parent, key, child) for parent, key, child, _ in self._children]
+
     def hold(self):
         """Whether the block still has the same submodules, of the same types."""
-        for children, key, child, kind in self._children:
-            if children.get(key) is not child or child.__class__ is not kind:
+        for parent, key, child, kind in self._children:
+            if parent._modules.get(key) is not child or child.__class__ is not kind:
                 return False
         return True
 
@@ -203,18 +210,7 @@ class Parts:
         Args:
             besides: ids of submodules that do not count.
         """
-        for _, key, child, _ in self._children:
-            # The first line says it for nearly all; a function for each would cost as much again.
-            if not (
-                child.training
-                or child._forward_hooks
-                or child._forward_pre_hooks
-                or "forward" in child.__dict__
-            ):
-                continue
-            if disturbed(child) and id(child) not in besides:
-                return f"{key} {why_disturbed(child)}"
-        return ""
+        return first_disturbance(self._named, besides)
 
     def can_call_linears(self):
         """Whether the attention can be made of calls of its linear layers, whatever they are."""

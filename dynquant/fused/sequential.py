@@ -9,7 +9,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from dynquant.fused import calls
 from dynquant.fused.classes import Swapped, base_of
 from dynquant.fused.functions import Norm, activation_of, norm_of, runs_as_op
-from dynquant.fused.hooks import disturbed, why_disturbed
+from dynquant.fused.hooks import first_disturbance
 from dynquant.fused.parts import LINEAR, dtype_of, scheme_of
 
 _ACTIVATIONS = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid)
@@ -18,13 +18,15 @@ _IDLE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.AlphaDropout, nn.FeatureAlpha
 
 
 class Run(NamedTuple):
-    """Modules that follow each other and are one op: after(activation(linear(before(x)))).
+    """Modules that follow each other and are one op: after(down(activation(linear(before(x))))).
 
     Attributes:
         modules: (name, module) of all of them, those that do nothing in eval mode included.
+        down: a second linear layer, or None.
         before, after: a Norm or None.
         activation: its name, "none" where there is none.
         function: the module of the activation, or None.
+        scheme: how the linear layers quantize their inputs.
     """
 
     modules: tuple
@@ -32,7 +34,9 @@ class Run(NamedTuple):
     before: Norm | None
     activation: str
     function: nn.Module | None
+    down: nn.Module | None
     after: Norm | None
+    scheme: tuple
 
     def __call__(self, x):
         if self._fits(x):
@@ -42,15 +46,12 @@ class Run(NamedTuple):
         return x
 
     def compute(self, x):
-        return calls.linear_block(
-            x,
-            self.linear,
-            self.activation,
-            None,
-            self.before,
-            self.after,
-            scheme_of(self.linear),
-        )
+        _, linear, before, activation, _, down, after, scheme = self
+        if down is None:
+            arguments = calls.linear_block_arguments(linear, activation, before, after, scheme)
+            return calls.linear_block(arguments, x)
+        arguments = calls.two_linears_arguments(linear, down, activation, before, after, scheme)
+        return calls.feed_forward(arguments, x)
 
     def norms(self):
         return [norm for norm in (self.before, self.after) if norm is not None]
@@ -61,17 +62,15 @@ class Run(NamedTuple):
 
     def why_not(self):
         """What stands against running as one op, or ""."""
-        for name, module in self.modules:
-            if disturbed(module):
-                return f"{name} {why_disturbed(module)}"
-        return ""
+        return first_disturbance(self.modules)
 
     def _fits(self, x):
-        for _, module in self.modules:
-            if disturbed(module):
-                return False
-        parameters = [one for norm in self.norms() for one in norm.module._parameters.values()]
-        return isinstance(x, torch.Tensor) and runs_as_op(x, *parameters)
+        if not isinstance(x, torch.Tensor) or first_disturbance(self.modules):
+            return False
+        return runs_as_op(x, self._parameters)
+
+    def _parameters(self):
+        return [one for norm in self.norms() for one in norm.module._parameters.values()]
 
 
 class Chain:
@@ -144,17 +143,27 @@ def _run_at(modules, fused):
     def activation(module):
         return activation_of(module) and module if _is_one_of(module, _ACTIVATIONS, fused) else None
 
+    def linear(module):
+        return module if type(module) in LINEAR else None
+
     found = _Reader(modules)
-    before = found.take(norm)
-    linear = found.take(lambda module: module if type(module) in LINEAR else None)
-    if linear is None:
+    before, first = found.take(norm), found.take(linear)
+    if first is None:
         return None
-    function = found.take(activation)
+    function, down = found.take(activation), None
+    if function is not None:
+        begin, down = found.taken, found.take(linear)
+        # One with an activation of its own begins the next run.
+        if down is not None and (
+            scheme_of(down) != scheme_of(first) or found.take(activation) is not None
+        ):
+            found.taken, down = begin, None
     after = found.take(norm)
     if function is None and before is None and after is None:
         return None
     name = "none" if function is None else activation_of(function)
-    return Run(tuple(modules[: found.taken]), linear, before, name, function, after)
+    taken = tuple(modules[: found.taken])
+    return Run(taken, first, before, name, function, down, after, scheme_of(first))
 
 
 def _is_one_of(module, types, fused):

@@ -1,0 +1,96 @@
+"""What the ops of a block are called with, kept for as long as its modules are as they were.
+
+At one short text, finding it out anew at each call takes as long as the ops.
+"""
+
+from dynquant import _C
+from dynquant.fused import calls
+
+
+class Watched:
+    """Entries of dicts and types of modules that a plan depends on: `hold` is one call.
+
+    Modules are watched for being the same, of the same class, in eval mode, without hooks and
+    without a forward of their own.
+    """
+
+    def __init__(self):
+        self._same, self._empty, self._absent, self._types = [], [], [], []
+        self._flat = None
+
+    def child(self, parent, key, module):
+        """The module as a child."""
+        self.entries(parent._modules, {key: module})
+        self._types += (module, type(module))
+        own = module.__dict__
+        self.entries(own, {"training": False})
+        self._empty += (own, "_forward_hooks", own, "_forward_pre_hooks")
+        self._absent += (own, "forward")
+
+    def entries(self, table, entries):
+        """That a dict has these entries."""
+        for key, value in entries.items():
+            self._same += (table, key, value)
+
+    def attributes(self, module, *names):
+        """That the module's own attributes of these names are as they are, or are not there."""
+        own = module.__dict__
+        for name in names:
+            if name in own:
+                self._same += (own, name, own[name])
+            else:
+                self._absent += (own, name)
+
+    def update(self, other):
+        self._same += other._same
+        self._empty += other._empty
+        self._absent += other._absent
+        self._types += other._types
+
+    def hold(self):
+        if self._flat is None:
+            self._flat = tuple(map(tuple, (self._same, self._empty, self._absent, self._types)))
+        return _C.unchanged(*self._flat)
+
+
+class Plan:
+    """The arguments of a block's ops that a call does not bring.
+
+    Attributes:
+        norm_first: whether each norm comes before its products.
+        attention, feed_forward, linear_block: what the functions of that name in calls take as
+            `arguments`.
+        watched: what has to hold for that, a Watched; None where it cannot be kept.
+    """
+
+    def __init__(self, module, parts):
+        first = parts.adapter.norm_first
+        self.norm_first = getattr(module, first) if isinstance(first, str) else first
+        self.attention = self.feed_forward = self.linear_block = self.watched = None
+        if parts.attention is not None and parts.attention.output is not None:
+            self.attention = calls.attention_arguments(parts, self.norm_first)
+        if parts.feed_forward is not None:
+            self.feed_forward = calls.feed_forward_arguments(parts, self.norm_first)
+        if parts.linear_block is not None:
+            linear, norm, activation, _ = parts.linear_block
+            norms = calls.before_and_after(norm, self.norm_first)
+            self.linear_block = calls.linear_block_arguments(
+                linear, activation, *norms, parts.scheme
+            )
+
+    def keep(self, module, parts):
+        """Watches what the arguments were taken from."""
+        if any(norm.kind == "rms_plus_one" for norm in parts.norms()):
+            return  # its weight is computed from one that may be written to
+        watched = Watched()
+        for parent, key, child in parts.children():
+            watched.child(parent, key, child)
+        for linear in parts.linears.values():
+            watched.entries(linear._buffers, linear._buffers)
+            watched.entries(linear._parameters, linear._parameters)
+        for norm in parts.norms():
+            watched.entries(norm.module._parameters, norm.module._parameters)
+            watched.attributes(norm.module, "eps", "variance_epsilon")
+        if isinstance(parts.adapter.norm_first, str):
+            watched.attributes(module, parts.adapter.norm_first)
+        self.watched = watched
