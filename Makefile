@@ -56,7 +56,7 @@ aarch64: $(VENV)/tools
 # The ops on the machine code for AMX, whose instructions a signal handler emulates, in four threads.
 amx: $(VENV)/dev
 	tools/variant.sh amx -DDYNQUANT_AMX_EMULATED=ON
-	OMP_NUM_THREADS=4 PYTHONPATH=build/amx/package $(BIN)/python -m pytest -q -k amx_trapped \
+	OMP_NUM_THREADS=4 GOMP_SPINCOUNT=1000 PYTHONPATH=build/amx/package $(BIN)/pytest -q -k amx_trapped \
 	  tests/test_ops_linear.py tests/test_ops_rnn.py tests/test_ops_attention.py tests/test_ops_blocks.py
 
 # Kernels and ops compiled by clang, where there is one: the same bits.

@@ -103,7 +103,7 @@ def run_drawn(calls, seed, threads=ONE_HAS_THREE):
 def run_race(library, threads):
     """Calls that race with each other: the proof that a sanitizer would see it here."""
     count = ctypes.CDLL(library).count
-    together(lambda number: count(100_000), threads)
+    together(lambda number: count(20_000_000), threads)  # long beside what the lock keeps apart
 
 
 def main():

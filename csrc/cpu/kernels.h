@@ -63,6 +63,14 @@ struct EpilogueArgs {
   int64_t out_stride;  // elements between rows
 };
 
+// What products leave set up in their thread for the next ones. All zeros: nothing. Whoever keeps
+// it calls `release`, where there is one, after the last of them, and runs nothing else before that
+// could set up the same unit.
+struct UnitState {
+  int64_t configured;  // the product's own note
+  void (*release)();
+};
+
 // Rows of staged activations (unsigned bytes in the order that the instruction set reads) times the
 // columns [n_begin, n_end) of a packed weight. n_begin is a multiple of the panel's width.
 // The rows lie as the product's StagedLayout says; the first is the first of a tile.
@@ -80,6 +88,7 @@ struct GemmArgs {
   int64_t n_begin;
   int64_t n_end;
   EpilogueArgs epilogue;  // column pointers and `out` start at column 0
+  UnitState* unit;        // of the calling thread; null: the product leaves nothing set up
 };
 
 // acc[m, n] -> out, by the same epilogue.

@@ -135,7 +135,8 @@ class TileGemm {
       : a_(a),
         whole_(a.groups / kTileGroups),
         rest_(a.groups % kTileGroups),
-        row_tile_step_(kTileRows * a.staged_stride) {}
+        row_tile_step_(kTileRows * a.staged_stride),
+        unit_(a.unit == nullptr ? own_ : *a.unit) {}
 
   inline void run() {
     const int64_t panel_stride = kGroupStep * (1 + a_.groups);
@@ -151,7 +152,7 @@ class TileGemm {
       if (left > 0 && left <= kTileRows) sweep<1>(even, a_.m, left, n0, n1);
     }
     pending_.finish_rows(kBlockRowsOfTiles);
-    if (configured_ != 0) Tiles::release();
+    if (own_.configured != 0) Tiles::release();
   }
 
  private:
@@ -189,8 +190,8 @@ class TileGemm {
   }
 
   inline void configure(int64_t rows) {
-    if (rows == configured_) return;
-    configured_ = rows;
+    if (rows == unit_.configured) return;
+    unit_ = {rows, &Tiles::release};
     const int first = first_tile_rows(rows), second = static_cast<int>(rows) - first;
     const int tile_rows[8] = {first, first,  second,      second,
                               first, second, kTileGroups, kTileGroups};
@@ -237,7 +238,8 @@ class TileGemm {
 
   const GemmArgs& a_;
   const int64_t whole_, rest_, row_tile_step_;
-  int64_t configured_ = 0;
+  UnitState own_ = {};  // where the caller keeps none
+  UnitState& unit_;     // rows of the blocks that the tiles are configured for
   int turn_ = 0;
   Pending<Isa, Out> pending_;
   PanelColumns values_[2];

@@ -14,6 +14,7 @@
 #include "scratch.h"
 #include "split.h"
 #include "tensors.h"
+#include "unit.h"
 
 namespace dynquant {
 
@@ -76,6 +77,7 @@ class StagedRows {
     a.n_end = n_end;
     a.epilogue = epilogue;
     a.epilogue.scale = scale_ + (begin >> halving_);
+    a.unit = &unit_of_thread();
     product_.gemm(a);
   }
 

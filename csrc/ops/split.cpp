@@ -87,6 +87,8 @@ Split choose_split(int64_t m, int64_t n, int64_t k, int64_t threads, const Costs
     consider(parts);
     consider(threads / parts);
   }
+  // And as many as there are threads for each panel.
+  consider(std::max<int64_t>(1, threads / work.panels));
   return best;
 }
 

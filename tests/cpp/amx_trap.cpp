@@ -258,6 +258,7 @@ const char* amx_trapped_missing() {
   constexpr unsigned kAmxTile = 1u << 24;
   if (const char* reason = avx512vnni_missing()) return reason;
   if ((CpuId(7, 0).d & kAmxTile) != 0) return "the processor has AMX, so nothing would trap";
+  if (amx_trap_holds_tiles) return "an op has left its tiles configured";
   // Whenever the set is asked for: Python's faulthandler may have taken the signal since.
   if (!install()) return "the system installs no signal handler";
   static const bool right = amx_product_is_right();

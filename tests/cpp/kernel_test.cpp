@@ -4,12 +4,14 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cfenv>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <random>
 #include <vector>
 
@@ -109,10 +111,38 @@ class Guarded {
   size_t size_;
 };
 
-// No product leaves a matrix unit configured, which would slow down whatever the thread does next.
-void multiply(const Kernels& kernels, const Product& product, const GemmArgs& a) {
-  product.gemm(a);
+// The unit of several products, kept over them, and given back by whoever keeps it.
+class Unit {
+ public:
+  ~Unit() {
+    if (state.release != nullptr) state.release();
+  }
+  UnitState state = {};
+};
+
+void expect_no_tiles(const Kernels& kernels, const GemmArgs& a) {
   expect(!amx_trap_holds_tiles, kernels.name, "release of the tiles", a.m, a.n_end, 4 * a.groups);
+}
+
+// The int32 sums of a case, which stages its rows.
+GemmArgs sums_args(const Product& product, const Case& c, uint8_t* staged, const int8_t* panels,
+                   int32_t* sums) {
+  GemmArgs a = {};
+  a.groups = groups_of(c.k);
+  a.staged_stride = staged_stride(product.layout, a.groups);
+  for (int64_t m = 0; m < c.m; ++m) {
+    product.stage(c.q.data() + m * c.k, c.k, 0,
+                  staged + staged_offset(product.layout, a.staged_stride, m));
+  }
+  a.staged = staged;
+  a.zero_point = c.zero_point.data();
+  a.m = c.m;
+  a.panels = panels;
+  a.n_end = c.n;
+  a.epilogue.out = sums;
+  a.epilogue.out_dtype = Dtype::i32;
+  a.epilogue.out_stride = c.n;
+  return a;
 }
 
 // The rows of a case as pairs of high and low bytes. `a` is set but for what pairs need.
@@ -120,7 +150,7 @@ void test_pairs(const Kernels& kernels, const Product& product, const Case& c, G
   std::vector<float> y(static_cast<size_t>(c.m / 2 * c.n));
   a.pairs = true;
   a.epilogue.out = y.data();
-  multiply(kernels, product, a);
+  product.gemm(a);
   for (int64_t i = 0; i < c.m / 2 * c.n; ++i) {
     const int64_t pair = i / c.n, n = i % c.n;
     const float high = static_cast<float>(c.acc(2 * pair, n));
@@ -146,30 +176,19 @@ void test_gemm(const Kernels& kernels, const Product& product, const Case& c) {
            "unpack", c.m, c.n, c.k);
   }
 
-  GemmArgs a = {};
   const StagedLayout& layout = product.layout;
-  a.staged_stride = staged_stride(layout, groups_of(c.k));
-  Guarded staged(staged_bytes(layout, a.staged_stride, c.m));
-  for (int64_t m = 0; m < c.m; ++m) {
-    product.stage(c.q.data() + m * c.k, c.k, 0,
-                  staged.data + staged_offset(layout, a.staged_stride, m));
-  }
-  a.staged = staged.data;
-  a.zero_point = c.zero_point.data();
-  a.m = c.m;
+  Guarded staged(staged_bytes(layout, staged_stride(layout, groups_of(c.k)), c.m));
   const int64_t panels = panels_of(c.n) * panel_bytes(c.k);
   Guarded weight(panels + c.m % 2);  // at an odd address for odd m: packed bytes lie anywhere
   std::memcpy(weight.data, packed.data() + kHeaderBytes, static_cast<size_t>(panels));
-  a.panels = reinterpret_cast<const int8_t*>(weight.data);
-  a.groups = groups_of(c.k);
-  a.n_end = c.n;
-
   std::vector<int32_t> sums(static_cast<size_t>(c.m * c.n));
-  a.epilogue.out = sums.data();
-  a.epilogue.out_dtype = Dtype::i32;
-  a.epilogue.out_stride = c.n;
-  multiply(kernels, product, a);
+  GemmArgs a =
+      sums_args(product, c, staged.data, reinterpret_cast<const int8_t*>(weight.data), sums.data());
+  product.gemm(a);
+  expect_no_tiles(kernels, a);
 
+  std::optional<Unit> unit(std::in_place);
+  a.unit = &unit->state;
   for (int with_bias = 0; with_bias < 2; ++with_bias) {
     for (int per_channel = 0; per_channel < 2; ++per_channel) {
       std::vector<float> y(sums.size()), rescaled(sums.size());
@@ -180,7 +199,7 @@ void test_gemm(const Kernels& kernels, const Product& product, const Case& c) {
                     y.data(),
                     Dtype::f32,
                     c.n};
-      multiply(kernels, product, a);
+      product.gemm(a);
       RescaleArgs r = {sums.data(), c.n, c.m, c.n, a.epilogue};
       r.epilogue.out = rescaled.data();
       kernels.rescale(r);
@@ -198,6 +217,8 @@ void test_gemm(const Kernels& kernels, const Product& product, const Case& c) {
       }
     }
   }
+  unit.reset();
+  expect_no_tiles(kernels, a);
 }
 
 void test_quantize(const Kernels& kernels, const Product& product, int64_t k, bool symmetric,
@@ -617,7 +638,30 @@ void test_float_env() {
   expect(is_zero(tiny * one), "caller", "flushing given back", 0, 0, 0);
 }
 
+// Sums of ever other numbers of rows, one after the other in one unit.
+void test_unit(const Kernels& kernels, const Product& product, std::mt19937& random) {
+  const Case all(70, 40, 70, random);
+  std::vector<int8_t> packed(static_cast<size_t>(packed_bytes(all.n, all.k)));
+  pack_panel(all.weight.data(), all.k, all.n, all.k, 0, packed.data());
+  const int64_t stride = staged_stride(product.layout, groups_of(all.k));
+  Guarded staged(staged_bytes(product.layout, stride, all.m));
+  std::vector<int32_t> sums(static_cast<size_t>(all.m * all.n));
+  GemmArgs a = sums_args(product, all, staged.data, packed.data() + kHeaderBytes, sums.data());
+  Unit unit;
+  a.unit = &unit.state;
+  for (int64_t rows : {32, 5, 5, 0, 64, 70, 16, 37, 17, 1, 32}) {
+    a.m = rows;
+    std::fill(sums.begin(), sums.end(), 0);
+    product.gemm(a);
+    for (int64_t i = 0; i < rows * all.n; ++i) {
+      expect(sums[i] == all.acc(i / all.n, i % all.n), kernels.name, "sum in a unit", rows, all.n,
+             all.k);
+    }
+  }
+}
+
 void test_product(const Kernels& kernels, const Product& product, std::mt19937& random) {
+  test_unit(kernels, product, random);
   for (int64_t m : {0, 1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 17, 32}) {
     for (int64_t n : {0, 1, 7, 8, 16, 17, 32, 33, 63, 64, 65, 129}) {
       for (int64_t k : {0, 1, 3, 4, 5, 31, 64, 65}) {
