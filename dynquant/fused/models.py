@@ -16,6 +16,7 @@ from dynquant.fused.block import FusedBlock, compute
 from dynquant.fused.classes import Swapped
 from dynquant.fused.functions import runs_as_op
 from dynquant.fused.hooks import disturbed
+from dynquant.fused.padding import groups_of, run_in_groups
 from dynquant.fused.plan import Watched, holds
 
 _KNOWN = {
@@ -44,11 +45,18 @@ class _Layers(NamedTuple):
     Attributes:
         runs: parts, plan and attention of each layer.
         pooler: those of the pooler; None where it is called.
+        per_token: whether no row depends on another sequence.
     """
 
     fixed: tuple
     runs: list
     pooler: tuple | None
+    per_token: bool
+
+    def run(self, hidden, mask):
+        for parts, plan, attention in self.runs:
+            hidden = compute(parts, plan, Call(hidden, mask), attention)
+        return hidden
 
 
 def _watched_run(watched, parent, name, block):
@@ -73,7 +81,7 @@ class FusedModel(Swapped):
             return super().forward(input_ids, attention_mask, token_type_ids, *args, **kwargs)
         mask = None
         if attention_mask is not None and not attention_mask.all():
-            mask = attention_mask.to(torch.bool)[:, None, None, :]
+            mask = attention_mask.to(torch.bool)
         hidden = self.embeddings(input_ids=input_ids, token_type_ids=token_type_ids)
         hidden, pooled = self._run_layers(hidden, mask)
         if self.config.__dict__.get("return_dict", True) if return_dict is None else return_dict:
@@ -85,10 +93,13 @@ class FusedModel(Swapped):
         layers = self._current_layers(hidden)
         if layers is None:
             for layer in self.encoder.layer:
-                hidden = layer(hidden, mask)
+                hidden = layer(hidden, None if mask is None else mask[:, None, None, :])
             return hidden, None if self.pooler is None else self.pooler(hidden)
-        for parts, plan, attention in layers.runs:
-            hidden = compute(parts, plan, Call(hidden, mask), attention)
+        groups = groups_of(mask) if mask is not None and layers.per_token else None
+        if groups is None:
+            hidden = layers.run(hidden, None if mask is None else mask[:, None, None, :])
+        else:
+            hidden = run_in_groups(groups, hidden, mask, layers.run)
         if layers.pooler is None:
             return hidden, None if self.pooler is None else self.pooler(hidden)
         parts, plan, attention = layers.pooler
@@ -116,7 +127,8 @@ class FusedModel(Swapped):
             watched.update(beside)
         else:
             pooler = None
-        self.__dict__["_layers"] = _Layers(watched.fixed(), runs, pooler)
+        per_token = all(parts.scheme[0] for parts, _, _ in runs)
+        self.__dict__["_layers"] = _Layers(watched.fixed(), runs, pooler, per_token)
         return self.__dict__["_layers"] if runs_as_op(hidden, self.parameters) else None
 
     def _says_nothing(self, parts, hidden):
