@@ -1,6 +1,8 @@
 """CTranslate2: encoders with int8 weights and activations quantized at run time."""
 
+import json
 import tempfile
+from pathlib import Path
 
 import numpy as np
 
@@ -38,6 +40,7 @@ class CTranslate2(Peer):
         converters = self.ctranslate2.converters
         with tempfile.TemporaryDirectory() as source:
             module.model.save_pretrained(source)
+            _name_positions(Path(source) / "config.json")
             _write_vocabulary(source, module.model.config.vocab_size)
             converters.TransformersConverter(source).convert(
                 str(folder / "model"), quantization="int8"
@@ -50,6 +53,12 @@ class CTranslate2(Peer):
 
     def array(self, output):
         return np.array(output)
+
+
+def _name_positions(config):
+    """Says what the converter asks for, and transformers 5 writes no more."""
+    values = json.loads(config.read_text())
+    config.write_text(json.dumps({"position_embedding_type": "absolute"} | values))
 
 
 def _write_vocabulary(folder, size):
