@@ -122,7 +122,7 @@ def report(variants):
 
 def plot(variants, path):
     figure, axes = pyplot.subplots(1, 4, figsize=(13, 3.4))
-    names = [variant.name.replace(", ", ",\n") for variant in variants]
+    names = [variant.name.replace(" ", "\n") for variant in variants]
     panels = [
         ("linear weights, MiB", [v.linear_bytes() / 2**20 for v in variants]),
         *(
@@ -134,7 +134,8 @@ def plot(variants, path):
     for axis, (title, values) in zip(axes, panels, strict=True):
         colors = ["#999999", "#2a78d6", "#14477f", "#d6862a", "#1d4f8f"]
         bars = axis.bar(names, values, color=colors)
-        axis.bar_label(bars, fmt="%.4g")
+        axis.bar_label(bars, fmt="%.4g", fontsize=8)
+        axis.tick_params(labelsize=8)
         axis.set_title(title, fontsize=10)
         axis.margins(y=0.15)
         axis.spines[["top", "right"]].set_visible(False)
