@@ -26,9 +26,8 @@ class FusedBlock(Swapped):
             call = READERS[parts.adapter.family](parts, args, kwargs)
         if call is None or not runs_as_op(call.x, lambda: (call.residual, *parts.parameters())):
             return super().forward(*args, **kwargs)
-        quiet = plan is not None or not (parts.obstacle or parts.disturbance())
-        if quiet and not _has_any_global_hook():
-            result = compute(parts, plan or Plan(self, parts), call, *self._settings)
+        if plan is not None and not _has_any_global_hook():
+            result = compute(parts, plan, call, *self._settings)
         elif parts.can_call_linears() and not _trains(parts.linears):
             result = call.restored(calls.attention_in_parts(parts, call, self._integers()))
         else:
@@ -49,20 +48,19 @@ class FusedBlock(Swapped):
         return parts.obstacle or training or parts.disturbance()
 
     def _current_plan(self):
-        """The parts, and their plan where nothing stands against it; None: that is to be asked."""
-        parts = self.__dict__.get("_parts")
-        if torch.compiler.is_compiling():  # which cannot follow the call that watches
-            return self._current_parts(), None
-        plan = None if parts is None else parts.plan
-        if plan is not None and holds(plan.fixed):
-            return parts, plan
+        """The parts, and the plan by which they run fused now; None where something is against."""
+        parts, compiling = self.__dict__.get("_parts"), torch.compiler.is_compiling()
+        # A compiler cannot follow the call that watches.
+        if not compiling and parts is not None and parts.plan and holds(parts.plan.fixed):
+            return parts, parts.plan
         parts = self._current_parts()
-        parts.plan = None
-        if not (parts.obstacle or parts.disturbance()):
-            plan = Plan(self, parts)
+        if parts.obstacle or parts.disturbance():
+            return parts, None
+        plan = Plan(self, parts)
+        if not compiling:
             plan.keep(self, parts)
-            parts.plan = plan if plan.watched is not None else None
-        return parts, parts.plan
+            parts.plan = plan if plan.fixed else None
+        return parts, plan
 
     def _current_parts(self):
         parts = self.__dict__.get("_parts")

@@ -37,14 +37,15 @@ def embedding_sum(norm, indices, table, type_indices, type_table, position_table
     return _embedding_sum(indices, *tables, *_norm(norm))
 
 
-def attention_arguments(parts, norm_first):
-    """What an attention block takes besides what a call brings: in front of it, and behind it."""
+def attention_arguments(parts, before, after, scheme):
+    """What an attention block takes besides what a call brings: in front of it, and behind it.
+
+    Args:
+        before, after: a Norm or None.
+    """
     found = parts.attention
     weights = map(_weight, (found.query, found.key, found.value, found.output))
-    return (
-        (*chain(*weights), parts.heads, parts.kv_heads),
-        _ends(*before_and_after(found.norm, norm_first), parts.scheme),
-    )
+    return (*chain(*weights), parts.heads, parts.kv_heads), _ends(before, after, scheme)
 
 
 def attention(arguments, call, residual, integers):
@@ -89,14 +90,11 @@ def attention_in_parts(parts, call, integers):
     return result if found.dropout is None else found.dropout(result)
 
 
-def feed_forward_arguments(parts, norm_first):
-    """The same for a feed-forward block."""
-    found = parts.feed_forward
-    weights = map(_weight, (found.up, found.gate, found.down))
-    return (
-        (*chain(*weights), ACTIVATIONS[found.activation], _SPLITS[found.split]),
-        _ends(*before_and_after(found.norm, norm_first), parts.scheme),
-    )
+def feed_forward_arguments(up, gate, down, activation, split, before, after, scheme):
+    """The same for a feed-forward block; gate and split: None where there is none."""
+    weights = map(_weight, (up, gate, down))
+    numbers = ACTIVATIONS[activation], _SPLITS[split]
+    return (*chain(*weights), *numbers), _ends(before, after, scheme)
 
 
 def feed_forward(arguments, x, residual=False):
@@ -105,14 +103,8 @@ def feed_forward(arguments, x, residual=False):
     return _feed_forward(x, *before, x if residual else None, *after)
 
 
-def two_linears_arguments(up, down, activation, before, after, scheme):
-    """Those of after(down(activation(up(before(x))))); before and after: a Norm or None."""
-    weights = map(_weight, (up, None, down))
-    return (*chain(*weights), ACTIVATIONS[activation], 0), _ends(before, after, scheme)
-
-
 def linear_block_arguments(linear, activation, before, after, scheme):
-    """The same for a linear layer with what belongs to it; before and after: a Norm or None."""
+    """The same for a linear layer with what belongs to it."""
     return (*_weight(linear), ACTIVATIONS[activation]), _ends(before, after, scheme)
 
 
@@ -128,11 +120,6 @@ def _weight(linear):
         return None, None, None
     buffers = linear._buffers
     return buffers["packed"], buffers["weight_scale"], linear._parameters["bias"]
-
-
-def before_and_after(norm, first):
-    """The norm before and the one after, of which one is None."""
-    return (norm, None) if first else (None, norm)
 
 
 def _ends(before, after, scheme):

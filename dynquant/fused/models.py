@@ -62,11 +62,11 @@ class _Layers(NamedTuple):
 def _watched_run(watched, parent, name, block):
     """(parts, plan, attention) of a block that runs as ops now, which is watched; or None."""
     parts, plan = block._current_plan() if isinstance(block, FusedBlock) else (None, None)
-    if plan is None:
+    if plan is None or plan.fixed is None:
         return None
     watched.child(parent, name, block)
     watched.attributes(block, "_parts")
-    watched.update(plan.watched)
+    watched.update(plan.fixed)
     return parts, plan, block._settings[0]
 
 
@@ -90,14 +90,15 @@ class FusedModel(Swapped):
         return (hidden,) if pooled is None else (hidden, pooled)
 
     def _run_layers(self, hidden, mask):
+        seen = None if mask is None else mask[:, None, None, :]
         layers = self._current_layers(hidden)
-        if layers is None:
+        if layers is None or not runs_as_op(hidden, self.parameters):
             for layer in self.encoder.layer:
-                hidden = layer(hidden, None if mask is None else mask[:, None, None, :])
+                hidden = layer(hidden, seen)
             return hidden, None if self.pooler is None else self.pooler(hidden)
         groups = groups_of(mask) if mask is not None and layers.per_token else None
         if groups is None:
-            hidden = layers.run(hidden, None if mask is None else mask[:, None, None, :])
+            hidden = layers.run(hidden, seen)
         else:
             hidden = run_in_groups(groups, hidden, mask, layers.run)
         if layers.pooler is None:
@@ -110,7 +111,7 @@ class FusedModel(Swapped):
         """What all layers run as without a call of each; None where one of them has to decide."""
         known, held = self.__dict__.get("_layers"), self.encoder.layer
         if known is not None and len(known.runs) == len(held) and holds(known.fixed):
-            return known if runs_as_op(hidden, self.parameters) else None
+            return known
         self.__dict__["_layers"] = None
         watched, runs = Watched(), []
         for name, layer in held.named_children():
@@ -124,12 +125,12 @@ class FusedModel(Swapped):
         beside = Watched()
         pooler = _watched_run(beside, self, "pooler", self.pooler)
         if pooler is not None and beside.hold():
-            watched.update(beside)
+            watched.update(beside.fixed())
         else:
             pooler = None
         per_token = all(parts.scheme[0] for parts, _, _ in runs)
-        self.__dict__["_layers"] = _Layers(watched.fixed(), runs, pooler, per_token)
-        return self.__dict__["_layers"] if runs_as_op(hidden, self.parameters) else None
+        layers = self.__dict__["_layers"] = _Layers(watched.fixed(), runs, pooler, per_token)
+        return layers
 
     def _says_nothing(self, parts, hidden):
         """Whether a layer adds nothing of its own to the call: it has the model's own config."""

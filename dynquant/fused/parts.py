@@ -191,7 +191,7 @@ class Parts:
 
     def parameters(self):
         """Those that may want a gradient; a quantized linear layer has none."""
-        return [one for norm in self.norms() for one in norm.module._parameters.values()]
+        return parameters_of(self.norms())
 
     def children(self):
         """(parent, name, module) of everything in the block."""
@@ -226,6 +226,10 @@ class _Obstacle(Exception):
 
 def scheme_of(linear):
     return linear.per_token, linear.symmetric, linear.activation_bits
+
+
+def parameters_of(norms):
+    return [one for norm in norms for one in norm.module._parameters.values()]
 
 
 def dtype_of(modules):

@@ -15,7 +15,7 @@ class Watched:
     """
 
     def __init__(self):
-        self._same, self._empty, self._absent, self._types = [], [], [], []
+        self._lists = self._same, self._empty, self._absent, self._types = [], [], [], []
 
     def child(self, parent, key, module):
         """The module as a child."""
@@ -40,15 +40,14 @@ class Watched:
             else:
                 self._absent += (own, name)
 
-    def update(self, other):
-        self._same += other._same
-        self._empty += other._empty
-        self._absent += other._absent
-        self._types += other._types
+    def update(self, fixed):
+        """All of what another one gave."""
+        for own, more in zip(self._lists, fixed, strict=True):
+            own += more
 
     def fixed(self):
         """What `holds` takes, faster than this."""
-        return tuple(map(tuple, (self._same, self._empty, self._absent, self._types)))
+        return tuple(map(tuple, self._lists))
 
     def hold(self):
         return holds(self.fixed())
@@ -63,28 +62,30 @@ class Plan:
     """The arguments of a block's ops that a call does not bring.
 
     Attributes:
-        norm_first: whether each norm comes before its products.
         attention, feed_forward, linear_block: what the functions of that name in calls take as
             `arguments`.
-        watched: what has to hold for that, a Watched; None where it cannot be kept.
-        fixed: the same for `holds`.
+        fixed: what has to hold for that, for `holds`; None where it cannot be kept.
     """
 
     def __init__(self, module, parts):
         first = parts.adapter.norm_first
-        self.norm_first = getattr(module, first) if isinstance(first, str) else first
-        self.attention = self.feed_forward = self.linear_block = None
-        self.watched = self.fixed = None
+        if isinstance(first, str):
+            first = getattr(module, first)
+
+        def ends(norm):
+            return (*((norm, None) if first else (None, norm)), parts.scheme)
+
+        self.attention = self.feed_forward = self.linear_block = self.fixed = None
         if parts.attention is not None and parts.attention.output is not None:
-            self.attention = calls.attention_arguments(parts, self.norm_first)
+            self.attention = calls.attention_arguments(parts, *ends(parts.attention.norm))
         if parts.feed_forward is not None:
-            self.feed_forward = calls.feed_forward_arguments(parts, self.norm_first)
+            *layers, split, norm, activation, _ = parts.feed_forward
+            self.feed_forward = calls.feed_forward_arguments(
+                *layers, activation, split, *ends(norm)
+            )
         if parts.linear_block is not None:
             linear, norm, activation, _ = parts.linear_block
-            norms = calls.before_and_after(norm, self.norm_first)
-            self.linear_block = calls.linear_block_arguments(
-                linear, activation, *norms, parts.scheme
-            )
+            self.linear_block = calls.linear_block_arguments(linear, activation, *ends(norm))
 
     def keep(self, module, parts):
         """Watches what the arguments were taken from."""
@@ -101,4 +102,4 @@ class Plan:
             watched.attributes(norm.module, "eps", "variance_epsilon")
         if isinstance(parts.adapter.norm_first, str):
             watched.attributes(module, parts.adapter.norm_first)
-        self.watched, self.fixed = watched, watched.fixed()
+        self.fixed = watched.fixed()

@@ -10,7 +10,7 @@ from dynquant.fused import calls
 from dynquant.fused.classes import Swapped, base_of
 from dynquant.fused.functions import Norm, activation_of, norm_of, runs_as_op
 from dynquant.fused.hooks import first_disturbance
-from dynquant.fused.parts import LINEAR, dtype_of, scheme_of
+from dynquant.fused.parts import LINEAR, dtype_of, parameters_of, scheme_of
 
 _ACTIVATIONS = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid)
 _NORMS = (nn.LayerNorm, nn.RMSNorm)
@@ -46,11 +46,13 @@ class Run(NamedTuple):
         return x
 
     def compute(self, x):
-        _, linear, before, activation, _, down, after, scheme = self
-        if down is None:
-            arguments = calls.linear_block_arguments(linear, activation, before, after, scheme)
+        ends = self.before, self.after, self.scheme
+        if self.down is None:
+            arguments = calls.linear_block_arguments(self.linear, self.activation, *ends)
             return calls.linear_block(arguments, x)
-        arguments = calls.two_linears_arguments(linear, down, activation, before, after, scheme)
+        arguments = calls.feed_forward_arguments(
+            self.linear, None, self.down, self.activation, None, *ends
+        )
         return calls.feed_forward(arguments, x)
 
     def norms(self):
@@ -67,10 +69,7 @@ class Run(NamedTuple):
     def _fits(self, x):
         if not isinstance(x, torch.Tensor) or first_disturbance(self.modules):
             return False
-        return runs_as_op(x, self._parameters)
-
-    def _parameters(self):
-        return [one for norm in self.norms() for one in norm.module._parameters.values()]
+        return runs_as_op(x, lambda: parameters_of(self.norms()))
 
 
 class Chain:
