@@ -63,7 +63,7 @@ class Angles {
           " must turn an even number of values of a head of ", dim, ", got ", ShapeOf(t));
     const Tensor widened =
         t.scalar_type() == ScalarType::Float ? t : torch::stable::to(t, ScalarType::Float);
-    return widened.is_contiguous() ? widened : torch::stable::contiguous(widened);
+    return dynquant::dense(widened);
   }
 
   Tensor cos_, sin_;

@@ -157,6 +157,22 @@ class BlockRows {
     return split.columns > 1 ? 0 : split.rows;
   }
 
+  // The block's output: made, and filled by `phases()`, or by `blocks(product, parts)` in that many
+  // parts of the rows.
+  template <class Phases, class Blocks>
+  Tensor run(const Int8Product& largest, const Phases& phases, const Blocks& blocks) {
+    const Tensor y = make_output();
+    if (in.m == 0 || row_bytes_ == 0) return y;
+    const Product& product = product_for(kernels, in.m);
+    const int64_t parts = parts_of_rows(product, largest);
+    if (parts == 0) {
+      phases();
+    } else {
+      blocks(product, parts);
+    }
+    return y;
+  }
+
   // What `begin` needs for m rows.
   int64_t normed_bytes(int64_t m) const { return before_.is_none() ? 0 : m * in.k * bytes; }
   // The input's rows [first, first + m), normed into that memory where there is a norm.

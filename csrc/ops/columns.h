@@ -33,7 +33,7 @@ struct Columns {
     check_tensor(scale, name, {ScalarType::Float});
     check(scale.dim() == 1 && (scale.size(0) == n || scale.size(0) == 1), name,
           " must have the shape [", n, "] or [1], got ", ShapeOf(scale));
-    return scale.is_contiguous() ? scale : torch::stable::contiguous(scale);
+    return dense(scale);
   }
 };
 

@@ -12,8 +12,6 @@ void check_bits(int64_t bits) { check(bits == 8 || bits == 4, "bits must be 8 or
 
 int64_t bytes_of_row(int64_t dim, int64_t bits) { return bits == 8 ? dim : (dim + 1) / 2; }
 
-Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
-
 // A quantized table, with the tensors that hold it.
 struct Table {
   Tensor rows, qparams;
@@ -122,10 +120,7 @@ Tensor embedding(const Tensor& indices, const Tensor& rows, const Tensor& qparam
   const Tensor held = read_indices(indices, table.count, &args);
   args.bag_size = 1;
   args.padding_idx = -1;
-  const auto sizes = indices.sizes();
-  std::vector<int64_t> shape(sizes.begin(), sizes.end());
-  shape.push_back(dim);
-  Tensor out = empty(shape, dtype);
+  Tensor out = empty(shape_with(indices, dim), dtype);
   args.out = out.mutable_data_ptr();
   run_bags(kernels, args, args.count);
   return out;
@@ -164,10 +159,7 @@ Tensor embedding_bag(const Tensor& indices, const Tensor& rows, const Tensor& qp
   if (per_sample_weights.has_value()) {
     check(args.mode == BagMode::sum, "per_sample_weights need mode 0 (sum), got mode ", mode);
     check_float(*per_sample_weights, "per_sample_weights");
-    const auto wanted = indices.sizes(), given = per_sample_weights->sizes();
-    check(std::equal(wanted.begin(), wanted.end(), given.begin(), given.end()),
-          "per_sample_weights must have the shape of indices, ", ShapeOf(indices), ", got ",
-          ShapeOf(*per_sample_weights));
+    check_same_shape(*per_sample_weights, "per_sample_weights", indices, "indices");
     weights = dense(per_sample_weights->scalar_type() == ScalarType::Float
                         ? *per_sample_weights
                         : torch::stable::to(*per_sample_weights, ScalarType::Float));

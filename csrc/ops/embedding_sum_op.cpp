@@ -25,14 +25,6 @@ struct FloatTable {
   Rows rows;
 };
 
-void check_same_shape(const Tensor& type_indices, const Tensor& indices) {
-  const auto given = type_indices.sizes(), wanted = indices.sizes();
-  check(std::vector<int64_t>(given.begin(), given.end()) ==
-            std::vector<int64_t>(wanted.begin(), wanted.end()),
-        "type_indices must have the shape of indices, ", ShapeOf(indices), ", got ",
-        ShapeOf(type_indices));
-}
-
 }  // namespace
 
 Tensor embedding_sum(const Tensor& indices, const Tensor& table,
@@ -56,9 +48,8 @@ Tensor embedding_sum(const Tensor& indices, const Tensor& table,
     check(types->rows.m > 0, "type_table must have a row, got ", ShapeOf(*type_table));
   }
   if (type_indices.has_value()) {
-    check_tensor(*type_indices, "type_indices", {ScalarType::Long, ScalarType::Int});
-    check_same_shape(*type_indices, indices);
     type_ids.emplace(*type_indices, types->rows.m, "type_indices");
+    check_same_shape(*type_indices, "type_indices", indices, "indices");
   }
   if (position_table.has_value()) {
     positions.emplace(*position_table, "position_table", type, k);
@@ -68,10 +59,7 @@ Tensor embedding_sum(const Tensor& indices, const Tensor& table,
   const RowNorm by(norm, norm_weight, norm_bias, norm_eps, k, kNorm);
 
   const Kernels& kernels = kernels_in_use();
-  const auto sizes = indices.sizes();
-  std::vector<int64_t> shape(sizes.begin(), sizes.end());
-  shape.push_back(k);
-  Tensor y = empty(shape, type);
+  Tensor y = empty(shape_with(indices, k), type);
   const int64_t row_bytes = k * static_cast<int64_t>(y.element_size());
   char* out = static_cast<char*>(y.mutable_data_ptr());
   run_range(ids.count, 4 * row_bytes, [&](int64_t begin, int64_t end) {

@@ -34,17 +34,10 @@ class FeedForward {
   }
 
   Tensor run() {
-    const Tensor y = rows_.make_output();
-    if (rows_.in.m == 0 || down_.n() == 0) return y;
-    const Product& product = product_for(rows_.kernels, rows_.in.m);
     const bool down_is_larger = down_.n() * down_.k() > up_.n() * up_.k();
-    const int64_t parts = rows_.parts_of_rows(product, down_is_larger ? down_ : up_);
-    if (parts == 0) {
-      run_phases();
-    } else {
-      run_blocks(product, parts);
-    }
-    return y;
+    return rows_.run(
+        down_is_larger ? down_ : up_, [&] { run_phases(); },
+        [&](const Product& product, int64_t parts) { run_blocks(product, parts); });
   }
 
  private:

@@ -42,21 +42,21 @@ std::optional<Tensor> checked_scale(const std::optional<Tensor>& t, int64_t grou
   check(t->dim() == 2 && t->size(0) == groups && (t->size(1) == n || t->size(1) == 1),
         "weight_scale must have the shape [", groups, ", ", n, "] or [", groups, ", 1], got ",
         ShapeOf(*t));
-  return t->is_contiguous() ? *t : torch::stable::contiguous(*t);
+  return dense(*t);
 }
 
 }  // namespace
 
 std::vector<int64_t> sizes_of_groups(const Tensor& counts, int64_t m) {
-  const Tensor dense = counts.is_contiguous() ? counts : torch::stable::contiguous(counts);
-  const int64_t* values = static_cast<const int64_t*>(dense.const_data_ptr());
+  const Tensor held = dense(counts);
+  const int64_t* values = static_cast<const int64_t*>(held.const_data_ptr());
   int64_t left = m;
-  for (int64_t group = 0; group < dense.size(0); ++group) {
+  for (int64_t group = 0; group < held.size(0); ++group) {
     check(values[group] >= 0, "counts must not be negative, got ", values[group]);
     check(values[group] <= left, "counts must add up to at most M, the ", m, " rows of x");
     left -= values[group];
   }
-  return std::vector<int64_t>(values, values + dense.size(0));
+  return std::vector<int64_t>(values, values + held.size(0));
 }
 
 GroupedWeights::GroupedWeights(const Tensor& x, const Tensor& counts, const Tensor& given_weight,

@@ -29,7 +29,7 @@ void check_in_table(const T* indices, int64_t count, int64_t rows, const char* n
 
 Tensor checked(const Tensor& indices, const char* name) {
   check_tensor(indices, name, {ScalarType::Long, ScalarType::Int});
-  return indices.is_contiguous() ? indices : torch::stable::contiguous(indices);
+  return dense(indices);
 }
 
 }  // namespace

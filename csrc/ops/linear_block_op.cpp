@@ -14,16 +14,9 @@ class LinearBlock {
         activation_(check_activation(activation, "activation")) {}
 
   Tensor run() {
-    const Tensor y = rows_.make_output();
-    if (rows_.in.m == 0 || linear_.n() == 0) return y;
-    const Product& product = product_for(rows_.kernels, rows_.in.m);
-    const int64_t parts = rows_.parts_of_rows(product, linear_);
-    if (parts == 0) {
-      run_phases();
-    } else {
-      run_blocks(product, parts);
-    }
-    return y;
+    return rows_.run(
+        linear_, [&] { run_phases(); },
+        [&](const Product& product, int64_t parts) { run_blocks(product, parts); });
   }
 
  private:

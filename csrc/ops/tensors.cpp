@@ -74,6 +74,15 @@ void check_shape(const Tensor& t, const char* name, std::initializer_list<int64_
   fail(name, " must have the shape ", wanted.str(), ", got ", ShapeOf(t));
 }
 
+Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+
+void check_same_shape(const Tensor& t, const char* name, const Tensor& like,
+                      const char* like_name) {
+  const auto given = t.sizes(), wanted = like.sizes();
+  check(std::equal(wanted.begin(), wanted.end(), given.begin(), given.end()), name,
+        " must have the shape of ", like_name, ", ", ShapeOf(like), ", got ", ShapeOf(t));
+}
+
 Dtype check_float(const Tensor& t, const char* name) {
   check_tensor(t, name, {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half});
   return check_out_dtype(t.scalar_type());
@@ -133,6 +142,13 @@ std::vector<int64_t> leading_shape(const Tensor& like, int64_t last) {
   return shape;
 }
 
+std::vector<int64_t> shape_with(const Tensor& like, int64_t last) {
+  const auto sizes = like.sizes();
+  std::vector<int64_t> shape(sizes.begin(), sizes.end());
+  shape.push_back(last);
+  return shape;
+}
+
 Tensor empty(const std::vector<int64_t>& shape, ScalarType dtype) {
   constexpr int64_t kSomeElements = 1 << 14;
   constexpr int64_t kManyElements = 1 << 20;
@@ -165,8 +181,8 @@ PerRow per_row(const Tensor& t, const char* name, ScalarType dtype, const Tensor
   const bool single = t.dim() == 1 && t.size(0) == 1;
   check(for_each || single, name, " must have the shape [1] or that of the rows of ", ShapeOf(rows),
         ", got ", ShapeOf(t));
-  const Tensor dense = t.is_contiguous() ? t : torch::stable::contiguous(t);
-  return {dense, dense.const_data_ptr(), for_each ? 1 : 0};
+  const Tensor held = dense(t);
+  return {held, held.const_data_ptr(), for_each ? 1 : 0};
 }
 
 FloatBias::FloatBias(const std::optional<Tensor>& bias, std::initializer_list<int64_t> shape,
@@ -175,7 +191,7 @@ FloatBias::FloatBias(const std::optional<Tensor>& bias, std::initializer_list<in
   const Dtype dtype = check_float(*bias, name);
   check_shape(*bias, name, shape);
   holder = dtype == Dtype::f32 ? *bias : torch::stable::to(*bias, ScalarType::Float);
-  if (!holder->is_contiguous()) holder = torch::stable::contiguous(*holder);
+  holder = dense(*holder);
   data = static_cast<const float*>(holder->const_data_ptr());
 }
 

@@ -46,6 +46,12 @@ void check_tensor(const Tensor& t, const char* name, std::initializer_list<Scala
 // An error that names the argument where its shape is another.
 void check_shape(const Tensor& t, const char* name, std::initializer_list<int64_t> shape);
 
+// The tensor itself where it is contiguous, else a copy that is.
+Tensor dense(const Tensor& t);
+
+// An error that names the argument where its shape is not that of `like`.
+void check_same_shape(const Tensor& t, const char* name, const Tensor& like, const char* like_name);
+
 // fp32, bf16 or fp16.
 Dtype check_float(const Tensor& t, const char* name);
 Dtype check_out_dtype(ScalarType dtype);
@@ -62,6 +68,9 @@ Rows rows_of(const Tensor& t, const char* name);
 
 // The leading dimensions of `like`, followed by `last` where that is not negative.
 std::vector<int64_t> leading_shape(const Tensor& like, int64_t last);
+
+// All dimensions of `like`, followed by `last`.
+std::vector<int64_t> shape_with(const Tensor& like, int64_t last);
 
 // On this library's device.
 Tensor empty(const std::vector<int64_t>& shape, ScalarType dtype);
