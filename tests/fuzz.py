@@ -28,6 +28,7 @@ import numpy as np
 import test_ops_attention
 import test_ops_blocks
 import test_ops_embedding
+import test_ops_encoder
 import test_ops_grouped
 import test_ops_half
 import test_ops_linear
@@ -265,6 +266,7 @@ RIGHT = {
     "rotary": _of_a_seed(test_ops_attention.test_rotary),
     "scaled_dot_product": _of_a_seed(test_ops_attention.test_scaled_dot_product),
     "attention": _of_a_seed(test_ops_attention.test_attention_is_its_parts),
+    "encoder": _of_a_seed(test_ops_encoder.test_is_its_parts),
     "lstm_dynamic": _recurrent("lstm", "int8"),
     "gru_dynamic": _recurrent("gru", "int8"),
     "rnn_dynamic": _recurrent("rnn", "int8"),
@@ -338,7 +340,20 @@ def any_value(valid, rng):
     if kind == 2:
         choices = (None, "text", 1.5, torch.float64, torch.int8, True, [], torch.empty(0))
         return one_of(rng, choices)
+    if isinstance(valid, list) and valid:
+        return _changed_list(valid, rng)
     return damaged(valid, rng) if isinstance(valid, torch.Tensor) else valid
+
+
+def _changed_list(valid, rng):
+    """The list with something else in one place, or with another length."""
+    at, change = int(rng.integers(len(valid))), rng.integers(4)
+    if change == 0:
+        return valid[:at]
+    if change == 1:
+        return [*valid, *valid[: at + 1]]
+    one = damaged(valid[at], rng) if change == 2 and valid[at] is not None else any_tensor(rng)
+    return [*valid[:at], None if rng.random() < 0.2 else one, *valid[at + 1 :]]
 
 
 def _torch_would_crash(values):

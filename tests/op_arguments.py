@@ -92,6 +92,10 @@ BLOCKS = {
         *("x", *_weights("q", "k", "v", "out"), "heads", "kv_heads", *_ADDED, "cos", "sin"),
         *("integers", *_ENDS, *_SCHEME),
     ),
+    "encoder": (
+        *("x", "weights", "heads", "kv_heads", "activation", "eps", "norm_first", "mask"),
+        *("integers", *_SCHEME),
+    ),
 }
 GROUPED = {
     "linear_grouped": ("x", "counts", "weight", "weight_scale", "bias", "n", *_SCHEME),
@@ -245,9 +249,14 @@ def valid_block_arguments(name, m=(M,), n=N, k=K, dtype=torch.float32, per_chann
         values |= {f"norm_after_{part}": floats(n) for part in ("weight", "bias")}
     if name == "rotary":
         values["x"] = values["query"]
-    if name == "attention":
+    if name in ("attention", "encoder"):
         values["x"] = floats(batch, rows, k)
         values["residual"] = floats(batch, rows, k)
+    if name == "encoder":
+        parts = _weights("q", "k", "v", "out", "up", "down")
+        norms = ("norm_before_weight", "norm_before_bias", "norm_after_weight", "norm_after_bias")
+        values["weights"] = 2 * [values[part] for part in (*parts, *norms)]
+        values["norm_first"] = False
     return values
 
 

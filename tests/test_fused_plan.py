@@ -24,7 +24,7 @@ def model(made):
     """One that has kept what it is called with."""
     model = copy.deepcopy(made)
     assert_same(hidden(model), hidden(model))
-    assert model.__dict__["_layers"] is not None
+    assert model.__dict__["_kept"] is not None
     return model
 
 
@@ -83,6 +83,34 @@ def bf16(model):
     model.to(torch.bfloat16)
 
 
+def other_words(model):
+    words = model.embeddings.word_embeddings
+    words.weight = nn.Parameter(words.weight.detach() * 2)
+
+
+def words_in_place(model):
+    model.embeddings.word_embeddings.weight.data.mul_(2)
+
+
+def other_positions(model):
+    positions = copy.deepcopy(model.embeddings.position_embeddings)
+    positions.weight.data.mul_(2)
+    model.embeddings.position_embeddings = positions
+
+
+def bounded_words(model):
+    model.embeddings.word_embeddings.max_norm = 0.1
+
+
+def other_embedding_norm(model):
+    model.embeddings.LayerNorm.eps = 1.0
+
+
+def other_embeddings(model):
+    model.embeddings = copy.deepcopy(model.embeddings)
+    words_in_place(model)
+
+
 def other_pooler(model):
     model.pooler = copy.deepcopy(model.pooler)
     model.pooler.dense.weight_scale.mul_(2)
@@ -108,6 +136,8 @@ def test_a_change_of_the_pooler_is_noticed(model, change):
 CHANGES = (
     *(other_weight, other_scale, other_bias, bias_in_place, other_norm_weight, other_epsilon),
     *(other_linear, other_layer, one_more_layer, one_layer_less, float_linear, bf16),
+    *(other_words, words_in_place, other_positions, bounded_words, other_embedding_norm),
+    other_embeddings,
 )
 
 
@@ -136,7 +166,12 @@ def forward_of(module, called):
 
 @pytest.mark.parametrize("watch", [hook_on, pre_hook_on, forward_of])
 @pytest.mark.parametrize(
-    "name", ["encoder", "encoder.layer.1", "encoder.layer.1.output.dense", "pooler", "pooler.dense"]
+    "name",
+    [
+        *("encoder", "encoder.layer.1", "encoder.layer.1.output.dense", "pooler", "pooler.dense"),
+        *("embeddings", "embeddings.word_embeddings", "embeddings.dropout"),
+        "embeddings.LayerNorm",
+    ],
 )
 def test_what_watches_is_called(model, name, watch):
     before, called = hidden(model), []
@@ -170,6 +205,48 @@ def test_a_causal_layer_is_noticed(model):
     after = model(IDS)[0]
     assert not torch.equal(after, before)
     assert_same(after, copy.deepcopy(model)(IDS)[0])
+
+
+@torch.no_grad()
+def test_a_change_of_the_config_is_noticed(made):
+    model = fused(small("Bert"))[1]  # copies share the config
+    assert model(IDS).hidden_states is None
+    model.config.output_hidden_states = True
+    assert len(model(IDS).hidden_states) == 3
+    model.config.output_hidden_states = False
+    assert model(IDS).hidden_states is None
+    model.config.return_dict = False
+    assert type(model(IDS)) is tuple
+    assert model(IDS, return_dict=True).hidden_states is None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [(2, 12), (1, 12)])
+def test_types_of_tokens(model, shape):
+    types = torch.ones(shape, dtype=torch.int64)
+    after = hidden(model, token_type_ids=types)
+    assert not torch.equal(after, hidden(model))
+    assert_same(after, hidden(model, token_type_ids=types.expand(2, 12).clone()))
+
+
+def test_gradients_are_given(model):
+    ids = torch.tensor([[5, 6, 7]])
+    result = model(ids).last_hidden_state
+    result.sum().backward()
+    assert model.embeddings.word_embeddings.weight.grad is not None
+
+
+@torch.no_grad()
+def test_layers_that_are_not_alike_run_one_by_one(model):
+    layer = layer_of(model)
+    for linear in (one for one in layer.modules() if isinstance(one, dynquant.nn.Linear)):
+        linear.activation_bits = 16
+    layer.__dict__.pop("_parts")
+    model.__dict__.pop("_kept")
+    after = hidden(model)
+    assert model.__dict__["_kept"] is None
+    assert not any(dynquant.fused_blocks(model).values())
+    assert_same(after, hidden(copy.deepcopy(model)))
 
 
 class TestUnchanged:

@@ -88,6 +88,10 @@ STABLE_TORCH_LIBRARY(dynquant, m) {
          "Tensor? sin=None, bool integers=True, " +
          ends)
             .c_str());
+  m.def(
+      "encoder(Tensor x, Tensor?[] weights, int heads, int kv_heads, int activation, float eps, "
+      "bool norm_first=False, Tensor? mask=None, bool integers=True, bool per_token=True, "
+      "bool symmetric=False, int activation_bits=8) -> Tensor");
   m.def("linear_half(Tensor x, Tensor half_weight, Tensor? bias=None) -> Tensor");
   m.def("linear_half.inference(Tensor x, Tensor half_weight, Tensor? bias=None) -> Tensor");
   constexpr const char* kLstm =
@@ -163,6 +167,7 @@ STABLE_TORCH_LIBRARY_IMPL(dynquant, CPU, m) {
   ops.add<&dynquant::rotary>("rotary");
   ops.add<&dynquant::scaled_dot_product>("scaled_dot_product");
   ops.add<&dynquant::attention>("attention");
+  ops.add<&dynquant::encoder>("encoder");
   ops.add<&dynquant::linear_half>("linear_half", "linear_half.inference");
   ops.add<&dynquant::lstm_dynamic>("lstm_dynamic", "lstm_dynamic.inference");
   ops.add<&dynquant::gru_dynamic>("gru_dynamic", "gru_dynamic.inference");

@@ -84,6 +84,10 @@ Tensor attention(const Tensor& x, const Tensor& packed_q, const Tensor& weight_s
                  int64_t norm_after, const std::optional<Tensor>& norm_after_weight,
                  const std::optional<Tensor>& norm_after_bias, double norm_after_eps,
                  bool per_token, bool symmetric, int64_t activation_bits);
+Tensor encoder(const Tensor& x, const std::vector<std::optional<Tensor>>& weights, int64_t heads,
+               int64_t kv_heads, int64_t activation, double eps, bool norm_first,
+               const std::optional<Tensor>& mask, bool integers, bool per_token, bool symmetric,
+               int64_t activation_bits);
 
 Tensor linear_half(const Tensor& x, const Tensor& half_weight, const std::optional<Tensor>& bias);
 

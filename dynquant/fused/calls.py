@@ -17,6 +17,7 @@ _ops = torch.ops.dynquant
 # The overloads themselves: finding them costs a call of a short text several microseconds.
 _attention, _feed_forward = _ops.attention.default, _ops.feed_forward.default
 _linear_block, _embedding_sum = _ops.linear_block.default, _ops.embedding_sum.default
+encoder = _ops.encoder.default
 
 
 def activation(name, x):
@@ -31,10 +32,23 @@ def norm(norm, x):
     return _ops.rms_norm(x, weight, eps)
 
 
-def embedding_sum(norm, indices, table, type_indices, type_table, position_table):
-    """norm: a Norm."""
-    tables = table, type_indices, type_table, position_table
-    return _embedding_sum(indices, *tables, *_norm(norm))
+def embedding_sum_arguments(table, type_table, position_table, norm):
+    """What embedding_sum takes besides what a call brings. norm: a Norm."""
+    return table, type_table, (position_table, *_norm(norm))
+
+
+def can_sum(arguments, indices, type_indices):
+    """Whether embedding_sum has a form for them: positions from 0 on, a type for each or none."""
+    _, type_table, (positions, *_) = arguments
+    if indices.dim() == 0 or indices.shape[-1] > positions.shape[0]:
+        return False
+    return type_indices is None or (type_table is not None and type_indices.shape == indices.shape)
+
+
+def embedding_sum(arguments, indices, type_indices):
+    """arguments: what embedding_sum_arguments gave."""
+    table, type_table, rest = arguments
+    return _embedding_sum(indices, table, type_indices, type_table, *rest)
 
 
 def attention_arguments(parts, before, after, scheme):
@@ -44,7 +58,7 @@ def attention_arguments(parts, before, after, scheme):
         before, after: a Norm or None.
     """
     found = parts.attention
-    weights = map(_weight, (found.query, found.key, found.value, found.output))
+    weights = map(weight_of, (found.query, found.key, found.value, found.output))
     return (*chain(*weights), parts.heads, parts.kv_heads), _ends(before, after, scheme)
 
 
@@ -92,7 +106,7 @@ def attention_in_parts(parts, call, integers):
 
 def feed_forward_arguments(up, gate, down, activation, split, before, after, scheme):
     """The same for a feed-forward block; gate and split: None where there is none."""
-    weights = map(_weight, (up, gate, down))
+    weights = map(weight_of, (up, gate, down))
     numbers = ACTIVATIONS[activation], _SPLITS[split]
     return (*chain(*weights), *numbers), _ends(before, after, scheme)
 
@@ -105,7 +119,7 @@ def feed_forward(arguments, x, residual=False):
 
 def linear_block_arguments(linear, activation, before, after, scheme):
     """The same for a linear layer with what belongs to it."""
-    return (*_weight(linear), ACTIVATIONS[activation]), _ends(before, after, scheme)
+    return (*weight_of(linear), ACTIVATIONS[activation]), _ends(before, after, scheme)
 
 
 def linear_block(arguments, x, residual=None):
@@ -114,7 +128,7 @@ def linear_block(arguments, x, residual=None):
     return _linear_block(x, *before, residual, *after)
 
 
-def _weight(linear):
+def weight_of(linear):
     """Packed weight, scale and bias; read at each call, since moves and loading replace them."""
     if linear is None:
         return None, None, None
@@ -124,12 +138,16 @@ def _weight(linear):
 
 def _ends(before, after, scheme):
     """An op's last arguments: norm before, norm after, scheme; without what is default anyway."""
-    ends = [_norm(before), _norm(after), scheme]
-    for default in (_USUAL_SCHEME, _NO_NORM, _NO_NORM):
-        if ends[-1] != default:
-            break
-        ends.pop()
-    return tuple(chain(*ends))
+    scheme, after = unusual(scheme), _norm(after)
+    if scheme or after != _NO_NORM:
+        return (*_norm(before), *after, *scheme)
+    before = _norm(before)
+    return () if before == _NO_NORM else before
+
+
+def unusual(scheme):
+    """Nothing where the ops quantize by themselves like that."""
+    return () if scheme == _USUAL_SCHEME else scheme
 
 
 def _norm(norm):

@@ -55,23 +55,38 @@ class FusedEmbeddings(Swapped):
         given = {**dict(zip(names.arguments, args, strict=False)), **kwargs}
         given = {name: value for name, value in given.items() if not _says_nothing(value)}
         ids, types = given.pop("input_ids", None), given.pop("token_type_ids", None)
-        if given or not self._fits(ids, types, names):
+        arguments = self._arguments(names) if not given and self._fits(ids, names) else None
+        if arguments is None or not calls.can_sum(arguments, ids, types):
             return super().forward(*args, **kwargs)
-        kinds = self._table(names.types) if names.types else None
-        norm = Norm("layer", self._modules[names.norm])
-        tables = self._table(names.words), types, kinds, self._table(names.positions)
-        return calls.embedding_sum(norm, ids, *tables)
+        return calls.embedding_sum(arguments, ids, types)
 
-    def _fits(self, ids, types, names):
+    def watch(self, watched):
+        """What calls.embedding_sum takes while what is watched holds; None where nothing fits."""
+        (names,) = self._settings
+        if not self._is_as_named(names):
+            return None
+        for name, child in self._modules.items():
+            watched.child(self, name, child)
+            watched.entries(child._parameters, child._parameters)
+            watched.attributes(child, "max_norm", "eps", "variance_epsilon")
+        return self._arguments(names)
+
+    def _arguments(self, names):
+        norm = Norm("layer", self._modules[names.norm])
+        kinds = self._table(names.types) if names.types else None
+        return calls.embedding_sum_arguments(
+            self._table(names.words), kinds, self._table(names.positions), norm
+        )
+
+    def _is_as_named(self, names):
+        return _as_named(self, names) and isinstance(self._modules[names.norm], FusedNorm)
+
+    def _fits(self, ids, names):
         if not isinstance(ids, torch.Tensor) or ids.dim() != 2 or self.training:
-            return False
-        if types is not None and (not names.types or types.shape != ids.shape):
             return False
         if _has_any_global_hook() or any(map(disturbed, self._modules.values())):
             return False
-        if not _as_named(self, names) or not isinstance(self._modules[names.norm], FusedNorm):
-            return False
-        if ids.shape[1] > self._modules[names.positions].num_embeddings:
+        if not self._is_as_named(names):
             return False
         return runs_as_op(self._table(names.words), self.parameters)
 

@@ -5,17 +5,21 @@ config, masks, capturing) takes as long as they do.
 """
 
 import sys
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch.nn.modules.module import _has_any_global_hook
 
+from dynquant.fused import calls
 from dynquant.fused.adapters import name_of
 from dynquant.fused.arguments import READERS, Call
-from dynquant.fused.block import FusedBlock, compute
+from dynquant.fused.block import FusedBlock
 from dynquant.fused.classes import Swapped
+from dynquant.fused.embeddings import FusedEmbeddings
+from dynquant.fused.encoder import Encoder, encoder_of
 from dynquant.fused.functions import runs_as_op
-from dynquant.fused.hooks import disturbed
+from dynquant.fused.outputs import maker_of
 from dynquant.fused.padding import groups_of, run_in_groups
 from dynquant.fused.plan import Watched, holds
 
@@ -29,6 +33,8 @@ _KNOWN = {
     )
 }
 _WAY = "_attn_implementation_internal"
+_ASKS_FOR_MORE = ("output_hidden_states", "_output_attentions", "is_decoder", "is_causal")
+_FEW = 256
 _OUTPUT = "BaseModelOutputWithPoolingAndCrossAttentions"
 
 
@@ -39,24 +45,114 @@ def is_known(module):
     return all(isinstance(layer, FusedBlock) for layer in module.encoder.layer)
 
 
-class _Layers(NamedTuple):
-    """All layers of a model and its pooler, for as long as `fixed` holds and there are as many.
+class _Kept(NamedTuple):
+    """What a model runs as, for as long as `fixed` holds and it has `count` layers.
 
     Attributes:
-        runs: parts, plan and attention of each layer.
-        pooler: those of the pooler; None where it is called.
-        per_token: whether no row depends on another sequence.
+        embeddings: what calls.embedding_sum takes; None where the module is called.
+        encoder: the Encoder of its layers.
+        pooler: what calls.linear_block takes; None where the module is called.
+        output: makes what a call returns.
+        returns_dict: where a call does not say it.
     """
 
     fixed: tuple
-    runs: list
+    count: int
+    embeddings: tuple | None
+    encoder: Encoder
     pooler: tuple | None
-    per_token: bool
+    output: Callable
+    returns_dict: bool
 
-    def run(self, hidden, mask):
-        for parts, plan, attention in self.runs:
-            hidden = compute(parts, plan, Call(hidden, mask), attention)
-        return hidden
+
+class FusedModel(Swapped):
+    """Embeddings, layers, pooler; the forward of the model itself where more is asked for."""
+
+    _NOT_KEPT = ("_kept",)
+
+    def forward(self, input_ids=None, attention_mask=None, token_type_ids=None, *args, **kwargs):
+        ids, types, hidden = input_ids, token_type_ids, None
+        if not args and _is_plain(ids, attention_mask, kwargs):
+            kept = self._current()
+            hidden = None if kept is None else self._embed(kept, ids, types)
+        if hidden is None:
+            return super().forward(input_ids, attention_mask, token_type_ids, *args, **kwargs)
+        hidden = _encode(kept.encoder, hidden, attention_mask)
+        if kept.pooler is not None:
+            pooled = calls.linear_block(kept.pooler, hidden[:, 0])
+        else:
+            pooled = None if self.pooler is None else self.pooler(hidden)
+        return_dict = kwargs.get("return_dict")
+        if kept.returns_dict if return_dict is None else return_dict:
+            return kept.output(last_hidden_state=hidden, pooler_output=pooled)
+        return (hidden,) if pooled is None else (hidden, pooled)
+
+    def _embed(self, kept, ids, types):
+        """The first layer's input; None where the layers cannot run as ops on it."""
+        found = kept.embeddings
+        if found is None or not calls.can_sum(found, ids, types):
+            hidden = self.embeddings(input_ids=ids, token_type_ids=types)
+            return hidden if runs_as_op(hidden, self.parameters) else None
+        return (
+            calls.embedding_sum(found, ids, types)
+            if runs_as_op(found[0], self.parameters)
+            else None
+        )
+
+    def _current(self):
+        """What it runs as now; None where one of its modules has to decide."""
+        kept = self.__dict__.get("_kept")
+        if kept is not None and kept.count == len(self.encoder.layer) and holds(kept.fixed):
+            return kept
+        kept = self.__dict__["_kept"] = self._keep()
+        return kept
+
+    def _keep(self):
+        config, layers = self.config, self.encoder.layer
+        values = config.__dict__
+        if any(values.get(name) for name in _ASKS_FOR_MORE) or values.get(_WAY) != "sdpa":
+            return None
+        watched = Watched()
+        watched.entries(self.__dict__, {"config": config, "training": False})
+        watched.attributes(config, "return_dict", _WAY, *_ASKS_FOR_MORE)
+        watched.child(self, "encoder", self.encoder)
+        runs = [_watched_run(watched, layers, *named) for named in layers.named_children()]
+        if None in runs or not all(_adds_nothing(parts, config) for parts, _, _ in runs):
+            return None
+        encoder = encoder_of([(parts, False, attention) for parts, _, attention in runs])
+        if encoder is None or not watched.hold():  # one of them has a hook
+            return None
+        embeddings = _where_it_holds(watched, self._watch_embeddings)
+        pooler = _where_it_holds(watched, self._watch_pooler)
+        output = maker_of(getattr(sys.modules["transformers.modeling_outputs"], _OUTPUT))
+        returns = values.get("return_dict", True)
+        return _Kept(watched.fixed(), len(layers), embeddings, encoder, pooler, output, returns)
+
+    def _watch_embeddings(self, watched):
+        module = self.embeddings
+        if not isinstance(module, FusedEmbeddings):
+            return None
+        watched.child(self, "embeddings", module)
+        return module.watch(watched)
+
+    def _watch_pooler(self, watched):
+        run = _watched_run(watched, self, "pooler", self.pooler)
+        if run is None:
+            return None
+        parts, plan, _ = run
+        names = parts.adapter.linear_block
+        alone = names.first_token and names.residual is None and not parts.adapter.residual
+        return plan.linear_block if alone else None
+
+
+def _where_it_holds(watched, watch):
+    """What watch(watched) gives, which is watched as well; None where it does not hold already."""
+    more = Watched()
+    found = watch(more)
+    if found is None or not more.hold():
+        return None
+    watched.update(more.fixed())
+    return found
 
 
 def _watched_run(watched, parent, name, block):
@@ -67,91 +163,47 @@ def _watched_run(watched, parent, name, block):
     watched.child(parent, name, block)
     watched.attributes(block, "_parts")
     watched.update(plan.fixed)
+    if parts.attention is not None:
+        watched.attributes(parts.attention.core, "config", "is_causal")
     return parts, plan, block._settings[0]
 
 
-class FusedModel(Swapped):
-    """Embeddings, layers, pooler; the forward of the model itself where more is asked for."""
+def _adds_nothing(parts, config):
+    """Whether a layer adds nothing of its own to a call: it has the model's own config."""
+    if getattr(parts.attention.core, "config", None) is not config:
+        return False
+    x = torch.empty(1, 1, 1)
+    return READERS[parts.adapter.family](parts, (x, None), {}) == Call(x)
 
-    _NOT_KEPT = ("_layers",)
 
-    def forward(self, input_ids=None, attention_mask=None, token_type_ids=None, *args, **kwargs):
-        return_dict = kwargs.get("return_dict")
-        if args or not self._fits(input_ids, attention_mask, kwargs):
-            return super().forward(input_ids, attention_mask, token_type_ids, *args, **kwargs)
-        mask = None
-        if attention_mask is not None and not attention_mask.all():
-            mask = attention_mask.to(torch.bool)
-        hidden = self.embeddings(input_ids=input_ids, token_type_ids=token_type_ids)
-        hidden, pooled = self._run_layers(hidden, mask)
-        if self.config.__dict__.get("return_dict", True) if return_dict is None else return_dict:
-            made = getattr(sys.modules["transformers.modeling_outputs"], _OUTPUT)
-            return made(last_hidden_state=hidden, pooler_output=pooled)
-        return (hidden,) if pooled is None else (hidden, pooled)
+def _encode(encoder, hidden, mask):
+    """The result of the layers. mask: [batch, length], 0 at padding, or None."""
+    if mask is None or _all(mask):
+        return encoder.run(hidden, None)
+    mask = mask.to(torch.bool)
+    groups = groups_of(mask) if encoder.per_token else None
+    if groups is None:
+        return encoder.run(hidden, mask[:, None, None, :])
+    return run_in_groups(groups, hidden, mask, encoder.run)
 
-    def _run_layers(self, hidden, mask):
-        seen = None if mask is None else mask[:, None, None, :]
-        layers = self._current_layers(hidden)
-        if layers is None or not runs_as_op(hidden, self.parameters):
-            for layer in self.encoder.layer:
-                hidden = layer(hidden, seen)
-            return hidden, None if self.pooler is None else self.pooler(hidden)
-        groups = groups_of(mask) if mask is not None and layers.per_token else None
-        if groups is None:
-            hidden = layers.run(hidden, seen)
-        else:
-            hidden = run_in_groups(groups, hidden, mask, layers.run)
-        if layers.pooler is None:
-            return hidden, None if self.pooler is None else self.pooler(hidden)
-        parts, plan, attention = layers.pooler
-        call = READERS[parts.adapter.family](parts, (hidden,), {})
-        return hidden, compute(parts, plan, call, attention)
 
-    def _current_layers(self, hidden):
-        """What all layers run as without a call of each; None where one of them has to decide."""
-        known, held = self.__dict__.get("_layers"), self.encoder.layer
-        if known is not None and len(known.runs) == len(held) and holds(known.fixed):
-            return known
-        self.__dict__["_layers"] = None
-        watched, runs = Watched(), []
-        for name, layer in held.named_children():
-            run = _watched_run(watched, held, name, layer)
-            if run is None or not self._says_nothing(run[0], hidden):
-                return None
-            watched.attributes(run[0].attention.core, "config", "is_causal")
-            runs.append(run)
-        if not watched.hold():  # a layer itself has a hook
-            return None
-        beside = Watched()
-        pooler = _watched_run(beside, self, "pooler", self.pooler)
-        if pooler is not None and beside.hold():
-            watched.update(beside.fixed())
-        else:
-            pooler = None
-        per_token = all(parts.scheme[0] for parts, _, _ in runs)
-        layers = self.__dict__["_layers"] = _Layers(watched.fixed(), runs, pooler, per_token)
-        return layers
+def _all(mask):
+    """mask.all(), which for one short text takes four times as long as this."""
+    if mask.numel() > _FEW:
+        return bool(mask.all())
+    return not any(0 in row for row in mask.tolist())
 
-    def _says_nothing(self, parts, hidden):
-        """Whether a layer adds nothing of its own to the call: it has the model's own config."""
-        if getattr(parts.attention.core, "config", None) is not self.config:
+
+def _is_plain(ids, mask, kwargs):
+    """Whether a call asks for nothing but the result for some ids, in a way that can be kept."""
+    # Its values decide which way is taken, which nothing that traces can follow.
+    if type(ids) is not torch.Tensor or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    if ids.dim() != 2 or not ids.is_cpu:
+        return False
+    if mask is not None and (not isinstance(mask, torch.Tensor) or mask.shape != ids.shape):
+        return False
+    for name, value in kwargs.items():
+        if name != "return_dict" and value is not None and value is not False:
             return False
-        call = READERS[parts.adapter.family](parts, (hidden, None), {})
-        return call == Call(hidden)
-
-    def _fits(self, ids, mask, kwargs):
-        if self.training or not isinstance(ids, torch.Tensor) or ids.dim() != 2 or not ids.is_cpu:
-            return False
-        if mask is not None and (not isinstance(mask, torch.Tensor) or mask.shape != ids.shape):
-            return False
-        for name, value in kwargs.items():
-            if name != "return_dict" and value is not None and value is not False:
-                return False
-        # Its values decide which way is taken, which nothing that traces can follow.
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(ids) is not torch.Tensor:
-            return False
-        config = self.config.__dict__
-        asked = ("output_hidden_states", "_output_attentions", "is_decoder", "is_causal")
-        if any(config.get(name) for name in asked) or config.get(_WAY) != "sdpa":
-            return False
-        return not (_has_any_global_hook() or disturbed(self.encoder))
+    return not _has_any_global_hook()

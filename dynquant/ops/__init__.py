@@ -3,6 +3,6 @@
 The schemas and the implementations are in csrc/ops.
 """
 
-from dynquant.ops import blocks, embedding, flops, grouped, half, linear, recurrent
+from dynquant.ops import blocks, embedding, encoder, flops, grouped, half, linear, recurrent
 
-__all__ = ["blocks", "embedding", "flops", "grouped", "half", "linear", "recurrent"]
+__all__ = ["blocks", "embedding", "encoder", "flops", "grouped", "half", "linear", "recurrent"]

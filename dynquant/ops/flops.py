@@ -10,6 +10,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 import dynquant.ops.grouped  # noqa: F401 (defines an op)
 from dynquant import _C
+from dynquant.ops.encoder import layers_of
 from dynquant.ops.library import OPS
 
 
@@ -105,3 +106,11 @@ def _feed_forward(
     inner = _C.columns_of(packed_up[0], x[-1]) // (2 if split else 1)
     ups = sum(_product(x, one) for one in (packed_up, packed_gate) if one is not None)
     return ups + _product((*x[:-1], inner), packed_down)
+
+
+@register_flop_formula(OPS.encoder)
+def _encoder(x, weights, heads, kv_heads, activation, *arguments, out_shape=None, **options):
+    return sum(
+        _attention(x, *attention, heads, kv_heads) + _feed_forward(x, *dense, activation)
+        for attention, dense, *_ in layers_of(weights)
+    )
