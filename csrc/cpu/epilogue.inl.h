@@ -117,9 +117,17 @@ inline void with_out_type(Dtype dtype, F f) {
   }
 }
 
+// No bias is a bias of -0, the one value whose sum with any y is y.
+struct NoBias {
+  constexpr NoBias() {
+    for (float& value : values) value = -0.0f;
+  }
+  float values[kPanelColumns] = {};
+};
+constexpr NoBias kNoBias;
+
 // The column values of one panel where a whole panel may be read: a single scale is repeated, what
-// lies beyond the last column is filled up, and no bias is a bias of -0, the one value whose sum
-// with any y is y.
+// lies beyond the last column is filled up.
 class PanelColumns {
  public:
   inline PanelColumns() = default;
@@ -138,7 +146,7 @@ class PanelColumns {
       weight_scale = e.weight_scale + n0;
     }
     if (e.bias == nullptr) {
-      fill(bias_buffer_, nullptr, 0);
+      bias = kNoBias.values;
     } else if (columns < kPanelColumns) {
       fill(bias_buffer_, e.bias + n0, columns);
     } else {
@@ -151,7 +159,8 @@ class PanelColumns {
 
  private:
   static inline void fill(float* buffer, const float* from, int64_t count) {
-    for (int64_t i = 0; i < kPanelColumns; ++i) buffer[i] = i < count ? from[i] : -0.0f;
+    for (int64_t i = 0; i < count; ++i) buffer[i] = from[i];
+    for (int64_t i = count; i < kPanelColumns; ++i) buffer[i] = -0.0f;
   }
 
   float scale_buffer_[kPanelColumns];

@@ -135,8 +135,8 @@ __attribute__((noinline)) void tile(const uint8_t* staged, int64_t staged_stride
   for (int r = 0; r < R; ++r) finish_row<Isa>(acc[r], to, r);
 }
 
-// The last columns of a weight, fewer than V registers: whole registers are computed beside the
-// output, which may end there, and copied.
+// The last columns of a weight, fewer than V registers: where they do not fill half or a quarter of
+// these, whole registers are computed beside the output, which may end there, and copied.
 template <class Isa, int R, int V, class Out>
 inline void rest(const uint8_t* staged, int64_t staged_stride, const int8_t* weights,
                  int64_t groups, int64_t columns, const TileOut<Out>& to) {
@@ -147,13 +147,17 @@ inline void rest(const uint8_t* staged, int64_t staged_stride, const int8_t* wei
       return rest<Isa, R, V / 2>(staged, staged_stride, weights, groups, columns, to);
     }
   }
+  if (columns == kStep) {
+    return tile<Isa, R, V>(staged, staged_stride, weights, groups, {weights, 0}, to);
+  }
   Out result[R * kStep];
   const TileOut<Out> beside = {to.scale, to.zero_point, to.column_sums, to.weight_scale,
                                to.bias,  result,        kStep,          to.pairs};
   tile<Isa, R, V>(staged, staged_stride, weights, groups, {weights, 0}, beside);
   for (int r = 0; r < (to.pairs ? R / 2 : R); ++r) {
-    memcpy(to.out + r * to.out_stride, result + r * kStep,
-           static_cast<size_t>(columns) * sizeof(Out));
+    // memcpy would become `rep movs`, which takes longer to start than a row takes to be copied.
+    memmove(to.out + r * to.out_stride, result + r * kStep,
+            static_cast<size_t>(columns) * sizeof(Out));
   }
 }
 
