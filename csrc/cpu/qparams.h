@@ -26,7 +26,7 @@ DYNQUANT_BOTH inline QParams choose_qparams(const Range& range, bool symmetric, 
   if (!isfinite(inv)) return {1.0f, 0.0f, 0, true};
   float zero_point = 0.0f;
   if (!symmetric) {
-    zero_point = nearbyintf(-range.lo * inv);
+    zero_point = rintf(-range.lo * inv);  // one instruction, where nearbyintf is a call
     zero_point = zero_point < 0.0f ? 0.0f : zero_point > levels ? levels : zero_point;
   }
   return {span / levels, inv, static_cast<int32_t>(zero_point), false};

@@ -197,19 +197,32 @@ void quantize(const QuantizeArgs& a) {
   });
 }
 
+constexpr int64_t kTogether = 16;  // vectors that go through each step one after the other
+
 template <class Isa>
 void quantize_vectors(const QuantizeVectorsArgs& a) {
   with_type(a.x, a.dtype, [&](const auto* x) {
-    for (int64_t i = 0; i < a.count; ++i) {
-      const auto* vector = x + i * a.x_stride;
-      const char* later = reinterpret_cast<const char*>(vector) + a.ahead;
-      const int64_t bytes = a.k * static_cast<int64_t>(sizeof *x);
-      for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(later + b);
-      const QParams p = choose_qparams(range_of<Isa>(vector, a.k), a.symmetric);
-      const ToIntegers<Isa, Multiply> to_integers(quantize_args(p, a.symmetric, false));
-      quantize_run<Isa>(to_integers, vector, a.k, ByteRows<1>{{a.q + i * a.q_stride}});
-      a.scale[i * a.value_stride] = p.scale;
-      if (a.zero_point != nullptr) a.zero_point[i * a.value_stride] = p.zero_point;
+    const int64_t bytes = a.k * static_cast<int64_t>(sizeof *x);
+    Range ranges[kTogether];
+    QParams params[kTogether];
+    // Step by step for several vectors: for one alone, each step would wait for the one before it.
+    for (int64_t first = 0; first < a.count; first += kTogether) {
+      const int64_t count = a.count - first < kTogether ? a.count - first : kTogether;
+      const auto* vectors = x + first * a.x_stride;
+      for (int64_t i = 0; i < count; ++i) {
+        const char* later = reinterpret_cast<const char*>(vectors + i * a.x_stride) + a.ahead;
+        for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(later + b);
+        ranges[i] = range_of<Isa>(vectors + i * a.x_stride, a.k);
+      }
+      for (int64_t i = 0; i < count; ++i) params[i] = choose_qparams(ranges[i], a.symmetric);
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t at = first + i;
+        const ToIntegers<Isa, Multiply> to_integers(quantize_args(params[i], a.symmetric, false));
+        quantize_run<Isa>(to_integers, x + at * a.x_stride, a.k,
+                          ByteRows<1>{{a.q + at * a.q_stride}});
+        a.scale[at * a.value_stride] = params[i].scale;
+        if (a.zero_point != nullptr) a.zero_point[at * a.value_stride] = params[i].zero_point;
+      }
     }
   });
 }
