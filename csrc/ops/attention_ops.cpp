@@ -282,11 +282,12 @@ class SelfAttention {
            context_holder = empty({m, context}, rows_.type);
     char* buffer = static_cast<char*>(holder.mutable_data_ptr());
     char* contexts = static_cast<char*>(context_holder.mutable_data_ptr());
-    const FloatRows from = rows_.source(in);
+    std::vector<Target> targets;
     each_product([&](const Int8Product& by, int64_t column) {
-      multiply(rows_.kernels, from, m, by.weight, by.to(buffer + column * bytes, width_, dtype),
-               bytes);
+      targets.push_back({by.weight, by.to(buffer + column * bytes, width_, dtype)});
     });
+    multiply(rows_.kernels, rows_.source(in), m, targets.data(),
+             static_cast<int64_t>(targets.size()), bytes);
     if (angles_.has_value()) {
       run_rows(m, width_ * 4, [&](int64_t r) { turn(buffer + r * width_ * bytes, r); });
     }

@@ -125,16 +125,14 @@ class FeedForward {
     const Rows in = rows_.begin_all();
     Tensor holder = empty({m, hidden_.width}, rows_.type);
     char* hidden = static_cast<char*>(holder.mutable_data_ptr());
-    multiply_by(in, up_, up_out(hidden), hidden_.width);
-    if (gate_.has_value()) multiply_by(in, *gate_, hidden, hidden_.width);
+    const Int8Product& gate = gate_.has_value() ? *gate_ : up_;
+    const Target ups[] = {{up_.weight, up_.to(up_out(hidden), hidden_.width, rows_.dtype)},
+                          {gate.weight, gate.to(hidden, hidden_.width, rows_.dtype)}};
+    multiply(rows_.kernels, rows_.source(in), m, ups, gate_.has_value() ? 2 : 1, rows_.bytes);
     run_rows(m, down_.k() * 16, [&](int64_t r) { activate(hidden + r * hidden_row_bytes()); });
-    multiply_by(activated_rows(hidden, m), down_, rows_.out(0), down_.n());
+    multiply(rows_.kernels, rows_.source(activated_rows(hidden, m)), m, down_.weight,
+             down_.to(rows_.out(0), down_.n(), rows_.dtype), rows_.bytes);
     rows_.finish_all();
-  }
-
-  void multiply_by(const Rows& rows, const Int8Product& by, char* out, int64_t stride) const {
-    multiply(rows_.kernels, rows_.source(rows), rows.m, by.weight, by.to(out, stride, rows_.dtype),
-             rows_.bytes);
   }
 
   BlockRows rows_;

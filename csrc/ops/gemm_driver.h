@@ -111,25 +111,29 @@ void for_each_block(int64_t rows, int64_t row_bytes, int64_t multiple, const F& 
   }
 }
 
-// The product of all rows of `source` and a packed weight, split over threads.
+// A packed weight [N, K], and where its product goes.
+struct Target {
+  const Packed& weight;
+  EpilogueArgs epilogue;
+};
+
+// The products of all rows of `source` and `count` packed weights of one K, split over threads:
+// rows are staged once for all of them.
 template <class Source>
-void multiply(const Kernels& kernels, const Source& source, int64_t m, const Packed& weight,
-              const EpilogueArgs& epilogue, int64_t out_bytes) {
+void multiply(const Kernels& kernels, const Source& source, int64_t m, const Target* targets,
+              int64_t count, int64_t out_bytes) {
   // From here on rows are staged ones.
-  const int64_t bytes = source.bytes(), rows = m * bytes;
+  const int64_t bytes = source.bytes(), rows = m * bytes, k = targets[0].weight.k;
   const Product& product = product_for(kernels, rows);
   const int64_t multiple = std::max(product.row_multiple, bytes);
-  const int64_t row_bytes = staged_stride(product.layout, groups_of(weight.k));
+  const int64_t row_bytes = staged_stride(product.layout, groups_of(k));
   const int64_t threads = num_threads();
-  const Split split = choose_split(rows, weight.n, weight.k, threads, product.costs, multiple);
-  const auto epilogue_from = [&](int64_t row) {
-    EpilogueArgs from = epilogue;
-    from.out = static_cast<char*>(epilogue.out) + row / bytes * epilogue.out_stride * out_bytes;
-    return from;
-  };
+  int64_t columns = 0;
+  for (int64_t i = 0; i < count; ++i) columns += targets[i].weight.n;
+  const Split split = choose_split(rows, columns, k, threads, product.costs, multiple);
   std::optional<StagedRows> shared;
   if (split.stage_first && rows * row_bytes <= kSharedBytes) {
-    shared.emplace(product, weight.k, rows, bytes, Purpose::shared_rows);
+    shared.emplace(product, k, rows, bytes, Purpose::shared_rows);
     const int64_t units = ceil_div(rows, multiple), parts = std::min(units, threads);
     run_tasks(parts, [&](int64_t part) {
       const int64_t begin = units * part / parts * multiple;
@@ -138,20 +142,39 @@ void multiply(const Kernels& kernels, const Source& source, int64_t m, const Pac
     });
   }
   run_tasks(split.parts(), [&](int64_t task) {
-    const Part part = part_of(split, task, rows, weight.n);
+    // Rows [begin, end), of which that number `first` is the first staged one.
+    const auto multiply_all = [&](const StagedRows& staged, int64_t first, int64_t begin,
+                                  int64_t end) {
+      for (int64_t i = 0; i < count; ++i) {
+        const Target& target = targets[i];
+        const Part part = part_of(split, task, rows, target.weight.n);
+        if (part.is_empty()) continue;
+        EpilogueArgs to = target.epilogue;
+        to.out = static_cast<char*>(to.out) + begin / bytes * to.out_stride * out_bytes;
+        staged.multiply(begin - first, end - first, target.weight, part.n_begin, part.n_end, to);
+      }
+    };
+    const Part part = part_of(split, task, rows, columns);
     if (part.is_empty()) return;
     for_each_block(part.m_end - part.m_begin, row_bytes, multiple, [&](int64_t b, int64_t e) {
       const int64_t begin = part.m_begin + b, end = part.m_begin + e;
-      const EpilogueArgs to = epilogue_from(begin);
       if (shared.has_value()) {
-        shared->multiply(begin, end, weight, part.n_begin, part.n_end, to);
+        multiply_all(*shared, 0, begin, end);
       } else {
-        const StagedRows own(product, weight.k, end - begin, bytes, Purpose::staged_rows);
+        const StagedRows own(product, k, end - begin, bytes, Purpose::staged_rows);
         own.stage(source, begin, 0, end - begin);
-        own.multiply(0, end - begin, weight, part.n_begin, part.n_end, to);
+        multiply_all(own, begin, begin, end);
       }
     });
   });
+}
+
+// The same of one weight.
+template <class Source>
+void multiply(const Kernels& kernels, const Source& source, int64_t m, const Packed& weight,
+              const EpilogueArgs& epilogue, int64_t out_bytes) {
+  const Target target = {weight, epilogue};
+  multiply(kernels, source, m, &target, 1, out_bytes);
 }
 
 // A row of floats, quantized by `p` as it is staged.
