@@ -14,8 +14,8 @@ PyObject* found(const py::tuple& tuple, Py_ssize_t dict) {
   return value;
 }
 
-// After a forward, none of all this is in a near cache any more: the objects that later questions are
-// about, and what dicts keep their keys in, are fetched ahead.
+// After a forward, none of all this is in a near cache any more: the objects that later questions
+// are about, and what dicts keep their keys in, are fetched ahead.
 void fetch_ahead(const py::tuple& tuple, Py_ssize_t i, Py_ssize_t step) {
   const Py_ssize_t size = PyTuple_GET_SIZE(tuple.ptr());
   if (i + 16 * step < size) __builtin_prefetch(PyTuple_GET_ITEM(tuple.ptr(), i + 16 * step));
