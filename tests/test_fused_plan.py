@@ -208,7 +208,7 @@ def test_a_causal_layer_is_noticed(model):
 
 
 @torch.no_grad()
-def test_a_change_of_the_config_is_noticed(made):
+def test_a_change_of_the_config_is_noticed():
     model = fused(small("Bert"))[1]  # copies share the config
     assert model(IDS).hidden_states is None
     model.config.output_hidden_states = True

@@ -88,7 +88,7 @@ def test_errors_name_the_layer():
     for at, message in ((0, "tensor 0 must be given"), (16, "tensor 16 must be given")):
         with pytest.raises(RuntimeError, match=f"layer 1: {message}"):
             encoded(weights=[*weights[: TENSORS + at], None, *weights[TENSORS + at + 1 :]])
-    wrong = weights[:TENSORS] + weights[TENSORS:]
+    wrong = list(weights)
     wrong[TENSORS + 18] = torch.ones(3)
     with pytest.raises(RuntimeError, match="layer 1: norm_after_weight"):
         encoded(weights=wrong)

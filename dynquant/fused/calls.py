@@ -38,9 +38,9 @@ def embedding_sum_arguments(table, type_table, position_table, norm):
 
 
 def can_sum(arguments, indices, type_indices):
-    """Whether embedding_sum has a form for them: positions from 0 on, a type for each or none."""
+    """Whether embedding_sum takes indices [..., L]: at most as many as positions, types or none."""
     _, type_table, (positions, *_) = arguments
-    if indices.dim() == 0 or indices.shape[-1] > positions.shape[0]:
+    if indices.shape[-1] > positions.shape[0]:
         return False
     return type_indices is None or (type_table is not None and type_indices.shape == indices.shape)
 
@@ -129,7 +129,7 @@ def linear_block(arguments, x, residual=None):
 
 
 def weight_of(linear):
-    """Packed weight, scale and bias; read at each call, since moves and loading replace them."""
+    """Packed weight, scale and bias, which moves and loading replace."""
     if linear is None:
         return None, None, None
     buffers = linear._buffers

@@ -10,7 +10,7 @@ class Encoder:
 
     Attributes:
         weights: the tensors of all layers, one layer after the other.
-        before, after: the numbers that stand before and after the mask.
+        numbers, rest: what stands before and after the mask.
         per_token: whether no row depends on another sequence.
     """
 
@@ -29,8 +29,7 @@ def encoder_of(layers):
     """The Encoder of some layers, or None where one op cannot run them.
 
     Args:
-        layers: [(parts, norm_first, attention)] of each: its Parts, whether its norms are in front
-            of its blocks, how the attention computes.
+        layers: [(parts, attention)] of each: its Parts, how the attention computes.
     """
     found = {_settings(*layer) for layer in layers}
     if len(found) != 1:
@@ -38,14 +37,17 @@ def encoder_of(layers):
     settings = found.pop()
     if settings is None:
         return None
-    weights = chain.from_iterable(_tensors(parts) for parts, _, _ in layers)
+    weights = chain.from_iterable(_tensors(parts) for parts, _ in layers)
     return Encoder(list(weights), *settings)
 
 
-def _settings(parts, norm_first, attention):
+def _settings(parts, attention):
     """The numbers of one layer, as Encoder takes them, or None where the op has no form for it."""
     heads, dense, norms = parts.attention, parts.feed_forward, parts.norms()
+    norm_first = parts.adapter.norm_first
     if heads is None or heads.output is None or dense is None or not parts.adapter.residual:
+        return None
+    if isinstance(norm_first, str):  # an attribute of the layer says it
         return None
     if dense.gate is not None or dense.split is not None:
         return None
@@ -55,7 +57,7 @@ def _settings(parts, norm_first, attention):
     if len(epsilons) != 1:
         return None
     activation = calls.ACTIVATIONS[dense.activation]
-    numbers = parts.heads, parts.kv_heads, activation, epsilons.pop(), bool(norm_first)
+    numbers = parts.heads, parts.kv_heads, activation, epsilons.pop(), norm_first
     return numbers, attention, parts.scheme
 
 

@@ -34,7 +34,7 @@ _KNOWN = {
 }
 _WAY = "_attn_implementation_internal"
 _ASKS_FOR_MORE = ("output_hidden_states", "_output_attentions", "is_decoder", "is_causal")
-_FEW = 256
+_FEW = 256  # values of a mask that are looked through as a list
 _OUTPUT = "BaseModelOutputWithPoolingAndCrossAttentions"
 
 
@@ -93,11 +93,10 @@ class FusedModel(Swapped):
         if found is None or not calls.can_sum(found, ids, types):
             hidden = self.embeddings(input_ids=ids, token_type_ids=types)
             return hidden if runs_as_op(hidden, self.parameters) else None
-        return (
-            calls.embedding_sum(found, ids, types)
-            if runs_as_op(found[0], self.parameters)
-            else None
-        )
+        table = found[0]
+        if not runs_as_op(table, self.parameters):
+            return None
+        return calls.embedding_sum(found, ids, types)
 
     def _current(self):
         """What it runs as now; None where one of its modules has to decide."""
@@ -119,7 +118,7 @@ class FusedModel(Swapped):
         runs = [_watched_run(watched, layers, *named) for named in layers.named_children()]
         if None in runs or not all(_adds_nothing(parts, config) for parts, _, _ in runs):
             return None
-        encoder = encoder_of([(parts, False, attention) for parts, _, attention in runs])
+        encoder = encoder_of([(parts, attention) for parts, _, attention in runs])
         if encoder is None or not watched.hold():  # one of them has a hook
             return None
         embeddings = _where_it_holds(watched, self._watch_embeddings)
