@@ -292,6 +292,15 @@ def test_a_failure_at_each_conversion(at, monkeypatch):
     assert_same_state(model, state)
 
 
+@pytest.fixture
+def interrupts_arrive():
+    """Also where a shell started the tests in the background, which ignores interrupts there."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupts_arrive")
 def test_an_interrupt_ends_the_other_thread_soon(monkeypatch):
     """The caller waits while weights are quantized in a thread that sees no interrupt itself."""
     model = nn.Sequential(*[nn.Linear(8, 8) for _ in range(9)])
