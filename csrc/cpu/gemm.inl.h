@@ -212,10 +212,9 @@ inline void gemm_by(const GemmArgs& a, Out*) {
         a.epilogue.scale,      a.zero_point, reinterpret_cast<const int32_t*>(panel),
         values.weight_scale,   values.bias,  static_cast<Out*>(a.epilogue.out) + n0,
         a.epilogue.out_stride, a.pairs};
+    const int8_t* next = n0 + kPanelColumns < a.n_end ? panel + panel_stride : a.next;
     Ahead ahead = {panel, 0};
-    if (n0 + kPanelColumns < a.n_end) {
-      ahead = {panel + panel_stride, kPanelColumns * kGroup / (fetching * kPasses)};
-    }
+    if (next != nullptr) ahead = {next, kPanelColumns * kGroup / (fetching * kPasses)};
     int64_t m0 = 0;
     for (int64_t s = 0; s < strips; ++s) {
       const int64_t rows = unit * (units / strips + (s < units % strips ? 1 : 0));

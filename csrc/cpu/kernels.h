@@ -89,6 +89,7 @@ struct GemmArgs {
   int64_t n_end;
   EpilogueArgs epilogue;  // column pointers and `out` start at column 0
   UnitState* unit;        // of the calling thread; null: the product leaves nothing set up
+  const int8_t* next;     // what the thread reads after the panels, or null; only a hint
 };
 
 // acc[m, n] -> out, by the same epilogue.

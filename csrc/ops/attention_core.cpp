@@ -177,7 +177,7 @@ struct ProbabilityRows {
 
 void AttentionCore::attend_rows(const Heads& query, const Heads& key, const Heads& out, int64_t b,
                                 const Place& place, int64_t begin, int64_t end,
-                                const Memory& memory, Rowed& added) const {
+                                const Memory& memory, Rowed& added, Fetch& fetch) const {
   const int64_t head = place.head;
   const int64_t m = end - begin, d = shape_.dim, stride = memory.score_stride;
   // Keys behind the last row's own count for nothing.
@@ -231,6 +231,7 @@ void AttentionCore::attend_rows(const Heads& query, const Heads& key, const Head
     }
     a.value_scale = integers_ ? memory.value.scales_of(place.kv) : nullptr;
     const ScoresResult result = kernels_.scores(a);
+    fetch.some();
     memory.sums[r] = result.sum;
     memory.ranges[r] = result.range;
     std::fill(a.scores + std::min(shape_.keys, filled_up(a.n)), a.scores + shape_.keys, 0.0f);
@@ -255,7 +256,7 @@ void AttentionCore::attend_rows(const Heads& query, const Heads& key, const Head
 
 void AttentionCore::attend(const Heads& query, const Heads& key, const Heads& value,
                            const Heads& out, int64_t b, int64_t kv_begin, int64_t kv_end,
-                           int64_t begin, int64_t end) const {
+                           int64_t begin, int64_t end, Fetch& fetch) const {
   constexpr int64_t kScoreBytes = 40 * 1024;       // of a block: they wait in the L1 cache
   constexpr int64_t kQuantizedBytes = 256 * 1024;  // of heads: they wait in the L2 cache
   const int64_t s = shape_.keys, d = shape_.dim, rows = end - begin, filled = filled_up(s);
@@ -315,7 +316,7 @@ void AttentionCore::attend(const Heads& query, const Heads& key, const Heads& va
       if (head % group == 0 && !integers_) prepare_floats(value, b, first + place.kv, memory);
       for (int64_t i = 0; i < blocks; ++i) {
         attend_rows(query, key, out, b, place, begin + rows * i / blocks,
-                    begin + rows * (i + 1) / blocks, memory, added);
+                    begin + rows * (i + 1) / blocks, memory, added, fetch);
       }
     }
   }
@@ -335,13 +336,14 @@ void AttentionCore::attend_all(const Heads& query, const Heads& key, const Heads
   const int64_t tasks = std::min(parts, items), kv_heads = shape_.kv_heads;
   run_tasks(tasks, [&](int64_t part) {
     const int64_t last = items * (part + 1) / tasks;
+    Fetch nothing;
     for (int64_t item = items * part / tasks; item < last;) {
       const int64_t pair = item / row_parts, piece = item % row_parts;
       const int64_t b = pair / kv_heads, kv_head = pair % kv_heads;
       // Heads of a sequence together, where their rows are not parted.
       const int64_t count = row_parts > 1 ? 1 : std::min(kv_heads - kv_head, last - item);
       attend(query, key, value, out, b, kv_head, kv_head + count, shape_.rows * piece / row_parts,
-             shape_.rows * (piece + 1) / row_parts);
+             shape_.rows * (piece + 1) / row_parts, nothing);
       item += count;
     }
   });

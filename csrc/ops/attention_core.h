@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "block.h"
+#include "fetch.h"
 
 namespace dynquant {
 
@@ -62,9 +63,10 @@ class AttentionCore {
                 bool is_causal, std::optional<double> scale, bool integers);
 
   // Everything of the key-value heads [kv_begin, kv_end) of a sequence, for the rows [begin, end)
-  // of the queries, in the calling thread. `out` may not be one of the others.
+  // of the queries, in the calling thread. `out` may not be one of the others. What comes next is
+  // fetched meanwhile, some with each row of a head.
   void attend(const Heads& query, const Heads& key, const Heads& value, const Heads& out, int64_t b,
-              int64_t kv_begin, int64_t kv_end, int64_t begin, int64_t end) const;
+              int64_t kv_begin, int64_t kv_end, int64_t begin, int64_t end, Fetch& fetch) const;
 
   // All of it, on all threads.
   void attend_all(const Heads& query, const Heads& key, const Heads& value, const Heads& out) const;
@@ -82,7 +84,7 @@ class AttentionCore {
   void prepare_floats(const Heads& value, int64_t b, int64_t kv_head, const Memory& memory) const;
   void attend_rows(const Heads& query, const Heads& key, const Heads& out, int64_t b,
                    const Place& place, int64_t begin, int64_t end, const Memory& memory,
-                   Rowed& added) const;
+                   Rowed& added, Fetch& fetch) const;
 
   const Kernels& kernels_;
   const Dtype dtype_;

@@ -167,7 +167,9 @@ class SelfAttention {
         (threads == 1 || shape_.batch % threads == 0 || shape_.batch >= kManySequences * threads)) {
       run_sequences(product, threads);
     } else {
-      run_phases();
+      const double products = product_nanoseconds(rows_.in.m, width_ + output_.n(), query_.k(),
+                                                  product.costs, product.row_multiple);
+      with_team(products, [&] { run_phases(); });
     }
     return y;
   }
@@ -201,13 +203,14 @@ class SelfAttention {
   int64_t key_at() const { return shape_.heads * shape_.dim; }
   int64_t value_at() const { return key_at() + shape_.kv_heads * shape_.dim; }
 
-  // f(product, the first column that it gives) for each of the products of x.
+  // f(product, the first column that it gives, what is multiplied next) for each of the products of
+  // x.
   template <class F>
   void each_product(const F& f) const {
-    f(query_, 0);
+    f(query_, 0, key_.has_value() ? *key_ : output_);
     if (!key_.has_value()) return;
-    f(*key_, key_at());
-    f(*value_, value_at());
+    f(*key_, key_at(), *value_);
+    f(*value_, value_at(), output_);
   }
 
   Heads heads_in(char* buffer, int64_t first, int64_t width) const {
@@ -250,8 +253,9 @@ class SelfAttention {
     for_each_block(m, in.k, product.row_multiple, [&](int64_t from, int64_t to) {
       const StagedBlock staged(product, rows_.source(in), in.k, from, to - from,
                                Purpose::staged_rows);
-      each_product([&](const Int8Product& by, int64_t column) {
-        staged.multiply(by.weight, by.to(buffer + (from * width_ + column) * bytes, width_, dtype));
+      each_product([&](const Int8Product& by, int64_t column, const Int8Product& next) {
+        staged.multiply(by.weight, by.to(buffer + (from * width_ + column) * bytes, width_, dtype),
+                        next.weight.panels);
       });
     });
     for (int64_t r = 0; r < m; ++r) turn(buffer + r * width_ * bytes, first + r);
@@ -261,8 +265,9 @@ class SelfAttention {
     const Heads key = heads_in(buffer - behind * width_ * bytes, key_at(), width_);
     const Heads value = heads_in(buffer - behind * width_ * bytes, value_at(), width_);
     const Heads out = heads_in(contexts - behind * context * bytes, 0, context);
+    Fetch fetch(output_.weight, m, m * shape_.heads);
     for (int64_t b = begin; b < end; ++b) {
-      core_.attend(query, key, value, out, b, 0, shape_.kv_heads, 0, l);
+      core_.attend(query, key, value, out, b, 0, shape_.kv_heads, 0, l, fetch);
     }
     const Rows attended = rows_at(contexts, m, context, context * bytes);
     for_each_block(m, context, product.row_multiple, [&](int64_t from, int64_t to) {
@@ -283,7 +288,7 @@ class SelfAttention {
     char* buffer = static_cast<char*>(holder.mutable_data_ptr());
     char* contexts = static_cast<char*>(context_holder.mutable_data_ptr());
     std::vector<Target> targets;
-    each_product([&](const Int8Product& by, int64_t column) {
+    each_product([&](const Int8Product& by, int64_t column, const Int8Product&) {
       targets.push_back({by.weight, by.to(buffer + column * bytes, width_, dtype)});
     });
     multiply(rows_.kernels, rows_.source(in), m, targets.data(),

@@ -51,8 +51,9 @@ class StagedBlock {
       : staged_(m * source.bytes()), rows_(product, k, staged_, source.bytes(), purpose) {
     rows_.stage(source, first * source.bytes(), 0, staged_);
   }
-  void multiply(const Packed& weight, const EpilogueArgs& epilogue) const {
-    rows_.multiply(0, staged_, weight, 0, weight.n, epilogue);
+  void multiply(const Packed& weight, const EpilogueArgs& epilogue,
+                const int8_t* next = nullptr) const {
+    rows_.multiply(0, staged_, weight, 0, weight.n, epilogue, next);
   }
 
  private:
@@ -166,7 +167,9 @@ class BlockRows {
     const Product& product = product_for(kernels, in.m);
     const int64_t parts = parts_of_rows(product, largest);
     if (parts == 0) {
-      phases();
+      with_team(
+          product_nanoseconds(in.m, largest.n(), largest.k(), product.costs, product.row_multiple),
+          phases);
     } else {
       blocks(product, parts);
     }

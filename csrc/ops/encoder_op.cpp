@@ -1,5 +1,9 @@
 // encoder: attention and feed_forward of layer after layer in one call.
+#include <algorithm>
+
+#include "../cpu/dispatch.h"
 #include "ops.h"
+#include "parallel.h"
 
 namespace dynquant {
 namespace {
@@ -74,6 +78,33 @@ Tensor run_feed_forward(const Tensor& x, const Layer& w, const Settings& s) {
                       s.symmetric, s.activation_bits);
 }
 
+Tensor run_layers(const Tensor& x, const Given& weights, const Settings& settings) {
+  Tensor hidden = x;
+  for (size_t i = 0; i < weights.size(); i += kCount) {
+    const Layer layer{weights.data() + i};
+    try {
+      hidden = run_attention(hidden, layer, settings);
+      hidden = run_feed_forward(hidden, layer, settings);
+    } catch (const std::runtime_error& error) {
+      fail("layer ", i / kCount, ": ", error.what());
+    }
+  }
+  return hidden;
+}
+
+// Of the products, on one thread.
+double nanoseconds(const Tensor& x, const Given& weights) {
+  const double rows =
+      static_cast<double>(x.numel()) /
+      static_cast<double>(std::max<int64_t>(1, x.dim() == 0 ? 1 : x.size(x.dim() - 1)));
+  double values = 0.0;
+  for (const std::optional<Tensor>& weight : weights) {
+    if (weight.has_value()) values += static_cast<double>(weight->numel());
+  }
+  const Costs& costs = kernels_in_use().product.costs;
+  return values * std::max(rows * costs.multiply_add, costs.weight_byte);
+}
+
 }  // namespace
 
 Tensor encoder(const Tensor& x, const Given& weights, int64_t heads, int64_t kv_heads,
@@ -84,17 +115,9 @@ Tensor encoder(const Tensor& x, const Given& weights, int64_t heads, int64_t kv_
         " tensors or None for each layer, got ", given);
   const Settings settings{heads, kv_heads, activation, eps,       norm_first,
                           mask,  integers, per_token,  symmetric, activation_bits};
-  Tensor hidden = x;
-  for (int64_t i = 0; i < given; i += kCount) {
-    const Layer layer{weights.data() + i};
-    try {
-      hidden = run_attention(hidden, layer, settings);
-      hidden = run_feed_forward(hidden, layer, settings);
-    } catch (const std::runtime_error& error) {
-      fail("layer ", i / kCount, ": ", error.what());
-    }
-  }
-  return hidden;
+  Tensor y;
+  with_team(nanoseconds(x, weights), [&] { y = run_layers(x, weights, settings); });
+  return y;
 }
 
 }  // namespace dynquant

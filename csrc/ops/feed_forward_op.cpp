@@ -1,6 +1,7 @@
 // feed_forward: norm, up and gate products, activation, down product, residual, norm, in blocks of
 // rows that stay in the L2 cache.
 #include "block.h"
+#include "fetch.h"
 #include "ops.h"
 
 namespace dynquant {
@@ -41,6 +42,8 @@ class FeedForward {
   }
 
  private:
+  static constexpr int64_t kPiece = 256;  // values of a row that are activated in one step
+
   Hidden hidden_of(int64_t split) const {
     const int64_t f = down_.k();
     check(split >= 0 && split <= 2,
@@ -60,11 +63,18 @@ class FeedForward {
     return split == 2 ? Hidden{2 * f, f, 0} : Hidden{2 * f, 0, f};
   }
 
-  // The activation of one row of the hidden layer, in place.
-  void activate(char* row) const {
+  // The activation of one row of the hidden layer, in place, in pieces between which the next
+  // weight is fetched.
+  void activate(char* row, Fetch& fetch) const {
     char* x = row + hidden_.activated * rows_.bytes;
     const char* by = hidden_.by < 0 ? nullptr : row + hidden_.by * rows_.bytes;
-    rows_.kernels.activate({activation_, rows_.dtype, x, by, down_.k(), x});
+    for (int64_t done = 0, count; done < down_.k(); done += count) {
+      const int64_t at = done * rows_.bytes, left = down_.k() - done;
+      count = fetch.is_over() ? left : std::min(kPiece, left);
+      const char* by_piece = by == nullptr ? nullptr : by + at;
+      rows_.kernels.activate({activation_, rows_.dtype, x + at, by_piece, count, x + at});
+      fetch.some();
+    }
   }
 
   Rows activated_rows(char* hidden, int64_t m) const {
@@ -81,10 +91,11 @@ class FeedForward {
     const FeedForward& block;
     char* hidden;
     FloatRows rows;
+    Fetch& fetch;
 
     int64_t bytes() const { return rows.bytes(); }
     StagedRow stage(const Product& product, int64_t m, uint8_t* staged, uint8_t* low) const {
-      block.activate(hidden + m * block.hidden_row_bytes());
+      block.activate(hidden + m * block.hidden_row_bytes(), fetch);
       return rows.stage(product, m, staged, low);
     }
   };
@@ -108,12 +119,15 @@ class FeedForward {
     const Rows in = rows_.begin(begin, m, pieces.next(rows_.normed_bytes(m)));
     {
       const StagedBlock staged(product, rows_.source(in), in.k, 0, m, Purpose::staged_rows);
-      staged.multiply(up_.weight, up_.to(up_out(hidden), hidden_.width, rows_.dtype));
+      const int8_t* last = down_.weight.panels;
+      staged.multiply(up_.weight, up_.to(up_out(hidden), hidden_.width, rows_.dtype),
+                      gate_.has_value() ? gate_->weight.panels : last);
       if (gate_.has_value()) {
-        staged.multiply(gate_->weight, gate_->to(hidden, hidden_.width, rows_.dtype));
+        staged.multiply(gate_->weight, gate_->to(hidden, hidden_.width, rows_.dtype), last);
       }
     }
-    const ActivatedRows activated = {*this, hidden, rows_.source(activated_rows(hidden, m))};
+    Fetch fetch(down_.weight, m, m * ceil_div(down_.k(), kPiece));
+    const ActivatedRows activated = {*this, hidden, rows_.source(activated_rows(hidden, m)), fetch};
     const StagedBlock staged(product, activated, down_.k(), 0, m, Purpose::staged_rows);
     staged.multiply(down_.weight, down_.to(rows_.out(begin), down_.n(), rows_.dtype));
     rows_.finish(begin, end);
@@ -129,7 +143,10 @@ class FeedForward {
     const Target ups[] = {{up_.weight, up_.to(up_out(hidden), hidden_.width, rows_.dtype)},
                           {gate.weight, gate.to(hidden, hidden_.width, rows_.dtype)}};
     multiply(rows_.kernels, rows_.source(in), m, ups, gate_.has_value() ? 2 : 1, rows_.bytes);
-    run_rows(m, down_.k() * 16, [&](int64_t r) { activate(hidden + r * hidden_row_bytes()); });
+    run_rows(m, down_.k() * 16, [&](int64_t r) {
+      Fetch nothing;
+      activate(hidden + r * hidden_row_bytes(), nothing);
+    });
     multiply(rows_.kernels, rows_.source(activated_rows(hidden, m)), m, down_.weight,
              down_.to(rows_.out(0), down_.n(), rows_.dtype), rows_.bytes);
     rows_.finish_all();

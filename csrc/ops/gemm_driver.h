@@ -62,9 +62,10 @@ class StagedRows {
   }
 
   // Rows [begin, end) times the columns [n_begin, n_end). `begin` is the first row of a tile;
-  // `epilogue.out` is where its results go.
+  // `epilogue.out` is where its results go. `next` is what the thread reads after the weight, or
+  // null.
   void multiply(int64_t begin, int64_t end, const Packed& weight, int64_t n_begin, int64_t n_end,
-                const EpilogueArgs& epilogue) const {
+                const EpilogueArgs& epilogue, const int8_t* next = nullptr) const {
     GemmArgs a = {};
     a.staged = at(begin);
     a.pairs = bytes_ == 2;
@@ -78,6 +79,7 @@ class StagedRows {
     a.epilogue = epilogue;
     a.epilogue.scale = scale_ + (begin >> halving_);
     a.unit = &unit_of_thread();
+    a.next = next;
     product_.gemm(a);
   }
 

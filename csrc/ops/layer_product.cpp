@@ -31,6 +31,12 @@ int64_t LayerProduct::k() const {
   return std::visit([](const auto& held) { return held.weight.k; }, held_);
 }
 
+double LayerProduct::nanoseconds(const Kernels& kernels, int64_t rows) const {
+  const bool is_int8 = std::holds_alternative<Int8>(held_);
+  const Costs& costs = is_int8 ? kernels.product.costs : kernels.half_costs;
+  return product_nanoseconds(rows, n(), k(), costs, 1);
+}
+
 std::optional<QParams> LayerProduct::whole(const Kernels& kernels, const Rows& rows,
                                            Dtype dtype) const {
   const Int8* int8 = std::get_if<Int8>(&held_);

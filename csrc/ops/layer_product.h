@@ -24,6 +24,9 @@ class LayerProduct {
   int64_t n() const;
   int64_t k() const;
 
+  // What a product of so many rows takes on one thread.
+  double nanoseconds(const Kernels& kernels, int64_t rows) const;
+
   // What a product of some rows must know of all of them.
   std::optional<QParams> whole(const Kernels& kernels, const Rows& rows, Dtype dtype) const;
 

@@ -11,6 +11,7 @@
 #include <algorithm>
 
 #include "op_scope.h"
+#include "team.h"
 
 namespace dynquant {
 
@@ -18,8 +19,6 @@ inline int64_t num_threads() { return static_cast<int64_t>(torch::stable::get_nu
 
 // Whether this process came from fork(), without exec, after this library was loaded.
 bool is_forked_child();
-
-using TaskRange = void (*)(const void* context, int64_t begin, int64_t end);
 
 // run(context, begin, end) over [0, tasks) on up to num_threads() threads, which have ended on
 // return; the calling one is one of them. The first exception is thrown again.
@@ -36,13 +35,13 @@ void run_tasks(Threads threads, int64_t tasks, const F& f) {
     const OpScope scope;
     for (int64_t task = begin; task < end; ++task) f(task);
   };
-  if (threads == Threads::kPool && !is_forked_child()) {
-    return torch::stable::parallel_for(0, tasks, 1, run);
-  }
   const auto call = [](const void* context, int64_t begin, int64_t end) {
     (*static_cast<decltype(&run)>(context))(begin, end);
   };
-  on_own_threads(tasks, call, &run);
+  if (threads == Threads::kOwn) return on_own_threads(tasks, call, &run);
+  if (Team* team = led_team()) return team->run(tasks, call, &run);
+  if (is_forked_child()) return on_own_threads(tasks, call, &run);
+  torch::stable::parallel_for(0, tasks, 1, run);
 }
 
 template <class F>
@@ -50,14 +49,17 @@ void run_tasks(int64_t tasks, const F& f) {
   run_tasks(Threads::kPool, tasks, f);
 }
 
+// What a parallel region takes beside its work, in nanoseconds.
+double region_nanoseconds(Threads kind, int64_t threads);
+
 // f(begin, end) over [0, count) in as many even parts as there are threads, or in one where each
 // item's `cost` (in bytes or operations) adds up to too little for a thread to be worth waking, or
 // starting.
 template <class F>
 void run_range(Threads threads, int64_t count, int64_t cost, const F& f) {
-  const bool starts = threads == Threads::kOwn || is_forked_child();
-  const int64_t worth_a_thread = starts ? 1 << 20 : 1 << 16;
-  const int64_t worth = count * std::max<int64_t>(cost, 1) / worth_a_thread;
+  constexpr double kNanoseconds = 0.05;  // of one of them
+  const double all = static_cast<double>(count) * static_cast<double>(cost) * kNanoseconds;
+  const auto worth = static_cast<int64_t>(all / region_nanoseconds(threads, num_threads()));
   const int64_t parts = std::max<int64_t>(1, std::min({num_threads(), count, worth}));
   run_tasks(threads, parts,
             [&](int64_t part) { f(count * part / parts, count * (part + 1) / parts); });
@@ -66,6 +68,23 @@ void run_range(Threads threads, int64_t count, int64_t cost, const F& f) {
 template <class F>
 void run_range(int64_t count, int64_t cost, const F& f) {
   run_range(Threads::kPool, count, cost, f);
+}
+
+void lead_team(TaskRange run, const void* context);
+
+// f(), in the calling thread, whose parallel regions are steps of one team where the work, which
+// takes so long on one thread, is worth it. f calls no operator of torch that has much to do: that
+// would find itself within a parallel region, and be alone.
+template <class F>
+void with_team(double nanoseconds, const F& f) {
+  if (led_team() != nullptr || num_threads() < 2 ||
+      nanoseconds < 2 * region_nanoseconds(Threads::kPool, num_threads())) {
+    return f();
+  }
+  const auto call = [](const void* context, int64_t, int64_t) {
+    (*static_cast<const F*>(context))();
+  };
+  lead_team(call, &f);
 }
 
 }  // namespace dynquant

@@ -71,8 +71,18 @@ class Recurrence {
   }
 
   void run() {
-    const int64_t steps = static_cast<int64_t>(starts_.size()) - 1;
     if (starts_[1] == 0) return;
+    const int64_t steps = static_cast<int64_t>(starts_.size()) - 1;
+    const double each = hidden_.nanoseconds(kernels_, starts_[1]);
+    with_team(static_cast<double>(steps) * each, [&] { run_all(steps); });
+  }
+
+  Tensor y() const { return y_; }
+  Tensor h_n() const { return h_.tensor(x_type_); }
+  Tensor c_n() const { return c_->tensor(x_type_); }
+
+ private:
+  void run_all(int64_t steps) {
     prepare();
     const int64_t rows = ceil_div(starts_.back(), ceil_div(starts_.back(), kInputRows));
     int64_t done = 0;
@@ -87,11 +97,6 @@ class Recurrence {
     }
   }
 
-  Tensor y() const { return y_; }
-  Tensor h_n() const { return h_.tensor(x_type_); }
-  Tensor c_n() const { return c_->tensor(x_type_); }
-
- private:
   // Input rows whose products are made at once: enough for a product at full speed, few enough for
   // the products to stay in a cache until their steps come.
   static constexpr int64_t kInputRows = 192;

@@ -1,40 +1,12 @@
 #include "split.h"
 
 #include <algorithm>
-#include <cctype>
-#include <cstdlib>
-#include <cstring>
-#include <string_view>
 
 #include "../cpu/layout.h"
 #include "parallel.h"
 
 namespace dynquant {
 namespace {
-
-// A parallel region, in nanoseconds: what two threads take to meet where the pool's threads still
-// spin, and one microsecond more, so that no call is slower for it; or where they were told to
-// sleep between regions, and about as long to start threads, as a forked child does. torch wakes
-// all of its threads, whatever the number of parts.
-constexpr double kSpinningThreads = 3e3;
-constexpr double kSleepingThreads = 50e3;
-constexpr double kAnotherThread = 50;
-
-bool equals(const char* name, std::string_view wanted) {
-  const char* value = std::getenv(name);
-  if (value == nullptr || std::strlen(value) != wanted.size()) return false;
-  return std::equal(wanted.begin(), wanted.end(), value, [](char a, char b) {
-    return a == std::tolower(static_cast<unsigned char>(b));
-  });
-}
-
-// As the OpenMP run-time libraries read it: once, from the environment.
-double wake_threads(int64_t threads) {
-  static const bool sleep = equals("OMP_WAIT_POLICY", "passive") || equals("GOMP_SPINCOUNT", "0") ||
-                            equals("KMP_BLOCKTIME", "0");
-  const double more = static_cast<double>(threads - 2) * kAnotherThread;
-  return (sleep || is_forked_child() ? kSleepingThreads : kSpinningThreads) + more;
-}
 
 // A product as the choice sees it: rows in multiples, columns in panels.
 struct Work {
@@ -58,15 +30,24 @@ struct Work {
   }
 };
 
+Work work_of(int64_t m, int64_t n, int64_t k, const Costs& costs, int64_t row_multiple) {
+  return {m, ceil_div(m, row_multiple), panels_of(n), static_cast<double>(k), costs, row_multiple};
+}
+
 }  // namespace
+
+double product_nanoseconds(int64_t m, int64_t n, int64_t k, const Costs& costs,
+                           int64_t row_multiple) {
+  const Work work = work_of(m, n, k, costs, row_multiple);
+  return work.stage(1) + work.multiply(1, 1);
+}
 
 Split choose_split(int64_t m, int64_t n, int64_t k, int64_t threads, const Costs& costs,
                    int64_t row_multiple) {
   Split best{1, 1, row_multiple, false};
-  const Work work = {
-      m, ceil_div(m, row_multiple), panels_of(n), static_cast<double>(k), costs, row_multiple};
+  const Work work = work_of(m, n, k, costs, row_multiple);
   if (threads < 2 || work.units == 0 || work.panels == 0) return best;
-  const double wake = wake_threads(threads);
+  const double wake = region_nanoseconds(Threads::kPool, threads);
   double least = work.stage(1) + work.multiply(1, 1);
   if (least <= wake) return best;
   const auto consider = [&](int64_t row_parts) {

@@ -24,6 +24,10 @@ struct Split {
 Split choose_split(int64_t m, int64_t n, int64_t k, int64_t threads, const Costs& costs,
                    int64_t row_multiple);
 
+// What a product takes on one thread, staging included.
+double product_nanoseconds(int64_t m, int64_t n, int64_t k, const Costs& costs,
+                           int64_t row_multiple);
+
 // What one task of a product of M rows and N columns computes; columns by whole panels.
 struct Part {
   int64_t m_begin, m_end;
