@@ -16,9 +16,10 @@ bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks layers --json bench/layers.json --plot bench/layers.png
 
 # Two processes of tests share the cores: threads that wait should not spin for long.
-test: $(VENV)/dev build/kernel_test build/cuda_host_test
+test: $(VENV)/dev build/kernel_test build/cuda_host_test build/team_test
 	build/kernel_test
 	build/cuda_host_test
+	build/team_test
 	GOMP_SPINCOUNT=1000 $(BIN)/python -m pytest tests -n 2 --dist loadfile
 
 # Compiles the CUDA kernels for all architectures, without torch; one that spills registers fails.
@@ -84,7 +85,7 @@ sanitize-ops: $(VENV)/dev
 # Calls from several threads at once, under the thread sanitizer; the script says how.
 sanitize-threads: $(VENV)/dev
 	tools/variant.sh sanitize-threads -DDYNQUANT_SANITIZE=thread -DDYNQUANT_AMX_EMULATED=ON
-	$(BIN)/cmake --build build/sanitize-threads --target thread_test
+	$(BIN)/cmake --build build/sanitize-threads --target thread_test team_test
 	tools/sanitize_threads.sh build/sanitize-threads
 
 clean:
@@ -116,7 +117,7 @@ $(VENV)/bench: $(VENV)/built
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation -e '.[bench]'
 	touch $@
 
-build/kernel_test build/cuda_host_test: $(VENV)/tools CMakeLists.txt $(NATIVE)
+build/kernel_test build/cuda_host_test build/team_test: $(VENV)/tools CMakeLists.txt $(NATIVE)
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -G Ninja -S . -B build/kernels -DDYNQUANT_TORCH=OFF -DDYNQUANT_CUDA=off -DDYNQUANT_AMX_EMULATED=ON
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/kernels --target $(@F)
 	cp build/kernels/$(@F) $@

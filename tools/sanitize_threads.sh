@@ -19,6 +19,7 @@ python() {
 "${CXX:-g++}" -O1 -g -fPIC -shared -fsanitize=thread tests/cpp/race.cpp -o "$build/librace.so"
 
 setarch -R "$build/thread_test"
+setarch -R "$build/team_test"
 for mode in "--threads 1 1 1 1" "--threads 3 3 2 1 --forked"; do
   # Proof that it works here: a deliberate race is reported.
   if python tests/callers.py --race "$build/librace.so" $mode > "$log" 2>&1 ||

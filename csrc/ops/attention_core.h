@@ -76,6 +76,7 @@ class AttentionCore {
   struct Place;
   struct Rowed;
 
+  double nanoseconds() const;  // on one thread
   // Rows [begin, end) of `heads` heads.
   void quantize(const Heads& from, int64_t b, int64_t first_head, int64_t heads, int64_t begin,
                 int64_t end, bool symmetric, const QuantizedHeads& to) const;
