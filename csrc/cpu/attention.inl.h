@@ -26,32 +26,48 @@ void rotary(const RotaryArgs& a) {
   });
 }
 
-// What lies behind the row is filled up with -Inf, which counts for nothing: exp(-Inf) is 0.
-template <class Isa>
-ScoresResult scores(const ScoresArgs& a) {
+// R rows at once: in one alone, every step waits for the one before it.
+//
+// What lies behind a row is filled up with -Inf, which counts for nothing: exp(-Inf) is 0.
+template <class Isa, int R>
+inline void score_rows(const ScoresArgs& a, int64_t first) {
   using Float = typename Isa::Float;
   const int64_t filled = ceil_div(a.n, kPartials) * kPartials;
-  const Float scale = Isa::set(a.scale);
-  Float most = Isa::set(-INFINITY);
-  for (int64_t i = 0; i < a.n; i += Isa::kLanes) {
-    Float s = Isa::mul(Isa::load(a.scores + i), scale);
-    for (const float* added : a.added) {
-      if (added != nullptr) s = Isa::add_float(s, Isa::load(added + i));
-    }
-    Isa::store(a.scores + i, s);
-    if (i + Isa::kLanes > a.n) {
-      for (int64_t j = a.n; j < i + Isa::kLanes; ++j) a.scores[j] = -INFINITY;
-      s = Isa::load(a.scores + i);
-    }
-    most = Isa::max(s, most);
+  const Float scale = Isa::set(a.scale), least = Isa::set(-INFINITY);
+  float* rows[R];
+  Float most[R];
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) {
+    rows[r] = a.scores + (first + r) * a.stride;
+    most[r] = least;
   }
-  for (int64_t i = ceil_div(a.n, Isa::kLanes) * Isa::kLanes; i < filled; ++i) {
-    a.scores[i] = -INFINITY;
+  float is_behind[Isa::kLanes];  // negative where a lane of the last register is
+  for (int64_t i = 0; i < Isa::kLanes; ++i) {
+    is_behind[i] = a.n - (a.n - 1) / Isa::kLanes * Isa::kLanes <= i ? -1.0f : 1.0f;
   }
-  most = Isa::set(Isa::reduce_max(most));
-  RowSum<Isa> sum;
-  Float hi = Isa::set(0.0f);
-  RowSum<Isa> all;  // NaN where one of the values is: nothing else could make it so
+  for (int64_t i = 0; i < filled; i += Isa::kLanes) {
+    const bool is_last = i + Isa::kLanes > a.n;
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      Float s = least;
+      if (i < a.n) {
+        s = Isa::mul(Isa::load(rows[r] + i), scale);
+        for (const float* added : a.added) {
+          if (added != nullptr) s = Isa::add_float(s, Isa::load(added + i));
+        }
+        if (is_last) s = Isa::select(Isa::is_negative(Isa::load(is_behind)), least, s);
+        most[r] = Isa::max(s, most[r]);
+      }
+      Isa::store(rows[r] + i, s);
+    }
+  }
+  RowSum<Isa> sum[R], all[R];  // `all` is NaN where a value is: nothing else could make it so
+  Float hi[R];
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) {
+    most[r] = Isa::set(Isa::reduce_max(most[r]));
+    hi[r] = Isa::set(0.0f);
+  }
   float last_scales[kPartials] = {};  // a scale behind the row might be NaN
   for (int64_t i = 0; i < filled; i += kPartials) {
     const float* value_scale = a.value_scale == nullptr ? nullptr : a.value_scale + i;
@@ -62,25 +78,40 @@ ScoresResult scores(const ScoresArgs& a) {
 #pragma GCC unroll 16
     for (int part = 0; part < RowSum<Isa>::kParts; ++part) {
       const int64_t at = i + part * Isa::kLanes;
-      Float p = exp_of<Isa>(Isa::sub_float(Isa::load(a.scores + at), most));
-      sum.add(part, p);
-      if (value_scale != nullptr) p = Isa::mul(p, Isa::load(value_scale + part * Isa::kLanes));
-      hi = Isa::max(p, hi);
-      all.add(part, p);
-      Isa::store(a.scores + at, p);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
+        Float p = exp_of<Isa>(Isa::sub_float(Isa::load(rows[r] + at), most[r]));
+        sum[r].add(part, p);
+        if (value_scale != nullptr) p = Isa::mul(p, Isa::load(value_scale + part * Isa::kLanes));
+        hi[r] = Isa::max(p, hi[r]);
+        all[r].add(part, p);
+        Isa::store(rows[r] + at, p);
+      }
     }
   }
-  const float total = all.total();
-  return {sum.total(), {0.0f, Isa::reduce_max(hi), total != total}};
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) {
+    const float total = all[r].total();
+    a.sum[first + r] = sum[r].total();
+    a.range[first + r] = {0.0f, Isa::reduce_max(hi[r]), total != total};
+  }
+}
+
+template <class Isa>
+void scores(const ScoresArgs& a) {
+  each_rows<Isa>(a.rows, [&](int64_t row, auto count) { score_rows<Isa, count>(a, row); });
 }
 
 template <class Isa>
 void divide(const DivideArgs& a) {
-  const typename Isa::Float by = Isa::set(a.by);
-  with_output(a.y, a.dtype, 0, [&](auto* y) {
-    each_register<Isa>(
-        a.n, [&](int64_t i, auto part) { part.store(y + i, Isa::div(part.load(a.x + i), by)); });
-  });
+  for (int64_t row = 0; row < a.rows; ++row) {
+    const float* x = a.x + row * a.x_stride;
+    const typename Isa::Float by = Isa::set(a.by[row]);
+    with_output(at_row(a.y, row, a.y_stride), a.dtype, 0, [&](auto* y) {
+      each_register<Isa>(
+          a.n, [&](int64_t i, auto part) { part.store(y + i, Isa::div(part.load(x + i), by)); });
+    });
+  }
 }
 
 // Four rows become the four bytes of their columns.

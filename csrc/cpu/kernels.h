@@ -44,6 +44,7 @@ struct QuantizeVectorsArgs {
   int64_t
       ahead;  // bytes from a vector to one of a later call, which is fetched; anything may be there
   bool symmetric;
+  const Range* range;  // of each, where they are known, or null
   uint8_t* q;
   int64_t q_stride;  // bytes between vectors
   float* scale;
@@ -164,7 +165,7 @@ struct ActivateArgs {
 enum class Norm : int32_t { none, layer, rms };
 
 // A row's residual is added first, rounded to dtype, and what is then normalized is that. y may be
-// x or residual.
+// x or residual. Strides are bytes between rows.
 struct NormArgs {
   Norm norm;
   Dtype dtype;  // of x, residual and y: f32, bf16 or f16
@@ -175,6 +176,8 @@ struct NormArgs {
   const float* bias;    // [n], or null; rms has none
   float eps;
   void* y;
+  int64_t rows = 1;
+  int64_t x_stride = 0, residual_stride = 0, y_stride = 0;
 };
 
 // y = exp(x - max x) / sum; y may be x.
@@ -196,7 +199,7 @@ struct RotaryArgs {
   void* y;
 };
 
-// A row of attention scores, in place: s * scale, plus what is added, becomes p = exp(s - max s),
+// Rows of attention scores, in place: s * scale, plus what is added, becomes p = exp(s - max s),
 // and that times value_scale. `scores` and `added` may be read up to a multiple of kPartials, and
 // `scores` is written up to there.
 constexpr int64_t kPartials = 16;  // partial sums of every sum over a row
@@ -206,19 +209,22 @@ struct ScoresArgs {
   float scale;
   const float* added[2];     // each [n], or null
   const float* value_scale;  // [n], or null
-};
-struct ScoresResult {
-  float sum;    // of p
-  Range range;  // of what the row holds at the end
+  float* sum;                // of each row's p
+  Range* range;              // of what each row holds at the end
+  int64_t rows;
+  int64_t stride;  // values between rows
 };
 
 // y = x / by, rounded to dtype.
 struct DivideArgs {
   const float* x;
   int64_t n;
-  float by;
+  const float* by;  // one for each row
   Dtype dtype;
   void* y;
+  int64_t rows;
+  int64_t x_stride;  // values between rows
+  int64_t y_stride;  // bytes
 };
 
 // int8 rows [n, k] packed as the weight [k, n] that is their transpose, whose panels have no column
@@ -299,7 +305,7 @@ struct Kernels {
   void (*norm)(const NormArgs&);
   void (*softmax)(const SoftmaxArgs&);
   void (*rotary)(const RotaryArgs&);
-  ScoresResult (*scores)(const ScoresArgs&);
+  void (*scores)(const ScoresArgs&);
   void (*divide)(const DivideArgs&);
   void (*pack_transposed)(const PackTransposedArgs&);
 

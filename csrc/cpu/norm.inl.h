@@ -41,80 +41,102 @@ class RowSum {
   typename Isa::Float sums_[kParts];
 };
 
-// The sum of f(value) over a row.
-template <class Isa, class T, class F>
-inline float sum_over(const T* x, int64_t n, F f) {
-  RowSum<Isa> sum;
+// out[r] = the sum of f(r, value) over row r, for R rows at once: the sum of one alone waits for
+// each addition.
+template <class Isa, int R, class T, class F>
+inline void sums_over(const T* const (&x)[R], int64_t n, F f, float (&out)[R]) {
+  RowSum<Isa> sum[R];
   int64_t i = 0;
   for (; i + kPartials <= n; i += kPartials) {
 #pragma GCC unroll 16
     for (int part = 0; part < RowSum<Isa>::kParts; ++part) {
-      sum.add(part, f(Isa::load(x + i + part * Isa::kLanes)));
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) sum[r].add(part, f(r, Isa::load(x[r] + i + part * Isa::kLanes)));
     }
   }
   if (i < n) {
-    T values[kPartials] = {};
-    float terms[kPartials];
-    memcpy(values, x + i, static_cast<size_t>(n - i) * sizeof(T));
-    for (int64_t j = 0; j < kPartials; j += Isa::kLanes) {
-      Isa::store(terms + j, f(Isa::load(values + j)));
-    }
-    for (int64_t j = n - i; j < kPartials; ++j) terms[j] = 0.0f;
+    for (int r = 0; r < R; ++r) {
+      T values[kPartials] = {};
+      float terms[kPartials];
+      memcpy(values, x[r] + i, static_cast<size_t>(n - i) * sizeof(T));
+      for (int64_t j = 0; j < kPartials; j += Isa::kLanes) {
+        Isa::store(terms + j, f(r, Isa::load(values + j)));
+      }
+      for (int64_t j = n - i; j < kPartials; ++j) terms[j] = 0.0f;
 #pragma GCC unroll 16
-    for (int part = 0; part < RowSum<Isa>::kParts; ++part) {
-      sum.add(part, Isa::load(terms + part * Isa::kLanes));
+      for (int part = 0; part < RowSum<Isa>::kParts; ++part) {
+        sum[r].add(part, Isa::load(terms + part * Isa::kLanes));
+      }
     }
   }
-  return sum.total();
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) out[r] = sum[r].total();
 }
 
-// Before the weight: (x - mean) / sqrt(variance + eps), or x / sqrt(mean square + eps).
-struct Centre {
-  float mean;
-  float inverse;
-};
+// The sum of f(value) over a row.
+template <class Isa, class T, class F>
+inline float sum_over(const T* x, int64_t n, F f) {
+  const T* const rows[1] = {x};
+  float sum[1];
+  sums_over<Isa>(rows, n, [&](int, typename Isa::Float value) { return f(value); }, sum);
+  return sum[0];
+}
 
-template <class Isa, class T>
-inline Centre centre_of(const NormArgs& a, const T* x) {
+// (x - mean) / sqrt(variance + eps), or x / sqrt(mean square + eps), of R rows.
+template <class Isa, int R, class T>
+inline void center_rows(const NormArgs& a, const T* const (&x)[R], T* const (&y)[R]) {
   using Float = typename Isa::Float;
   const float count = static_cast<float>(a.n);
-  float mean = 0.0f;
-  if (a.norm == Norm::layer) mean = sum_over<Isa>(x, a.n, [](Float v) { return v; }) / count;
-  const Float centre = Isa::set(mean);
-  const float squares = sum_over<Isa>(x, a.n, [&](Float v) {
-    const Float distance = Isa::sub_float(v, centre);
+  float sums[R];
+  Float mean[R], inverse[R];
+  for (int r = 0; r < R; ++r) mean[r] = Isa::set(0.0f);
+  if (a.norm == Norm::layer) {
+    sums_over<Isa>(x, a.n, [](int, Float v) { return v; }, sums);
+    for (int r = 0; r < R; ++r) mean[r] = Isa::set(sums[r] / count);
+  }
+  const auto square = [&](int r, Float v) {
+    const Float distance = Isa::sub_float(v, mean[r]);
     return Isa::mul(distance, distance);
-  });
-  return {mean, 1.0f / sqrtf(squares / count + a.eps)};
+  };
+  sums_over<Isa>(x, a.n, square, sums);
+  for (int r = 0; r < R; ++r) inverse[r] = Isa::set(1.0f / sqrtf(sums[r] / count + a.eps));
+  for (int r = 0; r < R; ++r) {
+    each_register<Isa>(a.n, [&](int64_t i, auto part) {
+      Float value = Isa::mul(Isa::sub_float(part.load(x[r] + i), mean[r]), inverse[r]);
+      if (a.weight != nullptr) value = Isa::mul(value, part.load(a.weight + i));
+      if (a.bias != nullptr) value = Isa::add_float(value, part.load(a.bias + i));
+      part.store(y[r] + i, value);
+    });
+  }
 }
 
-template <class Isa, class T>
-inline void norm_row(const NormArgs& a, const T* x, T* y) {
-  using Float = typename Isa::Float;
-  if (a.residual != nullptr) {
-    const T* residual = static_cast<const T*>(a.residual);
-    each_register<Isa>(a.n, [&](int64_t i, auto part) {
-      part.store(y + i, Isa::add_float(part.load(residual + i), part.load(x + i)));
-    });
-    x = y;
+template <class Isa, int R, class T>
+inline void norm_rows(const NormArgs& a, const T*, int64_t first) {
+  const T* x[R];
+  T* y[R];
+  for (int r = 0; r < R; ++r) {
+    const int64_t row = first + r;
+    x[r] = static_cast<const T*>(at_row(a.x, row, a.x_stride));
+    y[r] = static_cast<T*>(at_row(a.y, row, a.y_stride));
+    if (a.residual != nullptr) {
+      const T* residual = static_cast<const T*>(at_row(a.residual, row, a.residual_stride));
+      each_register<Isa>(a.n, [&](int64_t i, auto part) {
+        part.store(y[r] + i, Isa::add_float(part.load(residual + i), part.load(x[r] + i)));
+      });
+      x[r] = y[r];
+    }
+    if (a.norm == Norm::none && x[r] != y[r]) {
+      memcpy(y[r], x[r], static_cast<size_t>(a.n) * sizeof(T));
+    }
   }
-  if (a.norm == Norm::none) {
-    if (x != y) memcpy(y, x, static_cast<size_t>(a.n) * sizeof(T));
-    return;
-  }
-  const Centre centre = centre_of<Isa>(a, x);
-  const Float mean = Isa::set(centre.mean), inverse = Isa::set(centre.inverse);
-  each_register<Isa>(a.n, [&](int64_t i, auto part) {
-    Float value = Isa::mul(Isa::sub_float(part.load(x + i), mean), inverse);
-    if (a.weight != nullptr) value = Isa::mul(value, part.load(a.weight + i));
-    if (a.bias != nullptr) value = Isa::add_float(value, part.load(a.bias + i));
-    part.store(y + i, value);
-  });
+  if (a.norm != Norm::none) center_rows<Isa, R, T>(a, x, y);
 }
 
 template <class Isa>
 void norm(const NormArgs& a) {
-  with_type(a.x, a.dtype, [&](const auto* x) { norm_row<Isa>(a, x, typed_like(x, a.y)); });
+  with_type(a.x, a.dtype, [&](const auto* x) {
+    each_rows<Isa>(a.rows, [&](int64_t row, auto count) { norm_rows<Isa, count>(a, x, row); });
+  });
 }
 
 // The largest value, NaN left out; -Inf where there is none.

@@ -212,7 +212,8 @@ void quantize_vectors(const QuantizeVectorsArgs& a) {
       for (int64_t i = 0; i < count; ++i) {
         const char* later = reinterpret_cast<const char*>(vectors + i * a.x_stride) + a.ahead;
         for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(later + b);
-        ranges[i] = range_of<Isa>(vectors + i * a.x_stride, a.k);
+        ranges[i] =
+            a.range == nullptr ? range_of<Isa>(vectors + i * a.x_stride, a.k) : a.range[first + i];
       }
       for (int64_t i = 0; i < count; ++i) params[i] = choose_qparams(ranges[i], a.symmetric);
       for (int64_t i = 0; i < count; ++i) {

@@ -4,6 +4,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include <type_traits>
+
 namespace dynquant {
 namespace {
 
@@ -56,6 +58,23 @@ inline typename Isa::Float rounded(typename Isa::Float x, const T*) {
 template <class T>
 inline T* typed_like(const T*, void* to) {
   return static_cast<T*>(to);
+}
+
+// Where a row begins, with `stride` bytes between rows.
+inline const void* at_row(const void* first, int64_t row, int64_t stride) {
+  return static_cast<const char*>(first) + row * stride;
+}
+inline void* at_row(void* first, int64_t row, int64_t stride) {
+  return static_cast<char*>(first) + row * stride;
+}
+
+// f(row, count) for `rows` rows, several of them at once, as many as the registers suffice for.
+template <class Isa, class F>
+inline void each_rows(int64_t rows, F f) {
+  constexpr int kAtOnce = Isa::kRegisters >= 32 ? 4 : 2;
+  int64_t row = 0;
+  for (; row + kAtOnce <= rows; row += kAtOnce) f(row, std::integral_constant<int, kAtOnce>());
+  for (; row < rows; ++row) f(row, std::integral_constant<int, 1>());
 }
 
 // f(i, part) for each register of n values, where `part` loads and stores what lies at i.

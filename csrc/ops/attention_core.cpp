@@ -63,6 +63,7 @@ struct AttentionCore::Memory {
   int64_t score_stride;  // values between rows of scores
   float *scores, *results, *sums;
   Range* ranges;
+  QuantizedHeads probabilities;  // the rows of the block, as if they were heads
   float* added[2];
   // In integers: the bytes of each head, [heads, rows, D], and their scales, and of one key-value
   // head the key as a packed weight [S, D] and the value as one [D, S].
@@ -147,15 +148,23 @@ namespace {
 
 // Rows of a head that are quantized already.
 struct QueryRows {
-  const uint8_t* q;
-  const float* scale;
-  const int32_t* zero_point;
+  uint8_t* q;
+  float* scale;
+  int32_t* zero_point;
   int64_t k;
 
   int64_t bytes() const { return 1; }
   StagedRow stage(const Product& product, int64_t m, uint8_t* staged, uint8_t*) const {
     product.stage(q + m * k, k, 0, staged);
     return {scale[m], zero_point[m]};
+  }
+  StagedRows staged(const Product& product, int64_t m) const {
+    if (StagedRows::reads_plain(product) && k % kGroup == 0) {
+      return {product, k, q, k, scale, zero_point};
+    }
+    const StagedRows rows(product, k, m, 1, Purpose::head_rows);
+    rows.stage(*this, 0, 0, m);
+    return rows;
   }
 };
 
@@ -175,6 +184,62 @@ struct ProbabilityRows {
 
 }  // namespace
 
+// The rows of probabilities in the block's memory, as bytes.
+StagedRows AttentionCore::quantize_scores(const Product& product, const Memory& memory, int64_t m,
+                                          int64_t k) const {
+  if (!StagedRows::reads_plain(product)) {
+    const StagedRows staged(product, k, m, 1, Purpose::head_rows);
+    staged.stage(ProbabilityRows{memory.scores, memory.score_stride, memory.ranges, k}, 0, 0, m);
+    return staged;
+  }
+  QuantizeVectorsArgs a = {};
+  a.x = memory.scores;
+  a.dtype = Dtype::f32;
+  a.count = m;
+  a.x_stride = memory.score_stride;
+  a.k = groups_of(k) * kGroup;  // zeros lie behind a row's last score
+  a.range = memory.ranges;
+  a.q = memory.probabilities.q;
+  a.q_stride = memory.probabilities.q_stride;
+  a.scale = memory.probabilities.scale;
+  a.zero_point = memory.probabilities.zero_point;
+  a.value_stride = 1;
+  kernels_.quantize_vectors(a);
+  return {product, k, a.q, a.q_stride, a.scale, a.zero_point};
+}
+
+// The scores of rows [begin, end) of a head in the block's memory become probabilities.
+void AttentionCore::score(const Memory& memory, int64_t b, const Place& place, int64_t begin,
+                          int64_t end, int64_t keys, Rowed& added) const {
+  bool are_alike = !causal_;  // rows that one call takes
+  for (const std::optional<Added>& one : added_) {
+    are_alike = are_alike && (!one.has_value() || one->is_same_for_rows());
+  }
+  const int64_t rows = are_alike ? end - begin : 1;
+  for (int64_t first = begin; first < end; first += rows) {
+    const int64_t r = first - begin;
+    ScoresArgs a = {};
+    a.scores = memory.scores + r * memory.score_stride;
+    a.n = causal_ ? std::min(keys, first + 1) : keys;
+    a.scale = scale_;
+    for (int i = 0; i < 2; ++i) {
+      if (!added_[i].has_value()) continue;
+      const char* row = added_[i]->row(b, place.head, first);
+      if (row != added.row[i]) added_[i]->widen(kernels_, row, shape_.keys, memory.added[i]);
+      added.row[i] = row;
+      a.added[i] = memory.added[i];
+    }
+    a.value_scale = integers_ ? memory.value.scales_of(place.kv) : nullptr;
+    a.sum = memory.sums + r;
+    a.range = memory.ranges + r;
+    a.rows = rows;
+    a.stride = memory.score_stride;
+    kernels_.scores(a);
+    // Where rows are alike, none ends before the last key.
+    std::fill(a.scores + std::min(shape_.keys, filled_up(a.n)), a.scores + shape_.keys, 0.0f);
+  }
+}
+
 void AttentionCore::attend_rows(const Heads& query, const Heads& key, const Heads& out, int64_t b,
                                 const Place& place, int64_t begin, int64_t end,
                                 const Memory& memory, Rowed& added, Fetch& fetch) const {
@@ -183,7 +248,7 @@ void AttentionCore::attend_rows(const Heads& query, const Heads& key, const Head
   // Keys behind the last row's own count for nothing.
   const int64_t s = causal_ ? std::min(shape_.keys, end) : shape_.keys;
   const Product& product = product_for(kernels_, m);
-  const auto multiply_integers = [&](const auto& source, const Packed& weight,
+  const auto multiply_integers = [&](const StagedRows& rows, const Packed& weight,
                                      const float* weight_scale, bool per_channel, float* to,
                                      int64_t to_stride) {
     EpilogueArgs epilogue = {};
@@ -192,7 +257,7 @@ void AttentionCore::attend_rows(const Heads& query, const Heads& key, const Head
     epilogue.out = to;
     epilogue.out_dtype = Dtype::f32;
     epilogue.out_stride = to_stride;
-    StagedBlock(product, source, weight.k, 0, m, Purpose::head_rows).multiply(weight, epilogue);
+    rows.multiply(0, m, weight, 0, weight.n, epilogue);
   };
   const auto multiply_floats = [&](const float* x, int64_t x_stride, int64_t k, const void* weight,
                                    Dtype weight_dtype, int64_t weight_stride, int64_t n, float* to,
@@ -206,8 +271,8 @@ void AttentionCore::attend_rows(const Heads& query, const Heads& key, const Head
     const QueryRows rows = {memory.query.bytes_of(place.query) + from * d,
                             memory.query.scales_of(place.query) + from,
                             memory.query.zero_points_of(place.query) + from, d};
-    multiply_integers(rows, Packed{memory.keys, s, d}, memory.key.scales_of(place.kv), true,
-                      memory.scores, stride);
+    multiply_integers(rows.staged(product, m), Packed{memory.keys, s, d},
+                      memory.key.scales_of(place.kv), true, memory.scores, stride);
   } else {
     for (int64_t r = 0; r < m; ++r) {
       kernels_.widen(query.at(b, begin + r, head), dtype_, d, memory.queries + r * d);
@@ -217,41 +282,22 @@ void AttentionCore::attend_rows(const Heads& query, const Heads& key, const Head
                     memory.scores, stride);
   }
 
-  for (int64_t r = 0; r < m; ++r) {
-    ScoresArgs a = {};
-    a.scores = memory.scores + r * stride;
-    a.n = causal_ ? std::min(s, begin + r + 1) : s;
-    a.scale = scale_;
-    for (int i = 0; i < 2; ++i) {
-      if (!added_[i].has_value()) continue;
-      const char* row = added_[i]->row(b, head, begin + r);
-      if (row != added.row[i]) added_[i]->widen(kernels_, row, shape_.keys, memory.added[i]);
-      added.row[i] = row;
-      a.added[i] = memory.added[i];
-    }
-    a.value_scale = integers_ ? memory.value.scales_of(place.kv) : nullptr;
-    const ScoresResult result = kernels_.scores(a);
-    fetch.some();
-    memory.sums[r] = result.sum;
-    memory.ranges[r] = result.range;
-    std::fill(a.scores + std::min(shape_.keys, filled_up(a.n)), a.scores + shape_.keys, 0.0f);
-  }
+  score(memory, b, place, begin, end, s, added);
 
   if (integers_) {
     const float one = 1.0f;
     // The panels of the values are as long as there are keys; of a single one less may be read.
     const int64_t read = d <= kPanelColumns ? s : shape_.keys;
-    multiply_integers(ProbabilityRows{memory.scores, stride, memory.ranges, read},
-                      Packed{memory.values, d, read}, &one, false, memory.results, d);
+    multiply_integers(quantize_scores(product, memory, m, read), Packed{memory.values, d, read},
+                      &one, false, memory.results, d);
   } else {
     // All keys, whatever the block: a value that is not finite counts with p = 0 too.
     multiply_floats(memory.scores, stride, shape_.keys, memory.transposed, Dtype::f32, shape_.keys,
                     d, memory.results, d);
   }
-  for (int64_t r = 0; r < m; ++r) {
-    kernels_.divide(
-        {memory.results + r * d, d, memory.sums[r], dtype_, out.at(b, begin + r, head)});
-  }
+  kernels_.divide(
+      {memory.results, d, memory.sums, dtype_, out.at(b, begin, head), m, d, out.row_stride});
+  for (int64_t r = 0; r < m; ++r) fetch.some();
 }
 
 void AttentionCore::attend(const Heads& query, const Heads& key, const Heads& value,
@@ -277,18 +323,33 @@ void AttentionCore::attend(const Heads& query, const Heads& key, const Heads& va
   const int64_t kv_values = filled + kPartials, query_values = filled_up(rows) + kPartials;
   const auto floats = [](int64_t count) { return count * static_cast<int64_t>(sizeof(float)); };
   const int64_t range_bytes = block * static_cast<int64_t>(sizeof(Range));
-  Pieces pieces(
-      Purpose::attention,
-      {floats(block * stride), floats(block * d), floats(block), range_bytes, floats(filled),
-       floats(filled), query_heads * query_bytes, floats(query_heads * query_values),
-       floats(query_heads * query_values), kv_heads * kv_bytes, floats(kv_heads * kv_values),
-       kv_heads * kv_bytes, floats(kv_heads * kv_values), key_bytes, value_bytes,
-       floats(float_values), floats(float_queries)});
+  Pieces pieces(Purpose::attention, {floats(block * stride),
+                                     floats(block * d),
+                                     floats(block),
+                                     range_bytes,
+                                     floats(filled),
+                                     floats(filled),
+                                     block * filled,
+                                     floats(block),
+                                     floats(block),
+                                     query_heads * query_bytes,
+                                     floats(query_heads * query_values),
+                                     floats(query_heads * query_values),
+                                     kv_heads * kv_bytes,
+                                     floats(kv_heads * kv_values),
+                                     kv_heads * kv_bytes,
+                                     floats(kv_heads * kv_values),
+                                     key_bytes,
+                                     value_bytes,
+                                     floats(float_values),
+                                     floats(float_queries)});
   memory.scores = pieces.next<float>(block * stride);
   memory.results = pieces.next<float>(block * d);
   memory.sums = pieces.next<float>(block);
   memory.ranges = pieces.next<Range>(block);
   for (float*& row : memory.added) row = pieces.next<float>(filled);
+  memory.probabilities = {filled, 1, pieces.next<uint8_t>(block * filled),
+                          pieces.next<float>(block), pieces.next<int32_t>(block)};
   memory.query = {query_bytes, query_values, pieces.next<uint8_t>(query_heads * query_bytes),
                   pieces.next<float>(query_heads * query_values),
                   pieces.next<int32_t>(query_heads * query_values)};

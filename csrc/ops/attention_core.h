@@ -27,6 +27,7 @@ class Added {
   const char* row(int64_t b, int64_t h, int64_t i) const {
     return data_ + b * strides_[0] + h * strides_[1] + i * strides_[2];
   }
+  bool is_same_for_rows() const { return strides_[2] == 0; }
   // The row of n values as fp32, filled up to kPartials.
   void widen(const Kernels& kernels, const char* row, int64_t n, float* to) const;
 
@@ -47,9 +48,9 @@ struct QuantizedHeads {
   float* scale;
   int32_t* zero_point;
 
-  const uint8_t* bytes_of(int64_t head) const { return q + head * q_stride; }
-  const float* scales_of(int64_t head) const { return scale + head * value_stride; }
-  const int32_t* zero_points_of(int64_t head) const { return zero_point + head * value_stride; }
+  uint8_t* bytes_of(int64_t head) const { return q + head * q_stride; }
+  float* scales_of(int64_t head) const { return scale + head * value_stride; }
+  int32_t* zero_points_of(int64_t head) const { return zero_point + head * value_stride; }
 };
 
 struct AttentionShape {
@@ -83,6 +84,10 @@ class AttentionCore {
   // Key and value of a quantized key-value head, as weights.
   void pack(const Memory& memory, int64_t kv_head) const;
   void prepare_floats(const Heads& value, int64_t b, int64_t kv_head, const Memory& memory) const;
+  StagedRows quantize_scores(const Product& product, const Memory& memory, int64_t m,
+                             int64_t k) const;
+  void score(const Memory& memory, int64_t b, const Place& place, int64_t begin, int64_t end,
+             int64_t keys, Rowed& added) const;
   void attend_rows(const Heads& query, const Heads& key, const Heads& out, int64_t b,
                    const Place& place, int64_t begin, int64_t end, const Memory& memory,
                    Rowed& added, Fetch& fetch) const;

@@ -183,9 +183,7 @@ class BlockRows {
     const char* x = in.data + first * in.stride;
     if (before_.is_none()) return rows_at(const_cast<char*>(x), m, in.k, in.stride);
     const int64_t stride = in.k * bytes;
-    for (int64_t r = 0; r < m; ++r) {
-      before_.apply(kernels, dtype, x + r * in.stride, nullptr, normed + r * stride);
-    }
+    before_.apply_rows(kernels, dtype, m, x, in.stride, nullptr, 0, normed, stride);
     return rows_at(normed, m, in.k, stride);
   }
   // All of them, on all threads.
@@ -195,7 +193,9 @@ class BlockRows {
     rows.holder = empty({in.m, in.k}, type);
     rows.stride = in.k * bytes;
     char* normed = static_cast<char*>(rows.holder.mutable_data_ptr());
-    run_rows(in.m, in.k * 8, [&](int64_t r) { begin(r, 1, normed + r * rows.stride); });
+    run_range(in.m, in.k * 8, [&](int64_t first, int64_t end) {
+      begin(first, end - first, normed + first * rows.stride);
+    });
     rows.data = normed;
     return rows;
   }
@@ -203,15 +203,15 @@ class BlockRows {
   char* out(int64_t m) const { return out_ + m * row_bytes_; }
   void finish(int64_t begin, int64_t end) const {
     if (ends_plain()) return;
-    for (int64_t m = begin; m < end; ++m) {
-      const char* residual =
-          residual_.has_value() ? residual_->data + m * residual_->stride : nullptr;
-      after_.apply(kernels, dtype, out(m), residual, out(m));
-    }
+    const int64_t stride = residual_.has_value() ? residual_->stride : 0;
+    const char* residual = residual_.has_value() ? residual_->data + begin * stride : nullptr;
+    after_.apply_rows(kernels, dtype, end - begin, out(begin), row_bytes_, residual, stride,
+                      out(begin), row_bytes_);
   }
   void finish_all() const {
     if (ends_plain()) return;
-    run_rows(in.m, row_bytes_ * 8 / bytes, [&](int64_t m) { finish(m, m + 1); });
+    run_range(in.m, row_bytes_ * 8 / bytes,
+              [&](int64_t begin, int64_t end) { finish(begin, end); });
   }
 
   FloatRows source(const Rows& rows) const {

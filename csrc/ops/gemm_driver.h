@@ -44,6 +44,21 @@ class StagedRows {
     zero_point_ = reinterpret_cast<int32_t*>(scale_ + rows);
   }
 
+  // Plain bytes [rows, k], `stride` bytes apart, as they lie, where the product reads them so.
+  StagedRows(const Product& product, int64_t k, uint8_t* rows, int64_t stride, float* scale,
+             int32_t* zero_point)
+      : product_(product),
+        bytes_(1),
+        halving_(0),
+        groups_(groups_of(k)),
+        stride_(stride),
+        staged_(rows),
+        scale_(scale),
+        zero_point_(zero_point) {}
+  static bool reads_plain(const Product& product) {
+    return product.layout.tile_rows == 1 && product.layout.group_bytes == kGroup;
+  }
+
   // Rows of the source from that of the staged row `first` on become the rows [begin, end).
   template <class Source>
   void stage(const Source& source, int64_t first, int64_t begin, int64_t end) const {

@@ -34,7 +34,7 @@ class LinearBlock {
     const Rows in = rows_.begin(begin, m, pieces.next(rows_.normed_bytes(m)));
     const StagedBlock staged(product, rows_.source(in), in.k, 0, m, Purpose::staged_rows);
     staged.multiply(linear_.weight, linear_.to(rows_.out(begin), linear_.n(), rows_.dtype));
-    for (int64_t r = begin; r < end; ++r) finish(r);
+    finish(begin, end);
   }
 
   // One step after the other, each on all threads.
@@ -42,16 +42,16 @@ class LinearBlock {
     const Rows in = rows_.begin_all();
     multiply(rows_.kernels, rows_.source(in), in.m, linear_.weight,
              linear_.to(rows_.out(0), linear_.n(), rows_.dtype), rows_.bytes);
-    run_rows(in.m, linear_.n() * 16, [&](int64_t r) { finish(r); });
+    run_range(in.m, linear_.n() * 16, [&](int64_t begin, int64_t end) { finish(begin, end); });
   }
 
-  // What follows the product, of one row of the output.
-  void finish(int64_t row) const {
-    if (activation_ != Activation::none) {
+  // What follows the product, of some rows of the output.
+  void finish(int64_t begin, int64_t end) const {
+    for (int64_t row = begin; row < end && activation_ != Activation::none; ++row) {
       char* y = rows_.out(row);
       rows_.kernels.activate({activation_, rows_.dtype, y, nullptr, linear_.n(), y});
     }
-    rows_.finish(row, row + 1);
+    rows_.finish(begin, end);
   }
 
   BlockRows rows_;

@@ -37,6 +37,13 @@ class RowNorm {
              void* y) const {
     kernels.norm({norm_, dtype, x, residual, n_, weight_.data, bias_.data, eps_, y});
   }
+  // The same of several rows, with so many bytes between those of each.
+  void apply_rows(const Kernels& kernels, Dtype dtype, int64_t rows, const void* x,
+                  int64_t x_stride, const void* residual, int64_t residual_stride, void* y,
+                  int64_t y_stride) const {
+    kernels.norm({norm_, dtype, x, residual, n_, weight_.data, bias_.data, eps_, y, rows, x_stride,
+                  residual_stride, y_stride});
+  }
 
  private:
   static Norm checked(int64_t norm, const NormNames& names) {

@@ -284,8 +284,9 @@ void test_quantize_vectors(const Kernels& kernels, int64_t k, bool symmetric,
   std::vector<uint8_t> q(static_cast<size_t>(kCount * q_stride)), alone(static_cast<size_t>(k));
   float scale[kCount * value_stride];
   int32_t zero_point[kCount * value_stride] = {};
-  kernels.quantize_vectors({x.data(), Dtype::f32, kCount, x_stride, k, 0, symmetric, q.data(),
-                            q_stride, scale, symmetric ? nullptr : zero_point, value_stride});
+  kernels.quantize_vectors({x.data(), Dtype::f32, kCount, x_stride, k, 0, symmetric, nullptr,
+                            q.data(), q_stride, scale, symmetric ? nullptr : zero_point,
+                            value_stride});
   for (int64_t i = 0; i < kCount; ++i) {
     const QParams p = choose_qparams(kernels.range(&x[i * x_stride], Dtype::f32, k), symmetric);
     QuantizeArgs a = quantize_args(p, symmetric, false);
@@ -530,14 +531,17 @@ void test_rows_of_blocks(const Kernels& kernels, int64_t n, std::mt19937& random
   const float total = row_sum(p);
   kernels.softmax({Dtype::f32, x.data(), n, y.data()});
   check_rows(y, [&](int64_t i) { return p[i] / total; }, "softmax");
-  kernels.divide({x.data(), n, 3.0f, Dtype::f32, y.data()});
+  const float three = 3.0f;
+  kernels.divide({x.data(), n, &three, Dtype::f32, y.data(), 1, 0, 0});
   check_rows(y, [&](int64_t i) { return x[i] / 3.0f; }, "quotient");
 
   const size_t filled = static_cast<size_t>(ceil_div(n, kPartials) * kPartials);
   std::vector<float> scores = x, added = by;
   scores.resize(filled, NAN), added.resize(filled, 0.0f);
-  const ScoresResult result =
-      kernels.scores({scores.data(), n, -0.5f, {added.data(), nullptr}, weight.data()});
+  float sum_of_p = 0.0f;
+  Range range = {};
+  kernels.scores(
+      {scores.data(), n, -0.5f, {added.data(), nullptr}, weight.data(), &sum_of_p, &range, 1, 0});
   most = -INFINITY;
   for (int64_t i = 0; i < n; ++i) most = std::fmax(most, x[i] * -0.5f + by[i]);
   float hi = 0.0f;
@@ -546,8 +550,8 @@ void test_rows_of_blocks(const Kernels& kernels, int64_t n, std::mt19937& random
     hi = std::fmax(hi, p[i] * weight[i]);
     expect(same(scores[i], p[i] * weight[i]), kernels.name, "scores", i, n, 0);
   }
-  expect(same(result.sum, row_sum(p)) && same(result.range.hi, hi) && !result.range.has_nan,
-         kernels.name, "sum and range of scores", 0, n, 0);
+  expect(same(sum_of_p, row_sum(p)) && same(range.hi, hi) && !range.has_nan, kernels.name,
+         "sum and range of scores", 0, n, 0);
 
   const int64_t half = n / 2;
   kernels.rotary({Dtype::f32, x.data(), 2 * half, weight.data(), bias.data(), y.data()});
