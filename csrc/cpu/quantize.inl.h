@@ -108,10 +108,20 @@ struct Divide {
 
 template <class Isa, class Scaling>
 struct ToIntegers {
-  typename Isa::Float factor, nan;
-  typename Isa::Int zero_point, q_min, q_max;  // of the shifted q
+  using Float = typename Isa::Float;
+  using Int = typename Isa::Int;
+
+  Float factor, nan;
+  Int zero_point, q_min, q_max;  // of the shifted q
   bool every_byte;
 
+  inline ToIntegers(Float factor_, Int zero_point_, int32_t q_min_, int32_t q_max_)
+      : factor(factor_),
+        nan(factor_),
+        zero_point(zero_point_),
+        q_min(Isa::set_int(q_min_)),
+        q_max(Isa::set_int(q_max_)),
+        every_byte(q_min_ == 0 && q_max_ == 255) {}
   explicit inline ToIntegers(const QuantizeArgs& a)
       : factor(Isa::set(a.factor)),
         nan(Isa::set(static_cast<float>(-a.zero_point))),
@@ -199,12 +209,51 @@ void quantize(const QuantizeArgs& a) {
 
 constexpr int64_t kTogether = 16;  // vectors that go through each step one after the other
 
+// The ranges of some vectors, and what follows from them. Where nothing is quantized, inv is 0.
+struct Together {
+  float lo[kTogether] = {}, hi[kTogether] = {};  // lo is NaN where a vector holds one
+  float scale[kTogether], inv[kTogether];
+  int32_t zero_point[kTogether];
+
+  inline void set(int64_t i, const Range& range) {
+    lo[i] = range.has_nan ? NAN : range.lo;
+    hi[i] = range.hi;
+  }
+};
+
+// choose_qparams, a register of vectors at a time: one by one, it takes longer than the rest.
+template <class Isa>
+inline void choose_together(bool symmetric, Together& v) {
+  using Float = typename Isa::Float;
+  const auto is_infinite = [](Float x) { return Isa::is_nan(Isa::sub_float(x, x)); };  // or NaN
+  const Float zero = Isa::set(0.0f), levels = Isa::set(symmetric ? 127.0f : 255.0f);
+  for (int64_t i = 0; i < kTogether; i += Isa::kLanes) {
+    const Float lo = Isa::load(v.lo + i), hi = Isa::load(v.hi + i);
+    const Float below = Isa::sub_float(zero, lo);
+    // Where lo is NaN, max would hide it.
+    const Float amax = Isa::add_float(Isa::max(below, hi), Isa::sub_float(lo, lo));
+    const Float span = symmetric ? amax : Isa::sub_float(hi, lo);
+    const auto has_no_span = is_infinite(span);
+    const Float inv = Isa::div(levels, span);
+    const auto has_no_inv = is_infinite(inv);
+    Isa::store(v.inv + i, Isa::select(Isa::either(has_no_span, has_no_inv), zero, inv));
+    const Float scale = Isa::select(has_no_inv, Isa::set(1.0f), Isa::div(span, levels));
+    Isa::store(v.scale + i, Isa::select(has_no_span, Isa::set(NAN), scale));
+    typename Isa::Int zero_point = Isa::set_int(0);
+    if (!symmetric) {
+      zero_point = Isa::round_to_int(Isa::mul(below, Isa::load(v.inv + i)));
+      zero_point = Isa::min_int(Isa::max_int(zero_point, Isa::set_int(0)), Isa::set_int(255));
+    }
+    Isa::store_int(v.zero_point + i, zero_point);
+  }
+}
+
 template <class Isa>
 void quantize_vectors(const QuantizeVectorsArgs& a) {
   with_type(a.x, a.dtype, [&](const auto* x) {
     const int64_t bytes = a.k * static_cast<int64_t>(sizeof *x);
-    Range ranges[kTogether];
-    QParams params[kTogether];
+    const int32_t q_min = a.symmetric ? -127 : 0, q_max = a.symmetric ? 127 : 255;
+    Together v;
     // Step by step for several vectors: for one alone, each step would wait for the one before it.
     for (int64_t first = 0; first < a.count; first += kTogether) {
       const int64_t count = a.count - first < kTogether ? a.count - first : kTogether;
@@ -212,17 +261,22 @@ void quantize_vectors(const QuantizeVectorsArgs& a) {
       for (int64_t i = 0; i < count; ++i) {
         const char* later = reinterpret_cast<const char*>(vectors + i * a.x_stride) + a.ahead;
         for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(later + b);
-        ranges[i] =
-            a.range == nullptr ? range_of<Isa>(vectors + i * a.x_stride, a.k) : a.range[first + i];
+        v.set(i, a.range == nullptr ? range_of<Isa>(vectors + i * a.x_stride, a.k)
+                                    : a.range[first + i]);
       }
-      for (int64_t i = 0; i < count; ++i) params[i] = choose_qparams(ranges[i], a.symmetric);
+      choose_together<Isa>(a.symmetric, v);
       for (int64_t i = 0; i < count; ++i) {
         const int64_t at = first + i;
-        const ToIntegers<Isa, Multiply> to_integers(quantize_args(params[i], a.symmetric, false));
-        quantize_run<Isa>(to_integers, x + at * a.x_stride, a.k,
-                          ByteRows<1>{{a.q + at * a.q_stride}});
-        a.scale[at * a.value_stride] = params[i].scale;
-        if (a.zero_point != nullptr) a.zero_point[at * a.value_stride] = params[i].zero_point;
+        uint8_t* q = a.q + at * a.q_stride;
+        if (v.inv[i] == 0.0f) {
+          memset(q, 0, static_cast<size_t>(a.k));
+        } else {
+          const ToIntegers<Isa, Multiply> to_integers(Isa::set(v.inv[i]),
+                                                      Isa::set_int(v.zero_point[i]), q_min, q_max);
+          quantize_run<Isa>(to_integers, x + at * a.x_stride, a.k, ByteRows<1>{{q}});
+        }
+        a.scale[at * a.value_stride] = v.scale[i];
+        if (a.zero_point != nullptr) a.zero_point[at * a.value_stride] = v.zero_point[i];
       }
     }
   });

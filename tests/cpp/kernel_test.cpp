@@ -272,15 +272,21 @@ void test_quantize(const Kernels& kernels, const Product& product, int64_t k, bo
   expect(kernels.range(x.data(), Dtype::f32, k).has_nan, kernels.name, "NaN", 1, 0, k);
 }
 
-// Each vector as by itself, one of them with NaN.
+// Each vector as by itself: more than go together, with all that a range may be.
 void test_quantize_vectors(const Kernels& kernels, int64_t k, bool symmetric,
                            std::mt19937& random) {
-  constexpr int64_t kCount = 3;
+  constexpr int64_t kCount = 37;
+  constexpr float kOdd[] = {NAN, INFINITY, -INFINITY, 3e38f, -3e38f, 1e-40f, -1e-40f, 0.0f};
   const int64_t x_stride = k + 5, q_stride = k + 3, value_stride = 2;
   std::normal_distribution<float> real;
   std::vector<float> x(static_cast<size_t>(kCount * x_stride));
   for (float& value : x) value = real(random);
-  if (k > 0) x[static_cast<size_t>(x_stride)] = NAN;
+  for (int64_t i = 0; i < kCount && k > 0; i += 2) {
+    float* vector = &x[static_cast<size_t>(i * x_stride)];
+    if (i % 4 == 0) std::fill(vector, vector + k, 0.0f);
+    vector[random() % static_cast<unsigned>(k)] = kOdd[random() % std::size(kOdd)];
+    vector[random() % static_cast<unsigned>(k)] = kOdd[random() % std::size(kOdd)];
+  }
   std::vector<uint8_t> q(static_cast<size_t>(kCount * q_stride)), alone(static_cast<size_t>(k));
   float scale[kCount * value_stride];
   int32_t zero_point[kCount * value_stride] = {};
