@@ -197,7 +197,8 @@ StagedRows AttentionCore::quantize_scores(const Product& product, const Memory& 
   a.dtype = Dtype::f32;
   a.count = m;
   a.x_stride = memory.score_stride;
-  a.k = groups_of(k) * kGroup;  // zeros lie behind a row's last score
+  // A whole group: zeros lie behind a row's last score, or values of zero behind the last key.
+  a.k = groups_of(k) * kGroup;
   a.range = memory.ranges;
   a.q = memory.probabilities.q;
   a.q_stride = memory.probabilities.q_stride;

@@ -94,9 +94,8 @@ Tensor run_layers(const Tensor& x, const Given& weights, const Settings& setting
 
 // Of the products, on one thread.
 double nanoseconds(const Tensor& x, const Given& weights) {
-  const double rows =
-      static_cast<double>(x.numel()) /
-      static_cast<double>(std::max<int64_t>(1, x.dim() == 0 ? 1 : x.size(x.dim() - 1)));
+  const int64_t features = x.dim() == 0 ? 1 : std::max<int64_t>(1, x.size(x.dim() - 1));
+  const double rows = static_cast<double>(x.numel() / features);
   double values = 0.0;
   for (const std::optional<Tensor>& weight : weights) {
     if (weight.has_value()) values += static_cast<double>(weight->numel());
