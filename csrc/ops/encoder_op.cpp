@@ -83,7 +83,13 @@ Tensor run_layers(const Tensor& x, const Given& weights, const Settings& setting
   for (size_t i = 0; i < weights.size(); i += kCount) {
     const Layer layer{weights.data() + i};
     try {
-      hidden = run_attention(hidden, layer, settings);
+      // Each in a scope of its own, as where it is called alone: it may run on another set than the
+      // one before, which another thread has forced, and must not find that one's matrix unit.
+      {
+        const OpScope scope;
+        hidden = run_attention(hidden, layer, settings);
+      }
+      const OpScope scope;
       hidden = run_feed_forward(hidden, layer, settings);
     } catch (const std::runtime_error& error) {
       fail("layer ", i / kCount, ": ", error.what());
