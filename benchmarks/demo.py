@@ -121,7 +121,7 @@ def report(variants):
 
 
 def plot(variants, path):
-    figure, axes = pyplot.subplots(1, 4, figsize=(13, 3.4))
+    figure, axes = pyplot.subplots(1, 4, figsize=(15.5, 3.4))
     names = [variant.name.replace(" ", "\n") for variant in variants]
     panels = [
         ("linear weights, MiB", [v.linear_bytes() / 2**20 for v in variants]),
