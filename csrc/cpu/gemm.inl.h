@@ -43,7 +43,6 @@ struct Ahead {
 
 constexpr int64_t kStaysInL2 = 1024 * 1024;  // weights of which nothing needs to be fetched ahead
 constexpr int64_t kStaysInL1 = 32 * 1024;    // a panel of which every strip finds the start there
-constexpr int64_t kFewRows = 96;             // with more, waiting for a weight hardly counts
 constexpr int64_t kLine = 64;
 constexpr int64_t kFetchStrips = 4;  // strips that fetch the next panel; the others find it there
 constexpr int64_t kNearGroups = 8;   // this panel, on its way from the L2 to the L1 cache

@@ -108,20 +108,10 @@ struct Divide {
 
 template <class Isa, class Scaling>
 struct ToIntegers {
-  using Float = typename Isa::Float;
-  using Int = typename Isa::Int;
-
-  Float factor, nan;
-  Int zero_point, q_min, q_max;  // of the shifted q
+  typename Isa::Float factor, nan;
+  typename Isa::Int zero_point, q_min, q_max;  // of the shifted q
   bool every_byte;
 
-  inline ToIntegers(Float factor_, Int zero_point_, int32_t q_min_, int32_t q_max_)
-      : factor(factor_),
-        nan(factor_),
-        zero_point(zero_point_),
-        q_min(Isa::set_int(q_min_)),
-        q_max(Isa::set_int(q_max_)),
-        every_byte(q_min_ == 0 && q_max_ == 255) {}
   explicit inline ToIntegers(const QuantizeArgs& a)
       : factor(Isa::set(a.factor)),
         nan(Isa::set(static_cast<float>(-a.zero_point))),
@@ -219,6 +209,7 @@ struct Together {
     lo[i] = range.has_nan ? NAN : range.lo;
     hi[i] = range.hi;
   }
+  inline QParams at(int64_t i) const { return {scale[i], inv[i], zero_point[i], inv[i] == 0.0f}; }
 };
 
 // choose_qparams, a register of vectors at a time: one by one, it takes longer than the rest.
@@ -252,7 +243,6 @@ template <class Isa>
 void quantize_vectors(const QuantizeVectorsArgs& a) {
   with_type(a.x, a.dtype, [&](const auto* x) {
     const int64_t bytes = a.k * static_cast<int64_t>(sizeof *x);
-    const int32_t q_min = a.symmetric ? -127 : 0, q_max = a.symmetric ? 127 : 255;
     Together v;
     // Step by step for several vectors: for one alone, each step would wait for the one before it.
     for (int64_t first = 0; first < a.count; first += kTogether) {
@@ -267,14 +257,9 @@ void quantize_vectors(const QuantizeVectorsArgs& a) {
       choose_together<Isa>(a.symmetric, v);
       for (int64_t i = 0; i < count; ++i) {
         const int64_t at = first + i;
-        uint8_t* q = a.q + at * a.q_stride;
-        if (v.inv[i] == 0.0f) {
-          memset(q, 0, static_cast<size_t>(a.k));
-        } else {
-          const ToIntegers<Isa, Multiply> to_integers(Isa::set(v.inv[i]),
-                                                      Isa::set_int(v.zero_point[i]), q_min, q_max);
-          quantize_run<Isa>(to_integers, x + at * a.x_stride, a.k, ByteRows<1>{{q}});
-        }
+        const ToIntegers<Isa, Multiply> to_integers(quantize_args(v.at(i), a.symmetric, false));
+        quantize_run<Isa>(to_integers, x + at * a.x_stride, a.k,
+                          ByteRows<1>{{a.q + at * a.q_stride}});
         a.scale[at * a.value_stride] = v.scale[i];
         if (a.zero_point != nullptr) a.zero_point[at * a.value_stride] = v.zero_point[i];
       }

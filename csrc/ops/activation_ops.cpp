@@ -9,12 +9,10 @@ namespace dynquant {
 
 Range range_of_rows(const Kernels& kernels, const Rows& rows, Dtype dtype) {
   Range whole = {0.0f, 0.0f, false};
-  const int64_t parts = std::min<int64_t>(num_threads(), std::max<int64_t>(rows.m, 1));
+  const int64_t parts = parts_worth(Threads::kPool, rows.m, rows.k);
   std::vector<Range> part_ranges(static_cast<size_t>(parts), whole);
-  const bool worth = rows.m * rows.k >= (1 << 16);
-  run_tasks(worth ? parts : 1, [&](int64_t part) {
-    const int64_t begin = worth ? rows.m * part / parts : 0;
-    const int64_t end = worth ? rows.m * (part + 1) / parts : rows.m;
+  run_tasks(parts, [&](int64_t part) {
+    const int64_t begin = rows.m * part / parts, end = rows.m * (part + 1) / parts;
     Range& sum = part_ranges[static_cast<size_t>(part)];
     for (int64_t m = begin; m < end; ++m) {
       sum = merge(sum, kernels.range(rows.data + m * rows.stride, dtype, rows.k));

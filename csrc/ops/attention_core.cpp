@@ -146,6 +146,14 @@ void AttentionCore::prepare_floats(const Heads& value, int64_t b, int64_t kv_hea
 
 namespace {
 
+// Rows [0, m) of a source in the memory for a head's rows.
+template <class Source>
+StagedRows stage_head(const Product& product, const Source& source, int64_t k, int64_t m) {
+  const StagedRows rows(product, k, m, source.bytes(), Purpose::head_rows);
+  rows.stage(source, 0, 0, m);
+  return rows;
+}
+
 // Rows of a head that are quantized already.
 struct QueryRows {
   uint8_t* q;
@@ -162,9 +170,7 @@ struct QueryRows {
     if (StagedRows::reads_plain(product) && k % kGroup == 0) {
       return {product, k, q, k, scale, zero_point};
     }
-    const StagedRows rows(product, k, m, 1, Purpose::head_rows);
-    rows.stage(*this, 0, 0, m);
-    return rows;
+    return stage_head(product, *this, k, m);
   }
 };
 
@@ -188,9 +194,8 @@ struct ProbabilityRows {
 StagedRows AttentionCore::quantize_scores(const Product& product, const Memory& memory, int64_t m,
                                           int64_t k) const {
   if (!StagedRows::reads_plain(product)) {
-    const StagedRows staged(product, k, m, 1, Purpose::head_rows);
-    staged.stage(ProbabilityRows{memory.scores, memory.score_stride, memory.ranges, k}, 0, 0, m);
-    return staged;
+    const ProbabilityRows rows{memory.scores, memory.score_stride, memory.ranges, k};
+    return stage_head(product, rows, k, m);
   }
   QuantizeVectorsArgs a = {};
   a.x = memory.scores;
@@ -393,10 +398,9 @@ double AttentionCore::nanoseconds() const {
 
 void AttentionCore::attend_all(const Heads& query, const Heads& key, const Heads& value,
                                const Heads& out) const {
-  const int64_t pairs = shape_.batch * shape_.kv_heads, threads = num_threads();
+  const int64_t pairs = shape_.batch * shape_.kv_heads;
   if (pairs == 0 || shape_.rows == 0) return;
-  const double worth = nanoseconds() / region_nanoseconds(Threads::kPool, threads);
-  const int64_t parts = std::clamp<int64_t>(static_cast<int64_t>(worth), 1, threads);
+  const int64_t parts = threads_worth(Threads::kPool, nanoseconds());
   // Parts of the rows repeat the work on the keys: only where there are too few heads.
   const int64_t row_parts = parts <= pairs ? 1 : std::min(shape_.rows, ceil_div(parts, pairs));
   const int64_t items = pairs * row_parts;

@@ -183,7 +183,7 @@ class BlockRows {
     const char* x = in.data + first * in.stride;
     if (before_.is_none()) return rows_at(const_cast<char*>(x), m, in.k, in.stride);
     const int64_t stride = in.k * bytes;
-    before_.apply_rows(kernels, dtype, m, x, in.stride, nullptr, 0, normed, stride);
+    before_.apply(kernels, dtype, x, nullptr, normed, m, in.stride, 0, stride);
     return rows_at(normed, m, in.k, stride);
   }
   // All of them, on all threads.
@@ -205,8 +205,8 @@ class BlockRows {
     if (ends_plain()) return;
     const int64_t stride = residual_.has_value() ? residual_->stride : 0;
     const char* residual = residual_.has_value() ? residual_->data + begin * stride : nullptr;
-    after_.apply_rows(kernels, dtype, end - begin, out(begin), row_bytes_, residual, stride,
-                      out(begin), row_bytes_);
+    after_.apply(kernels, dtype, out(begin), residual, out(begin), end - begin, row_bytes_, stride,
+                 row_bytes_);
   }
   void finish_all() const {
     if (ends_plain()) return;

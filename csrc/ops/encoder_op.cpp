@@ -1,7 +1,6 @@
 // encoder: attention and feed_forward of layer after layer in one call.
 #include <algorithm>
 
-#include "../cpu/dispatch.h"
 #include "ops.h"
 #include "parallel.h"
 

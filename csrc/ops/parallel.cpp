@@ -81,12 +81,11 @@ void on_own_threads(int64_t tasks, TaskRange run, const void* context) {
 }
 
 void lead_team(TaskRange run, const void* context) {
-  const int64_t threads = num_threads();
-  Team team(threads);
+  Team team;
   const std::thread::id leader = std::this_thread::get_id();
   bool has_led = false;
   std::exception_ptr failure;
-  run_tasks(threads, [&](int64_t) {
+  run_tasks(num_threads(), [&](int64_t) {
     if (std::this_thread::get_id() != leader) return team.take_part();
     if (has_led) return;
     has_led = true;

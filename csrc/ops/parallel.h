@@ -52,15 +52,26 @@ void run_tasks(int64_t tasks, const F& f) {
 // What a parallel region takes beside its work, in nanoseconds.
 double region_nanoseconds(Threads kind, int64_t threads);
 
-// f(begin, end) over [0, count) in as many even parts as there are threads, or in one where each
+// How many threads are worth a region, where the work takes one of them so long.
+inline int64_t threads_worth(Threads kind, double nanoseconds) {
+  const int64_t threads = num_threads();
+  const double worth = nanoseconds / region_nanoseconds(kind, threads);
+  return std::max<int64_t>(1, std::min(threads, static_cast<int64_t>(worth)));
+}
+
+// Into how many parts `count` items are split: as many as there are threads, or fewer where each
 // item's `cost` (in bytes or operations) adds up to too little for a thread to be worth waking, or
 // starting.
-template <class F>
-void run_range(Threads threads, int64_t count, int64_t cost, const F& f) {
+inline int64_t parts_worth(Threads kind, int64_t count, int64_t cost) {
   constexpr double kNanoseconds = 0.05;  // of one of them
   const double all = static_cast<double>(count) * static_cast<double>(cost) * kNanoseconds;
-  const auto worth = static_cast<int64_t>(all / region_nanoseconds(threads, num_threads()));
-  const int64_t parts = std::max<int64_t>(1, std::min({num_threads(), count, worth}));
+  return std::max<int64_t>(1, std::min(count, threads_worth(kind, all)));
+}
+
+// f(begin, end) over [0, count) in so many even parts.
+template <class F>
+void run_range(Threads threads, int64_t count, int64_t cost, const F& f) {
+  const int64_t parts = parts_worth(threads, count, cost);
   run_tasks(threads, parts,
             [&](int64_t part) { f(count * part / parts, count * (part + 1) / parts); });
 }
@@ -70,6 +81,7 @@ void run_range(int64_t count, int64_t cost, const F& f) {
   run_range(Threads::kPool, count, cost, f);
 }
 
+// run(context, 0, 1) in the calling thread, which leads a team of the pool's threads meanwhile.
 void lead_team(TaskRange run, const void* context);
 
 // f(), in the calling thread, whose parallel regions are steps of one team where the work, which
@@ -77,10 +89,7 @@ void lead_team(TaskRange run, const void* context);
 // would find itself within a parallel region, and be alone.
 template <class F>
 void with_team(double nanoseconds, const F& f) {
-  if (led_team() != nullptr || num_threads() < 2 ||
-      nanoseconds < 2 * region_nanoseconds(Threads::kPool, num_threads())) {
-    return f();
-  }
+  if (led_team() != nullptr || threads_worth(Threads::kPool, nanoseconds) < 2) return f();
   const auto call = [](const void* context, int64_t, int64_t) {
     (*static_cast<const F*>(context))();
   };

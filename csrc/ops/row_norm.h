@@ -32,15 +32,10 @@ class RowNorm {
 
   bool is_none() const { return norm_ == Norm::none; }
 
-  // y = norm(residual + x); residual may be null, y may be x.
-  void apply(const Kernels& kernels, Dtype dtype, const void* x, const void* residual,
-             void* y) const {
-    kernels.norm({norm_, dtype, x, residual, n_, weight_.data, bias_.data, eps_, y});
-  }
-  // The same of several rows, with so many bytes between those of each.
-  void apply_rows(const Kernels& kernels, Dtype dtype, int64_t rows, const void* x,
-                  int64_t x_stride, const void* residual, int64_t residual_stride, void* y,
-                  int64_t y_stride) const {
+  // y = norm(residual + x); residual may be null, y may be x. Strides are bytes between rows.
+  void apply(const Kernels& kernels, Dtype dtype, const void* x, const void* residual, void* y,
+             int64_t rows = 1, int64_t x_stride = 0, int64_t residual_stride = 0,
+             int64_t y_stride = 0) const {
     kernels.norm({norm_, dtype, x, residual, n_, weight_.data, bias_.data, eps_, y, rows, x_stride,
                   residual_stride, y_stride});
   }

@@ -19,11 +19,9 @@ using TaskRange = void (*)(const void* context, int64_t begin, int64_t end);
 
 class Team {
  public:
-  explicit Team(int64_t threads) : threads_(threads) {}
+  Team() = default;
   Team(const Team&) = delete;
   Team& operator=(const Team&) = delete;
-
-  int64_t threads() const { return threads_; }
 
   // Called by the leader, outside of tasks: all of [0, tasks) is done on return. The first
   // exception is thrown again.
@@ -57,7 +55,6 @@ class Team {
   bool take_one();
   void run_part(int64_t part);
 
-  const int64_t threads_;
   // Of the step; written by the leader while no part is taken.
   TaskRange run_ = nullptr;
   const void* context_ = nullptr;

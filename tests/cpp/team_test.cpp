@@ -38,17 +38,17 @@ struct Step {
   }
 };
 
-void run_step(Team& team, int64_t tasks) {
+void run_step(Team& team, int64_t threads, int64_t tasks) {
   Step step{std::vector<int>(static_cast<size_t>(tasks), 0)};
   team.run(tasks, Step::run, &step);
   bool once = true;
   for (int done : step.done) once = once && done == 1;
-  expect(once, "a task was not done once", team.threads(), tasks);
-  expect(!step.nested, "a task finds a team that it could lead", team.threads(), tasks);
-  expect(dynquant::led_team() == &team, "the leader leads no more", team.threads(), tasks);
+  expect(once, "a task was not done once", threads, tasks);
+  expect(!step.nested, "a task finds a team that it could lead", threads, tasks);
+  expect(dynquant::led_team() == &team, "the leader leads no more", threads, tasks);
 }
 
-void run_step_that_throws(Team& team, int64_t tasks) {
+void run_step_that_throws(Team& team, int64_t threads, int64_t tasks) {
   Step step{std::vector<int>(static_cast<size_t>(tasks), 0)};
   step.throws_at = tasks / 2;
   bool has_thrown = false;
@@ -57,25 +57,25 @@ void run_step_that_throws(Team& team, int64_t tasks) {
   } catch (const std::runtime_error&) {
     has_thrown = true;
   }
-  expect(has_thrown, "an exception was lost", team.threads(), tasks);
+  expect(has_thrown, "an exception was lost", threads, tasks);
 }
 
-void lead(Team& team, int steps) {
+void lead(Team& team, int64_t threads, int steps) {
   const Team::Lead leading(team);
   for (int step = 0; step < steps; ++step) {
-    for (int64_t tasks : {1, 2, 3, 7, 64}) run_step(team, tasks);
+    for (int64_t tasks : {1, 2, 3, 7, 64}) run_step(team, threads, tasks);
     if (step % 100 == 0) {
-      run_step(team, 70000);  // more than there are parts of a step
-      run_step_that_throws(team, 5);
+      run_step(team, threads, 70000);  // more than there are parts of a step
+      run_step_that_throws(team, threads, 5);
     }
   }
 }
 
 void test(int64_t threads, int steps) {
-  Team team(threads);
+  Team team;
   std::vector<std::thread> others;
   for (int64_t i = 1; i < threads; ++i) others.emplace_back([&] { team.take_part(); });
-  lead(team, steps);
+  lead(team, threads, steps);
   for (std::thread& other : others) other.join();
   expect(dynquant::led_team() == nullptr, "the team lives on", threads, 0);
   team.take_part();  // one that comes after the end leaves at once
