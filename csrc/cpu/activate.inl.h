@@ -24,7 +24,7 @@ struct SplitExp {
   typename Isa::Float scale, p;
 
   // y in [-88, 0], or NaN. exp(-88) comes out as 0.
-  explicit inline SplitExp(typename Isa::Float y) {
+  [[gnu::always_inline]] explicit inline SplitExp(typename Isa::Float y) {
     using Float = typename Isa::Float;
     const typename Isa::Int n = Isa::round_to_int(Isa::mul(y, Isa::set(1.44269504f)));
     const Float whole = Isa::to_float(n);
@@ -39,12 +39,14 @@ struct SplitExp {
     scale = Isa::power_of_two(n);
   }
 
-  inline typename Isa::Float value() const { return Isa::add_float(scale, Isa::mul(scale, p)); }
+  [[gnu::always_inline]] inline typename Isa::Float value() const {
+    return Isa::add_float(scale, Isa::mul(scale, p));
+  }
 };
 
 // 1 / (1 + z) where x >= 0 and z / (1 + z) where x < 0, with z = exp(-|x|).
 template <class Isa>
-inline typename Isa::Float sigmoid(typename Isa::Float x) {
+[[gnu::always_inline]] inline typename Isa::Float sigmoid(typename Isa::Float x) {
   using Float = typename Isa::Float;
   const Float one = Isa::set(1.0f);
   const SplitExp<Isa> e(Isa::max(Isa::set(-88.0f), Isa::with_sign_of(x, Isa::set(-1.0f))));
@@ -54,7 +56,7 @@ inline typename Isa::Float sigmoid(typename Isa::Float x) {
 
 // -t / (2 + t) with x's sign, where t = exp(-2 |x|) - 1. At |x| = 10 that is 1 already.
 template <class Isa>
-inline typename Isa::Float tanh(typename Isa::Float x) {
+[[gnu::always_inline]] inline typename Isa::Float tanh(typename Isa::Float x) {
   using Float = typename Isa::Float;
   const Float limited = Isa::max(Isa::set(-10.0f), Isa::with_sign_of(x, Isa::set(-1.0f)));
   const SplitExp<Isa> e(Isa::add_float(limited, limited));
@@ -67,7 +69,7 @@ inline typename Isa::Float tanh(typename Isa::Float x) {
 // last place of the real function, and everywhere within 2.5e-7 * max(1, |x|). Where x is below the
 // limit, the result is that at the limit: nothing but rounding, and finite.
 template <class Isa>
-inline typename Isa::Float gelu(typename Isa::Float x) {
+[[gnu::always_inline]] inline typename Isa::Float gelu(typename Isa::Float x) {
   using Float = typename Isa::Float;
   constexpr float kLimit = 5.27f;
   const Float above = Isa::max(Isa::set(-kLimit), x), z = Isa::min(Isa::set(kLimit), above);
@@ -88,47 +90,49 @@ inline typename Isa::Float gelu(typename Isa::Float x) {
 
 // x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))).
 template <class Isa>
-inline typename Isa::Float gelu_tanh(typename Isa::Float x) {
+[[gnu::always_inline]] inline typename Isa::Float gelu_tanh(typename Isa::Float x) {
   using Float = typename Isa::Float;
   const Float cubic = Isa::mul(Isa::mul(Isa::mul(Isa::set(0.044715f), x), x), x);
   const Float inner = Isa::mul(Isa::set(0.79788456f), Isa::add_float(x, cubic));
   return Isa::mul(Isa::mul(Isa::set(0.5f), x), Isa::add_float(Isa::set(1.0f), tanh<Isa>(inner)));
 }
 
-// f(function), where `function` gives one register of the activation function's values.
-template <class Isa, class F>
+// f(function), where `function(isa, x)` gives the activation function of x, a register of that
+// type.
+template <class F>
 inline void with_function(Activation function, F f) {
-  using Float = typename Isa::Float;
   switch (function) {
     case Activation::none:
-      return f([](Float x) { return x; });
+      return f([](auto, auto x) { return x; });
     case Activation::gelu:
-      return f([](Float x) { return gelu<Isa>(x); });
+      return f([](auto isa, auto x) { return gelu<decltype(isa)>(x); });
     case Activation::gelu_tanh:
-      return f([](Float x) { return gelu_tanh<Isa>(x); });
+      return f([](auto isa, auto x) { return gelu_tanh<decltype(isa)>(x); });
     case Activation::silu:
-      return f([](Float x) { return Isa::mul(x, sigmoid<Isa>(x)); });
+      return f([](auto isa, auto x) { return isa.mul(x, sigmoid<decltype(isa)>(x)); });
     case Activation::relu:  // max gives its second operand where that is NaN
-      return f([](Float x) { return Isa::max(Isa::set(0.0f), x); });
+      return f([](auto isa, auto x) { return isa.max(isa.set(0.0f), x); });
     case Activation::quick_gelu:
-      return f([](Float x) { return Isa::mul(x, sigmoid<Isa>(Isa::mul(Isa::set(1.702f), x))); });
+      return f([](auto isa, auto x) {
+        return isa.mul(x, sigmoid<decltype(isa)>(isa.mul(isa.set(1.702f), x)));
+      });
     case Activation::sigmoid:
-      return f([](Float x) { return sigmoid<Isa>(x); });
+      return f([](auto isa, auto x) { return sigmoid<decltype(isa)>(x); });
     case Activation::tanh:
-      return f([](Float x) { return tanh<Isa>(x); });
+      return f([](auto isa, auto x) { return tanh<decltype(isa)>(x); });
   }
 }
 
 template <class Isa>
 void activate(const ActivateArgs& a) {
-  with_function<Isa>(a.function, [&](auto function) {
+  with_function(a.function, [&](auto function) {
     with_type(a.x, a.dtype, [&](const auto* x) {
       const auto* by = static_cast<decltype(x)>(a.by);
       auto* y = typed_like(x, a.y);
-      each_register<Isa>(a.n, [&](int64_t i, auto part) {
-        const typename Isa::Float value = function(part.load(x + i));
+      each_registers<Isa>(a.n, [&](int64_t i, auto isa, auto part) {
+        const auto value = function(isa, part.load(x + i));
         if (by == nullptr) return part.store(y + i, value);
-        part.store(y + i, Isa::mul(rounded<Isa>(value, x), part.load(by + i)));
+        part.store(y + i, isa.mul(rounded<decltype(isa)>(value, x), part.load(by + i)));
       });
     });
   });

@@ -13,25 +13,19 @@ constexpr bool kIsInt32 = false;
 template <>
 constexpr bool kIsInt32<int32_t> = true;
 
-// One register of columns of one row. Every step is rounded on its own: files are compiled without
-// contraction.
-template <class Isa, class Out>
-inline void finish_float(typename Isa::Float acc, float scale, const float* weight_scale,
-                         const float* bias, Out* out) {
-  typename Isa::Float y = Isa::mul(acc, Isa::set(scale));
-  y = Isa::mul(y, Isa::load(weight_scale));
-  Isa::store(out, Isa::add_float(y, Isa::load(bias)));
-}
+// The values of one register of columns. Every step is rounded on its own: files are compiled
+// without contraction.
+template <class Isa>
+struct Scaling {
+  typename Isa::Float weight_scale, bias;
 
-template <class Isa, class Out>
-inline void finish(typename Isa::Int acc, float scale, const float* weight_scale, const float* bias,
-                   Out* out) {
-  if constexpr (kIsInt32<Out>) {
-    Isa::store_int(out, acc);
-  } else {
-    finish_float<Isa>(Isa::to_float(acc), scale, weight_scale, bias, out);
+  inline Scaling(const float* weight_scale_, const float* bias_)
+      : weight_scale(Isa::load(weight_scale_)), bias(Isa::load(bias_)) {}
+  inline typename Isa::Float operator()(typename Isa::Float acc, float scale) const {
+    const typename Isa::Float y = Isa::mul(acc, Isa::set(scale));
+    return Isa::add_float(Isa::mul(y, weight_scale), bias);
   }
-}
+};
 
 // The sums of the high and the low bytes of activations in 16 bits as one float. The product is
 // exact, so there is one rounding for each sum and one for joining them.
@@ -67,38 +61,35 @@ struct TileOut {
   }
 };
 
-// The one epilogue of every product: V registers of a row's sums, which were in registers or in
-// memory, become the outputs of its columns. An activation is no part of it: applied to a panel's
-// columns while they are in the L1 cache it was, on AVX512-VNNI, as fast to 3% slower than applied
-// to a whole row by what reads that next, and brings it there in any case.
-template <class Isa, int V, class Out>
-inline void finish_row(const typename Isa::Int (&acc)[V], const TileOut<Out>& to, int64_t row) {
-  const typename Isa::Int zero_point = Isa::set_int(to.zero_point[row]);
-  const float scale = to.scale == nullptr ? 0.0f : to.scale[row];
-  Out* out = to.out + row * to.out_stride;
+// The one epilogue of every product: the sums of R staged rows by V registers, which were in
+// registers or in memory, become outputs, of which two rows have one where they are pairs. An
+// activation is no part of it: applied to a panel's columns while they are in the L1 cache it was,
+// on AVX512-VNNI, as fast to 3% slower than applied to a whole row by what reads that next, and
+// brings it there in any case.
+template <class Isa, bool Pairs, int R, int V, class Out>
+inline void finish(const typename Isa::Int (&acc)[R][V], const TileOut<Out>& at) {
+  const TileOut<Out> to = at;  // as far as the compiler knows, a store may change what `at` holds
 #pragma GCC unroll 16
   for (int v = 0; v < V; ++v) {
     const int c = v * Isa::kLanes;
     const typename Isa::Int sums = Isa::load_int(to.column_sums + c);
-    finish<Isa>(Isa::sub(acc[v], Isa::mul_int(zero_point, sums)), scale, to.weight_scale + c,
-                to.bias + c, out + c);
-  }
-}
-
-// The same of the staged rows `row` and `row + 1`, which are a pair; `row` is even.
-template <class Isa, int V, class Out>
-inline void finish_pair(const typename Isa::Int (&high)[V], const typename Isa::Int (&low)[V],
-                        const TileOut<Out>& to, int64_t row) {
-  const typename Isa::Int high_zero = Isa::set_int(to.zero_point[row]);
-  const typename Isa::Int low_zero = Isa::set_int(to.zero_point[row + 1]);
-  Out* out = to.out + row / 2 * to.out_stride;
+    const auto corrected = [&](int r) {
+      return Isa::sub(acc[r][v], Isa::mul_int(Isa::set_int(to.zero_point[r]), sums));
+    };
+    Out* out = to.out + c;
+    if constexpr (kIsInt32<Out>) {
 #pragma GCC unroll 16
-  for (int v = 0; v < V; ++v) {
-    const int c = v * Isa::kLanes;
-    const typename Isa::Int sums = Isa::load_int(to.column_sums + c);
-    const typename Isa::Float acc = joined<Isa>(Isa::sub(high[v], Isa::mul_int(high_zero, sums)),
-                                                Isa::sub(low[v], Isa::mul_int(low_zero, sums)));
-    finish_float<Isa>(acc, to.scale[row / 2], to.weight_scale + c, to.bias + c, out + c);
+      for (int r = 0; r < R; ++r, out += to.out_stride) Isa::store_int(out, corrected(r));
+    } else {
+      const Scaling<Isa> scaled(to.weight_scale + c, to.bias + c);
+      constexpr int kStep = Pairs ? 2 : 1;
+#pragma GCC unroll 16
+      for (int r = 0; r < R; r += kStep, out += to.out_stride) {
+        const typename Isa::Float sum =
+            Pairs ? joined<Isa>(corrected(r), corrected(r + 1)) : Isa::to_float(corrected(r));
+        Isa::store(out, scaled(sum, to.scale[r / kStep]));
+      }
+    }
   }
 }
 
@@ -175,23 +166,26 @@ inline void rescale_rows(const RescaleArgs& a, Out*) {
     for (int64_t m = 0; m < a.m; ++m) {
       const int32_t* acc = a.acc + m * a.acc_stride + n0;
       Out* out = static_cast<Out*>(a.epilogue.out) + m * a.epilogue.out_stride + n0;
+      const auto scale = [&](int64_t c, const int32_t* from, Out* to) {
+        const Scaling<Isa> scaled(panel.weight_scale + c, panel.bias + c);
+        Isa::store(to, scaled(Isa::to_float(Isa::load_int(from)), a.epilogue.scale[m]));
+      };
       int64_t c = 0;
-      for (; c + Isa::kLanes <= columns; c += Isa::kLanes) {
-        finish<Isa>(Isa::load_int(acc + c), a.epilogue.scale[m], panel.weight_scale + c,
-                    panel.bias + c, out + c);
-      }
+      for (; c + Isa::kLanes <= columns; c += Isa::kLanes) scale(c, acc + c, out + c);
       if (c < columns) {
         const size_t left = static_cast<size_t>(columns - c);
         int32_t in[Isa::kLanes] = {};
         Out result[Isa::kLanes];
         memcpy(in, acc + c, left * sizeof(int32_t));
-        finish<Isa>(Isa::load_int(in), a.epilogue.scale[m], panel.weight_scale + c, panel.bias + c,
-                    result);
+        scale(c, in, result);
         memcpy(out + c, result, left * sizeof(Out));
       }
     }
   }
 }
+
+template <class Isa>
+inline void rescale_rows(const RescaleArgs&, int32_t*) {}  // sums are not rescaled to sums
 
 template <class Isa>
 void rescale(const RescaleArgs& a) {

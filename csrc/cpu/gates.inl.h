@@ -18,38 +18,39 @@ inline typename Isa::Float gate(const GatesArgs& a, int64_t i, Part part) {
 // c' = f * c + i * g, h' = o * tanh(c').
 template <class Isa>
 inline void lstm_gates(const GatesArgs& a) {
-  using Float = typename Isa::Float;
-  each_register<Isa>(a.n, [&a](int64_t i, auto part) {
-    const Float in = sigmoid<Isa>(gate<Isa>(a, i, part));
-    const Float forget = sigmoid<Isa>(gate<Isa>(a, a.n + i, part));
-    const Float added = tanh<Isa>(gate<Isa>(a, 2 * a.n + i, part));
-    const Float out = sigmoid<Isa>(gate<Isa>(a, 3 * a.n + i, part));
-    const Float c = Isa::add_float(Isa::mul(forget, part.load(a.c + i)), Isa::mul(in, added));
+  each_registers<Isa>(a.n, [&a](int64_t i, auto isa, auto part) {
+    using I = decltype(isa);
+    const auto in = sigmoid<I>(gate<I>(a, i, part));
+    const auto forget = sigmoid<I>(gate<I>(a, a.n + i, part));
+    const auto added = tanh<I>(gate<I>(a, 2 * a.n + i, part));
+    const auto out = sigmoid<I>(gate<I>(a, 3 * a.n + i, part));
+    const auto c = I::add_float(I::mul(forget, part.load(a.c + i)), I::mul(in, added));
     part.store(a.c + i, c);
-    part.store(a.h + i, Isa::mul(out, tanh<Isa>(c)));
+    part.store(a.h + i, I::mul(out, tanh<I>(c)));
   });
 }
 
 // n = tanh(input_n + r * hidden_n), h' = (h - n) * z + n.
 template <class Isa>
 inline void gru_gates(const GatesArgs& a) {
-  using Float = typename Isa::Float;
-  each_register<Isa>(a.n, [&a](int64_t i, auto part) {
-    const Float reset = sigmoid<Isa>(gate<Isa>(a, i, part));
-    const Float update = sigmoid<Isa>(gate<Isa>(a, a.n + i, part));
-    const Float hidden = Isa::mul(reset, part.load(a.hidden + 2 * a.n + i));
-    const Float added = tanh<Isa>(Isa::add_float(part.load(a.input + 2 * a.n + i), hidden));
-    const Float kept = Isa::mul(Isa::sub_float(part.load(a.h + i), added), update);
-    part.store(a.h + i, Isa::add_float(kept, added));
+  each_registers<Isa>(a.n, [&a](int64_t i, auto isa, auto part) {
+    using I = decltype(isa);
+    const auto reset = sigmoid<I>(gate<I>(a, i, part));
+    const auto update = sigmoid<I>(gate<I>(a, a.n + i, part));
+    const auto hidden = I::mul(reset, part.load(a.hidden + 2 * a.n + i));
+    const auto added = tanh<I>(I::add_float(part.load(a.input + 2 * a.n + i), hidden));
+    const auto kept = I::mul(I::sub_float(part.load(a.h + i), added), update);
+    part.store(a.h + i, I::add_float(kept, added));
   });
 }
 
 template <class Isa>
 inline void rnn_gates(const GatesArgs& a) {
-  each_register<Isa>(a.n, [&a](int64_t i, auto part) {
-    const typename Isa::Float sum = gate<Isa>(a, i, part);
+  each_registers<Isa>(a.n, [&a](int64_t i, auto isa, auto part) {
+    using I = decltype(isa);
+    const auto sum = gate<I>(a, i, part);
     // max gives its second operand where that is NaN.
-    part.store(a.h + i, a.cell == Cell::rnn_tanh ? tanh<Isa>(sum) : Isa::max(Isa::set(0.0f), sum));
+    part.store(a.h + i, a.cell == Cell::rnn_tanh ? tanh<I>(sum) : I::max(I::set(0.0f), sum));
   });
 }
 

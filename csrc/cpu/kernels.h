@@ -72,8 +72,6 @@ struct UnitState {
   void (*release)();
 };
 
-constexpr int64_t kFewRows = 96;  // with more, waiting for a weight hardly counts
-
 // Rows of staged activations (unsigned bytes in the order that the instruction set reads) times the
 // columns [n_begin, n_end) of a packed weight. n_begin is a multiple of the panel's width.
 // The rows lie as the product's StagedLayout says; the first is the first of a tile.

@@ -6,6 +6,8 @@
 
 #include <type_traits>
 
+#include "pair.inl.h"
+
 namespace dynquant {
 namespace {
 
@@ -83,6 +85,16 @@ inline void each_register(int64_t n, F f) {
   int64_t i = 0;
   for (; i + Isa::kLanes <= n; i += Isa::kLanes) f(i, WholeRegister<Isa>());
   if (i < n) f(i, PartOfRegister<Isa>{n - i});
+}
+
+// f(i, isa, part) for n values, four registers at once as far as there are so many: `isa` is a
+// value of the type whose operations work on what `part` loads.
+template <class Isa, class F>
+inline void each_registers(int64_t n, F f) {
+  using Four = Pair<Pair<Isa>>;
+  int64_t i = 0;
+  for (; i + Four::kLanes <= n; i += Four::kLanes) f(i, Four(), WholeRegister<Four>());
+  each_register<Isa>(n - i, [&](int64_t j, auto part) { f(i + j, Isa(), part); });
 }
 
 }  // namespace

@@ -56,41 +56,41 @@ struct Pending {
 
  private:
   inline void finish_next() {
+    const TileOut<Out> row = to.at(next, 0);
     if (columns >= kBlockColumns) {
-      finish_to(to, next);
+      finish_to(row);
     } else {
       Out result[kBlockColumns];  // the output may end before the block does
-      const int64_t out_row = to.pairs ? next / 2 : next;
-      TileOut<Out> beside = to;
+      TileOut<Out> beside = row;
       beside.out = result;
-      beside.out_stride = 0;
-      finish_to(beside, next);
-      memcpy(to.out + out_row * to.out_stride, result, static_cast<size_t>(columns) * sizeof(Out));
+      finish_to(beside);
+      memcpy(row.out, result, static_cast<size_t>(columns) * sizeof(Out));
     }
     next += to.pairs ? 2 : 1;
   }
 
-  inline void finish_to(const TileOut<Out>& where, int row) const {
-    typename Isa::Int acc[kVectors];
-    load_sums(row, acc);
+  inline void finish_to(const TileOut<Out>& where) const {
     if constexpr (!kIsInt32<Out>) {
-      if (where.pairs) {
-        typename Isa::Int low[kVectors];
-        load_sums(row + 1, low);
-        return finish_pair<Isa>(acc, low, where, row);
-      }
+      if (where.pairs) return finish_staged<true>(where);
     }
-    finish_row<Isa>(acc, where, row);
+    finish_staged<false>(where);
   }
 
-  inline void load_sums(int row, typename Isa::Int (&acc)[kVectors]) const {
-    constexpr int kTileSums = kTileRows * kTileColumns;
-    const int32_t* left = sums + row / kTileRows * 2 * kTileSums + row % kTileRows * kTileColumns;
+  template <bool Pairs>
+  inline void finish_staged(const TileOut<Out>& where) const {
+    constexpr int kTileSums = kTileRows * kTileColumns, kStaged = Pairs ? 2 : 1;
+    typename Isa::Int acc[kStaged][kVectors];
+#pragma GCC unroll 2
+    for (int r = 0; r < kStaged; ++r) {
+      const int row = next + r;
+      const int32_t* left = sums + row / kTileRows * 2 * kTileSums + row % kTileRows * kTileColumns;
 #pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) {
-      const int c = v * Isa::kLanes;
-      acc[v] = Isa::load_int(left + c / kTileColumns * kTileSums + c % kTileColumns);
+      for (int v = 0; v < kVectors; ++v) {
+        const int c = v * Isa::kLanes;
+        acc[r][v] = Isa::load_int(left + c / kTileColumns * kTileSums + c % kTileColumns);
+      }
     }
+    finish<Isa, Pairs>(acc, where);
   }
 };
 
