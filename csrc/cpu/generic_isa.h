@@ -22,7 +22,8 @@
 // is_negative reads the sign bit, with_sign_of(a, b) is a's magnitude with b's sign bit, and
 // power_of_two(n) is 2^n for n in -126..127, 0 for -127, and any value for other n.
 // store_bytes stores the lowest byte of each lane, high_byte moves the one above it there.
-// store_saturated stores the lanes of four registers limited to 0..255.
+// store_saturated stores the lanes of two or four registers limited to 0..255, or, signed, to
+// -128..127.
 // load_nibbles(p, i) takes four bits each, from number i of those at p, the lower of a byte first;
 // i is even unless kLanes is 1. kLanes divides 16.
 #pragma once
@@ -194,11 +195,17 @@ struct GenericIsa {
   static inline void store_bytes(uint8_t* p, Int x) {
     for (int i = 0; i < Lanes; ++i) p[i] = static_cast<uint8_t>(x.v[i]);
   }
+  template <bool Signed = false>
   static inline void store_saturated(uint8_t* p, Int a, Int b, Int c, Int d) {
-    const Int four[] = {a, b, c, d};
-    for (int i = 0; i < 4 * Lanes; ++i) {
-      const int32_t value = four[i / Lanes].v[i % Lanes];
-      p[i] = static_cast<uint8_t>(value < 0 ? 0 : value > 255 ? 255 : value);
+    store_saturated<Signed>(p, a, b);
+    store_saturated<Signed>(p + 2 * Lanes, c, d);
+  }
+  template <bool Signed>
+  static inline void store_saturated(uint8_t* p, Int a, Int b) {
+    constexpr int32_t kLeast = Signed ? -128 : 0, kMost = kLeast + 255;
+    for (int i = 0; i < 2 * Lanes; ++i) {
+      const int32_t value = i < Lanes ? a.v[i] : b.v[i - Lanes];
+      p[i] = static_cast<uint8_t>(value < kLeast ? kLeast : value > kMost ? kMost : value);
     }
   }
 

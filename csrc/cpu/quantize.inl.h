@@ -239,6 +239,28 @@ inline void choose_together(bool symmetric, Together& v) {
   }
 }
 
+// A vector's values as bytes, by its own range: none of them is beyond those bytes by more than
+// one, which packing limits. Gives how many of the k values there were registers enough for.
+template <class Isa, bool Symmetric, class T>
+inline int64_t quantize_packed(const T* x, int64_t k, float inv, int32_t zero_point, uint8_t* q) {
+  constexpr int64_t kLanes = Isa::kLanes;
+  const typename Isa::Float factor = Isa::set(inv);
+  const typename Isa::Int zero = Isa::set_int(zero_point);
+  const auto at = [&](int64_t i) {
+    const typename Isa::Int rounded = Isa::round_to_int(Isa::mul(Isa::load(x + i), factor));
+    return Symmetric ? rounded : Isa::add(rounded, zero);
+  };
+  int64_t i = 0;
+  for (; i + 4 * kLanes <= k; i += 4 * kLanes) {
+    Isa::template store_saturated<Symmetric>(q + i, at(i), at(i + kLanes), at(i + 2 * kLanes),
+                                             at(i + 3 * kLanes));
+  }
+  for (; i + 2 * kLanes <= k; i += 2 * kLanes) {
+    Isa::template store_saturated<Symmetric>(q + i, at(i), at(i + kLanes));
+  }
+  return i;
+}
+
 template <class Isa>
 void quantize_vectors(const QuantizeVectorsArgs& a) {
   with_type(a.x, a.dtype, [&](const auto* x) {
@@ -257,9 +279,18 @@ void quantize_vectors(const QuantizeVectorsArgs& a) {
       choose_together<Isa>(a.symmetric, v);
       for (int64_t i = 0; i < count; ++i) {
         const int64_t at = first + i;
-        const ToIntegers<Isa, Multiply> to_integers(quantize_args(v.at(i), a.symmetric, false));
-        quantize_run<Isa>(to_integers, x + at * a.x_stride, a.k,
-                          ByteRows<1>{{a.q + at * a.q_stride}});
+        const auto* vector = vectors + i * a.x_stride;
+        uint8_t* q = a.q + at * a.q_stride;
+        int64_t done = 0;
+        if (v.inv[i] != 0.0f) {
+          done = a.symmetric
+                     ? quantize_packed<Isa, true>(vector, a.k, v.inv[i], 0, q)
+                     : quantize_packed<Isa, false>(vector, a.k, v.inv[i], v.zero_point[i], q);
+        }
+        if (done < a.k) {
+          const ToIntegers<Isa, Multiply> to_integers(quantize_args(v.at(i), a.symmetric, false));
+          quantize_run<Isa>(to_integers, vector + done, a.k - done, ByteRows<1>{{q + done}});
+        }
         a.scale[at * a.value_stride] = v.scale[i];
         if (a.zero_point != nullptr) a.zero_point[at * a.value_stride] = v.zero_point[i];
       }

@@ -108,14 +108,24 @@ struct Ymm {
     const __m128i words = low_halves(_mm256_and_si256(x, _mm256_set1_epi32(0xFF)));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));
   }
+  template <bool Signed = false>
   static inline void store_saturated(uint8_t* p, Int a, Int b, Int c, Int d) {
-    // Packing goes by 128 bits, so each of them holds four bytes of a, then of b, c and d.
-    const Int bytes = _mm256_packus_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
-    const Int in_order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    _mm256_storeu_si256(reinterpret_cast<Int*>(p), _mm256_permutevar8x32_epi32(bytes, in_order));
+    _mm256_storeu_si256(reinterpret_cast<Int*>(p), saturated<Signed>(a, b, c, d));
+  }
+  template <bool Signed>
+  static inline void store_saturated(uint8_t* p, Int a, Int b) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                     _mm256_castsi256_si128(saturated<Signed>(a, b, a, b)));
   }
 
  private:
+  template <bool Signed>
+  static inline Int saturated(Int a, Int b, Int c, Int d) {
+    // Packing goes by 128 bits, so each of them holds four bytes of a, then of b, c and d.
+    const Int ab = _mm256_packs_epi32(a, b), cd = _mm256_packs_epi32(c, d);
+    const Int bytes = Signed ? _mm256_packs_epi16(ab, cd) : _mm256_packus_epi16(ab, cd);
+    return _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+  }
   // The lower 16 bits of each lane, whose upper 16 are zero.
   static inline __m128i low_halves(Int x) {
     return _mm_packus_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));

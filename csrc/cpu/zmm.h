@@ -98,11 +98,24 @@ struct Zmm {
   static inline void store_bytes(uint8_t* p, Int x) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x));
   }
+  template <bool Signed = false>
   static inline void store_saturated(uint8_t* p, Int a, Int b, Int c, Int d) {
+    _mm512_storeu_si512(p, saturated<Signed>(a, b, c, d));
+  }
+  template <bool Signed>
+  static inline void store_saturated(uint8_t* p, Int a, Int b) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                        _mm512_castsi512_si256(saturated<Signed>(a, b, a, b)));
+  }
+
+ private:
+  template <bool Signed>
+  static inline Int saturated(Int a, Int b, Int c, Int d) {
     // Packing goes by 128 bits, so each of them holds four bytes of a, then of b, c and d.
-    const Int bytes = _mm512_packus_epi16(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d));
+    const Int ab = _mm512_packs_epi32(a, b), cd = _mm512_packs_epi32(c, d);
+    const Int bytes = Signed ? _mm512_packs_epi16(ab, cd) : _mm512_packus_epi16(ab, cd);
     const Int in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    _mm512_storeu_si512(p, _mm512_permutexvar_epi32(in_order, bytes));
+    return _mm512_permutexvar_epi32(in_order, bytes);
   }
 };
 

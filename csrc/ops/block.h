@@ -70,9 +70,9 @@ void run_rows(int64_t m, int64_t cost, const F& f) {
 }
 
 // f(begin, end) for blocks of the rows [0, m), each of `row_bytes` that should stay in the L2
-// cache, in as many tasks as `parts`. Every block reads the weights again: blocks of much fewer rows
-// than kLeastRows take up to 1.6 times as long as those that outgrow the cache, and blocks of half
-// as many 1.01 to 1.08 times.
+// cache, in as many tasks as `parts`. Every block reads the weights again: blocks of much fewer
+// rows than kLeastRows take up to 1.6 times as long as those that outgrow the cache, and blocks of
+// half as many 1.01 to 1.08 times.
 template <class F>
 void run_row_blocks(const Product& product, int64_t m, int64_t parts, int64_t row_bytes,
                     const F& f) {
