@@ -29,10 +29,8 @@ class Fetch {
     for (; at_ < last; at_ += kLine) __builtin_prefetch(at_, 0, 2);
   }
 
-  // With more rows, waiting for a weight hardly counts.
-  static constexpr int64_t kFewRows = 96;
-
  private:
+  static constexpr int64_t kFewRows = 96;  // with more, waiting for a weight hardly counts
   static constexpr int64_t kLine = 64;
   static constexpr int64_t kMostBytes = 256 * 1024;   // of an L2 cache that holds more than that
   static constexpr int64_t kMostAtOnce = 16 * kLine;  // as many as can be under way
