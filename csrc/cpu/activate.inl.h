@@ -24,7 +24,7 @@ struct SplitExp {
   typename Isa::Float scale, p;
 
   // y in [-88, 0], or NaN. exp(-88) comes out as 0.
-  [[gnu::always_inline]] explicit inline SplitExp(typename Isa::Float y) {
+  explicit inline SplitExp(typename Isa::Float y) {
     using Float = typename Isa::Float;
     const typename Isa::Int n = Isa::round_to_int(Isa::mul(y, Isa::set(1.44269504f)));
     const Float whole = Isa::to_float(n);
@@ -39,14 +39,12 @@ struct SplitExp {
     scale = Isa::power_of_two(n);
   }
 
-  [[gnu::always_inline]] inline typename Isa::Float value() const {
-    return Isa::add_float(scale, Isa::mul(scale, p));
-  }
+  inline typename Isa::Float value() const { return Isa::add_float(scale, Isa::mul(scale, p)); }
 };
 
 // 1 / (1 + z) where x >= 0 and z / (1 + z) where x < 0, with z = exp(-|x|).
 template <class Isa>
-[[gnu::always_inline]] inline typename Isa::Float sigmoid(typename Isa::Float x) {
+inline typename Isa::Float sigmoid(typename Isa::Float x) {
   using Float = typename Isa::Float;
   const Float one = Isa::set(1.0f);
   const SplitExp<Isa> e(Isa::max(Isa::set(-88.0f), Isa::with_sign_of(x, Isa::set(-1.0f))));
@@ -56,7 +54,7 @@ template <class Isa>
 
 // -t / (2 + t) with x's sign, where t = exp(-2 |x|) - 1. At |x| = 10 that is 1 already.
 template <class Isa>
-[[gnu::always_inline]] inline typename Isa::Float tanh(typename Isa::Float x) {
+inline typename Isa::Float tanh(typename Isa::Float x) {
   using Float = typename Isa::Float;
   const Float limited = Isa::max(Isa::set(-10.0f), Isa::with_sign_of(x, Isa::set(-1.0f)));
   const SplitExp<Isa> e(Isa::add_float(limited, limited));
@@ -69,7 +67,7 @@ template <class Isa>
 // last place of the real function, and everywhere within 2.5e-7 * max(1, |x|). Where x is below the
 // limit, the result is that at the limit: nothing but rounding, and finite.
 template <class Isa>
-[[gnu::always_inline]] inline typename Isa::Float gelu(typename Isa::Float x) {
+inline typename Isa::Float gelu(typename Isa::Float x) {
   using Float = typename Isa::Float;
   constexpr float kLimit = 5.27f;
   const Float above = Isa::max(Isa::set(-kLimit), x), z = Isa::min(Isa::set(kLimit), above);
@@ -90,7 +88,7 @@ template <class Isa>
 
 // x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))).
 template <class Isa>
-[[gnu::always_inline]] inline typename Isa::Float gelu_tanh(typename Isa::Float x) {
+inline typename Isa::Float gelu_tanh(typename Isa::Float x) {
   using Float = typename Isa::Float;
   const Float cubic = Isa::mul(Isa::mul(Isa::mul(Isa::set(0.044715f), x), x), x);
   const Float inner = Isa::mul(Isa::set(0.79788456f), Isa::add_float(x, cubic));

@@ -8,9 +8,6 @@ namespace dynquant {
 namespace {
 
 // Half is an `Isa` type, or a pair of them.
-//
-// All of it is inlined by force: values of this type that are passed to a function travel through
-// memory.
 template <class Half>
 struct Pair {
   static constexpr int kLanes = 2 * Half::kLanes;
@@ -26,51 +23,51 @@ struct Pair {
   };
 
   template <class T>
-  [[gnu::always_inline]] static inline Float load(const T* p) {
+  static inline Float load(const T* p) {
     return {Half::load(p), Half::load(p + Half::kLanes)};
   }
   template <class T>
-  [[gnu::always_inline]] static inline void store(T* p, Float x) {
+  static inline void store(T* p, Float x) {
     Half::store(p, x.first);
     Half::store(p + Half::kLanes, x.second);
   }
-  [[gnu::always_inline]] static inline Float set(float x) { return {Half::set(x), Half::set(x)}; }
-  [[gnu::always_inline]] static inline Float mul(Float a, Float b) {
+  static inline Float set(float x) { return {Half::set(x), Half::set(x)}; }
+  static inline Float mul(Float a, Float b) {
     return {Half::mul(a.first, b.first), Half::mul(a.second, b.second)};
   }
-  [[gnu::always_inline]] static inline Float div(Float a, Float b) {
+  static inline Float div(Float a, Float b) {
     return {Half::div(a.first, b.first), Half::div(a.second, b.second)};
   }
-  [[gnu::always_inline]] static inline Float add_float(Float a, Float b) {
+  static inline Float add_float(Float a, Float b) {
     return {Half::add_float(a.first, b.first), Half::add_float(a.second, b.second)};
   }
-  [[gnu::always_inline]] static inline Float sub_float(Float a, Float b) {
+  static inline Float sub_float(Float a, Float b) {
     return {Half::sub_float(a.first, b.first), Half::sub_float(a.second, b.second)};
   }
-  [[gnu::always_inline]] static inline Float min(Float a, Float b) {
+  static inline Float min(Float a, Float b) {
     return {Half::min(a.first, b.first), Half::min(a.second, b.second)};
   }
-  [[gnu::always_inline]] static inline Float max(Float a, Float b) {
+  static inline Float max(Float a, Float b) {
     return {Half::max(a.first, b.first), Half::max(a.second, b.second)};
   }
-  [[gnu::always_inline]] static inline Mask is_negative(Float a) {
+  static inline Mask is_negative(Float a) {
     return {Half::is_negative(a.first), Half::is_negative(a.second)};
   }
-  [[gnu::always_inline]] static inline Float select(Mask mask, Float set, Float unset) {
+  static inline Float select(Mask mask, Float set, Float unset) {
     return {Half::select(mask.first, set.first, unset.first),
             Half::select(mask.second, set.second, unset.second)};
   }
-  [[gnu::always_inline]] static inline Float with_sign_of(Float magnitude, Float sign) {
+  static inline Float with_sign_of(Float magnitude, Float sign) {
     return {Half::with_sign_of(magnitude.first, sign.first),
             Half::with_sign_of(magnitude.second, sign.second)};
   }
-  [[gnu::always_inline]] static inline Int round_to_int(Float x) {
+  static inline Int round_to_int(Float x) {
     return {Half::round_to_int(x.first), Half::round_to_int(x.second)};
   }
-  [[gnu::always_inline]] static inline Float to_float(Int x) {
+  static inline Float to_float(Int x) {
     return {Half::to_float(x.first), Half::to_float(x.second)};
   }
-  [[gnu::always_inline]] static inline Float power_of_two(Int n) {
+  static inline Float power_of_two(Int n) {
     return {Half::power_of_two(n.first), Half::power_of_two(n.second)};
   }
 };

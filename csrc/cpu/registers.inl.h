@@ -87,14 +87,23 @@ inline void each_register(int64_t n, F f) {
   if (i < n) f(i, PartOfRegister<Isa>{n - i});
 }
 
-// f(i, isa, part) for n values, four registers at once as far as there are so many: `isa` is a
-// value of the type whose operations work on what `part` loads.
+// f(i, isa, part) for four registers at once, as far as there are so many. Gives how many values
+// that were. All of it is inlined: pairs that are passed to a function travel through memory.
 template <class Isa, class F>
-inline void each_registers(int64_t n, F f) {
+[[gnu::flatten]] inline int64_t each_four_registers(int64_t n, const F& f) {
   using Four = Pair<Pair<Isa>>;
   int64_t i = 0;
   for (; i + Four::kLanes <= n; i += Four::kLanes) f(i, Four(), WholeRegister<Four>());
-  each_register<Isa>(n - i, [&](int64_t j, auto part) { f(i + j, Isa(), part); });
+  return i;
+}
+
+// f(i, isa, part) for n values: `isa` is a value of the type whose operations work on what `part`
+// loads. Where registers are arrays in memory, four of them gain nothing.
+template <class Isa, class F>
+inline void each_registers(int64_t n, const F& f) {
+  int64_t done = 0;
+  if constexpr (Isa::kRegisters >= 16) done = each_four_registers<Isa>(n, f);
+  each_register<Isa>(n - done, [&](int64_t i, auto part) { f(done + i, Isa(), part); });
 }
 
 }  // namespace
