@@ -98,11 +98,11 @@ template <class Isa, class F>
 }
 
 // f(i, isa, part) for n values: `isa` is a value of the type whose operations work on what `part`
-// loads. Where registers are arrays in memory, four of them gain nothing.
+// loads. Where registers are arrays in memory, four of them gain nothing, and compile for minutes.
 template <class Isa, class F>
 inline void each_registers(int64_t n, const F& f) {
   int64_t done = 0;
-  if constexpr (Isa::kRegisters >= 16) done = each_four_registers<Isa>(n, f);
+  if constexpr (!__is_class(typename Isa::Float)) done = each_four_registers<Isa>(n, f);
   each_register<Isa>(n - done, [&](int64_t i, auto part) { f(done + i, Isa(), part); });
 }
 
