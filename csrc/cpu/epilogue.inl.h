@@ -16,10 +16,10 @@ constexpr bool kIsInt32<int32_t> = true;
 // The values of one register of columns. Every step is rounded on its own: files are compiled
 // without contraction.
 template <class Isa>
-struct Scaling {
+struct ColumnScaling {
   typename Isa::Float weight_scale, bias;
 
-  inline Scaling(const float* weight_scale_, const float* bias_)
+  inline ColumnScaling(const float* weight_scale_, const float* bias_)
       : weight_scale(Isa::load(weight_scale_)), bias(Isa::load(bias_)) {}
   inline typename Isa::Float operator()(typename Isa::Float acc, float scale) const {
     const typename Isa::Float y = Isa::mul(acc, Isa::set(scale));
@@ -81,7 +81,7 @@ inline void finish(const typename Isa::Int (&acc)[R][V], const TileOut<Out>& at)
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r, out += to.out_stride) Isa::store_int(out, corrected(r));
     } else {
-      const Scaling<Isa> scaled(to.weight_scale + c, to.bias + c);
+      const ColumnScaling<Isa> scaled(to.weight_scale + c, to.bias + c);
       constexpr int kStep = Pairs ? 2 : 1;
 #pragma GCC unroll 16
       for (int r = 0; r < R; r += kStep, out += to.out_stride) {
@@ -167,7 +167,7 @@ inline void rescale_rows(const RescaleArgs& a, Out*) {
       const int32_t* acc = a.acc + m * a.acc_stride + n0;
       Out* out = static_cast<Out*>(a.epilogue.out) + m * a.epilogue.out_stride + n0;
       const auto scale = [&](int64_t c, const int32_t* from, Out* to) {
-        const Scaling<Isa> scaled(panel.weight_scale + c, panel.bias + c);
+        const ColumnScaling<Isa> scaled(panel.weight_scale + c, panel.bias + c);
         Isa::store(to, scaled(Isa::to_float(Isa::load_int(from)), a.epilogue.scale[m]));
       };
       int64_t c = 0;

@@ -195,7 +195,7 @@ struct GenericIsa {
   static inline void store_bytes(uint8_t* p, Int x) {
     for (int i = 0; i < Lanes; ++i) p[i] = static_cast<uint8_t>(x.v[i]);
   }
-  template <bool Signed = false>
+  template <bool Signed>
   static inline void store_saturated(uint8_t* p, Int a, Int b, Int c, Int d) {
     store_saturated<Signed>(p, a, b);
     store_saturated<Signed>(p + 2 * Lanes, c, d);

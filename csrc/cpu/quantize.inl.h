@@ -152,30 +152,42 @@ inline void with_byte_rows(const QuantizeArgs& a, F f) {
   return f(ByteRows<2>{{a.q, a.low}});
 }
 
-// How many of k values became bytes four registers at a time, which takes half the instructions:
-// where every byte is allowed, packing saturates as the clamp does.
-template <class Isa, class F, class T>
-inline int64_t quantize_fours(const F&, const T*, int64_t, uint8_t*) {
-  return 0;
-}
-template <class Isa, class T>
-inline int64_t quantize_fours(const ToIntegers<Isa, Multiply>& to_integers, const T* x, int64_t k,
-                              uint8_t* q) {
-  if (!to_integers.every_byte) return 0;
+// k integers as bytes, four or two registers at a time, which takes half the instructions: packing
+// saturates, as a clamp to all bytes does. `integers(i)` is the register of those from number i on.
+// Gives how many there were registers enough for.
+template <class Isa, bool Signed, class F>
+inline int64_t pack_registers(const F& integers, int64_t k, uint8_t* q) {
   constexpr int64_t kLanes = Isa::kLanes;
   int64_t i = 0;
   for (; i + 4 * kLanes <= k; i += 4 * kLanes) {
-    const auto at = [&](int64_t r) { return to_integers.unlimited(Isa::load(x + i + r * kLanes)); };
-    Isa::store_saturated(q + i, at(0), at(1), at(2), at(3));
+    Isa::template store_saturated<Signed>(q + i, integers(i), integers(i + kLanes),
+                                          integers(i + 2 * kLanes), integers(i + 3 * kLanes));
+  }
+  if (i + 2 * kLanes <= k) {
+    Isa::template store_saturated<Signed>(q + i, integers(i), integers(i + kLanes));
+    i += 2 * kLanes;
   }
   return i;
+}
+
+// How many of k values became bytes without a clamp.
+template <class Isa, class F, class T>
+inline int64_t quantize_packed(const F&, const T*, int64_t, uint8_t*) {
+  return 0;
+}
+template <class Isa, class T>
+inline int64_t quantize_packed(const ToIntegers<Isa, Multiply>& to_integers, const T* x, int64_t k,
+                               uint8_t* q) {
+  if (!to_integers.every_byte) return 0;
+  const auto integers = [&](int64_t i) { return to_integers.unlimited(Isa::load(x + i)); };
+  return pack_registers<Isa, false>(integers, k, q);
 }
 
 // k values as bytes, where `to_integers` makes a register of them integers that fit.
 template <class Isa, int Bytes, class F, class T>
 inline void quantize_run(const F& to_integers, const T* x, int64_t k, const ByteRows<Bytes>& q) {
   int64_t i = 0;
-  if constexpr (Bytes == 1) i = quantize_fours<Isa>(to_integers, x, k, q.row[0]);
+  if constexpr (Bytes == 1) i = quantize_packed<Isa>(to_integers, x, k, q.row[0]);
   for (; i + Isa::kLanes <= k; i += Isa::kLanes) {
     q.template store<Isa>(i, to_integers(Isa::load(x + i)));
   }
@@ -239,26 +251,17 @@ inline void choose_together(bool symmetric, Together& v) {
   }
 }
 
-// A vector's values as bytes, by its own range: none of them is beyond those bytes by more than
-// one, which packing limits. Gives how many of the k values there were registers enough for.
+// How many of a vector's values became bytes without a clamp: by its own range, none is beyond its
+// bytes by more than one, and no symmetric one is.
 template <class Isa, bool Symmetric, class T>
-inline int64_t quantize_packed(const T* x, int64_t k, float inv, int32_t zero_point, uint8_t* q) {
-  constexpr int64_t kLanes = Isa::kLanes;
+inline int64_t quantize_own(const T* x, int64_t k, float inv, int32_t zero_point, uint8_t* q) {
   const typename Isa::Float factor = Isa::set(inv);
   const typename Isa::Int zero = Isa::set_int(zero_point);
-  const auto at = [&](int64_t i) {
+  const auto integers = [&](int64_t i) {
     const typename Isa::Int rounded = Isa::round_to_int(Isa::mul(Isa::load(x + i), factor));
     return Symmetric ? rounded : Isa::add(rounded, zero);
   };
-  int64_t i = 0;
-  for (; i + 4 * kLanes <= k; i += 4 * kLanes) {
-    Isa::template store_saturated<Symmetric>(q + i, at(i), at(i + kLanes), at(i + 2 * kLanes),
-                                             at(i + 3 * kLanes));
-  }
-  for (; i + 2 * kLanes <= k; i += 2 * kLanes) {
-    Isa::template store_saturated<Symmetric>(q + i, at(i), at(i + kLanes));
-  }
-  return i;
+  return pack_registers<Isa, Symmetric>(integers, k, q);
 }
 
 template <class Isa>
@@ -283,9 +286,8 @@ void quantize_vectors(const QuantizeVectorsArgs& a) {
         uint8_t* q = a.q + at * a.q_stride;
         int64_t done = 0;
         if (v.inv[i] != 0.0f) {
-          done = a.symmetric
-                     ? quantize_packed<Isa, true>(vector, a.k, v.inv[i], 0, q)
-                     : quantize_packed<Isa, false>(vector, a.k, v.inv[i], v.zero_point[i], q);
+          done = a.symmetric ? quantize_own<Isa, true>(vector, a.k, v.inv[i], 0, q)
+                             : quantize_own<Isa, false>(vector, a.k, v.inv[i], v.zero_point[i], q);
         }
         if (done < a.k) {
           const ToIntegers<Isa, Multiply> to_integers(quantize_args(v.at(i), a.symmetric, false));

@@ -108,7 +108,7 @@ struct Ymm {
     const __m128i words = low_halves(_mm256_and_si256(x, _mm256_set1_epi32(0xFF)));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));
   }
-  template <bool Signed = false>
+  template <bool Signed>
   static inline void store_saturated(uint8_t* p, Int a, Int b, Int c, Int d) {
     _mm256_storeu_si256(reinterpret_cast<Int*>(p), saturated<Signed>(a, b, c, d));
   }

@@ -98,7 +98,7 @@ struct Zmm {
   static inline void store_bytes(uint8_t* p, Int x) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x));
   }
-  template <bool Signed = false>
+  template <bool Signed>
   static inline void store_saturated(uint8_t* p, Int a, Int b, Int c, Int d) {
     _mm512_storeu_si512(p, saturated<Signed>(a, b, c, d));
   }
