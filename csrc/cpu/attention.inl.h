@@ -1,11 +1,14 @@
 // What attention needs beside products, written once over an `Isa` type.
 #pragma once
 
+#include <utility>
+
 #include "kernels.h"
 #include "layout.h"
 #include "norm.inl.h"
 #include "quantize.inl.h"
 #include "registers.inl.h"
+#include "rows.inl.h"
 
 namespace dynquant {
 namespace {
@@ -26,80 +29,105 @@ void rotary(const RotaryArgs& a) {
   });
 }
 
-// R rows at once: in one alone, every step waits for the one before it.
-//
-// What lies behind a row is filled up with -Inf, which counts for nothing: exp(-Inf) is 0.
-template <class Isa, int R>
-inline void score_rows(const ScoresArgs& a, int64_t first) {
-  using Float = typename Isa::Float;
-  const int64_t filled = ceil_div(a.n, kPartials) * kPartials;
-  const Float scale = Isa::set(a.scale), least = Isa::set(-INFINITY);
-  float* rows[R];
-  Float most[R];
-#pragma GCC unroll 4
-  for (int r = 0; r < R; ++r) {
-    rows[r] = a.scores + (first + r) * a.stride;
-    most[r] = least;
+// Rows of scores that share what is added, of which there are Added. What lies behind a row is
+// filled up with -Inf, which counts for nothing: exp(-Inf) is 0.
+template <class Isa, int Added>
+class ScoreRows {
+ public:
+  explicit inline ScoreRows(const ScoresArgs& a) : a_(a), whole_(a.n / kPartials * kPartials) {
+    for (int64_t i = 0; i < kPartials; ++i) is_behind_[i] = whole_ + i < a.n ? 1.0f : -1.0f;
+    if (a.value_scale == nullptr) return;
+    for (int64_t i = whole_; i < a.n; ++i) last_scales_[i - whole_] = a.value_scale[i];
+    scales_have_nan_ = range_of<Isa>(a.value_scale, a.n).has_nan;
   }
-  float is_behind[Isa::kLanes];  // negative where a lane of the last register is
-  for (int64_t i = 0; i < Isa::kLanes; ++i) {
-    is_behind[i] = a.n - (a.n - 1) / Isa::kLanes * Isa::kLanes <= i ? -1.0f : 1.0f;
+
+  // `first` and those after it.
+  template <class Together>
+  inline void score(int64_t first, Together) const {
+    using Many = typename Together::Isa;
+    using Float = typename Many::Float;
+    constexpr int kRows = Together::kRows;
+    float* rows[kRows];
+    for (int r = 0; r < kRows; ++r) rows[r] = a_.scores + (first + r) * a_.stride;
+
+    Float most = Many::set(-INFINITY);
+    each_register_of<Together>(
+        rows, [&](int, int64_t, const float*, Float s) { most = Many::max(s, most); });
+    float values[kRows], sums[kRows];
+    Together::reduce(most, &Isa::reduce_max, values);
+    most = Together::of(values);
+
+    RowSum<Many, RowSum<Isa>::kParts> sum;
+    Float hi = Many::set(0.0f);
+    each_register_of<Together>(rows, [&](int part, int64_t i, const float* scales, Float s) {
+      Float p = exp_of<Many>(Many::sub_float(s, most));
+      sum.add(part, p);
+      if (scales != nullptr) p = Many::mul(p, Together::same(Isa::load(scales)));
+      hi = Many::max(p, hi);
+      Together::store(rows, i, p);
+    });
+    Together::reduce(sum.joined(), &Isa::reduce_add, sums);
+    Together::reduce(hi, &Isa::reduce_max, values);
+    for (int r = 0; r < kRows; ++r) {
+      a_.sum[first + r] = sums[r];
+      a_.range[first + r] = {0.0f, values[r], scales_have_nan_ || sums[r] != sums[r]};
+    }
   }
-  for (int64_t i = 0; i < filled; i += Isa::kLanes) {
-    const bool is_last = i + Isa::kLanes > a.n;
-#pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) {
-      Float s = least;
-      if (i < a.n) {
-        s = Isa::mul(Isa::load(rows[r] + i), scale);
-        for (const float* added : a.added) {
-          if (added != nullptr) s = Isa::add_float(s, Isa::load(added + i));
-        }
-        if (is_last) s = Isa::select(Isa::is_negative(Isa::load(is_behind)), least, s);
-        most[r] = Isa::max(s, most[r]);
+
+ private:
+  // f(part, i, scales, s): s are the scores of all rows from number i on, in part `part` of a sum,
+  // and `scales` the scales of their values. Computing them twice takes less than storing them.
+  template <class Together, class F>
+  inline void each_register_of(float* const* rows, const F& f) const {
+    using Many = typename Together::Isa;
+    using Float = typename Many::Float;
+    constexpr int kParts = RowSum<Isa>::kParts;
+    const Float scale = Many::set(a_.scale), least = Many::set(-INFINITY);
+    const auto scaled = [&](int64_t i) {
+      Float s = Many::mul(Together::load(rows, i), scale);
+#pragma GCC unroll 2
+      for (int j = 0; j < Added; ++j) {
+        s = Many::add_float(s, Together::same(Isa::load(a_.added[j] + i)));
       }
-      Isa::store(rows[r] + i, s);
-    }
-  }
-  RowSum<Isa> sum[R], all[R];  // `all` is NaN where a value is: nothing else could make it so
-  Float hi[R];
-#pragma GCC unroll 4
-  for (int r = 0; r < R; ++r) {
-    most[r] = Isa::set(Isa::reduce_max(most[r]));
-    hi[r] = Isa::set(0.0f);
-  }
-  float last_scales[kPartials] = {};  // a scale behind the row might be NaN
-  for (int64_t i = 0; i < filled; i += kPartials) {
-    const float* value_scale = a.value_scale == nullptr ? nullptr : a.value_scale + i;
-    if (value_scale != nullptr && i + kPartials > a.n) {
-      memcpy(last_scales, value_scale, static_cast<size_t>(a.n - i) * sizeof(float));
-      value_scale = last_scales;
-    }
+      return s;
+    };
+    for (int64_t first = 0; first < whole_; first += kPartials) {
 #pragma GCC unroll 16
-    for (int part = 0; part < RowSum<Isa>::kParts; ++part) {
-      const int64_t at = i + part * Isa::kLanes;
-#pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) {
-        Float p = exp_of<Isa>(Isa::sub_float(Isa::load(rows[r] + at), most[r]));
-        sum[r].add(part, p);
-        if (value_scale != nullptr) p = Isa::mul(p, Isa::load(value_scale + part * Isa::kLanes));
-        hi[r] = Isa::max(p, hi[r]);
-        all[r].add(part, p);
-        Isa::store(rows[r] + at, p);
+      for (int part = 0; part < kParts; ++part) {
+        const int64_t i = first + part * Isa::kLanes;
+        f(part, i, a_.value_scale == nullptr ? nullptr : a_.value_scale + i, scaled(i));
       }
     }
+    if (whole_ == a_.n) return;
+#pragma GCC unroll 16
+    for (int part = 0; part < kParts; ++part) {
+      const int64_t lane = part * Isa::kLanes;
+      const auto is_behind = Many::is_negative(Together::same(Isa::load(is_behind_ + lane)));
+      f(part, whole_ + lane, a_.value_scale == nullptr ? nullptr : last_scales_ + lane,
+        Many::select(is_behind, least, scaled(whole_ + lane)));
+    }
   }
-#pragma GCC unroll 4
-  for (int r = 0; r < R; ++r) {
-    const float total = all[r].total();
-    a.sum[first + r] = sum[r].total();
-    a.range[first + r] = {0.0f, Isa::reduce_max(hi[r]), total != total};
-  }
+
+  const ScoresArgs& a_;
+  const int64_t whole_;                // scores in groups that are filled
+  float is_behind_[kPartials];         // of the last group: negative where a lane is
+  float last_scales_[kPartials] = {};  // a scale behind the row might be NaN
+  bool scales_have_nan_ = false;
+};
+
+template <class Isa, int Added>
+inline void scores_with(const ScoresArgs& a) {
+  const ScoreRows<Isa, Added> scores(a);
+  each_rows<Isa>(a.rows, [&](int64_t row, auto together) { scores.score(row, together); });
 }
 
 template <class Isa>
 void scores(const ScoresArgs& a) {
-  each_rows<Isa>(a.rows, [&](int64_t row, auto count) { score_rows<Isa, count>(a, row); });
+  ScoresArgs b = a;
+  if (b.added[0] == nullptr) std::swap(b.added[0], b.added[1]);
+  if (b.added[0] == nullptr) return scores_with<Isa, 0>(b);
+  if (b.added[1] == nullptr) return scores_with<Isa, 1>(b);
+  scores_with<Isa, 2>(b);
 }
 
 template <class Isa>

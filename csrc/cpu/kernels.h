@@ -205,7 +205,7 @@ struct RotaryArgs {
 constexpr int64_t kPartials = 16;  // partial sums of every sum over a row
 struct ScoresArgs {
   float* scores;
-  int64_t n;
+  int64_t n;  // positive
   float scale;
   const float* added[2];     // each [n], or null
   const float* value_scale;  // [n], or null

@@ -11,14 +11,15 @@
 #include "kernels.h"
 #include "quantize.inl.h"
 #include "registers.inl.h"
+#include "rows.inl.h"
 
 namespace dynquant {
 namespace {
 
-template <class Isa>
+template <class Isa, int Parts = static_cast<int>(kPartials) / Isa::kLanes>
 class RowSum {
  public:
-  static constexpr int kParts = static_cast<int>(kPartials) / Isa::kLanes;
+  static constexpr int kParts = Parts;
 
   inline RowSum() {
 #pragma GCC unroll 16
@@ -28,14 +29,16 @@ class RowSum {
   inline void add(int part, typename Isa::Float values) {
     sums_[part] = Isa::add_float(sums_[part], values);
   }
-  inline float total() {
+  // One register of which reduce_add gives the sum.
+  inline typename Isa::Float joined() {
 #pragma GCC unroll 4
     for (int step = kParts / 2; step > 0; step /= 2) {
 #pragma GCC unroll 16
       for (int i = 0; i < step; ++i) sums_[i] = Isa::add_float(sums_[i], sums_[i + step]);
     }
-    return Isa::reduce_add(sums_[0]);
+    return sums_[0];
   }
+  inline float total() { return Isa::reduce_add(joined()); }
 
  private:
   typename Isa::Float sums_[kParts];
@@ -135,7 +138,9 @@ inline void norm_rows(const NormArgs& a, const T*, int64_t first) {
 template <class Isa>
 void norm(const NormArgs& a) {
   with_type(a.x, a.dtype, [&](const auto* x) {
-    each_rows<Isa>(a.rows, [&](int64_t row, auto count) { norm_rows<Isa, count>(a, x, row); });
+    each_rows<Isa>(a.rows, [&](int64_t row, auto together) {
+      norm_rows<Isa, decltype(together)::kRows>(a, x, row);
+    });
   });
 }
 

@@ -70,15 +70,6 @@ inline void* at_row(void* first, int64_t row, int64_t stride) {
   return static_cast<char*>(first) + row * stride;
 }
 
-// f(row, count) for `rows` rows, several of them at once, as many as the registers suffice for.
-template <class Isa, class F>
-inline void each_rows(int64_t rows, F f) {
-  constexpr int kAtOnce = Isa::kRegisters >= 32 ? 4 : 2;
-  int64_t row = 0;
-  for (; row + kAtOnce <= rows; row += kAtOnce) f(row, std::integral_constant<int, kAtOnce>());
-  for (; row < rows; ++row) f(row, std::integral_constant<int, 1>());
-}
-
 // f(i, part) for each register of n values, where `part` loads and stores what lies at i.
 template <class Isa, class F>
 inline void each_register(int64_t n, F f) {

@@ -504,6 +504,57 @@ float exp_below_zero(float x) {
   return e.scale + e.scale * e.p;
 }
 
+// Rows of attention scores, more than are taken at once, with what is `added` in turn.
+void test_scores(const Kernels& kernels, const std::vector<float>& x,
+                 const std::vector<float> (&added)[2], const std::vector<float>& value_scale) {
+  constexpr int64_t kRows = 6;
+  const int64_t n = static_cast<int64_t>(x.size());
+  const int64_t filled = ceil_div(n, kPartials) * kPartials, stride = filled + kPartials;
+  for (int terms = 0; terms < 8; ++terms) {  // a bit for each of both, and one for the scales
+    std::vector<float> scores(static_cast<size_t>(kRows * stride), NAN), filled_up[2];
+    const auto given = [&](int64_t r, int64_t i) { return x[static_cast<size_t>((r + i) % n)]; };
+    for (int64_t r = 0; r < kRows; ++r) {
+      for (int64_t i = 0; i < n; ++i) scores[r * stride + i] = given(r, i);
+    }
+    ScoresArgs a = {};
+    a.scores = scores.data(), a.n = n, a.scale = -0.5f, a.rows = kRows, a.stride = stride;
+    for (int j = 0; j < 2; ++j) {
+      filled_up[j] = added[j];
+      filled_up[j].resize(static_cast<size_t>(filled), 0.0f);
+      if (terms & (1 << j)) a.added[j] = filled_up[j].data();
+    }
+    std::vector<float> scales = value_scale, sums(kRows);
+    if (terms == 7) scales[static_cast<size_t>(n - 1)] = NAN;
+    if (terms & 4) a.value_scale = scales.data();
+    std::vector<Range> ranges(kRows);
+    a.sum = sums.data(), a.range = ranges.data();
+    kernels.scores(a);
+    for (int64_t r = 0; r < kRows; ++r) {
+      std::vector<float> s, p;
+      for (int64_t i = 0; i < n; ++i) {
+        s.push_back(given(r, i) * -0.5f);
+        for (const float* one : a.added) {
+          if (one != nullptr) s.back() += one[i];
+        }
+      }
+      const float most = *std::max_element(s.begin(), s.end());
+      float hi = 0.0f;
+      for (int64_t i = 0; i < n; ++i) {
+        p.push_back(exp_below_zero(s[i] - most));
+        const float scaled = a.value_scale == nullptr ? p.back() : p.back() * scales[i];
+        hi = std::fmax(hi, scaled);
+        expect(same(scores[r * stride + i], scaled), kernels.name, "scores", i, n, terms);
+      }
+      for (int64_t i = n; i < filled; ++i) {
+        expect(same(scores[r * stride + i], 0.0f), kernels.name, "behind scores", i, n, terms);
+      }
+      expect(same(sums[r], row_sum(p)) && same(ranges[r].hi, hi) && ranges[r].lo == 0.0f &&
+                 ranges[r].has_nan == (terms == 7),
+             kernels.name, "sum and range of scores", r, n, terms);
+    }
+  }
+}
+
 void test_rows_of_blocks(const Kernels& kernels, int64_t n, std::mt19937& random) {
   std::normal_distribution<float> real(0.5f, 3.0f);
   const auto drawn = [&] {
@@ -541,23 +592,7 @@ void test_rows_of_blocks(const Kernels& kernels, int64_t n, std::mt19937& random
   kernels.divide({x.data(), n, &three, Dtype::f32, y.data(), 1, 0, 0});
   check_rows(y, [&](int64_t i) { return x[i] / 3.0f; }, "quotient");
 
-  const size_t filled = static_cast<size_t>(ceil_div(n, kPartials) * kPartials);
-  std::vector<float> scores = x, added = by;
-  scores.resize(filled, NAN), added.resize(filled, 0.0f);
-  float sum_of_p = 0.0f;
-  Range range = {};
-  kernels.scores(
-      {scores.data(), n, -0.5f, {added.data(), nullptr}, weight.data(), &sum_of_p, &range, 1, 0});
-  most = -INFINITY;
-  for (int64_t i = 0; i < n; ++i) most = std::fmax(most, x[i] * -0.5f + by[i]);
-  float hi = 0.0f;
-  for (int64_t i = 0; i < n; ++i) {
-    p[i] = exp_below_zero(x[i] * -0.5f + by[i] - most);
-    hi = std::fmax(hi, p[i] * weight[i]);
-    expect(same(scores[i], p[i] * weight[i]), kernels.name, "scores", i, n, 0);
-  }
-  expect(same(sum_of_p, row_sum(p)) && same(range.hi, hi) && !range.has_nan, kernels.name,
-         "sum and range of scores", 0, n, 0);
+  if (n > 0) test_scores(kernels, x, {by, bias}, weight);
 
   const int64_t half = n / 2;
   kernels.rotary({Dtype::f32, x.data(), 2 * half, weight.data(), bias.data(), y.data()});

@@ -1,0 +1,85 @@
+// The same columns of several rows as if they were one register: in one row alone, every step of a
+// long chain waits for the one before it.
+#pragma once
+
+#include <stdint.h>
+
+#include "pair.inl.h"
+
+namespace dynquant {
+namespace {
+
+// `Isa` has the operations on one register of each of R rows, a power of two.
+template <class Single, int R>
+struct Rows {
+  using Half = Rows<Single, R / 2>;
+  using Isa = Pair<typename Half::Isa>;
+  using Float = typename Isa::Float;
+  static constexpr int kRows = R;
+
+  // From value `i` of each row on.
+  template <class T>
+  static inline Float load(T* const* rows, int64_t i) {
+    return {Half::load(rows, i), Half::load(rows + R / 2, i)};
+  }
+  template <class T>
+  static inline void store(T* const* rows, int64_t i, Float x) {
+    Half::store(rows, i, x.first);
+    Half::store(rows + R / 2, i, x.second);
+  }
+  // The register x for each row, and the value of each row in all its lanes.
+  static inline Float same(typename Single::Float x) { return {Half::same(x), Half::same(x)}; }
+  static inline Float of(const float* values) {
+    return {Half::of(values), Half::of(values + R / 2)};
+  }
+  // values[r] = f(the register of row r)
+  template <class F>
+  static inline void reduce(Float x, const F& f, float* values) {
+    Half::reduce(x.first, f, values);
+    Half::reduce(x.second, f, values + R / 2);
+  }
+};
+
+template <class Single>
+struct Rows<Single, 1> {
+  using Isa = Single;
+  using Float = typename Isa::Float;
+  static constexpr int kRows = 1;
+
+  template <class T>
+  static inline Float load(T* const* rows, int64_t i) {
+    return Isa::load(rows[0] + i);
+  }
+  template <class T>
+  static inline void store(T* const* rows, int64_t i, Float x) {
+    Isa::store(rows[0] + i, x);
+  }
+  static inline Float same(Float x) { return x; }
+  static inline Float of(const float* values) { return Isa::set(values[0]); }
+  template <class F>
+  static inline void reduce(Float x, const F& f, float* values) {
+    values[0] = f(x);
+  }
+};
+
+// f(row, together) for four rows at once, as far as there are so many, where `together` is a value
+// of their type. Gives how many rows that were. All of it is inlined: pairs that are passed to a
+// function travel through memory.
+template <class Isa, class F>
+[[gnu::flatten]] inline int64_t each_four_rows(int64_t rows, const F& f) {
+  int64_t row = 0;
+  for (; row + 4 <= rows; row += 4) f(row, Rows<Isa, 4>());
+  return row;
+}
+
+// The same for all rows, the last ones one by one. Where registers are arrays in memory, four of
+// them gain nothing, and compile for minutes.
+template <class Isa, class F>
+inline void each_rows(int64_t rows, const F& f) {
+  int64_t row = 0;
+  if constexpr (!__is_class(typename Isa::Float)) row = each_four_rows<Isa>(rows, f);
+  for (; row < rows; ++row) f(row, Rows<Isa, 1>());
+}
+
+}  // namespace
+}  // namespace dynquant
