@@ -267,7 +267,7 @@ inline int64_t quantize_own(const T* x, int64_t k, float inv, int32_t zero_point
 template <class Isa>
 void quantize_vectors(const QuantizeVectorsArgs& a) {
   with_type(a.x, a.dtype, [&](const auto* x) {
-    const int64_t bytes = a.k * static_cast<int64_t>(sizeof *x);
+    const int64_t ahead_bytes = a.ahead == 0 ? 0 : a.k * static_cast<int64_t>(sizeof *x);
     Together v;
     // Step by step for several vectors: for one alone, each step would wait for the one before it.
     for (int64_t first = 0; first < a.count; first += kTogether) {
@@ -275,7 +275,7 @@ void quantize_vectors(const QuantizeVectorsArgs& a) {
       const auto* vectors = x + first * a.x_stride;
       for (int64_t i = 0; i < count; ++i) {
         const char* later = reinterpret_cast<const char*>(vectors + i * a.x_stride) + a.ahead;
-        for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(later + b);
+        for (int64_t b = 0; b < ahead_bytes; b += 64) __builtin_prefetch(later + b);
         v.set(i, a.range == nullptr ? range_of<Isa>(vectors + i * a.x_stride, a.k)
                                     : a.range[first + i]);
       }
