@@ -309,14 +309,15 @@ void AttentionCore::attend_rows(const Heads& query, const Heads& key, const Head
 void AttentionCore::attend(const Heads& query, const Heads& key, const Heads& value,
                            const Heads& out, int64_t b, int64_t kv_begin, int64_t kv_end,
                            int64_t begin, int64_t end, Fetch& fetch) const {
-  constexpr int64_t kScoreBytes = 40 * 1024;       // of a block: they wait in the L1 cache
+  constexpr int64_t kScoreBytes = 56 * 1024;       // of a block: they wait near the L1 cache
+  constexpr int64_t kWholeRows = 12;               // that tiles and score rows divide
   constexpr int64_t kQuantizedBytes = 256 * 1024;  // of heads: they wait in the L2 cache
   const int64_t s = shape_.keys, d = shape_.dim, rows = end - begin, filled = filled_up(s);
   const int64_t group = shape_.heads / shape_.kv_heads;
   Memory memory = {};
   memory.score_stride = filled + kPartials;
-  memory.block = std::clamp<int64_t>(kScoreBytes / (memory.score_stride * 4), 16, 192);
-  memory.block = std::min(memory.block, rows);
+  const int64_t fitting = kScoreBytes / (memory.score_stride * 4) / kWholeRows * kWholeRows;
+  memory.block = std::min(std::clamp<int64_t>(fitting, kWholeRows, 192), rows);
   const int64_t block = memory.block, stride = memory.score_stride;
   const int64_t most = std::max<int64_t>(1, kQuantizedBytes / ((group * rows + 2 * s) * d));
   const int64_t together = integers_ ? std::min(kv_end - kv_begin, most) : 1;
@@ -369,7 +370,6 @@ void AttentionCore::attend(const Heads& query, const Heads& key, const Heads& va
   memory.queries = pieces.next<float>(float_queries);
 
   Rowed added;
-  const int64_t blocks = ceil_div(rows, block);
   for (int64_t first = kv_begin; first < kv_end; first += together) {
     const int64_t count = std::min(together, kv_end - first);
     if (integers_) {
@@ -381,9 +381,9 @@ void AttentionCore::attend(const Heads& query, const Heads& key, const Heads& va
       const Place place = {first * group + head, head, head / group, begin};
       if (head % group == 0 && integers_) pack(memory, place.kv);
       if (head % group == 0 && !integers_) prepare_floats(value, b, first + place.kv, memory);
-      for (int64_t i = 0; i < blocks; ++i) {
-        attend_rows(query, key, out, b, place, begin + rows * i / blocks,
-                    begin + rows * (i + 1) / blocks, memory, added, fetch);
+      for (int64_t row = begin; row < end; row += block) {
+        attend_rows(query, key, out, b, place, row, std::min(row + block, end), memory, added,
+                    fetch);
       }
     }
   }
