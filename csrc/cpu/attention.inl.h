@@ -1,6 +1,7 @@
 // What attention needs beside products, written once over an `Isa` type.
 #pragma once
 
+#include <algorithm>
 #include <utility>
 
 #include "kernels.h"
@@ -35,7 +36,6 @@ template <class Isa, int Added>
 class ScoreRows {
  public:
   explicit inline ScoreRows(const ScoresArgs& a) : a_(a), whole_(a.n / kPartials * kPartials) {
-    for (int64_t i = 0; i < kPartials; ++i) is_behind_[i] = whole_ + i < a.n ? 1.0f : -1.0f;
     if (a.value_scale == nullptr) return;
     for (int64_t i = whole_; i < a.n; ++i) last_scales_[i - whole_] = a.value_scale[i];
     scales_have_nan_ = range_of<Isa>(a.value_scale, a.n).has_nan;
@@ -64,7 +64,7 @@ class ScoreRows {
       sum.add(part, p);
       if (scales != nullptr) p = Many::mul(p, Together::same(Isa::load(scales)));
       hi = Many::max(p, hi);
-      Together::store(rows, i, p);
+      Together::store(rows, i, p, WholeRegister<Isa>());
     });
     Together::reduce(sum.joined(), &Isa::reduce_add, sums);
     Together::reduce(hi, &Isa::reduce_max, values);
@@ -84,7 +84,7 @@ class ScoreRows {
     constexpr int kParts = RowSum<Isa>::kParts;
     const Float scale = Many::set(a_.scale), least = Many::set(-INFINITY);
     const auto scaled = [&](int64_t i) {
-      Float s = Many::mul(Together::load(rows, i), scale);
+      Float s = Many::mul(Together::load(rows, i, WholeRegister<Isa>()), scale);
 #pragma GCC unroll 2
       for (int j = 0; j < Added; ++j) {
         s = Many::add_float(s, Together::same(Isa::load(a_.added[j] + i)));
@@ -102,7 +102,8 @@ class ScoreRows {
 #pragma GCC unroll 16
     for (int part = 0; part < kParts; ++part) {
       const int64_t lane = part * Isa::kLanes;
-      const auto is_behind = Many::is_negative(Together::same(Isa::load(is_behind_ + lane)));
+      const int64_t left = std::clamp<int64_t>(a_.n - whole_ - lane, 0, Isa::kLanes);
+      const auto is_behind = Together::same_mask(lanes_from<Isa>(left));
       f(part, whole_ + lane, a_.value_scale == nullptr ? nullptr : last_scales_ + lane,
         Many::select(is_behind, least, scaled(whole_ + lane)));
     }
@@ -110,7 +111,6 @@ class ScoreRows {
 
   const ScoresArgs& a_;
   const int64_t whole_;                // scores in groups that are filled
-  float is_behind_[kPartials];         // of the last group: negative where a lane is
   float last_scales_[kPartials] = {};  // a scale behind the row might be NaN
   bool scales_have_nan_ = false;
 };

@@ -44,103 +44,101 @@ class RowSum {
   typename Isa::Float sums_[kParts];
 };
 
-// out[r] = the sum of f(r, value) over row r, for R rows at once: the sum of one alone waits for
-// each addition.
-template <class Isa, int R, class T, class F>
-inline void sums_over(const T* const (&x)[R], int64_t n, F f, float (&out)[R]) {
-  RowSum<Isa> sum[R];
+// out[r] = the sum over row r of what f(i, part) gives: a register of each row's terms, from number
+// i on, of which `part` loads and stores what is there.
+template <class Isa, class Together, class F>
+inline void sums_over(int64_t n, const F& f, float* out) {
+  using Many = typename Together::Isa;
+  constexpr int kParts = RowSum<Isa>::kParts;
+  RowSum<Many, kParts> sum;
   int64_t i = 0;
   for (; i + kPartials <= n; i += kPartials) {
 #pragma GCC unroll 16
-    for (int part = 0; part < RowSum<Isa>::kParts; ++part) {
-#pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) sum[r].add(part, f(r, Isa::load(x[r] + i + part * Isa::kLanes)));
-    }
+    for (int p = 0; p < kParts; ++p) sum.add(p, f(i + p * Isa::kLanes, WholeRegister<Isa>()));
   }
-  if (i < n) {
-    for (int r = 0; r < R; ++r) {
-      T values[kPartials] = {};
-      float terms[kPartials];
-      memcpy(values, x[r] + i, static_cast<size_t>(n - i) * sizeof(T));
-      for (int64_t j = 0; j < kPartials; j += Isa::kLanes) {
-        Isa::store(terms + j, f(r, Isa::load(values + j)));
-      }
-      for (int64_t j = n - i; j < kPartials; ++j) terms[j] = 0.0f;
 #pragma GCC unroll 16
-      for (int part = 0; part < RowSum<Isa>::kParts; ++part) {
-        sum[r].add(part, Isa::load(terms + part * Isa::kLanes));
-      }
+  for (int p = 0; p < kParts; ++p, i += Isa::kLanes) {
+    if (i + Isa::kLanes <= n) {
+      sum.add(p, f(i, WholeRegister<Isa>()));
+    } else if (i < n) {
+      const auto terms = f(i, PartOfRegister<Isa>{n - i});
+      const auto is_behind = Together::same_mask(lanes_from<Isa>(n - i));
+      sum.add(p, Many::select(is_behind, Many::set(0.0f), terms));
     }
   }
-#pragma GCC unroll 4
-  for (int r = 0; r < R; ++r) out[r] = sum[r].total();
+  Together::reduce(sum.joined(), &Isa::reduce_add, out);
 }
 
-// The sum of f(value) over a row.
-template <class Isa, class T, class F>
-inline float sum_over(const T* x, int64_t n, F f) {
-  const T* const rows[1] = {x};
-  float sum[1];
-  sums_over<Isa>(rows, n, [&](int, typename Isa::Float value) { return f(value); }, sum);
-  return sum[0];
-}
-
-// (x - mean) / sqrt(variance + eps), or x / sqrt(mean square + eps), of R rows.
-template <class Isa, int R, class T>
-inline void center_rows(const NormArgs& a, const T* const (&x)[R], T* const (&y)[R]) {
-  using Float = typename Isa::Float;
-  const float count = static_cast<float>(a.n);
-  float sums[R];
-  Float mean[R], inverse[R];
-  for (int r = 0; r < R; ++r) mean[r] = Isa::set(0.0f);
-  if (a.norm == Norm::layer) {
-    sums_over<Isa>(x, a.n, [](int, Float v) { return v; }, sums);
-    for (int r = 0; r < R; ++r) mean[r] = Isa::set(sums[r] / count);
-  }
-  const auto square = [&](int r, Float v) {
-    const Float distance = Isa::sub_float(v, mean[r]);
-    return Isa::mul(distance, distance);
-  };
-  sums_over<Isa>(x, a.n, square, sums);
-  for (int r = 0; r < R; ++r) inverse[r] = Isa::set(1.0f / sqrtf(sums[r] / count + a.eps));
-  for (int r = 0; r < R; ++r) {
-    each_register<Isa>(a.n, [&](int64_t i, auto part) {
-      Float value = Isa::mul(Isa::sub_float(part.load(x[r] + i), mean[r]), inverse[r]);
-      if (a.weight != nullptr) value = Isa::mul(value, part.load(a.weight + i));
-      if (a.bias != nullptr) value = Isa::add_float(value, part.load(a.bias + i));
-      part.store(y[r] + i, value);
-    });
-  }
-}
-
-template <class Isa, int R, class T>
-inline void norm_rows(const NormArgs& a, const T*, int64_t first) {
-  const T* x[R];
-  T* y[R];
-  for (int r = 0; r < R; ++r) {
+// (x - mean) / sqrt(variance + eps), or x / sqrt(mean square + eps), of some rows, with a residual
+// added to x before.
+template <class Isa, class Together, class T>
+inline void norm_rows(const NormArgs& a, const T*, int64_t first, Together) {
+  using Many = typename Together::Isa;
+  using Float = typename Many::Float;
+  constexpr int kRows = Together::kRows;
+  const bool adds = a.residual != nullptr;
+  const T* x[kRows];
+  const T* residual[kRows];
+  T* y[kRows];
+  for (int r = 0; r < kRows; ++r) {
     const int64_t row = first + r;
     x[r] = static_cast<const T*>(at_row(a.x, row, a.x_stride));
     y[r] = static_cast<T*>(at_row(a.y, row, a.y_stride));
-    if (a.residual != nullptr) {
-      const T* residual = static_cast<const T*>(at_row(a.residual, row, a.residual_stride));
-      each_register<Isa>(a.n, [&](int64_t i, auto part) {
-        part.store(y[r] + i, Isa::add_float(part.load(residual + i), part.load(x[r] + i)));
-      });
-      x[r] = y[r];
-    }
-    if (a.norm == Norm::none && x[r] != y[r]) {
-      memcpy(y[r], x[r], static_cast<size_t>(a.n) * sizeof(T));
-    }
+    residual[r] = adds ? static_cast<const T*>(at_row(a.residual, row, a.residual_stride)) : x[r];
   }
-  if (a.norm != Norm::none) center_rows<Isa, R, T>(a, x, y);
+  const auto summed = [&](int64_t i, auto part) {
+    const Float value = Together::load(x, i, part);
+    if (!adds) return value;
+    const Float sum = Many::add_float(Together::load(residual, i, part), value);
+    Together::store(y, i, sum, part);
+    return rounded<Many>(sum, x[0]);
+  };
+  if (a.norm == Norm::none) {
+    if (adds) {
+      each_register<Isa>(a.n, [&](int64_t i, auto part) { summed(i, part); });
+      return;
+    }
+    for (int r = 0; r < kRows; ++r) {
+      if (x[r] != y[r]) memcpy(y[r], x[r], static_cast<size_t>(a.n) * sizeof(T));
+    }
+    return;
+  }
+  const auto reread = [&](int64_t i, auto part) {
+    return adds ? Together::load(y, i, part) : Together::load(x, i, part);
+  };
+  const float count = static_cast<float>(a.n);
+  float values[kRows];
+  Float mean = Many::set(0.0f);
+  const auto sum_squares = [&](const auto& read) {
+    const auto square = [&](int64_t i, auto part) {
+      const Float distance = Many::sub_float(read(i, part), mean);
+      return Many::mul(distance, distance);
+    };
+    sums_over<Isa, Together>(a.n, square, values);
+  };
+  if (a.norm == Norm::layer) {
+    sums_over<Isa, Together>(a.n, summed, values);
+    for (float& value : values) value /= count;
+    mean = Together::of(values);
+    sum_squares(reread);
+  } else {
+    sum_squares(summed);
+  }
+  for (float& value : values) value = 1.0f / sqrtf(value / count + a.eps);
+  const Float inverse = Together::of(values);
+  each_register<Isa>(a.n, [&](int64_t i, auto part) {
+    Float value = Many::mul(Many::sub_float(reread(i, part), mean), inverse);
+    if (a.weight != nullptr) value = Many::mul(value, Together::same(part.load(a.weight + i)));
+    if (a.bias != nullptr) value = Many::add_float(value, Together::same(part.load(a.bias + i)));
+    Together::store(y, i, value, part);
+  });
 }
 
 template <class Isa>
 void norm(const NormArgs& a) {
   with_type(a.x, a.dtype, [&](const auto* x) {
-    each_rows<Isa>(a.rows, [&](int64_t row, auto together) {
-      norm_rows<Isa, decltype(together)::kRows>(a, x, row);
-    });
+    each_rows<Isa>(a.rows,
+                   [&](int64_t row, auto together) { norm_rows<Isa>(a, x, row, together); });
   });
 }
 
@@ -165,10 +163,14 @@ template <class Isa, class T>
 inline void softmax_row(const SoftmaxArgs& a, const T* x, T* y) {
   using Float = typename Isa::Float;
   const Float most = Isa::set(greatest<Isa>(x, a.n));
-  const auto exp_from_most = [&](Float v) { return exp_of<Isa>(Isa::sub_float(v, most)); };
-  const Float sum = Isa::set(sum_over<Isa>(x, a.n, exp_from_most));
+  const auto exp_from_most = [&](int64_t i, auto part) {
+    return exp_of<Isa>(Isa::sub_float(part.load(x + i), most));
+  };
+  float sum;
+  sums_over<Isa, Rows<Isa, 1>>(a.n, exp_from_most, &sum);
+  const Float divisor = Isa::set(sum);
   each_register<Isa>(a.n, [&](int64_t i, auto part) {
-    part.store(y + i, Isa::div(exp_from_most(part.load(x + i)), sum));
+    part.store(y + i, Isa::div(exp_from_most(i, part), divisor));
   });
 }
 

@@ -47,6 +47,17 @@ struct PartOfRegister {
   }
 };
 
+// The lanes of a register from number `count` on, which is 0 to kLanes.
+template <class Isa>
+inline typename Isa::Mask lanes_from(int64_t count) {
+  constexpr float kIn = 1.0f, kOut = -1.0f;
+  static constexpr float kSigns[32] = {kIn,  kIn,  kIn,  kIn,  kIn,  kIn,  kIn,  kIn,
+                                       kIn,  kIn,  kIn,  kIn,  kIn,  kIn,  kIn,  kIn,
+                                       kOut, kOut, kOut, kOut, kOut, kOut, kOut, kOut,
+                                       kOut, kOut, kOut, kOut, kOut, kOut, kOut, kOut};
+  return Isa::is_negative(Isa::load(kSigns + 16 - count));
+}
+
 // The values as they are once stored as T, the type of the pointer.
 template <class Isa, class T>
 inline typename Isa::Float rounded(typename Isa::Float x, const T*) {

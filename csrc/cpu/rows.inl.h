@@ -17,18 +17,21 @@ struct Rows {
   using Float = typename Isa::Float;
   static constexpr int kRows = R;
 
-  // From value `i` of each row on.
-  template <class T>
-  static inline Float load(T* const* rows, int64_t i) {
-    return {Half::load(rows, i), Half::load(rows + R / 2, i)};
+  // From value `i` of each row on, as much as `part` says.
+  template <class T, class Part>
+  static inline Float load(T* const* rows, int64_t i, Part part) {
+    return {Half::load(rows, i, part), Half::load(rows + R / 2, i, part)};
   }
-  template <class T>
-  static inline void store(T* const* rows, int64_t i, Float x) {
-    Half::store(rows, i, x.first);
-    Half::store(rows + R / 2, i, x.second);
+  template <class T, class Part>
+  static inline void store(T* const* rows, int64_t i, Float x, Part part) {
+    Half::store(rows, i, x.first, part);
+    Half::store(rows + R / 2, i, x.second, part);
   }
-  // The register x for each row, and the value of each row in all its lanes.
+  // The same for each row, and the value of each row in all its lanes.
   static inline Float same(typename Single::Float x) { return {Half::same(x), Half::same(x)}; }
+  static inline typename Isa::Mask same_mask(typename Single::Mask mask) {
+    return {Half::same_mask(mask), Half::same_mask(mask)};
+  }
   static inline Float of(const float* values) {
     return {Half::of(values), Half::of(values + R / 2)};
   }
@@ -46,15 +49,16 @@ struct Rows<Single, 1> {
   using Float = typename Isa::Float;
   static constexpr int kRows = 1;
 
-  template <class T>
-  static inline Float load(T* const* rows, int64_t i) {
-    return Isa::load(rows[0] + i);
+  template <class T, class Part>
+  static inline Float load(T* const* rows, int64_t i, Part part) {
+    return part.load(rows[0] + i);
   }
-  template <class T>
-  static inline void store(T* const* rows, int64_t i, Float x) {
-    Isa::store(rows[0] + i, x);
+  template <class T, class Part>
+  static inline void store(T* const* rows, int64_t i, Float x, Part part) {
+    part.store(rows[0] + i, x);
   }
   static inline Float same(Float x) { return x; }
+  static inline typename Isa::Mask same_mask(typename Isa::Mask mask) { return mask; }
   static inline Float of(const float* values) { return Isa::set(values[0]); }
   template <class F>
   static inline void reduce(Float x, const F& f, float* values) {
