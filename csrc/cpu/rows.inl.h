@@ -66,22 +66,24 @@ struct Rows<Single, 1> {
   }
 };
 
-// f(row, together) for four rows at once, as far as there are so many, where `together` is a value
-// of their type. Gives how many rows that were. All of it is inlined: pairs that are passed to a
-// function travel through memory.
-template <class Isa, class F>
-[[gnu::flatten]] inline int64_t each_four_rows(int64_t rows, const F& f) {
-  int64_t row = 0;
-  for (; row + 4 <= rows; row += 4) f(row, Rows<Isa, 4>());
+// f(row, together) for R rows at once from `row` on, as far as there are so many, where `together`
+// is a value of their type. Gives the row after them. All of it is inlined: pairs that are passed
+// to a function travel through memory.
+template <class Isa, int R, class F>
+[[gnu::flatten]] inline int64_t each_several_rows(int64_t row, int64_t rows, const F& f) {
+  for (; row + R <= rows; row += R) f(row, Rows<Isa, R>());
   return row;
 }
 
-// The same for all rows, the last ones one by one. Where registers are arrays in memory, four of
+// The same for all rows, the last ones one by one. Where registers are arrays in memory, several of
 // them gain nothing, and compile for minutes.
 template <class Isa, class F>
 inline void each_rows(int64_t rows, const F& f) {
   int64_t row = 0;
-  if constexpr (!__is_class(typename Isa::Float)) row = each_four_rows<Isa>(rows, f);
+  if constexpr (!__is_class(typename Isa::Float)) {
+    row = each_several_rows<Isa, 8>(row, rows, f);
+    row = each_several_rows<Isa, 4>(row, rows, f);
+  }
   for (; row < rows; ++row) f(row, Rows<Isa, 1>());
 }
 

@@ -507,7 +507,7 @@ float exp_below_zero(float x) {
 // Rows of attention scores, more than are taken at once, with what is `added` in turn.
 void test_scores(const Kernels& kernels, const std::vector<float>& x,
                  const std::vector<float> (&added)[2], const std::vector<float>& value_scale) {
-  constexpr int64_t kRows = 6;
+  constexpr int64_t kRows = 13;
   const int64_t n = static_cast<int64_t>(x.size());
   const int64_t filled = ceil_div(n, kPartials) * kPartials, stride = filled + kPartials;
   for (int terms = 0; terms < 8; ++terms) {  // a bit for each of both, and one for the scales
