@@ -9,26 +9,30 @@ import reference as ref
 import reference_rnn
 from reference import F, ignoring_overflow
 
-ERF_ABOVE = [
-    F(c)
-    for c in (0.797884524, 0.0650876686, 0.00921719335, 3.13707569e-4, 1.28155862e-5, 4.94628267e-8)
-]
-ERF_BELOW = [
-    F(c) for c in (1, 0.248241633, 0.0279262662, 1.81715842e-3, 7.04933846e-5, 1.25886993e-6)
-]
-
-
-def _polynomial(c, u):
-    u2 = u * u
-    return (c[0] + c[1] * u) + u2 * ((c[2] + c[3] * u) + u2 * (c[4] + c[5] * u))
+# Of each power of the distance, in eight ranges.
+GELU_FACTORS = """
+0 0.169605494 0.110195018 0.0350905471 0.0063273171 0.000670544687 4.23285637e-05 1.60079821e-06
+0.355555564 0.012938628 -0.0916559473 -0.0504824482 -0.0125414096 -0.00167965936 -0.000127811902
+-5.65209848e-06 -0.201736599 -0.117057331 0.000833536382 0.0264379196 0.0107528502 0.00193019456
+0.000182116491 9.56772965e-06 -3.01686828e-06 0.0461249985 0.0244618282 -0.00288443873
+-0.0048713237 -0.00132147828 -0.000161318167 -1.02591994e-05 0.0170262642 0.00238332665
+-0.00938107632 -0.00312385918 0.000954568968 0.000576143386 9.84685175e-05 7.84509029e-06
+-8.16152533e-05 -0.00412376784 1.42850638e-07 0.00147458992 0.000182211239 -0.000146442006
+-4.39292198e-05 -4.79924938e-06 -0.00118100736 0.000150753069 0.000721216784 -0.000153210945
+-0.000155337082 9.54656116e-06 1.31849984e-05 2.08662232e-06
+"""
+GELU_FACTORS = np.array(GELU_FACTORS.split(), F).reshape(7, 8)
 
 
 @ignoring_overflow
 def gelu(x):
-    above = np.maximum(F(-5.27), x)
-    z = np.minimum(F(5.27), above)
-    half = F(0.5) * above
-    return half + ((half * z) * _polynomial(ERF_ABOVE, z * z)) / _polynomial(ERF_BELOW, z * z)
+    a = np.minimum(np.abs(x * F(1.40625)), F(7.4999995))  # NaN stays
+    number = np.rint(np.where(np.isnan(a), F(0), a)).astype(int)
+    t = a - number.astype(F)
+    total = GELU_FACTORS[6][number]
+    for factors in GELU_FACTORS[5::-1]:
+        total = total * t + factors[number]
+    return np.where(x < 0, F(0), x) - total
 
 
 @ignoring_overflow

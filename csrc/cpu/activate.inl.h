@@ -11,6 +11,7 @@
 // last place at most, those of sigmoid below -86 by 1e-38. NaN gives NaN.
 #pragma once
 
+#include "gelu_table.h"
 #include "kernels.h"
 #include "quantize.inl.h"
 #include "registers.inl.h"
@@ -62,28 +63,23 @@ inline typename Isa::Float tanh(typename Isa::Float x) {
   return Isa::with_sign_of(Isa::div(t, Isa::add_float(Isa::set(2.0f), t)), x);
 }
 
-// x / 2 + x / 2 * erf(x / sqrt 2), where erf is z * P(z^2) / Q(z^2) with z = x limited to where erf
-// is 1: P and Q have degree 5 and positive coefficients. For x > 0 that is within 3 units in the
-// last place of the real function, and everywhere within 2.5e-7 * max(1, |x|). Where x is below the
-// limit, the result is that at the limit: nothing but rounding, and finite.
+// For x > 0 within 2.5 units in the last place of x / 2 * (1 + erf(x / sqrt 2)), and everywhere
+// within 1e-7 * max(1, |x|), below -5.33 by 2.6e-7.
 template <class Isa>
 inline typename Isa::Float gelu(typename Isa::Float x) {
   using Float = typename Isa::Float;
-  constexpr float kLimit = 5.27f;
-  const Float above = Isa::max(Isa::set(-kLimit), x), z = Isa::min(Isa::set(kLimit), above);
-  const Float u = Isa::mul(z, z), u2 = Isa::mul(u, u);
-  const auto polynomial = [&](float c0, float c1, float c2, float c3, float c4, float c5) {
-    const Float low = Isa::add_float(Isa::set(c0), Isa::mul(Isa::set(c1), u));
-    const Float middle = Isa::add_float(Isa::set(c2), Isa::mul(Isa::set(c3), u));
-    const Float high = Isa::add_float(Isa::set(c4), Isa::mul(Isa::set(c5), u));
-    return Isa::add_float(low, Isa::mul(u2, Isa::add_float(middle, Isa::mul(u2, high))));
-  };
-  const Float p = polynomial(0.797884524f, 0.0650876686f, 0.00921719335f, 3.13707569e-4f,
-                             1.28155862e-5f, 4.94628267e-8f);
-  const Float q =
-      polynomial(1.0f, 0.248241633f, 0.0279262662f, 1.81715842e-3f, 7.04933846e-5f, 1.25886993e-6f);
-  const Float half = Isa::mul(Isa::set(0.5f), above);
-  return Isa::add_float(half, Isa::div(Isa::mul(Isa::mul(half, z), p), q));
+  constexpr float kToInteger = 12582912.0f;  // 1.5 * 2^23: a sum with it has no fraction
+  constexpr float kLast = 7.4999995f;        // the largest that rounds to the last range
+  const Float scaled = Isa::magnitude(Isa::mul(x, Isa::set(kGeluRanges)));
+  const Float a = Isa::min(Isa::set(kLast), scaled);
+  const Float range = Isa::add_float(a, Isa::set(kToInteger));  // its number in the lowest bits
+  const Float t = Isa::sub_float(a, Isa::sub_float(range, Isa::set(kToInteger)));
+  Float sum = Isa::lookup(kGeluFactors[kGeluPowers - 1], range);
+#pragma GCC unroll 8
+  for (int j = kGeluPowers - 2; j >= 0; --j) {
+    sum = Isa::add_float(Isa::mul(sum, t), Isa::lookup(kGeluFactors[j], range));
+  }
+  return Isa::sub_float(Isa::max(Isa::set(0.0f), x), sum);
 }
 
 // x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))).

@@ -11,8 +11,8 @@
 //   kGroupBytes      bytes of a row's four k as `stage` lays them and `load_activation` reads them
 //   Float Int Mask   registers; Weights Activation, what `dot` takes
 //   float part       load store set mul div add_float sub_float min max is_nan unordered
-//                    is_negative either any no_mask select with_sign_of round_to_int to_float
-//                    power_of_two reduce_min reduce_max reduce_add
+//                    is_negative either any no_mask select with_sign_of magnitude lookup
+//                    round_to_int to_float power_of_two reduce_min reduce_max reduce_add
 //   integer part     load_int store_int set_int add sub mul_int min_int max_int high_byte
 //                    store_bytes store_saturated load_bytes load_nibbles
 //   product          stage load_weights load_activation dot, and keep, which hides a value from
@@ -21,16 +21,17 @@
 // arithmetic wraps. reduce_add adds the upper half of the lanes to the lower until one is left.
 // is_negative reads the sign bit, with_sign_of(a, b) is a's magnitude with b's sign bit, and
 // power_of_two(n) is 2^n for n in -126..127, 0 for -127, and any value for other n.
-// store_bytes stores the lowest byte of each lane, high_byte moves the one above it there.
-// store_saturated stores the lanes of two or four registers limited to 0..255, or, signed, to
-// -128..127.
-// load_nibbles(p, i) takes four bits each, from number i of those at p, the lower of a byte first;
-// i is even unless kLanes is 1. kLanes divides 16.
+// lookup(table, x) takes from kTableEntries floats, aligned to 32 bytes, those whose numbers are
+// the lowest bits of x's lanes. store_bytes stores the lowest byte of each lane, high_byte moves
+// the one above it there. store_saturated stores the lanes of two or four registers limited to
+// 0..255, or, signed, to -128..127. load_nibbles(p, i) takes four bits each, from number i of those
+// at p, the lower of a byte first; i is even unless kLanes is 1. kLanes divides 16.
 #pragma once
 
 #include <math.h>
 
 #include "convert.h"
+#include "gelu_table.h"
 #include "kernels.h"
 #include "layout.h"
 
@@ -121,6 +122,12 @@ struct GenericIsa {
   }
   static inline Float select(Mask mask, Float set, Float unset) {
     return each<Float>([=](int i) { return mask.v[i] ? set.v[i] : unset.v[i]; });
+  }
+  static inline Float magnitude(Float x) {
+    return each<Float>([=](int i) { return float_of(bits_of(x.v[i]) & 0x7FFFFFFFu); });
+  }
+  static inline Float lookup(const float* table, Float x) {
+    return each<Float>([=](int i) { return table[bits_of(x.v[i]) % kTableEntries]; });
   }
   static inline Int round_to_int(Float x) {
     return each<Int>([=](int i) { return static_cast<int32_t>(lrintf(x.v[i])); });

@@ -61,6 +61,12 @@ struct Pair {
     return {Half::with_sign_of(magnitude.first, sign.first),
             Half::with_sign_of(magnitude.second, sign.second)};
   }
+  static inline Float magnitude(Float x) {
+    return {Half::magnitude(x.first), Half::magnitude(x.second)};
+  }
+  static inline Float lookup(const float* table, Float x) {
+    return {Half::lookup(table, x.first), Half::lookup(table, x.second)};
+  }
   static inline Int round_to_int(Float x) {
     return {Half::round_to_int(x.first), Half::round_to_int(x.second)};
   }

@@ -55,6 +55,10 @@ struct Ymm {
   static inline Float select(Mask mask, Float set, Float unset) {
     return _mm256_blendv_ps(unset, set, mask);
   }
+  static inline Float magnitude(Float x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
+  static inline Float lookup(const float* table, Float x) {
+    return _mm256_permutevar8x32_ps(_mm256_load_ps(table), _mm256_castps_si256(x));
+  }
   static inline Int round_to_int(Float x) { return _mm256_cvtps_epi32(x); }
   static inline Float to_float(Int x) { return _mm256_cvtepi32_ps(x); }
   static inline Float with_sign_of(Float magnitude, Float sign) {

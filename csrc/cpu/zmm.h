@@ -55,6 +55,11 @@ struct Zmm {
   static inline Float select(Mask mask, Float set, Float unset) {
     return _mm512_mask_mov_ps(unset, mask, set);
   }
+  static inline Float magnitude(Float x) { return _mm512_abs_ps(x); }
+  static inline Float lookup(const float* table, Float x) {
+    const Float twice = _mm512_broadcast_f32x8(_mm256_load_ps(table));
+    return _mm512_permutexvar_ps(_mm512_castps_si512(x), twice);
+  }
   static inline Int round_to_int(Float x) { return _mm512_cvtps_epi32(x); }
   static inline Float to_float(Int x) { return _mm512_cvtepi32_ps(x); }
   static inline Float with_sign_of(Float magnitude, Float sign) {

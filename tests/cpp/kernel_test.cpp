@@ -20,6 +20,7 @@
 #include "convert.h"
 #include "dispatch.h"
 #include "float_env.h"
+#include "gelu_table.h"
 #include "layout.h"
 #include "pack.h"
 #include "plain_sets.h"
@@ -477,16 +478,13 @@ void test_activate(const Kernels& kernels, int64_t n, std::mt19937& random) {
 }
 
 float gelu_of(float x) {
-  const float above = x != x ? x : std::fmax(-5.27f, x), z = above > 5.27f ? 5.27f : above;
-  const float u = z * z, u2 = u * u, half = 0.5f * above;
-  const auto polynomial = [&](const float (&c)[6]) {
-    return (c[0] + c[1] * u) + u2 * ((c[2] + c[3] * u) + u2 * (c[4] + c[5] * u));
-  };
-  const float p = polynomial({0.797884524f, 0.0650876686f, 0.00921719335f, 3.13707569e-4f,
-                              1.28155862e-5f, 4.94628267e-8f});
-  const float q = polynomial(
-      {1.0f, 0.248241633f, 0.0279262662f, 1.81715842e-3f, 7.04933846e-5f, 1.25886993e-6f});
-  return half + ((half * z) * p) / q;
+  const float a = std::fmin(std::fabs(x * kGeluRanges), 7.4999995f);
+  const float range = std::nearbyint(a), t = a - range;
+  float sum = 0.0f;
+  for (int j = kGeluPowers - 1; j >= 0; --j) {
+    sum = sum * t + kGeluFactors[j][static_cast<int>(range)];
+  }
+  return (x < 0.0f ? 0.0f : x) - sum;
 }
 
 // The sum of a row in 16 partial sums.
