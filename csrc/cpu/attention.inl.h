@@ -118,7 +118,7 @@ class ScoreRows {
 template <class Isa, int Added>
 inline void scores_with(const ScoresArgs& a) {
   const ScoreRows<Isa, Added> scores(a);
-  each_rows<Isa>(a.rows, [&](int64_t row, auto together) { scores.score(row, together); });
+  each_rows<Isa, 8>(a.rows, [&](int64_t row, auto together) { scores.score(row, together); });
 }
 
 template <class Isa>

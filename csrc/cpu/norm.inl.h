@@ -38,7 +38,6 @@ class RowSum {
     }
     return sums_[0];
   }
-  inline float total() { return Isa::reduce_add(joined()); }
 
  private:
   typename Isa::Float sums_[kParts];
@@ -137,8 +136,8 @@ inline void norm_rows(const NormArgs& a, const T*, int64_t first, Together) {
 template <class Isa>
 void norm(const NormArgs& a) {
   with_type(a.x, a.dtype, [&](const auto* x) {
-    each_rows<Isa>(a.rows,
-                   [&](int64_t row, auto together) { norm_rows<Isa>(a, x, row, together); });
+    each_rows<Isa, 4>(a.rows,
+                      [&](int64_t row, auto together) { norm_rows<Isa>(a, x, row, together); });
   });
 }
 

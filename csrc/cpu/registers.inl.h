@@ -4,8 +4,6 @@
 #include <stdint.h>
 #include <string.h>
 
-#include <type_traits>
-
 #include "pair.inl.h"
 
 namespace dynquant {

@@ -75,13 +75,13 @@ template <class Isa, int R, class F>
   return row;
 }
 
-// The same for all rows, the last ones one by one. Where registers are arrays in memory, several of
-// them gain nothing, and compile for minutes.
-template <class Isa, class F>
+// The same for all rows, at most Most at once, which is 4 or 8, the last ones one by one. Where
+// registers are arrays in memory, several of them gain nothing, and compile for minutes.
+template <class Isa, int Most, class F>
 inline void each_rows(int64_t rows, const F& f) {
   int64_t row = 0;
   if constexpr (!__is_class(typename Isa::Float)) {
-    row = each_several_rows<Isa, 8>(row, rows, f);
+    if constexpr (Most >= 8) row = each_several_rows<Isa, 8>(row, rows, f);
     row = each_several_rows<Isa, 4>(row, rows, f);
   }
   for (; row < rows; ++row) f(row, Rows<Isa, 1>());
