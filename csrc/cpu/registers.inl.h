@@ -88,9 +88,9 @@ inline void each_register(int64_t n, F f) {
 }
 
 // f(i, isa, part) for four registers at once, as far as there are so many. Gives how many values
-// that were. All of it is inlined: pairs that are passed to a function travel through memory.
+// that were.
 template <class Isa, class F>
-[[gnu::flatten]] inline int64_t each_four_registers(int64_t n, const F& f) {
+DYNQUANT_FLATTEN inline int64_t each_four_registers(int64_t n, const F& f) {
   using Four = Pair<Pair<Isa>>;
   int64_t i = 0;
   for (; i + Four::kLanes <= n; i += Four::kLanes) f(i, Four(), WholeRegister<Four>());

@@ -67,10 +67,9 @@ struct Rows<Single, 1> {
 };
 
 // f(row, together) for R rows at once from `row` on, as far as there are so many, where `together`
-// is a value of their type. Gives the row after them. All of it is inlined: pairs that are passed
-// to a function travel through memory.
+// is a value of their type. Gives the row after them.
 template <class Isa, int R, class F>
-[[gnu::flatten]] inline int64_t each_several_rows(int64_t row, int64_t rows, const F& f) {
+DYNQUANT_FLATTEN inline int64_t each_several_rows(int64_t row, int64_t rows, const F& f) {
   for (; row + R <= rows; row += R) f(row, Rows<Isa, R>());
   return row;
 }
