@@ -392,7 +392,7 @@ void AttentionCore::attend(const Heads& query, const Heads& key, const Heads& va
 // Within a quarter of what it takes on AVX512-VNNI, for 16 to 512 rows of 32 to 128 values.
 double AttentionCore::nanoseconds() const {
   const double keys = static_cast<double>(shape_.keys), dim = static_cast<double>(shape_.dim);
-  const double row = 200.0 + dim + keys * (1.5 + 0.012 * dim);
+  const double row = 110.0 + 1.3 * dim + keys * (0.72 + 0.011 * dim);
   return static_cast<double>(shape_.batch * shape_.heads * shape_.rows) * row;
 }
 
