@@ -69,9 +69,8 @@ template <class Isa>
 inline typename Isa::Float gelu(typename Isa::Float x) {
   using Float = typename Isa::Float;
   constexpr float kToInteger = 12582912.0f;  // 1.5 * 2^23: a sum with it has no fraction
-  constexpr float kLast = 7.4999995f;        // the largest that rounds to the last range
   const Float scaled = Isa::magnitude(Isa::mul(x, Isa::set(kGeluRanges)));
-  const Float a = Isa::min(Isa::set(kLast), scaled);
+  const Float a = Isa::min(Isa::set(kGeluLast), scaled);
   const Float range = Isa::add_float(a, Isa::set(kToInteger));  // its number in the lowest bits
   const Float t = Isa::sub_float(a, Isa::sub_float(range, Isa::set(kToInteger)));
   Float sum = Isa::lookup(kGeluFactors[kGeluPowers - 1], range);

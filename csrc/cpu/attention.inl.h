@@ -1,7 +1,6 @@
 // What attention needs beside products, written once over an `Isa` type.
 #pragma once
 
-#include <algorithm>
 #include <utility>
 
 #include "kernels.h"
@@ -35,9 +34,10 @@ void rotary(const RotaryArgs& a) {
 template <class Isa, int Added>
 class ScoreRows {
  public:
-  explicit inline ScoreRows(const ScoresArgs& a) : a_(a), whole_(a.n / kPartials * kPartials) {
+  explicit inline ScoreRows(const ScoresArgs& a) : a_(a) {
     if (a.value_scale == nullptr) return;
-    for (int64_t i = whole_; i < a.n; ++i) last_scales_[i - whole_] = a.value_scale[i];
+    const int64_t last = a.n % kPartials;
+    for (int64_t i = 0; i < last; ++i) last_scales_[i] = a.value_scale[a.n - last + i];
     scales_have_nan_ = range_of<Isa>(a.value_scale, a.n).has_nan;
   }
 
@@ -49,22 +49,35 @@ class ScoreRows {
     constexpr int kRows = Together::kRows;
     float* rows[kRows];
     for (int r = 0; r < kRows; ++r) rows[r] = a_.scores + (first + r) * a_.stride;
+    const Float scale = Many::set(a_.scale), least = Many::set(-INFINITY);
+    // Computing them twice takes less than storing them.
+    const auto scaled = [&](int64_t i, auto part) {
+      Float s = Many::mul(Together::load(rows, i, WholeRegister<Isa>()), scale);
+#pragma GCC unroll 2
+      for (int j = 0; j < Added; ++j) {
+        s = Many::add_float(s, Together::same(Isa::load(a_.added[j] + i)));
+      }
+      return filled_up<Together>(s, least, part);
+    };
 
-    Float most = Many::set(-INFINITY);
-    each_register_of<Together>(
-        rows, [&](int, int64_t, const float*, Float s) { most = Many::max(s, most); });
+    Float most = least;
+    each_part<Isa>(a_.n,
+                   [&](int, int64_t i, auto part) { most = Many::max(scaled(i, part), most); });
     float values[kRows], sums[kRows];
     Together::reduce(most, &Isa::reduce_max, values);
     most = Together::of(values);
 
     RowSum<Many, RowSum<Isa>::kParts> sum;
     Float hi = Many::set(0.0f);
-    each_register_of<Together>(rows, [&](int part, int64_t i, const float* scales, Float s) {
-      Float p = exp_of<Many>(Many::sub_float(s, most));
-      sum.add(part, p);
-      if (scales != nullptr) p = Many::mul(p, Together::same(Isa::load(scales)));
-      hi = Many::max(p, hi);
-      Together::store(rows, i, p, WholeRegister<Isa>());
+    each_part<Isa>(a_.n, [&](int p, int64_t i, auto part) {
+      Float probability = exp_of<Many>(Many::sub_float(scaled(i, part), most));
+      sum.add(p, probability);
+      if (a_.value_scale != nullptr) {
+        const Float scales = Together::same(Isa::load(value_scales(p, i, part)));
+        probability = Many::mul(probability, scales);
+      }
+      hi = Many::max(probability, hi);
+      Together::store(rows, i, probability, WholeRegister<Isa>());
     });
     Together::reduce(sum.joined(), &Isa::reduce_add, sums);
     Together::reduce(hi, &Isa::reduce_max, values);
@@ -75,43 +88,15 @@ class ScoreRows {
   }
 
  private:
-  // f(part, i, scales, s): s are the scores of all rows from number i on, in part `part` of a sum,
-  // and `scales` the scales of their values. Computing them twice takes less than storing them.
-  template <class Together, class F>
-  inline void each_register_of(float* const* rows, const F& f) const {
-    using Many = typename Together::Isa;
-    using Float = typename Many::Float;
-    constexpr int kParts = RowSum<Isa>::kParts;
-    const Float scale = Many::set(a_.scale), least = Many::set(-INFINITY);
-    const auto scaled = [&](int64_t i) {
-      Float s = Many::mul(Together::load(rows, i, WholeRegister<Isa>()), scale);
-#pragma GCC unroll 2
-      for (int j = 0; j < Added; ++j) {
-        s = Many::add_float(s, Together::same(Isa::load(a_.added[j] + i)));
-      }
-      return s;
-    };
-    for (int64_t first = 0; first < whole_; first += kPartials) {
-#pragma GCC unroll 16
-      for (int part = 0; part < kParts; ++part) {
-        const int64_t i = first + part * Isa::kLanes;
-        f(part, i, a_.value_scale == nullptr ? nullptr : a_.value_scale + i, scaled(i));
-      }
-    }
-    if (whole_ == a_.n) return;
-#pragma GCC unroll 16
-    for (int part = 0; part < kParts; ++part) {
-      const int64_t lane = part * Isa::kLanes;
-      const int64_t left = std::clamp<int64_t>(a_.n - whole_ - lane, 0, Isa::kLanes);
-      const auto is_behind = Together::same_mask(lanes_from<Isa>(left));
-      f(part, whole_ + lane, a_.value_scale == nullptr ? nullptr : last_scales_ + lane,
-        Many::select(is_behind, least, scaled(whole_ + lane)));
-    }
+  inline const float* value_scales(int, int64_t i, WholeRegister<Isa>) const {
+    return a_.value_scale + i;
+  }
+  inline const float* value_scales(int p, int64_t, PartOfRegister<Isa>) const {
+    return last_scales_ + p * Isa::kLanes;
   }
 
   const ScoresArgs& a_;
-  const int64_t whole_;                // scores in groups that are filled
-  float last_scales_[kPartials] = {};  // a scale behind the row might be NaN
+  float last_scales_[kPartials] = {};  // of the last group: a scale behind it might be NaN
   bool scales_have_nan_ = false;
 };
 

@@ -9,6 +9,7 @@ constexpr int kTableEntries = 8;  // of what an `Isa` type's lookup takes
 // kTableEntries ranges of a * kGeluRanges: [n - 1/2, n + 1/2], by the distance from n. Row j has
 // the factors of the j-th power, a minimax fit of the error in units of the result for x > 0.
 constexpr float kGeluRanges = 1.40625f;
+constexpr float kGeluLast = 7.4999995f;  // the largest that rounds to the last range
 constexpr int kGeluPowers = 7;
 alignas(32) constexpr float kGeluFactors[kGeluPowers][kTableEntries] = {
     {0.0f, 0.169605494f, 0.110195018f, 0.0350905471f, 0.0063273171f, 0.000670544687f,

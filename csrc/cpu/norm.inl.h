@@ -7,6 +7,8 @@
 
 #include <math.h>
 
+#include <algorithm>
+
 #include "activate.inl.h"
 #include "kernels.h"
 #include "quantize.inl.h"
@@ -43,28 +45,43 @@ class RowSum {
   typename Isa::Float sums_[kParts];
 };
 
+// f(p, i, part) for the registers of n values, filled up to whole groups of kPartials: `part` loads
+// and stores what there is from number i on, and p is the part of a sum that takes it in.
+template <class Isa, class F>
+inline void each_part(int64_t n, const F& f) {
+  constexpr int kParts = RowSum<Isa>::kParts;
+  int64_t i = 0;
+  for (; i + kPartials <= n; i += kPartials) {
+#pragma GCC unroll 16
+    for (int p = 0; p < kParts; ++p) f(p, i + p * Isa::kLanes, WholeRegister<Isa>());
+  }
+  if (i == n) return;
+#pragma GCC unroll 16
+  for (int p = 0; p < kParts; ++p, i += Isa::kLanes) {
+    f(p, i, PartOfRegister<Isa>{std::clamp<int64_t>(n - i, 0, Isa::kLanes)});
+  }
+}
+
+// x, with `behind` in the lanes that are no part.
+template <class Together, class Float>
+inline Float filled_up(Float x, Float, WholeRegister<typename Together::One>) {
+  return x;
+}
+template <class Together, class Float>
+inline Float filled_up(Float x, Float behind, PartOfRegister<typename Together::One> part) {
+  const auto is_behind = Together::same_mask(lanes_from<typename Together::One>(part.count));
+  return Together::Isa::select(is_behind, behind, x);
+}
+
 // out[r] = the sum over row r of what f(i, part) gives: a register of each row's terms, from number
 // i on, of which `part` loads and stores what is there.
 template <class Isa, class Together, class F>
 inline void sums_over(int64_t n, const F& f, float* out) {
   using Many = typename Together::Isa;
-  constexpr int kParts = RowSum<Isa>::kParts;
-  RowSum<Many, kParts> sum;
-  int64_t i = 0;
-  for (; i + kPartials <= n; i += kPartials) {
-#pragma GCC unroll 16
-    for (int p = 0; p < kParts; ++p) sum.add(p, f(i + p * Isa::kLanes, WholeRegister<Isa>()));
-  }
-#pragma GCC unroll 16
-  for (int p = 0; p < kParts; ++p, i += Isa::kLanes) {
-    if (i + Isa::kLanes <= n) {
-      sum.add(p, f(i, WholeRegister<Isa>()));
-    } else if (i < n) {
-      const auto terms = f(i, PartOfRegister<Isa>{n - i});
-      const auto is_behind = Together::same_mask(lanes_from<Isa>(n - i));
-      sum.add(p, Many::select(is_behind, Many::set(0.0f), terms));
-    }
-  }
+  RowSum<Many, RowSum<Isa>::kParts> sum;
+  each_part<Isa>(n, [&](int p, int64_t i, auto part) {
+    sum.add(p, filled_up<Together>(f(i, part), Many::set(0.0f), part));
+  });
   Together::reduce(sum.joined(), &Isa::reduce_add, out);
 }
 

@@ -9,9 +9,11 @@
 namespace dynquant {
 namespace {
 
-// `Isa` has the operations on one register of each of R rows, a power of two.
+// `Isa` has the operations on one register of each of R rows, a power of two; One is that of one
+// row.
 template <class Single, int R>
 struct Rows {
+  using One = Single;
   using Half = Rows<Single, R / 2>;
   using Isa = Pair<typename Half::Isa>;
   using Float = typename Isa::Float;
@@ -45,6 +47,7 @@ struct Rows {
 
 template <class Single>
 struct Rows<Single, 1> {
+  using One = Single;
   using Isa = Single;
   using Float = typename Isa::Float;
   static constexpr int kRows = 1;

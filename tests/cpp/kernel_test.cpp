@@ -478,7 +478,7 @@ void test_activate(const Kernels& kernels, int64_t n, std::mt19937& random) {
 }
 
 float gelu_of(float x) {
-  const float a = std::fmin(std::fabs(x * kGeluRanges), 7.4999995f);
+  const float a = std::fmin(std::fabs(x * kGeluRanges), kGeluLast);
   const float range = std::nearbyint(a), t = a - range;
   float sum = 0.0f;
   for (int j = kGeluPowers - 1; j >= 0; --j) {
@@ -553,6 +553,36 @@ void test_scores(const Kernels& kernels, const std::vector<float>& x,
   }
 }
 
+// Several rows at once are what each of them is alone, in place too.
+void test_norm_rows(const Kernels& kernels, const std::vector<float>& x,
+                    const std::vector<float>& weight) {
+  constexpr int64_t kRows = 6;
+  const int64_t n = static_cast<int64_t>(x.size()), bytes = n * 4;
+  std::vector<float> rows, residual, one(x.size());
+  for (int64_t i = 0; i < kRows * n; ++i) {
+    rows.push_back(x[static_cast<size_t>(i * 7 % n)]);
+    residual.push_back(x[static_cast<size_t>(i * 5 % n)] * 0.5f);
+  }
+  for (Norm norm : {Norm::none, Norm::layer, Norm::rms}) {
+    for (bool adds : {false, true}) {
+      const float* bias = norm == Norm::layer ? weight.data() : nullptr;
+      const auto args = [&](const float* from, int64_t first, float* to, int64_t count) {
+        const float* added = adds ? residual.data() + first * n : nullptr;
+        return NormArgs{norm,  Dtype::f32, from,  added, n,     weight.data(), bias,
+                        0.25f, to,         count, bytes, bytes, bytes};
+      };
+      std::vector<float> together = rows;
+      kernels.norm(args(together.data(), 0, together.data(), kRows));
+      for (int64_t r = 0; r < kRows; ++r) {
+        kernels.norm(args(rows.data() + r * n, r, one.data(), 1));
+        for (int64_t i = 0; i < n; ++i) {
+          expect(same(together[r * n + i], one[i]), kernels.name, "rows of norms", r, i, n);
+        }
+      }
+    }
+  }
+}
+
 void test_rows_of_blocks(const Kernels& kernels, int64_t n, std::mt19937& random) {
   std::normal_distribution<float> real(0.5f, 3.0f);
   const auto drawn = [&] {
@@ -590,7 +620,10 @@ void test_rows_of_blocks(const Kernels& kernels, int64_t n, std::mt19937& random
   kernels.divide({x.data(), n, &three, Dtype::f32, y.data(), 1, 0, 0});
   check_rows(y, [&](int64_t i) { return x[i] / 3.0f; }, "quotient");
 
-  if (n > 0) test_scores(kernels, x, {by, bias}, weight);
+  if (n > 0) {
+    test_scores(kernels, x, {by, bias}, weight);
+    test_norm_rows(kernels, x, weight);
+  }
 
   const int64_t half = n / 2;
   kernels.rotary({Dtype::f32, x.data(), 2 * half, weight.data(), bias.data(), y.data()});
