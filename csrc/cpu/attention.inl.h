@@ -152,5 +152,25 @@ void pack_transposed(const PackTransposedArgs& a) {
   }
 }
 
+// As products of ones.
+template <class Isa>
+void sum_columns(int8_t* panels, int64_t n, int64_t k) {
+  constexpr int64_t kStep = kPanelColumns * kGroup;
+  uint8_t ones[kGroup], staged[Isa::kGroupBytes];
+  memset(ones, Isa::kOffset + 1, sizeof ones);
+  Isa::stage(ones, 1, staged);
+  const typename Isa::Activation a = Isa::load_activation(staged);
+  for (int64_t p = 0; p < panels_of(n); ++p) {
+    int8_t* panel = panels + p * panel_bytes(k);
+    for (int64_t c = 0; c < kStep; c += Isa::kLanes * kGroup) {
+      typename Isa::Int sum = Isa::set_int(0);
+      for (int64_t g = 1; g <= groups_of(k); ++g) {
+        sum = Isa::dot(sum, a, Isa::load_weights(panel + g * kStep + c));
+      }
+      Isa::store_int(reinterpret_cast<int32_t*>(panel + c), sum);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace dynquant

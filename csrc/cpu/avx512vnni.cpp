@@ -9,7 +9,6 @@ namespace {
 struct Avx512Vnni : Zmm {
   static constexpr int kTileRows = 6;
   static constexpr int kLongTileRows = 8;
-  static constexpr int kParts = 1;
   static constexpr int kTemporaries = 0;
   static constexpr int kGroupBytes = kGroup;
   static constexpr Costs kCosts = {0.0043, 0.011, 0.13, 6.0};
@@ -17,11 +16,12 @@ struct Avx512Vnni : Zmm {
   using Weights = __m512i;
   using Activation = __m512i;
 
-  static inline void stage(const uint8_t* q, int64_t groups, uint8_t* staged) {
+  static inline int32_t stage(const uint8_t* q, int64_t groups, uint8_t* staged) {
     memcpy(staged, q, static_cast<size_t>(groups * kGroup));
+    return 0;
   }
   static inline Weights load_weights(const int8_t* p) { return _mm512_loadu_si512(p); }
-  static inline Activation load_activation(const uint8_t* p, int) {
+  static inline Activation load_activation(const uint8_t* p) {
     int32_t group;
     memcpy(&group, p, sizeof group);
     return _mm512_set1_epi32(group);
@@ -30,9 +30,7 @@ struct Avx512Vnni : Zmm {
     asm volatile("" : "+v"(w));
     return w;
   }
-  static inline Int dot(Int acc, Activation a, Weights w, int) {
-    return _mm512_dpbusd_epi32(acc, a, w);
-  }
+  static inline Int dot(Int acc, Activation a, Weights w) { return _mm512_dpbusd_epi32(acc, a, w); }
 };
 
 }  // namespace

@@ -74,7 +74,8 @@ inline void finish(const typename Isa::Int (&acc)[R][V], const TileOut<Out>& at)
     const int c = v * Isa::kLanes;
     const typename Isa::Int sums = Isa::load_int(to.column_sums + c);
     const auto corrected = [&](int r) {
-      return Isa::sub(acc[r][v], Isa::mul_int(Isa::set_int(to.zero_point[r]), sums));
+      const int32_t zero_point = to.zero_point[r] - Isa::kOffset;
+      return Isa::sub(acc[r][v], Isa::mul_int(Isa::set_int(zero_point), sums));
     };
     Out* out = to.out + c;
     if constexpr (kIsInt32<Out>) {

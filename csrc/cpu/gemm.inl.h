@@ -9,6 +9,7 @@
 #include "epilogue.inl.h"
 #include "kernels.h"
 #include "layout.h"
+#include "staged.h"
 
 namespace dynquant {
 namespace {
@@ -17,9 +18,8 @@ namespace {
 // are fewer registers stays in them, the other streams past.
 template <class Isa>
 constexpr int tile_registers(int rows, int vectors) {
-  const int kept = (rows < vectors ? rows : vectors) * Isa::kParts;
-  const int streamed = rows < vectors ? Isa::kParts : 1;
-  return rows * vectors + kept + streamed + Isa::kTemporaries;
+  const int kept = !Isa::kKeepsWeights ? 0 : rows < vectors ? rows : vectors;
+  return rows * vectors + kept + 1 + Isa::kTemporaries;
 }
 
 // Registers of columns for a tile of `rows`: as many as the registers and the panel allow, a power
@@ -55,7 +55,7 @@ template <class Isa, int R>
 inline typename Isa::Weights weights_of(const int8_t* p) {
   const typename Isa::Weights w = Isa::load_weights(p);
   // Else the compiler may load them once for each row: loads would then be the limit.
-  return R > 1 ? Isa::keep(w) : w;
+  return R > 1 && Isa::kKeepsWeights ? Isa::keep(w) : w;
 }
 
 // Four k of the whole tile.
@@ -63,23 +63,15 @@ template <class Isa, int R, int V>
 inline void multiply_group(const uint8_t* staged, int64_t staged_stride, const int8_t* weights,
                            typename Isa::Int (&acc)[R][V]) {
   constexpr int kBytes = Isa::kLanes * static_cast<int>(kGroup);
-  if constexpr (R < V) {
-    typename Isa::Activation a[R][Isa::kParts];
+  if constexpr (R < V && Isa::kKeepsWeights) {
+    typename Isa::Activation a[R];
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 2
-      for (int part = 0; part < Isa::kParts; ++part) {
-        a[r][part] = Isa::load_activation(staged + r * staged_stride, part);
-      }
-    }
+    for (int r = 0; r < R; ++r) a[r] = Isa::load_activation(staged + r * staged_stride);
 #pragma GCC unroll 16
     for (int v = 0; v < V; ++v) {
       const typename Isa::Weights w = weights_of<Isa, R>(weights + v * kBytes);
-#pragma GCC unroll 2
-      for (int part = 0; part < Isa::kParts; ++part) {
 #pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) acc[r][v] = Isa::dot(acc[r][v], a[r][part], w, part);
-      }
+      for (int r = 0; r < R; ++r) acc[r][v] = Isa::dot(acc[r][v], a[r], w);
     }
   } else {
     typename Isa::Weights w[V];
@@ -87,12 +79,9 @@ inline void multiply_group(const uint8_t* staged, int64_t staged_stride, const i
     for (int v = 0; v < V; ++v) w[v] = weights_of<Isa, R>(weights + v * kBytes);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 2
-      for (int part = 0; part < Isa::kParts; ++part) {
-        const typename Isa::Activation a = Isa::load_activation(staged + r * staged_stride, part);
+      const typename Isa::Activation a = Isa::load_activation(staged + r * staged_stride);
 #pragma GCC unroll 16
-        for (int v = 0; v < V; ++v) acc[r][v] = Isa::dot(acc[r][v], a, w[v], part);
-      }
+      for (int v = 0; v < V; ++v) acc[r][v] = Isa::dot(acc[r][v], a, w[v]);
     }
   }
 }
@@ -128,6 +117,14 @@ __attribute__((noinline)) void tile(const uint8_t* staged, int64_t staged_stride
     multiply_group<Isa, R, V>(staged, staged_stride, weights, acc);
     staged += Isa::kGroupBytes;
     weights += kStep;
+  }
+  if constexpr (Isa::kOffset != 0) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const typename Isa::Int excess = Isa::set_int(excess_at(staged + r * staged_stride));
+#pragma GCC unroll 16
+      for (int v = 0; v < V; ++v) acc[r][v] = Isa::sub(acc[r][v], excess);
+    }
   }
   if constexpr (R % 2 == 0 && !kIsInt32<Out>) {
     if (to.pairs) return finish<Isa, true>(acc, to);

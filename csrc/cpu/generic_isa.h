@@ -6,17 +6,19 @@
 //   kTileRows        rows of a tile, at most
 //   kLongTileRows    the same where K is long and the weight outgrows the L2 cache
 //   kRegisters       registers that a tile may spend in all
-//   kParts           steps that a product takes, each with registers of its own for both operands
-//   kTemporaries     registers that a step takes beside its operands and its sum
+//   kTemporaries     registers that a product takes beside its operands and its sum
 //   kGroupBytes      bytes of a row's four k as `stage` lays them and `load_activation` reads them
-//   Float Int Mask   registers; Weights Activation, what `dot` takes
-//   float part       load store set mul div add_float sub_float min max is_nan unordered
+//   kOffset          what `stage` takes from each byte
+//   kKeepsWeights    whether weights stay in registers for all rows of a tile; else `dot` reads
+//   them Float Int Mask   registers; Weights Activation, what `dot` takes float part       load
+//   store set mul div add_float sub_float min max is_nan unordered
 //                    is_negative either any no_mask select with_sign_of magnitude lookup
 //                    round_to_int to_float power_of_two reduce_min reduce_max reduce_add
 //   integer part     load_int store_int set_int add sub mul_int min_int max_int high_byte
 //                    store_bytes store_saturated load_bytes load_nibbles
 //   product          stage load_weights load_activation dot, and keep, which hides a value from
-//                    the optimizer
+//                    the optimizer. stage gives what the products of those four k have too much in
+//                    every column: 0 where kOffset is 0
 // min and max give their second operand where either is NaN, which `unordered` detects. Integer
 // arithmetic wraps. reduce_add adds the upper half of the lanes to the lower until one is left.
 // is_negative reads the sign bit, with_sign_of(a, b) is a's magnitude with b's sign bit, and
@@ -44,8 +46,9 @@ struct GenericIsa {
   static constexpr int kTileRows = Rows;
   static constexpr int kLongTileRows = kTileRows;
   static constexpr int kRegisters = Registers;
-  static constexpr int kParts = 1;
   static constexpr int kTemporaries = 0;
+  static constexpr int kOffset = 0;
+  static constexpr bool kKeepsWeights = true;
   static constexpr int kGroupBytes = kGroup;
   // Measured as the set `scalar` on an Intel Cascade Lake of 2.5 GHz.
   static constexpr Costs kCosts = {0.4, 0.33, 4.8, 65.0};
@@ -216,15 +219,16 @@ struct GenericIsa {
     }
   }
 
-  static inline void stage(const uint8_t* q, int64_t groups, uint8_t* staged) {
+  static inline int32_t stage(const uint8_t* q, int64_t groups, uint8_t* staged) {
     memcpy(staged, q, static_cast<size_t>(groups * kGroup));
+    return 0;
   }
   static inline Weights load_weights(const int8_t* p) {
     Weights w;
     memcpy(&w, p, sizeof w);
     return w;
   }
-  static inline Activation load_activation(const uint8_t* p, int) {
+  static inline Activation load_activation(const uint8_t* p) {
     Activation a;
     memcpy(&a, p, sizeof a);
     return a;
@@ -233,7 +237,7 @@ struct GenericIsa {
     asm volatile("" : "+m"(w));
     return w;
   }
-  static inline Int dot(Int acc, Activation a, Weights w, int) {
+  static inline Int dot(Int acc, Activation a, Weights w) {
     return each<Int>([=](int i) {
       int32_t sum = 0;
       for (int j = 0; j < kGroup; ++j) sum += int32_t{a.v[j]} * w.v[i][j];

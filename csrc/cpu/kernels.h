@@ -308,6 +308,9 @@ struct Kernels {
   void (*scores)(const ScoresArgs&);
   void (*divide)(const DivideArgs&);
   void (*pack_transposed)(const PackTransposedArgs&);
+  // Gives the panels of a weight [n, k] their column sums; null where the set's products need none
+  // of them as long as zero points are 0.
+  void (*sum_columns)(int8_t* panels, int64_t n, int64_t k);
 
   // For benchmarks: what the machine could give at best (probe.inl.h).
   int64_t (*peak)(int64_t steps);

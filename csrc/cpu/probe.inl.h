@@ -18,10 +18,7 @@ int64_t peak(int64_t steps) {
   const int8_t* bytes = zeros;
   asm volatile("" : "+r"(bytes));  // else the compiler would know the operands
   typename Isa::Weights w = Isa::load_weights(bytes);
-  typename Isa::Activation a[Isa::kParts];
-  for (int part = 0; part < Isa::kParts; ++part) {
-    a[part] = Isa::load_activation(reinterpret_cast<const uint8_t*>(bytes), part);
-  }
+  const typename Isa::Activation a = Isa::load_activation(reinterpret_cast<const uint8_t*>(bytes));
   typename Isa::Int acc[kSums];
 #pragma GCC unroll 32
   for (int i = 0; i < kSums; ++i) acc[i] = Isa::set_int(i);  // equal ones would be merged
@@ -29,8 +26,7 @@ int64_t peak(int64_t steps) {
 #pragma GCC unroll 32
     for (int i = 0; i < kSums; ++i) {
       w = Isa::keep(w);  // else the compiler would see that every product is the same
-#pragma GCC unroll 2
-      for (int part = 0; part < Isa::kParts; ++part) acc[i] = Isa::dot(acc[i], a[part], w, part);
+      acc[i] = Isa::dot(acc[i], a, w);
     }
   }
   typename Isa::Int sum = acc[0];

@@ -6,6 +6,7 @@
 #include "layout.h"
 #include "qparams.h"
 #include "registers.inl.h"
+#include "staged.h"
 
 namespace dynquant {
 namespace {
@@ -300,15 +301,25 @@ void quantize_vectors(const QuantizeVectorsArgs& a) {
   });
 }
 
-// Plain bytes, filled up with zeros to a whole group, in the order that Isa reads.
+// Plain bytes, filled up with zeros to a whole group, in the order that Isa reads. Gives what their
+// products have too much.
 template <class Isa>
-inline void stage_padded(const uint8_t* q, int64_t k, uint8_t* staged) {
+inline int32_t stage_padded(const uint8_t* q, int64_t k, uint8_t* staged) {
   const int64_t whole = k / kGroup;
-  Isa::stage(q, whole, staged);
+  int32_t excess = Isa::stage(q, whole, staged);
   if (k % kGroup != 0) {
     uint8_t last[kGroup] = {};
     memcpy(last, q + whole * kGroup, static_cast<size_t>(k % kGroup));
-    Isa::stage(last, 1, staged + whole * Isa::kGroupBytes);
+    excess += Isa::stage(last, 1, staged + whole * Isa::kGroupBytes);
+  }
+  return excess;
+}
+
+template <class Isa, int Bytes>
+inline void end_rows(const ByteRows<Bytes>& staged, int64_t k, const int32_t (&excess)[Bytes]) {
+  if constexpr (Isa::kOffset != 0) {
+    const ByteRows<Bytes> behind = staged.from(groups_of(k) * Isa::kGroupBytes);
+    for (int b = 0; b < Bytes; ++b) set_excess(behind.row[b], excess[b]);
   }
 }
 
@@ -326,12 +337,16 @@ inline void quantize_run_staged(const F& to_integers, const T* x, int64_t k,
     uint8_t bytes[Bytes * kChunk];
     ByteRows<Bytes> chunk;
     for (int b = 0; b < Bytes; ++b) chunk.row[b] = bytes + b * kChunk;
+    int32_t excess[Bytes] = {};
     for (int64_t i = 0; i < k; i += kChunk) {
       const int64_t count = k - i < kChunk ? k - i : kChunk;
       quantize_run<Isa>(to_integers, x + i, count, chunk);
       const ByteRows<Bytes> to = staged.from(i / kGroup * Isa::kGroupBytes);
-      for (int b = 0; b < Bytes; ++b) stage_padded<Isa>(chunk.row[b], count, to.row[b]);
+      for (int b = 0; b < Bytes; ++b) {
+        excess[b] += stage_padded<Isa>(chunk.row[b], count, to.row[b]);
+      }
     }
+    end_rows<Isa>(staged, k, excess);
   }
 }
 
@@ -346,11 +361,13 @@ void quantize_staged(const QuantizeArgs& a) {
 template <class Isa>
 void stage(const uint8_t* q, int64_t k, uint8_t flip, uint8_t* staged) {
   uint8_t chunk[kChunk];
+  int32_t excess[1] = {};
   for (int64_t i = 0; i < k; i += kChunk) {
     const int64_t count = k - i < kChunk ? k - i : kChunk;
     for (int64_t j = 0; j < count; ++j) chunk[j] = static_cast<uint8_t>(q[i + j] ^ flip);
-    stage_padded<Isa>(chunk, count, staged + i / kGroup * Isa::kGroupBytes);
+    excess[0] += stage_padded<Isa>(chunk, count, staged + i / kGroup * Isa::kGroupBytes);
   }
+  end_rows<Isa>(ByteRows<1>{{staged}}, k, excess);
 }
 
 }  // namespace

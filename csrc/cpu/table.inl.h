@@ -49,6 +49,7 @@ constexpr Kernels table_of(const char* name) {
   t.scores = &scores<Isa>;
   t.divide = &divide<Isa>;
   t.pack_transposed = &pack_transposed<Isa>;
+  t.sum_columns = Isa::kOffset == 0 ? nullptr : &sum_columns<Isa>;
   t.peak = &peak<Isa>;
   t.read = &read<Isa>;
   return t;

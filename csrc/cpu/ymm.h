@@ -13,6 +13,8 @@ namespace {
 struct Ymm {
   static constexpr int kLanes = 8;
   static constexpr int kRegisters = 16;
+  static constexpr int kOffset = 0;
+  static constexpr bool kKeepsWeights = true;
 
   using Float = __m256;
   using Int = __m256i;

@@ -10,7 +10,6 @@ namespace {
 struct YmmVnni : Ymm {
   static constexpr int kTileRows = 6;
   static constexpr int kLongTileRows = kTileRows;
-  static constexpr int kParts = 1;
   static constexpr int kTemporaries = 0;
   static constexpr int kGroupBytes = kGroup;
   // Measured as avx512vnni_ymm on an Intel Cascade Lake of 2.5 GHz, weights in the L2 cache.
@@ -19,13 +18,14 @@ struct YmmVnni : Ymm {
   using Weights = __m256i;
   using Activation = __m256i;
 
-  static inline void stage(const uint8_t* q, int64_t groups, uint8_t* staged) {
+  static inline int32_t stage(const uint8_t* q, int64_t groups, uint8_t* staged) {
     memcpy(staged, q, static_cast<size_t>(groups * kGroup));
+    return 0;
   }
   static inline Weights load_weights(const int8_t* p) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   }
-  static inline Activation load_activation(const uint8_t* p, int) {
+  static inline Activation load_activation(const uint8_t* p) {
     int32_t group;
     memcpy(&group, p, sizeof group);
     return _mm256_set1_epi32(group);
@@ -34,7 +34,7 @@ struct YmmVnni : Ymm {
     asm volatile("" : "+x"(w));
     return w;
   }
-  static inline Int dot(Int acc, Activation a, Weights w, int) {
+  static inline Int dot(Int acc, Activation a, Weights w) {
 #if defined(__AVXVNNI__)
     return _mm256_dpbusd_avx_epi32(acc, a, w);
 #else

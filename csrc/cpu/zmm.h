@@ -13,6 +13,8 @@ namespace {
 struct Zmm {
   static constexpr int kLanes = 16;
   static constexpr int kRegisters = 32;
+  static constexpr int kOffset = 0;
+  static constexpr bool kKeepsWeights = true;
 
   using Float = __m512;
   using Int = __m512i;

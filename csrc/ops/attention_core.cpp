@@ -132,6 +132,7 @@ void AttentionCore::pack(const Memory& memory, int64_t kv_head) const {
   }
   const int8_t* value = reinterpret_cast<const int8_t*>(memory.value.bytes_of(kv_head));
   kernels_.pack_transposed({value, d, s, d, memory.values});
+  if (kernels_.sum_columns != nullptr) kernels_.sum_columns(memory.values, d, s);
 }
 
 void AttentionCore::prepare_floats(const Heads& value, int64_t b, int64_t kv_head,
@@ -294,6 +295,7 @@ void AttentionCore::attend_rows(const Heads& query, const Heads& key, const Head
     const float one = 1.0f;
     // The panels of the values are as long as there are keys; of a single one less may be read.
     const int64_t read = d <= kPanelColumns ? s : shape_.keys;
+    if (causal_ && kernels_.sum_columns != nullptr) kernels_.sum_columns(memory.values, d, read);
     multiply_integers(quantize_scores(product, memory, m, read), Packed{memory.values, d, read},
                       &one, false, memory.results, d);
   } else {
