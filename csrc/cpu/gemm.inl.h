@@ -37,8 +37,8 @@ constexpr int tile_vectors(int rows) {
 // prefetcher stops at each page, and models whose weights outgrow the L2 cache together wait for
 // every one of them.
 struct Ahead {
-  const int8_t* at;
-  int64_t step;  // bytes for each group
+  const int8_t* at = nullptr;
+  int64_t step = 0;  // bytes for each group; 0: nothing is fetched
 };
 
 constexpr int64_t kStaysInL2 = 1024 * 1024;  // weights of which nothing needs to be fetched ahead
@@ -86,7 +86,8 @@ inline void multiply_group(const uint8_t* staged, int64_t staged_stride, const i
   }
 }
 
-template <class Isa, int R, int V, class Out>
+// Where nothing is fetched ahead, its instructions would cost up to a tenth.
+template <class Isa, int R, int V, bool Fetches, class Out>
 __attribute__((noinline)) void tile(const uint8_t* staged, int64_t staged_stride,
                                     const int8_t* weights, int64_t groups, Ahead ahead,
                                     const TileOut<Out>& to) {
@@ -109,7 +110,7 @@ __attribute__((noinline)) void tile(const uint8_t* staged, int64_t staged_stride
         __builtin_prefetch(weights + kNearGroups * kStep + c);
       }
     }
-    if constexpr (R > 1) {
+    if constexpr (Fetches) {
       __builtin_prefetch(ahead.at, 0, 2);
       __builtin_prefetch(ahead.at + kLine, 0, 2);
       ahead.at += ahead.step;
@@ -145,12 +146,12 @@ inline void rest(const uint8_t* staged, int64_t staged_stride, const int8_t* wei
     }
   }
   if (columns == kStep) {
-    return tile<Isa, R, V>(staged, staged_stride, weights, groups, {weights, 0}, to);
+    return tile<Isa, R, V, false>(staged, staged_stride, weights, groups, {}, to);
   }
   Out result[R * kStep];
   const TileOut<Out> beside = {to.scale, to.zero_point, to.column_sums, to.weight_scale,
                                to.bias,  result,        kStep,          to.pairs};
-  tile<Isa, R, V>(staged, staged_stride, weights, groups, {weights, 0}, beside);
+  tile<Isa, R, V, false>(staged, staged_stride, weights, groups, {}, beside);
   for (int r = 0; r < (to.pairs ? R / 2 : R); ++r) {
     // memcpy would become `rep movs`, which takes longer to start than a row takes to be copied.
     memmove(to.out + r * to.out_stride, result + r * kStep,
@@ -160,7 +161,7 @@ inline void rest(const uint8_t* staged, int64_t staged_stride, const int8_t* wei
 
 // One strip of R rows through the columns of one panel, in steps of V registers. What is left over
 // takes half as many where they suffice: a weight of few columns would compute mostly padding.
-template <class Isa, int R, int V, class Out>
+template <class Isa, int R, int V, bool Fetches, class Out>
 inline void strip(const GemmArgs& a, int64_t m0, const int8_t* panel, int64_t columns,
                   const TileOut<Out>& to, Ahead& ahead) {
   constexpr int kStep = V * Isa::kLanes;
@@ -168,8 +169,9 @@ inline void strip(const GemmArgs& a, int64_t m0, const int8_t* panel, int64_t co
   const int8_t* weights = panel + kPanelColumns * kGroup;
   int64_t c = 0;
   for (; columns - c >= kStep; c += kStep) {
-    tile<Isa, R, V>(staged, a.staged_stride, weights + c * kGroup, a.groups, ahead, to.at(m0, c));
-    ahead.at += a.groups * ahead.step;
+    tile<Isa, R, V, Fetches>(staged, a.staged_stride, weights + c * kGroup, a.groups, ahead,
+                             to.at(m0, c));
+    if constexpr (Fetches) ahead.at += a.groups * ahead.step;
   }
   if (c < columns) {
     rest<Isa, R, V>(staged, a.staged_stride, weights + c * kGroup, a.groups, columns - c,
@@ -180,7 +182,14 @@ inline void strip(const GemmArgs& a, int64_t m0, const int8_t* panel, int64_t co
 template <class Isa, int R, class Out>
 inline void strip_of(int64_t rows, const GemmArgs& a, int64_t m0, const int8_t* panel,
                      int64_t columns, const TileOut<Out>& to, Ahead& ahead) {
-  if (rows == R) return strip<Isa, R, tile_vectors<Isa>(R)>(a, m0, panel, columns, to, ahead);
+  if (rows == R) {
+    constexpr int kVectors = tile_vectors<Isa>(R);
+    // A single row waits for its weights in any case.
+    if constexpr (R > 1) {
+      if (ahead.step > 0) return strip<Isa, R, kVectors, true>(a, m0, panel, columns, to, ahead);
+    }
+    return strip<Isa, R, kVectors, false>(a, m0, panel, columns, to, ahead);
+  }
   if constexpr (R > 1) return strip_of<Isa, R - 1>(rows, a, m0, panel, columns, to, ahead);
 }
 
@@ -211,12 +220,12 @@ inline void gemm_by(const GemmArgs& a, Out*) {
         values.weight_scale,   values.bias,  static_cast<Out*>(a.epilogue.out) + n0,
         a.epilogue.out_stride, a.pairs};
     const int8_t* next = n0 + kPanelColumns < a.n_end ? panel + panel_stride : a.next;
-    Ahead ahead = {panel, 0};
+    Ahead ahead = {};
     if (next != nullptr) ahead = {next, kPanelColumns * kGroup / (fetching * kPasses)};
     int64_t m0 = 0;
     for (int64_t s = 0; s < strips; ++s) {
       const int64_t rows = unit * (units / strips + (s < units % strips ? 1 : 0));
-      if (s == fetching) ahead = {panel, 0};
+      if (s == fetching) ahead = {};
       strip_of<Isa, kMostRows>(rows, a, m0, panel, columns, to, ahead);
       m0 += rows;
     }
