@@ -15,6 +15,7 @@ struct Ymm {
   static constexpr int kRegisters = 16;
   static constexpr int kOffset = 0;
   static constexpr bool kKeepsWeights = true;
+  static constexpr bool kOneRowFetches = false;
 
   using Float = __m256;
   using Int = __m256i;
