@@ -16,8 +16,7 @@ INSTRUCTION = re.compile(r"^\s*([0-9a-f]+):\s+(.*)$")
 BACKWARD = re.compile(r"^j\w+\s+([0-9a-f]+)")
 PRODUCT = re.compile(r"\bvpdpbusds?\b|\bvpmaddwd\b")
 STACK = re.compile(r"\(%r[sb]p")
-# The share of instructions that may touch the stack: avx2.cpp says why some of its sums live there.
-SETS = {"Avx2": 0.2, "YmmVnni": 0.0, "Avx512Vnni": 0.0}
+SETS = ("Avx2", "YmmVnni", "Avx512Vnni")
 
 
 def functions():
@@ -63,8 +62,8 @@ def kernels():
     return found
 
 
-@pytest.mark.parametrize(("isa_type", "allowed"), SETS.items())
-def test_inner_loops_stay_in_registers(kernels, isa_type, allowed):
+@pytest.mark.parametrize("isa_type", SETS)
+def test_inner_loops_stay_in_registers(kernels, isa_type):
     tiles = {name: body for name, body in kernels.items() if "::tile<" in name}
     of_set = {name: body for name, body in tiles.items() if f"::{isa_type}," in name}
     assert of_set, f"no tile of {isa_type} in the library"
@@ -73,7 +72,7 @@ def test_inner_loops_stay_in_registers(kernels, isa_type, allowed):
         assert loops, f"no loop that multiplies in {name}"
         for loop in loops:
             spilled = [instruction for _, instruction in loop if STACK.search(instruction)]
-            assert len(spilled) <= allowed * len(loop), f"{name}: {spilled}"
+            assert not spilled, f"{name}: {spilled}"
 
 
 @pytest.mark.parametrize("isa_type", SETS)

@@ -760,14 +760,23 @@ void test_product(const Kernels& kernels, const Product& product, std::mt19937& 
   for (int64_t m : {8, 11, 13}) {
     test_gemm(kernels, product, Case(m, 1090, 1025, random));
   }
-  // The largest sums: bytes of 255 times weights of -128, which other libraries' checkpoints hold.
+  // The largest sums, and sums of two products: the extreme bytes in every combination. Weights of
+  // -128 are in other libraries' checkpoints.
   Case largest(6, 2, kMaxK, random);
-  largest.q.assign(largest.q.size(), 255);
-  largest.weight.assign(largest.weight.size(), -128);
-  for (int32_t zero_point : {0, 255}) {
-    largest.zero_point.assign(largest.zero_point.size(), zero_point);
-    test_gemm(kernels, product, largest);
+  for (uint8_t q : {0, 255}) {
+    for (int8_t weight : {-128, 127}) {
+      largest.q.assign(largest.q.size(), q);
+      largest.weight.assign(largest.weight.size(), weight);
+      for (int32_t zero_point : {0, 255}) {
+        largest.zero_point.assign(largest.zero_point.size(), zero_point);
+        test_gemm(kernels, product, largest);
+      }
+    }
   }
+  Case extreme(13, 70, 260, random);
+  for (uint8_t& q : extreme.q) q = random() % 2 == 0 ? 0 : 255;
+  for (int8_t& weight : extreme.weight) weight = random() % 2 == 0 ? -128 : 127;
+  test_gemm(kernels, product, extreme);
   for (int64_t k = 0; k < 140; ++k) {
     test_quantize(kernels, product, k, false, 8, random);
     test_quantize(kernels, product, k, true, 8, random);
