@@ -7,9 +7,9 @@
 #pragma once
 
 #include "epilogue.inl.h"
+#include "excess.inl.h"
 #include "kernels.h"
 #include "layout.h"
-#include "staged.h"
 
 namespace dynquant {
 namespace {

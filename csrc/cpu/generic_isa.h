@@ -10,9 +10,9 @@
 //   kGroupBytes      bytes of a row's four k as `stage` lays them and `load_activation` reads them
 //   kOffset          what `stage` takes from each byte
 //   kOneRowFetches   whether a single row fetches its weights ahead
-//   kKeepsWeights    whether weights stay in registers for all rows of a tile; else `dot` reads
-//   them Float Int Mask   registers; Weights Activation, what `dot` takes float part       load
-//   store set mul div add_float sub_float min max is_nan unordered
+//   kKeepsWeights    whether weights stay in registers for all rows of a tile, or `dot` reads them
+//   Float Int Mask   registers; Weights Activation, what `dot` takes
+//   float part       load store set mul div add_float sub_float min max is_nan unordered
 //                    is_negative either any no_mask select with_sign_of magnitude lookup
 //                    round_to_int to_float power_of_two reduce_min reduce_max reduce_add
 //   integer part     load_int store_int set_int add sub mul_int min_int max_int high_byte

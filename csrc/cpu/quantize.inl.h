@@ -2,11 +2,11 @@
 #pragma once
 
 #include "convert.h"
+#include "excess.inl.h"
 #include "kernels.h"
 #include "layout.h"
 #include "qparams.h"
 #include "registers.inl.h"
-#include "staged.h"
 
 namespace dynquant {
 namespace {

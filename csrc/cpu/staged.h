@@ -1,20 +1,10 @@
 // Where staged rows lie, by the layout that their product asks for.
 #pragma once
 
-#include <string.h>
-
 #include "kernels.h"
 #include "layout.h"
 
 namespace dynquant {
-
-// Where products of a row have too much, how much stands behind its groups.
-inline void set_excess(uint8_t* behind, int32_t excess) { memcpy(behind, &excess, sizeof excess); }
-inline int32_t excess_at(const uint8_t* behind) {
-  int32_t excess;
-  memcpy(&excess, behind, sizeof excess);
-  return excess;
-}
 
 // The bytes that each row takes, wherever its tile puts them.
 constexpr int64_t staged_stride(const StagedLayout& layout, int64_t groups) {

@@ -294,8 +294,11 @@ void AttentionCore::attend_rows(const Heads& query, const Heads& key, const Head
   if (integers_) {
     const float one = 1.0f;
     // The panels of the values are as long as there are keys; of a single one less may be read.
-    const int64_t read = d <= kPanelColumns ? s : shape_.keys;
-    if (causal_ && kernels_.sum_columns != nullptr) kernels_.sum_columns(memory.values, d, read);
+    const bool has_one = d <= kPanelColumns;
+    const int64_t read = has_one ? s : shape_.keys;
+    if (causal_ && has_one && kernels_.sum_columns != nullptr) {
+      kernels_.sum_columns(memory.values, d, read);
+    }
     multiply_integers(quantize_scores(product, memory, m, read), Packed{memory.values, d, read},
                       &one, false, memory.results, d);
   } else {
