@@ -76,12 +76,6 @@ struct Avx2 : Ymm {
     int8_t v[kLanes * kGroup];
   };
 
-  static inline Int broadcast(const uint8_t* p) {
-    int32_t bytes;
-    memcpy(&bytes, p, sizeof bytes);
-    return _mm256_set1_epi32(bytes);
-  }
-
   // Gives the sums of the negative ones' magnitudes.
   static inline Int stage_lanes(Int q, uint8_t* staged) {
     const Int a = _mm256_xor_si256(q, _mm256_set1_epi8(-128));

@@ -259,9 +259,10 @@ struct Costs {
   double panel_row;        // the epilogue of one row of one panel
 };
 
-// How the bytes of staged rows lie. A row is a run of groups of four k. Where tile_rows is 1, it
-// lies on its own. Else tile_rows rows share a tile, the rows' next kTileLine bytes one after the
-// other, and a block of them is tile after tile, first along k.
+// How the bytes of staged rows lie. A row is a run of groups of four k, behind which the product
+// may keep what belongs to the row. Where tile_rows is 1, it lies on its own. Else tile_rows rows
+// share a tile, the rows' next kTileLine bytes one after the other, and a block of them is tile
+// after tile, first along k.
 struct StagedLayout {
   int64_t group_bytes;  // for four k of one row
   int64_t tile_rows;

@@ -13,9 +13,6 @@ namespace {
 struct Ymm {
   static constexpr int kLanes = 8;
   static constexpr int kRegisters = 16;
-  static constexpr int kOffset = 0;
-  static constexpr bool kKeepsWeights = true;
-  static constexpr bool kOneRowFetches = false;
 
   using Float = __m256;
   using Int = __m256i;
@@ -43,6 +40,12 @@ struct Ymm {
                      _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
   static inline Float set(float x) { return _mm256_set1_ps(x); }
+  // Four bytes in every lane.
+  static inline Int broadcast(const uint8_t* p) {
+    int32_t bytes;
+    memcpy(&bytes, p, sizeof bytes);
+    return _mm256_set1_epi32(bytes);
+  }
   static inline Float mul(Float a, Float b) { return _mm256_mul_ps(a, b); }
   static inline Float div(Float a, Float b) { return _mm256_div_ps(a, b); }
   static inline Float add_float(Float a, Float b) { return _mm256_add_ps(a, b); }

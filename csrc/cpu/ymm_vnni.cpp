@@ -12,6 +12,9 @@ struct YmmVnni : Ymm {
   static constexpr int kLongTileRows = kTileRows;
   static constexpr int kTemporaries = 0;
   static constexpr int kGroupBytes = kGroup;
+  static constexpr int kOffset = 0;
+  static constexpr bool kKeepsWeights = true;
+  static constexpr bool kOneRowFetches = false;
   // Measured as avx512vnni_ymm on an Intel Cascade Lake of 2.5 GHz, weights in the L2 cache.
   static constexpr Costs kCosts = {0.0065, 0.016, 0.23, 31.0};
   static constexpr Costs kHalfCosts = {0.022, 0.022, 0.0, 6.0};
@@ -25,11 +28,7 @@ struct YmmVnni : Ymm {
   static inline Weights load_weights(const int8_t* p) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   }
-  static inline Activation load_activation(const uint8_t* p) {
-    int32_t group;
-    memcpy(&group, p, sizeof group);
-    return _mm256_set1_epi32(group);
-  }
+  static inline Activation load_activation(const uint8_t* p) { return broadcast(p); }
   static inline Weights keep(Weights w) {
     asm volatile("" : "+x"(w));
     return w;

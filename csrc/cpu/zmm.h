@@ -14,8 +14,6 @@ struct Zmm {
   static constexpr int kLanes = 16;
   static constexpr int kRegisters = 32;
   static constexpr int kOffset = 0;
-  static constexpr bool kKeepsWeights = true;
-  static constexpr bool kOneRowFetches = false;
 
   using Float = __m512;
   using Int = __m512i;

@@ -132,7 +132,11 @@ void AttentionCore::pack(const Memory& memory, int64_t kv_head) const {
   }
   const int8_t* value = reinterpret_cast<const int8_t*>(memory.value.bytes_of(kv_head));
   kernels_.pack_transposed({value, d, s, d, memory.values});
-  if (kernels_.sum_columns != nullptr) kernels_.sum_columns(memory.values, d, s);
+  if (!reads_fewer_keys()) sum_values(memory, s);
+}
+
+void AttentionCore::sum_values(const Memory& memory, int64_t keys) const {
+  if (kernels_.sum_columns != nullptr) kernels_.sum_columns(memory.values, shape_.dim, keys);
 }
 
 void AttentionCore::prepare_floats(const Heads& value, int64_t b, int64_t kv_head,
@@ -293,12 +297,8 @@ void AttentionCore::attend_rows(const Heads& query, const Heads& key, const Head
 
   if (integers_) {
     const float one = 1.0f;
-    // The panels of the values are as long as there are keys; of a single one less may be read.
-    const bool has_one = d <= kPanelColumns;
-    const int64_t read = has_one ? s : shape_.keys;
-    if (causal_ && has_one && kernels_.sum_columns != nullptr) {
-      kernels_.sum_columns(memory.values, d, read);
-    }
+    const int64_t read = reads_fewer_keys() ? s : shape_.keys;
+    if (reads_fewer_keys()) sum_values(memory, read);
     multiply_integers(quantize_scores(product, memory, m, read), Packed{memory.values, d, read},
                       &one, false, memory.results, d);
   } else {

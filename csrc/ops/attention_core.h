@@ -83,6 +83,11 @@ class AttentionCore {
                 int64_t end, bool symmetric, const QuantizedHeads& to) const;
   // Key and value of a quantized key-value head, as weights.
   void pack(const Memory& memory, int64_t kv_head) const;
+  // Whether a block reads the values of its own keys alone. Panels of the values are as long as
+  // there are keys: of a single one less may be read.
+  bool reads_fewer_keys() const { return causal_ && shape_.dim <= kPanelColumns; }
+  // Column sums of the values of the first `keys` keys, where products need them.
+  void sum_values(const Memory& memory, int64_t keys) const;
   void prepare_floats(const Heads& value, int64_t b, int64_t kv_head, const Memory& memory) const;
   StagedRows quantize_scores(const Product& product, const Memory& memory, int64_t m,
                              int64_t k) const;
