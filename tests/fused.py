@@ -1,9 +1,11 @@
 """Fused models and what they are compared with."""
 
 import warnings
+from collections import Counter
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import dynquant
 
@@ -79,3 +81,25 @@ def seen_one_by_one(model):
             if child is not block and not isinstance(child, nn.Dropout):
                 child.register_forward_hook(hook)
     return model
+
+
+class _Counting(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.found = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "dynquant":
+            self.found[function.__name__.partition(".")[0]] += 1
+        return function(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def ops_of(model, **arguments):
+    """How often a call of the model runs each op that takes the place of a block."""
+    with _Counting() as counting:
+        model(**arguments)
+    found, layers = counting.found, len(getattr(getattr(model, "encoder", None), "layer", ()))
+    both = {"attention": found["encoder"] * layers, "feed_forward": found["encoder"] * layers}
+    names = ("attention", "feed_forward", "linear_block")
+    return {name: found[name] + both.get(name, 0) for name in names}

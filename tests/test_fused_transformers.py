@@ -13,6 +13,7 @@ from fused import (
     decibels,
     fused,
     hidden,
+    ops_of,
     randomized,
     seen_one_by_one,
     small,
@@ -37,14 +38,15 @@ DISTILBERT = {
 }
 ENCODERS = {
     **dict.fromkeys(
-        ("Bert", "Roberta", "XLMRoberta", "Camembert", "Electra", "Ernie", "MPNet"),
+        ("Bert", "Roberta", "XLMRoberta", "Camembert", "Electra", "Ernie", "MPNet")
+        + ("Data2VecText", "RoCBert", "LayoutLM", "Splinter"),
         (TEXT, "encoder.layer"),
     ),
-    **dict.fromkeys(("NomicBert", "Gte"), (TEXT, "layers")),
+    **dict.fromkeys(("NomicBert", "Gte", "JinaEmbeddingsV3"), (TEXT, "layers")),
     "DistilBert": (DISTILBERT, "transformer.layer"),
     "ModernBert": ({**TEXT, "global_attn_every_n_layers": 2, "local_attention": 6}, "layers"),
 }
-WHISPER = {
+SEQUENCES = {
     "d_model": 48,
     "encoder_layers": 2,
     "decoder_layers": 2,
@@ -53,13 +55,14 @@ WHISPER = {
     "encoder_ffn_dim": 80,
     "decoder_ffn_dim": 80,
     "vocab_size": 99,
-    "max_source_positions": 20,
-    "num_mel_bins": 8,
+    "max_position_embeddings": 40,
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
     "decoder_start_token_id": 1,
+    "forced_eos_token_id": 2,
 }
+WHISPER = {**SEQUENCES, "max_source_positions": 20, "num_mel_bins": 8}
 T5 = {"d_model": 48, "d_kv": 12, "d_ff": 80, "num_layers": 2, "num_heads": 4, "vocab_size": 99}
 GPT2 = {"n_embd": 48, "n_layer": 2, "n_head": 4, "vocab_size": 99, "n_positions": 40}
 
@@ -71,16 +74,67 @@ def floats(*shape):
 PIXELS = {"pixel_values": floats(2, 3, 16, 16)}
 TOKENS = {"input_ids": IDS, "attention_mask": MASK}
 SPEECH = {"input_features": floats(2, 8, 40), "decoder_input_ids": IDS, "use_cache": False}
-# The config of each model, the names of its blocks, and what it is called with.
+TRANSLATED = {**TOKENS, "decoder_input_ids": IDS, "use_cache": False}
+# Layers with norms behind, and with norms in front.
+WAV2VEC2 = {
+    **TEXT,
+    "conv_dim": (16, 16),
+    "conv_kernel": (3, 3),
+    "conv_stride": (2, 2),
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 4,
+}
+STABLE = {**WAV2VEC2, "do_stable_layer_norm": True, "feat_extract_norm": "layer"}
+HEARD = {
+    "input_values": floats(2, 90),
+    "attention_mask": (torch.arange(90) < torch.tensor([[90], [50]])).long(),
+}
+OPT = {**TEXT, "ffn_dim": 80, "word_embed_proj_dim": 48}
+DECODERS = ["decoder.layers.0", "decoder.layers.1"]
+
+
+def _layers(path, part=""):
+    return [f"{path}.{index}{part}" for index in (0, 1)]
+
+
+BOTH = _layers("encoder.layers")
+# The config of each model, the names of its blocks, what it is called with, and how many
+# attentions, feed-forward blocks and linear blocks then run as ops.
 OTHERS = {
-    "ViT": (IMAGE, ["layers.0", "layers.1", "pooler"], PIXELS),
-    "CLIPVision": (IMAGE, ["encoder.layers.0", "encoder.layers.1"], PIXELS),
-    "CLIPText": (TEXT | {"eos_token_id": 2}, ["encoder.layers.0", "encoder.layers.1"], TOKENS),
-    "Whisper": (WHISPER, ["encoder.layers.0", "encoder.layers.1"], SPEECH),
-    "GPT2": (GPT2, ["h.0.mlp", "h.1.mlp"], {"input_ids": IDS}),
+    "ViT": (IMAGE, [*_layers("layers"), "pooler"], PIXELS, (2, 2, 1)),
+    "DeiT": (IMAGE, [*_layers("layers"), "pooler"], PIXELS, (2, 2, 1)),
+    "Dinov2": (IMAGE, _layers("encoder.layer", ".mlp"), PIXELS, (0, 2, 0)),
+    "CLIPVision": (IMAGE, BOTH, PIXELS, (2, 2, 0)),
+    "SiglipVision": (IMAGE, [*BOTH, "head.attention", "head.mlp"], PIXELS, (2, 3, 0)),
+    "CLIPText": (TEXT | {"eos_token_id": 2}, BOTH, TOKENS, (2, 2, 0)),
+    "Wav2Vec2": (WAV2VEC2, BOTH, HEARD, (2, 2, 0)),
+    "Hubert": (STABLE, BOTH, HEARD, (2, 2, 0)),
+    "WavLM": (WAV2VEC2, _layers("encoder.layers", ".feed_forward"), HEARD, (0, 2, 0)),
+    # Attention to a second sequence is of the class of the others, and stays as it is.
+    **{
+        name: (
+            config,
+            BOTH
+            + DECODERS
+            + _layers("decoder.layers", ".self_attn")
+            + _layers("decoder.layers", ".encoder_attn"),
+            arguments,
+            (4, 4, 0),
+        )
+        for name, config, arguments in (
+            ("Whisper", WHISPER, SPEECH),
+            ("Bart", SEQUENCES, TRANSLATED),
+            ("Marian", SEQUENCES, TRANSLATED),
+            ("MBart", SEQUENCES, TRANSLATED),
+            ("M2M100", SEQUENCES, TRANSLATED),
+        )
+    },
+    "OPT": (OPT, DECODERS, TOKENS, (0, 2, 0)),
+    "GPT2": (GPT2, _layers("h", ".mlp"), {"input_ids": IDS}, (0, 2, 0)),
+    "GPTNeoX": (TEXT, _layers("layers", ".mlp"), TOKENS, (0, 2, 0)),
     **dict.fromkeys(
-        ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "SmolLM3"),
-        (DECODER, ["layers.0.mlp", "layers.1.mlp"], TOKENS),
+        ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "SmolLM3", "Phi3", "Granite"),
+        (DECODER, _layers("layers", ".mlp"), TOKENS, (0, 2, 0)),
     ),
 }
 
@@ -102,6 +156,8 @@ class TestEncoders:
         if getattr(model, "pooler", None) is not None:
             blocks["pooler"] = ""
         assert dynquant.fused_blocks(model) == blocks
+        counts = {"attention": 2, "feed_forward": 2, "linear_block": len(blocks) - 2}
+        assert ops_of(model, **TOKENS) == counts
 
     def test_padded_batch(self, encoder):
         quantized, model, _ = encoder
@@ -132,10 +188,11 @@ class TestEncoders:
 @pytest.mark.parametrize("name", OTHERS)
 class TestOthers:
     def test_blocks(self, name):
-        config, blocks, arguments = OTHERS[name]
+        config, blocks, arguments, counts = OTHERS[name]
         quantized, model = fused(small(name, config))
         found = dynquant.fused_blocks(model)
         assert found == dict.fromkeys(blocks, "")
+        assert tuple(ops_of(model, **arguments).values()) == counts
         with torch.no_grad():
             result = first(model(**arguments))
             assert decibels(result, first(quantized(**arguments))) > 25

@@ -1,12 +1,23 @@
 """What an architecture calls its parts: data, one Adapter for each class of block."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from torch import nn
 
 
+class _Names:
+    """Names of attributes of a block, and what else is told of them."""
+
+    NOT_NAMES: frozenset[str] = frozenset()
+
+    def names(self) -> list[str]:
+        """Those that are given."""
+        found = (getattr(self, one.name) for one in fields(self) if one.name not in self.NOT_NAMES)
+        return [name for name in found if name]
+
+
 @dataclass(frozen=True)
-class Attention:
+class Attention(_Names):
     """Self-attention: output(softmax(q k' / sqrt(head_dim) + mask) v), by names in the block.
 
     Args:
@@ -36,7 +47,7 @@ class Attention:
 
 
 @dataclass(frozen=True)
-class FeedForward:
+class FeedForward(_Names):
     """down(activation(up(x))), or down(activation(gate(x)) * up(x)), by names in the block.
 
     Args:
@@ -45,6 +56,8 @@ class FeedForward:
         split: where `up` has the rows of both: "gate_first" or "up_first".
         norm: the norm before (norm_first) or after it, if any.
     """
+
+    NOT_NAMES: frozenset[str] = frozenset({"split"})
 
     up: str
     down: str
@@ -61,7 +74,7 @@ class FeedForward:
 
 
 @dataclass(frozen=True)
-class LinearBlock:
+class LinearBlock(_Names):
     """residual + activation(linear(x)), by names in the block.
 
     Args:
@@ -71,6 +84,8 @@ class LinearBlock:
         residual: the argument of forward with what is added, where that is not the input.
         first_token: of the input [batch, length, features], only [:, 0] is taken, as poolers do.
     """
+
+    NOT_NAMES: frozenset[str] = frozenset({"residual", "first_token"})
 
     linear: str
     activation: str | None = None
@@ -90,6 +105,9 @@ class Adapter:
             [batch, length, features], or [..., features] where there is no attention.
         attention, feed_forward: what forward computes, in this order.
         linear_block: what forward computes where it has one linear layer, without these.
+        inline: that forward computes more than the feed-forward block, which is all that is named
+            here: it calls up, the activation and down, one after the other, and these calls run as
+            one op.
         residual: whether each of them adds its input.
         norm_first: whether each norm is applied to the input (True) or to the result (False); a
             name for an attribute that tells.
@@ -99,7 +117,7 @@ class Adapter:
         rotary: the argument with the cosines and sines of rotary position embeddings.
         ignored: arguments that change nothing.
         result: "tensor"; "tuple" for (result,); "weights" for (result, None).
-        whole: an attribute that has to be 0, as chunk_size_feed_forward.
+        whole: an attribute that has to be 0 or None, as chunk_size_feed_forward.
         family: how the arguments are read: "transformers", "torch_layer" or "torch_attention".
     """
 
@@ -107,6 +125,7 @@ class Adapter:
     attention: Attention | None = None
     feed_forward: FeedForward | None = None
     linear_block: LinearBlock | None = None
+    inline: bool = False
     residual: bool = False
     norm_first: bool | str = False
     mask: str | None = None
@@ -123,6 +142,8 @@ class Adapter:
             raise ValueError(
                 "an Adapter needs attention or feed_forward, or both, or linear_block alone"
             )
+        if self.inline:
+            self._check_inline()
         if not self.arguments:
             raise ValueError("arguments is empty; the first names the input of forward")
         for name, allowed in (("result", RESULTS), ("family", FAMILIES)):
@@ -130,6 +151,20 @@ class Adapter:
                 raise ValueError(
                     f"{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}"
                 )
+
+    def _check_inline(self):
+        block = self.feed_forward
+        if self.attention is not None or block is None or self.residual or block.norm:
+            raise ValueError("inline: it goes with feed_forward alone, without norm and residual")
+        if block.gate or block.split or any("." in name for name in block.names()):
+            raise ValueError("inline: up, activation and down are attributes of the block itself")
+
+    def names(self) -> list[str]:
+        """The attributes of a block that it names, with dots where they lie deeper."""
+        parts = (self.attention, self.feed_forward, self.linear_block)
+        found = [name for part in parts if part is not None for name in part.names()]
+        own = (self.whole, self.norm_first)
+        return found + [name for name in own if name and isinstance(name, str)]
 
 
 SPLITS = (None, "gate_first", "up_first")
@@ -144,8 +179,9 @@ def register(block: type | str, adapter: Adapter, replace: bool = False) -> None
     """Makes dynquant.fuse know a class of blocks.
 
     Args:
-        block: the class (an nn.Module), or its full name "module.Class". Classes that derive from
-            it are not fused.
+        block: the class (an nn.Module), or its full name "module.Class". Classes that run the same
+            code, as libraries copy it from one to another, are known by it as well; those that run
+            other code are not, even where they derive from it.
         adapter: what its parts are called.
         replace: allows an adapter to take the place of another.
 
@@ -168,5 +204,20 @@ def name_of(block: type) -> str:
     return f"{block.__module__}.{block.__qualname__}"
 
 
-def adapter_for(block: type) -> Adapter | None:
-    return _ADAPTERS.get(name_of(block))
+def adapter_named(name: str) -> Adapter:
+    """The one that is registered for the class of that full name.
+
+    Raises:
+        LookupError: where there is none.
+    """
+    if name not in _ADAPTERS:
+        raise LookupError(
+            f"no adapter for {name}: dynquant.fused.register it, or import what registers it, "
+            "before a model that was fused with it is used"
+        )
+    return _ADAPTERS[name]
+
+
+def registered() -> dict[str, Adapter]:
+    """By the full names of their classes."""
+    return _ADAPTERS

@@ -1,7 +1,9 @@
 """The architectures that are known: nn.TransformerEncoderLayer, and those of transformers.
 
-Their names are those of transformers 5.24 and torch 2.10 to 2.13; an older or newer version whose
-blocks have other parts, or call them otherwise, is found out when a block is fused, and left alone.
+A block that transformers copies from model to model stands here once: classes that run its code
+are known by it (known.py). Names are those of transformers 5.24 and torch 2.10 to 2.13; an older or
+newer version whose blocks have other parts, or call them otherwise, is found out when a block is
+fused, and left alone.
 """
 
 import dataclasses
@@ -29,56 +31,49 @@ def _linear_block(names, argument="hidden_states", **more):
     _register(names, Adapter(arguments=arguments, linear_block=block))
 
 
-def _bert(model, prefix):
-    """Post-norm layers, with the names that BERT has for them, and all that was copied from it."""
-    core = {"query": "query", "key": "key", "value": "value", "head_dim": "attention_head_size"}
-    layer = Adapter(
-        arguments=(*_MASKED, "encoder_hidden_states", "encoder_attention_mask", "cache"),
-        attention=Attention(
-            **{key: f"attention.self.{name}" for key, name in core.items()},
-            core="attention.self",
-            output="attention.output.dense",
-            norm="attention.output.LayerNorm",
-        ),
-        feed_forward=FeedForward(
-            up="intermediate.dense",
-            activation="intermediate.intermediate_act_fn",
-            down="output.dense",
-            norm="output.LayerNorm",
-        ),
-        residual=True,
-        mask="attention_mask",
-        ignored=_NOT_READ,
-        whole="chunk_size_feed_forward",
-    )
-    _register(_of(model, f"{prefix}Layer"), layer)
-    attention = Adapter(
-        arguments=(*_MASKED, "cache"),
-        attention=Attention(**core),
-        mask="attention_mask",
-        ignored=_NOT_READ,
-        result="weights",
-    )
-    _register(_of(model, f"{prefix}SelfAttention"), attention)
-    # What a layer is made of, for one that is not fused as a whole: with a cache, say.
-    _linear_block(_of(model, f"{prefix}Intermediate"), activation="intermediate_act_fn")
-    ends = _of(model, f"{prefix}SelfOutput", f"{prefix}Output")
-    _linear_block(ends, norm="LayerNorm", residual="input_tensor")
-
-
-for _model, _prefix in (
-    ("bert", "Bert"),
-    ("roberta", "Roberta"),
-    ("xlm_roberta", "XLMRoberta"),
-    ("camembert", "Camembert"),
-    ("electra", "Electra"),
-    ("ernie", "Ernie"),
-):
-    _bert(_model, _prefix)
+# Post-norm layers with the names that BERT has for them; LayoutLM's have no cache.
+_bert_core = {"query": "query", "key": "key", "value": "value", "head_dim": "attention_head_size"}
+_bert_layer = Adapter(
+    arguments=_MASKED,
+    attention=Attention(
+        **{key: f"attention.self.{name}" for key, name in _bert_core.items()},
+        core="attention.self",
+        output="attention.output.dense",
+        norm="attention.output.LayerNorm",
+    ),
+    feed_forward=FeedForward(
+        up="intermediate.dense",
+        activation="intermediate.intermediate_act_fn",
+        down="output.dense",
+        norm="output.LayerNorm",
+    ),
+    residual=True,
+    mask="attention_mask",
+    ignored=_NOT_READ,
+    whole="chunk_size_feed_forward",
+)
+_bert_attention = Adapter(
+    arguments=_MASKED,
+    attention=Attention(**_bert_core),
+    mask="attention_mask",
+    ignored=_NOT_READ,
+    result="weights",
+)
+_register(_of("layoutlm", "LayoutLMLayer"), _bert_layer)
+_register(_of("layoutlm", "LayoutLMSelfAttention"), _bert_attention)
+_cached = (*_MASKED, "encoder_hidden_states", "encoder_attention_mask", "cache")
+_register(_of("bert", "BertLayer"), dataclasses.replace(_bert_layer, arguments=_cached))
+_register(
+    _of("bert", "BertSelfAttention"),
+    dataclasses.replace(_bert_attention, arguments=(*_MASKED, "cache")),
+)
+# What a layer is made of, for one that is not fused as a whole: with a cache, say.
+_linear_block(_of("bert", "BertIntermediate"), activation="intermediate_act_fn")
+_linear_block(_of("bert", "BertSelfOutput"), norm="LayerNorm", residual="input_tensor")
+_linear_block(_of("bert", "BertPooler"), activation="activation", first_token=True)
 
 for _model, _name, _norm in (
     ("bert", "BertPredictionHeadTransform", "LayerNorm"),
-    ("ernie", "ErniePredictionHeadTransform", "LayerNorm"),
     ("nomic_bert", "NomicBertPredictionHeadTransform", "layer_norm"),
 ):
     _linear_block(_of(_model, _name), activation="transform_act_fn", norm=_norm)
@@ -89,18 +84,6 @@ _linear_block(
     norm="LayerNorm",
 )
 _linear_block(_of("modernbert", "ModernBertPredictionHead"), activation="act", norm="norm")
-for _model, _name in (
-    ("bert", "BertPooler"),
-    ("roberta", "RobertaPooler"),
-    ("xlm_roberta", "XLMRobertaPooler"),
-    ("camembert", "CamembertPooler"),
-    ("ernie", "ErniePooler"),
-    ("mpnet", "MPNetPooler"),
-    ("nomic_bert", "NomicBertPooler"),
-    ("gte", "GtePooler"),
-    ("vit", "ViTPooler"),
-):
-    _linear_block(_of(_model, _name), activation="activation", first_token=True)
 
 
 def _attention_module(names, attention, **more):
@@ -178,39 +161,52 @@ _layer(
     result="tuple",
 )
 
-# Gated feed-forward blocks by the names of Llama; the layers around them have caches.
+# Feed-forward blocks of their own; the layers around them have caches, or are known below.
 _gated = FeedForward(up="up_proj", gate="gate_proj", activation="act_fn", down="down_proj")
-for _model, _name in (
-    ("llama", "LlamaMLP"),
-    ("mistral", "MistralMLP"),
-    ("qwen2", "Qwen2MLP"),
-    ("qwen3", "Qwen3MLP"),
-    ("gemma", "GemmaMLP"),
-    ("gemma2", "Gemma2MLP"),
-    ("gemma3", "Gemma3MLP"),
-    ("smollm3", "SmolLM3MLP"),
-    ("nomic_bert", "NomicBertMLP"),
-    ("gte", "GteMLP"),
-):
-    _mlp(_of(_model, _name), _gated, "x")
+_plain = FeedForward(up="fc1", activation="activation_fn", down="fc2")
+_mlp(_of("llama", "LlamaMLP") + _of("gte", "GteMLP"), _gated, "x")
+_mlp(_of("qwen2_5_vl", "Qwen2_5_VLMLP"), _gated, "hidden_state")
+_mlp(
+    _of("phi3", "Phi3MLP"),
+    FeedForward(
+        up="gate_up_proj", split="gate_first", activation="activation_fn", down="down_proj"
+    ),
+)
+_mlp(_of("dinov3_vit", "DINOv3ViTMLP"), FeedForward("up_proj", "down_proj", "act_fn"), "x")
+_mlp(_of("clip", "CLIPMLP") + _of("detr", "DetrMLP"), _plain)
+_mlp(
+    _of("gpt_neox", "GPTNeoXMLP"),
+    FeedForward(up="dense_h_to_4h", activation="act", down="dense_4h_to_h"),
+)
+_mlp(_of("gpt2", "GPT2MLP"), FeedForward(up="c_fc", activation="act", down="c_proj"))
+_t5 = FeedForward(up="wi", activation="act", down="wo")
+_t5_gated = FeedForward(up="wi_1", gate="wi_0", activation="act", down="wo")
+_mlp(_of("t5", "T5DenseActDense"), _t5)
+_mlp(_of("t5", "T5DenseGatedActDense"), _t5_gated)
+_wav2vec2 = FeedForward(
+    up="intermediate_dense", activation="intermediate_act_fn", down="output_dense"
+)
+_mlp(_of("wav2vec2", "Wav2Vec2FeedForward"), _wav2vec2)
 
 _rotary = {
     "arguments": (*_MASKED, "position_embeddings"),
     "rotary": "position_embeddings",
 }
-for _model, _prefix in (("nomic_bert", "NomicBert"), ("gte", "Gte")):
+for _model, _prefix, _names in (
+    ("nomic_bert", "NomicBert", _gated),
+    ("gte", "Gte", _gated),
+    ("jina_embeddings_v3", "JinaEmbeddingsV3", _plain),
+):
     _attention_module(_of(_model, f"{_prefix}Attention"), _projections("o_proj"), **_rotary)
     _layer(
         _of(_model, f"{_prefix}Layer"),
         _within(
             "self_attn", _projections("o_proj"), core="self_attn", norm="post_attention_layernorm"
         ),
-        _within("mlp", _gated, norm="post_mlp_layernorm"),
+        _within("mlp", _names, norm="post_mlp_layernorm"),
         **_rotary,
     )
 
-_plain = FeedForward(up="fc1", activation="activation_fn", down="fc2")
-_mlp(_of("vit", "ViTMLP") + _of("clip", "CLIPMLP"), _plain)
 _attention_module(_of("vit", "ViTAttention"), _projections("o_proj"))
 _layer(
     _of("vit", "ViTLayer"),
@@ -218,18 +214,58 @@ _layer(
     _within("mlp", _plain, norm="layernorm_after"),
     norm_first=True,
 )
-_attention_module(_of("clip", "CLIPAttention"), _projections("out_proj"))
-_layer(
-    _of("clip", "CLIPEncoderLayer"),
-    _within("self_attn", _projections("out_proj"), core="self_attn", norm="layer_norm1"),
-    _within("mlp", _plain, norm="layer_norm2"),
-    norm_first=True,
-)
-_layer(
-    _of("whisper", "WhisperEncoderLayer"),
-    _within("self_attn", _projections("out_proj"), core="self_attn", norm="self_attn_layer_norm"),
-    dataclasses.replace(_plain, norm="final_layer_norm"),
-    norm_first=True,
+for _model, _prefix in (("clip", "CLIP"), ("siglip", "Siglip")):
+    _attention_module(_of(_model, f"{_prefix}Attention"), _projections("out_proj"))
+    _layer(
+        _of(_model, f"{_prefix}EncoderLayer"),
+        _within("self_attn", _projections("out_proj"), core="self_attn", norm="layer_norm1"),
+        _within("mlp", _plain, norm="layer_norm2"),
+        norm_first=True,
+    )
+
+# Encoders of speech and of sequence-to-sequence models. Their attention may also be given a second
+# sequence.
+for _model, _prefix, _more in (
+    ("whisper", "Whisper", ("cache", "attention_mask", "output_attentions")),
+    ("bart", "Bart", ("cache", "attention_mask")),
+    ("wav2vec2", "Wav2Vec2", ("attention_mask", "output_attentions")),
+):
+    _attention_module(
+        _of(_model, f"{_prefix}Attention"),
+        _projections("out_proj"),
+        arguments=("hidden_states", "key_value_states", *_more),
+    )
+for _names, _norm_first in (
+    (_of("whisper", "WhisperEncoderLayer"), True),
+    (_of("mbart", "MBartEncoderLayer"), True),
+    (_of("bart", "BartEncoderLayer"), False),
+):
+    _layer(
+        _names,
+        _within(
+            "self_attn", _projections("out_proj"), core="self_attn", norm="self_attn_layer_norm"
+        ),
+        dataclasses.replace(_plain, norm="final_layer_norm"),
+        norm_first=_norm_first,
+    )
+for _name, _norm_first, _whole in (
+    ("Wav2Vec2EncoderLayer", False, None),
+    ("Wav2Vec2EncoderLayerStableLayerNorm", True, "adapter_layer"),
+):
+    _layer(
+        _of("wav2vec2", _name),
+        _within("attention", _projections("out_proj"), core="attention", norm="layer_norm"),
+        _within("feed_forward", _wav2vec2, norm="final_layer_norm"),
+        norm_first=_norm_first,
+        whole=_whole,
+    )
+# Their decoders, and OPT's.
+_register(
+    _of("whisper", "WhisperDecoderLayer")
+    + _of("mbart", "MBartDecoderLayer")
+    + _of("bart", "BartDecoderLayer")
+    + _of("opt", "OPTDecoderLayer"),
+    Adapter(arguments=("hidden_states",), feed_forward=_plain, inline=True),
 )
 
 _modernbert = Attention("Wqkv", None, None, "head_dim", "Wo", dropout="out_drop")
@@ -248,13 +284,6 @@ _layer(
     norm_first=True,
     **_rotary,
 )
-
-_mlp(_of("gpt2", "GPT2MLP"), FeedForward(up="c_fc", activation="act", down="c_proj"))
-
-_t5 = FeedForward(up="wi", activation="act", down="wo")
-_t5_gated = FeedForward(up="wi_1", gate="wi_0", activation="act", down="wo")
-_mlp(_of("t5", "T5DenseActDense"), _t5)
-_mlp(_of("t5", "T5DenseGatedActDense"), _t5_gated)
 
 _torch = Attention("q_proj", "k_proj", "v_proj", "head_dim", "out_proj")
 register(

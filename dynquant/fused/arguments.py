@@ -5,6 +5,9 @@ from typing import NamedTuple
 import torch
 
 _IMPLEMENTATIONS = ("sdpa", "eager")  # of transformers: masks are bool, or added to the scores
+# Models of transformers hand all that they are called with down to their layers. A cache itself
+# comes as an argument of its own, and what is returned besides is collected by hooks.
+_FOR_THE_MODEL = frozenset({"use_cache", "return_dict", "output_hidden_states"})
 
 
 class Call(NamedTuple):
@@ -51,7 +54,7 @@ def of_transformers(parts, args, kwargs):
             x = value
         elif name == "is_causal" and value is not None:
             read[name] = value
-        elif value is None or value is False or name in adapter.ignored:
+        elif value is None or value is False or name in _FOR_THE_MODEL | adapter.ignored:
             continue
         elif name in (adapter.mask, adapter.bias, adapter.rotary, added):
             read[name] = value

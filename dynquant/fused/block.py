@@ -7,7 +7,6 @@ from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from dynquant.fused import calls
-from dynquant.fused.adapters import adapter_for
 from dynquant.fused.arguments import READERS
 from dynquant.fused.classes import Swapped
 from dynquant.fused.functions import runs_as_op
@@ -17,7 +16,10 @@ from dynquant.fused.plan import Plan, holds
 
 
 class FusedBlock(Swapped):
-    """A block of a known architecture. Its one setting: how the attention computes."""
+    """A block of a known architecture.
+
+    Its settings: how the attention computes, and the name that its adapter is registered for.
+    """
 
     def forward(self, *args, **kwargs):
         parts, plan = self._current_plan()
@@ -27,7 +29,7 @@ class FusedBlock(Swapped):
         if call is None or not runs_as_op(call.x, lambda: (call.residual, *parts.parameters())):
             return super().forward(*args, **kwargs)
         if plan is not None and not _has_any_global_hook():
-            result = compute(parts, plan, call, *self._settings)
+            result = compute(parts, plan, call, self._settings[0])
         elif parts.can_call_linears() and not _trains(parts.linears):
             result = call.restored(calls.attention_in_parts(parts, call, self._integers()))
         else:
@@ -67,7 +69,7 @@ class FusedBlock(Swapped):
         if parts is not None and parts.hold():
             return parts
         kinds = None if parts is None else parts.kinds
-        parts = self.__dict__["_parts"] = Parts(self, adapter_for(self._base), kinds)
+        parts = self.__dict__["_parts"] = Parts(self, self._settings[1], kinds)
         return parts
 
     def _integers(self):

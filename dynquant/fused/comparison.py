@@ -2,8 +2,10 @@
 
 import torch
 
+from dynquant.fused import inline
 from dynquant.fused.arguments import READERS
 from dynquant.fused.block import compute
+from dynquant.fused.classes import base_of
 from dynquant.fused.plan import Plan
 
 # Below it a block computes something else than its adapter says. Bytes that round otherwise leave
@@ -37,21 +39,42 @@ def difference(module, parts, attention):
     if elsewhere := _elsewhere(next(iter(parts.linears.values()))):
         return elsewhere
     for what, kwargs in _samples(parts):
+        if parts.adapter.inline:
+            return _inline_difference(module, parts, what, kwargs)
         try:
-            expected = module.forward(**kwargs)
+            expected = _first(module.forward(**kwargs))
         except Exception as error:
             return f"could not be compared: {type(error).__name__}: {error}"
-        if not isinstance(expected, torch.Tensor):
-            expected = expected[0]
         call = READERS[parts.adapter.family](parts, (), kwargs)
         if call is None:
             return f"could not be compared: {what} is not what its ops take"
-        for kind in {"float", attention} if parts.attention else {attention}:
+        for kind in {"float", attention} if parts.attention else {"float"}:
             if differs := _differs(
                 compute(parts, Plan(module, parts), call, kind), expected, kind, what
             ):
                 return differs
     return ""
+
+
+def _inline_difference(module, parts, what, kwargs):
+    called = []
+    block = parts.feed_forward.up, parts.feed_forward.function, parts.feed_forward.down
+    hooks = [one.register_forward_hook(lambda seen, *_: called.append(seen)) for one in block]
+    try:
+        expected = _first(module.forward(**kwargs))
+    except Exception as error:
+        return f"could not be compared: {type(error).__name__}: {error}"
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if tuple(called) != block:
+        return "differs: it does not call up, activation and down once, in this order"
+    found = inline.run(module, base_of(type(module)), parts, Plan(module, parts), **kwargs)
+    return _differs(_first(found), expected, "float", what)
+
+
+def _first(result):
+    return result if isinstance(result, torch.Tensor) else result[0]
 
 
 def _elsewhere(linear):

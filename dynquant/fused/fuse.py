@@ -5,12 +5,13 @@ import warnings
 
 from torch import nn
 
-from dynquant.fused.adapters import adapter_for
 from dynquant.fused.block import FusedBlock, FusedTorchLayer
-from dynquant.fused.classes import base_of, swap_class
+from dynquant.fused.classes import swap_class
 from dynquant.fused.comparison import LEAST_DB, chain_difference, difference
 from dynquant.fused.embeddings import FusedEmbeddings, sum_names
 from dynquant.fused.functions import FusedActivation, FusedNorm
+from dynquant.fused.inline import FusedInline
+from dynquant.fused.known import known_as
 from dynquant.fused.models import FusedModel, is_known
 from dynquant.fused.parts import Parts
 from dynquant.fused.sequential import Chain, FusedSequential, chain_of
@@ -69,8 +70,7 @@ def _fuse(model, attention):
         if isinstance(parts, Chain):
             swap_class(block, FusedSequential)
         else:
-            of_torch = parts.adapter.family == "torch_layer"
-            swap_class(block, FusedTorchLayer if of_torch else FusedBlock, attention)
+            swap_class(block, _kind_of(parts.adapter), attention, parts.known_as)
         _run_functions_as_ops(parts)
     for module in list(model.modules()) if whole else ():
         names = sum_names(module)
@@ -82,11 +82,17 @@ def _fuse(model, attention):
     _warn(blocks, reasons)
 
 
+def _kind_of(adapter):
+    if adapter.inline:
+        return FusedInline
+    return FusedTorchLayer if adapter.family == "torch_layer" else FusedBlock
+
+
 def _blocks_of(model):
     """(name, (block, its Parts or Chain)) of each block that is known."""
     for name, block in model.named_modules():
-        adapter = adapter_for(base_of(type(block)))
-        parts = chain_of(block) if adapter is None else Parts(block, adapter)
+        known = known_as(block)
+        parts = chain_of(block) if known is None else Parts(block, known)
         if parts is not None:
             yield name, (block, parts)
 
@@ -122,18 +128,17 @@ def _warn(blocks, reasons):
 def fused_blocks(model: nn.Module) -> dict[str, str]:
     """What stands against running each known block of `model` fused, by its name: "" for nothing.
 
-    Blocks inside one that is fused are left out.
+    Blocks inside one that runs as ops as a whole are left out.
     """
     found: dict[str, str] = {}
+    whole: list[str] = []
     for name, (block, parts) in _blocks_of(model):
-        inside = any(
-            not why and (outer == "" or name.startswith(f"{outer}."))
-            for outer, why in found.items()
-        )
-        if inside:
+        if any(outer == "" or name.startswith(f"{outer}.") for outer in whole):
             continue
         if isinstance(block, FusedBlock | FusedSequential):
             found[name] = block.why_not()
         else:
             found[name] = _why_not(block, parts, "float") or "not fused yet"
+        if not found[name] and not isinstance(block, FusedInline):
+            whole.append(name)
     return found

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from dynquant import nn as quantized
+from dynquant.fused.adapters import adapter_named
 from dynquant.fused.functions import Norm, activation_of, norm_of
 from dynquant.fused.hooks import first_disturbance
 
@@ -51,11 +52,12 @@ class Parts:
 
     Args:
         module: the block.
-        adapter: its Adapter.
+        known_as: the name that its Adapter is registered for.
         kinds: by name, the types that its submodules had when it was fused; None for those that
             they have now.
 
     Attributes:
+        adapter: its Adapter.
         attention, feed_forward, linear_block: as the adapter has them, whatever their linear layers
             are; None where anything else is missing.
         linears: the linear layers of them, by name.
@@ -65,8 +67,9 @@ class Parts:
         heads, kv_heads: of the attention.
     """
 
-    def __init__(self, module, adapter, kinds=None):
-        self.adapter = adapter
+    def __init__(self, module, known_as, kinds=None):
+        self.known_as = known_as
+        self.adapter = adapter_named(known_as)
         self.attention = self.feed_forward = self.linear_block = None
         self.linears = {}
         self.obstacle = ""

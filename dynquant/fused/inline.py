@@ -1,0 +1,55 @@
+"""A layer that runs its own forward, in which the feed-forward block is one op."""
+
+import torch
+from torch.nn.modules.module import _has_any_global_hook
+
+from dynquant.fused import calls
+from dynquant.fused.block import FusedBlock
+from dynquant.fused.functions import runs_as_op
+
+
+class FusedInline(FusedBlock):
+    """A layer whose adapter is `inline`: a decoder's, with a cache and a second sequence."""
+
+    def forward(self, *args, **kwargs):
+        parts, plan = self._current_plan()
+        as_written = self.training or _has_any_global_hook() or torch.compiler.is_compiling()
+        if plan is None or as_written:
+            return self._base.forward(self, *args, **kwargs)
+        return run(self, self._base, parts, plan, *args, **kwargs)
+
+
+def run(layer, base, parts, plan, *args, **kwargs):
+    """The forward of `base`, with one op for the feed-forward block of `layer`.
+
+    Args:
+        parts: of the layer, with its Plan.
+    """
+    names, found = parts.adapter.feed_forward, parts.feed_forward
+
+    def whole(x):
+        if runs_as_op(x):
+            return calls.feed_forward(plan.feed_forward, x)
+        return found.down(found.function(found.up(x)))
+
+    instead = {names.up: whole, names.activation: _unchanged, names.down: _unchanged}
+    return base.forward(_AsSeen(layer, instead), *args, **kwargs)
+
+
+def _unchanged(x):
+    return x
+
+
+class _AsSeen:
+    """A module as its forward sees it, with something else under some of its names."""
+
+    forward = None  # what wraps a forward compares it with that of the type
+
+    def __init__(self, module, instead):
+        self.__dict__.update(instead, _module=module)
+
+    def __getattr__(self, name):
+        return getattr(self._module, name)
+
+    def __setattr__(self, name, value):
+        setattr(self._module, name, value)

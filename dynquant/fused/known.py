@@ -1,0 +1,94 @@
+"""Which registered class a block is of: its own, or one whose code it runs."""
+
+import importlib
+import os
+import sys
+
+from torch import nn
+
+from dynquant.fused.adapters import name_of, registered
+from dynquant.fused.alike import runs_the_same
+from dynquant.fused.classes import base_of
+
+_NEUTRAL = (nn.Dropout, nn.Identity)  # in eval mode
+_MISSING = object()
+
+
+def known_as(block: nn.Module) -> str | None:
+    """The full name of the class under which an adapter is registered for a block, or None."""
+    kind = base_of(type(block))
+    adapters, own = registered(), name_of(kind)
+    if own in adapters:
+        return own
+    if not block._modules or kind.__module__.startswith("torch.nn."):
+        return None
+    alike = (name for name, adapter in adapters.items() if _is_alike(block, kind, name, adapter))
+    return next(alike, None)
+
+
+def _is_alike(block, kind, name, adapter):
+    """Whether the block runs the code of the class `name`, and what it calls does as well."""
+    parts = {path: _at(block, path) for path in adapter.names()}
+    if adapter.family != "transformers" or _MISSING in parts.values():
+        return False
+    known = _class_of(name)
+    if known is None or not runs_the_same(kind, known):
+        return False
+    return adapter.inline or _has_alike_inside(block, kind, known, adapter, parts)
+
+
+def _has_alike_inside(block, kind, known, adapter, parts):
+    """The same of the modules inside it, but for those that the adapter names.
+
+    These are looked at where the block is fused.
+    """
+    core = adapter.attention and adapter.attention.core
+    named = {path for path, part in parts.items() if isinstance(part, nn.Module) and path != core}
+    holders = {path.rpartition(".")[0] for path in named}
+    for path, module in block.named_modules():
+        if path == "" or type(module) in _NEUTRAL or _is_within(path, named):
+            continue
+        beside = path.rpartition(".")[0] not in holders
+        if not (beside and not module._modules) and not _has_twin(module, kind, known):
+            return False
+    return True
+
+
+def _is_within(path, named):
+    return any(path == name or path.startswith(f"{name}.") for name in named)
+
+
+def _has_twin(module, kind, known):
+    """Whether the library of `known` has a class for it that runs the same.
+
+    Copies are renamed by the name of their model: what BertLayer is to BertSelfAttention, EsmLayer
+    is to EsmSelfAttention.
+    """
+    own = base_of(type(module))
+    if own.__module__ != kind.__module__:
+        twin = own.__name__
+    else:
+        end = len(os.path.commonprefix([kind.__name__[::-1], known.__name__[::-1]]))
+        prefix, other = (name[: len(name) - end] for name in (kind.__name__, known.__name__))
+        if not own.__name__.startswith(prefix):
+            return False
+        twin = other + own.__name__.removeprefix(prefix)
+    found = getattr(sys.modules[known.__module__], twin, None)
+    return isinstance(found, type) and runs_the_same(own, found)
+
+
+def _at(block, path):
+    for step in path.split("."):
+        block = getattr(block, step, _MISSING)
+    return block
+
+
+def _class_of(name):
+    """The class of a full name, where its library is in use; None where there is none."""
+    module, _, own = name.rpartition(".")
+    if module.partition(".")[0] not in sys.modules:
+        return None
+    try:
+        return getattr(importlib.import_module(module), own, None)
+    except ImportError:
+        return None
