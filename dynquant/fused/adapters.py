@@ -1,23 +1,12 @@
 """What an architecture calls its parts: data, one Adapter for each class of block."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 from torch import nn
 
 
-class _Names:
-    """Names of attributes of a block, and what else is told of them."""
-
-    NOT_NAMES: frozenset[str] = frozenset()
-
-    def names(self) -> list[str]:
-        """Those that are given."""
-        found = (getattr(self, one.name) for one in fields(self) if one.name not in self.NOT_NAMES)
-        return [name for name in found if name]
-
-
 @dataclass(frozen=True)
-class Attention(_Names):
+class Attention:
     """Self-attention: output(softmax(q k' / sqrt(head_dim) + mask) v), by names in the block.
 
     Args:
@@ -47,7 +36,7 @@ class Attention(_Names):
 
 
 @dataclass(frozen=True)
-class FeedForward(_Names):
+class FeedForward:
     """down(activation(up(x))), or down(activation(gate(x)) * up(x)), by names in the block.
 
     Args:
@@ -56,8 +45,6 @@ class FeedForward(_Names):
         split: where `up` has the rows of both: "gate_first" or "up_first".
         norm: the norm before (norm_first) or after it, if any.
     """
-
-    NOT_NAMES: frozenset[str] = frozenset({"split"})
 
     up: str
     down: str
@@ -74,7 +61,7 @@ class FeedForward(_Names):
 
 
 @dataclass(frozen=True)
-class LinearBlock(_Names):
+class LinearBlock:
     """residual + activation(linear(x)), by names in the block.
 
     Args:
@@ -84,8 +71,6 @@ class LinearBlock(_Names):
         residual: the argument of forward with what is added, where that is not the input.
         first_token: of the input [batch, length, features], only [:, 0] is taken, as poolers do.
     """
-
-    NOT_NAMES: frozenset[str] = frozenset({"residual", "first_token"})
 
     linear: str
     activation: str | None = None
@@ -156,17 +141,19 @@ class Adapter:
         block = self.feed_forward
         if self.attention is not None or block is None or self.residual or block.norm:
             raise ValueError("inline: it goes with feed_forward alone, without norm and residual")
-        if block.gate or block.split or any("." in name for name in block.names()):
+        if block.gate or block.split or any("." in name for name in self.names()):
             raise ValueError("inline: up, activation and down are attributes of the block itself")
 
     def names(self) -> list[str]:
         """The attributes of a block that it names, with dots where they lie deeper."""
         parts = (self.attention, self.feed_forward, self.linear_block)
-        found = [name for part in parts if part is not None for name in part.names()]
-        own = (self.whole, self.norm_first)
-        return found + [name for name in own if name and isinstance(name, str)]
+        found = [item for part in parts if part is not None for item in vars(part).items()]
+        own = [("", name) for name in (self.whole, self.norm_first) if isinstance(name, str)]
+        return [name for key, name in found + own if name and key not in _NO_NAMES]
 
 
+# What is told of parts besides the names of their attributes.
+_NO_NAMES = ("split", "residual", "first_token")
 SPLITS = (None, "gate_first", "up_first")
 RESULTS = ("tensor", "tuple", "weights")
 FAMILIES = ("transformers", "torch_layer", "torch_attention")
