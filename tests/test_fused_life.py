@@ -134,7 +134,15 @@ class TestCall:
             model = dynquant.fuse(quantized)
         assert dynquant.fused_blocks(model)["encoder.layer.1"] == ""
 
-    def test_a_block_that_is_another_one(self):
+    @pytest.mark.parametrize(
+        ("returned", "why"),
+        [
+            (lambda y: -y, "differs: .* dB"),
+            (lambda y: (y,), "returns a tuple of 1, and its ops a tensor"),
+            (lambda y: (y, None), "returns a tuple of 2, and its ops a tensor"),
+        ],
+    )
+    def test_a_block_that_is_another_one(self, returned, why):
         class Model(nn.Module):
             def __init__(self):
                 super().__init__()
@@ -142,11 +150,11 @@ class TestCall:
                 self.activation = nn.ReLU()
 
             def forward(self, x):
-                return -self.second(self.activation(self.first(x)))
+                return returned(self.second(self.activation(self.first(x))))
 
         names = FeedForward(up="first", activation="activation", down="second")
-        register(Model, Adapter(arguments=("x",), feed_forward=names))
-        with pytest.warns(UserWarning, match="the model: differs: .* dB"):
+        register(Model, Adapter(arguments=("x",), feed_forward=names), replace=True)
+        with pytest.warns(UserWarning, match=f"the model: {why}"):
             model = dynquant.fuse(dynquant.quantize_dynamic(Model()))
         assert type(model) is Model
 

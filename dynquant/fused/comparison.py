@@ -42,9 +42,12 @@ def difference(module, parts, attention):
         if parts.adapter.inline:
             return _inline_difference(module, parts, what, kwargs)
         try:
-            expected = _first(module.forward(**kwargs))
+            expected = module.forward(**kwargs)
         except Exception as error:
             return f"could not be compared: {type(error).__name__}: {error}"
+        if unlike := _unlike(expected, parts.adapter.result):
+            return unlike
+        expected = _first(expected)
         call = READERS[parts.adapter.family](parts, (), kwargs)
         if call is None:
             return f"could not be compared: {what} is not what its ops take"
@@ -71,6 +74,14 @@ def _inline_difference(module, parts, what, kwargs):
         return "differs: it does not call up, activation and down once, in this order"
     found = inline.run(module, base_of(type(module)), parts, Plan(module, parts), **kwargs)
     return _differs(_first(found), expected, "float", what)
+
+
+def _unlike(result, form):
+    """Why forward does not return what an adapter says, or ""."""
+    expected = {"tensor": 0, "tuple": 1, "weights": 2}[form]
+    found = 0 if isinstance(result, torch.Tensor) else len(result)
+    what = [f"a tuple of {count}" if count else "a tensor" for count in (found, expected)]
+    return "" if found == expected else f"returns {what[0]}, and its ops {what[1]}"
 
 
 def _first(result):
