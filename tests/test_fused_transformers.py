@@ -20,6 +20,7 @@ from fused import (
 )
 
 import dynquant
+from dynquant.fused.functions import FusedNorm
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 
@@ -197,6 +198,18 @@ class TestOthers:
             result = first(model(**arguments))
             assert decibels(result, first(quantized(**arguments))) > 25
             assert_same(first(seen_one_by_one(model)(**arguments)), result)
+
+
+@pytest.mark.parametrize(("name", "count"), [("Llama", 5), ("Qwen3", 9), ("Gemma", 5)])
+def test_rms_norms_are_ops_wherever_they_are(name, count):
+    """Those in front of the attention, of its heads, and the last one, too."""
+    quantized, model = fused(small(name, DECODER))
+    norms = [each for each in model.modules() if isinstance(each, FusedNorm)]
+    assert len(norms) == count
+    assert {type(each) for each in quantized.modules()} & {type(each)._base for each in norms}
+    x = floats(2, 5, *norms[0].weight.shape) * 10
+    with torch.no_grad():
+        assert decibels(norms[0](x), type(norms[0])._base.forward(norms[0], x)) > 120
 
 
 @pytest.mark.parametrize("activation", ["relu", "gated-gelu"])

@@ -9,7 +9,7 @@ from dynquant.fused.block import FusedBlock, FusedTorchLayer
 from dynquant.fused.classes import swap_class
 from dynquant.fused.comparison import LEAST_DB, chain_difference, difference
 from dynquant.fused.embeddings import FusedEmbeddings, sum_names
-from dynquant.fused.functions import FusedActivation, FusedNorm
+from dynquant.fused.functions import FusedActivation, FusedNorm, norm_of
 from dynquant.fused.inline import FusedInline
 from dynquant.fused.known import known_as
 from dynquant.fused.models import FusedModel, is_known
@@ -18,9 +18,14 @@ from dynquant.fused.sequential import Chain, FusedSequential, chain_of
 from dynquant.qconfig import one_of
 from dynquant.swap.undo import all_or_nothing
 
+# Libraries make these norms of many ops of torch: a fused model runs each as one, wherever it is.
+_SLOW_NORMS = ("rms", "rms_plus_one")
+
 
 def fuse(model: nn.Module, inplace: bool = False, *, attention: str = "integer") -> nn.Module:
     """The model whose known blocks run as single ops: feed-forward, attention, encoder layers.
+
+    RMS norms, which libraries make of many ops of torch, run as one as well, wherever they are.
 
     Modules, their names, the state dict, copies, pickles and saving stay what they are: instances
     of the blocks get a class derived from their own. What a fused block cannot do (gradients,
@@ -79,6 +84,8 @@ def _fuse(model, attention):
             swap_class(module, FusedEmbeddings, names)
         elif is_known(module):
             swap_class(module, FusedModel)
+        elif not module._modules and (kind := norm_of(module)) in _SLOW_NORMS:
+            swap_class(module, FusedNorm, kind)
     _warn(blocks, reasons)
 
 
