@@ -41,6 +41,16 @@ def encoder(model, batch, length, shortest=None):
     }
 
 
+def speech(length):
+    """The transformer of wav2vec2-base, of random weights, for `length` frames of 20 ms."""
+    return {"kind": "speech", "length": length}
+
+
+def token(layers, cached):
+    """One token after `cached` ones, by layers of the shape of Qwen2-0.5B with random weights."""
+    return {"kind": "token", "layers": layers, "cached": cached}
+
+
 def encode(texts):
     """all-MiniLM-L6-v2 by sentence-transformers: texts of 3 to 100 words, 32 at a time."""
     return {"kind": "encode", "texts": texts}
@@ -73,14 +83,14 @@ def _linear(m, n, k):
 
 
 class FirstOutput(nn.Module):
-    """A recurrent layer without its final state."""
+    """A recurrent layer without its final state, or another module that returns more than it."""
 
-    def __init__(self, recurrent):
+    def __init__(self, module):
         super().__init__()
-        self.recurrent = recurrent
+        self.module = module
 
     def forward(self, x):
-        return self.recurrent(x)[0]
+        return self.module(x)[0]
 
 
 def _recurrent(layer, size, layers, batch, length):
@@ -134,12 +144,60 @@ def _minilm():
 def _bert_base():
     from transformers import BertConfig, BertModel
 
-    model, generator = BertModel(BertConfig()), np.random.default_rng(0)
+    return _initialized(BertModel(BertConfig()))
+
+
+def _initialized(model):
+    """A model of transformers with the random weights that its training starts from."""
+    generator = np.random.default_rng(0)
     for parameter in model.parameters():
         if parameter.dim() > 1:  # norms and biases stay what they are
             values = generator.standard_normal(parameter.shape, dtype=np.float32)
             parameter.copy_(torch.from_numpy(values * model.config.initializer_range))
-    return model
+    return model.eval()
+
+
+def _speech(length):
+    from transformers import Wav2Vec2Config, Wav2Vec2Model
+
+    encoder = _initialized(Wav2Vec2Model(Wav2Vec2Config())).encoder
+    frames = _normal(np.random.default_rng(0), 1, length, encoder.config.hidden_size)
+    return FirstOutput(encoder).eval(), (frames,)
+
+
+class NextToken(nn.Module):
+    """The last hidden state of one more token, after those whose keys and values are kept."""
+
+    def __init__(self, model, cached):
+        super().__init__()
+        self.model = model
+        config = model.config
+        heads, features = config.num_key_value_heads, config.hidden_size
+        shape = (config.num_hidden_layers, 2, 1, heads, cached)
+        shape += (features // config.num_attention_heads,)
+        self.register_buffer("kept", _normal(np.random.default_rng(1), *shape))
+
+    def forward(self, ids):
+        from transformers import DynamicCache
+
+        cache = DynamicCache()
+        for layer, (keys, values) in enumerate(self.kept):
+            cache.update(keys, values, layer)
+        return self.model(input_ids=ids, cache=cache, use_cache=True)[0]
+
+
+def _token(layers, cached):
+    from transformers import Qwen2Config, Qwen2Model
+
+    config = Qwen2Config(
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=layers,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        vocab_size=1000,
+    )
+    return NextToken(_initialized(Qwen2Model(config)), cached).eval(), (torch.tensor([[7]]),)
 
 
 class TextEncoder(nn.Module):
@@ -176,4 +234,11 @@ been its who now people my made over did down only way find use may water long l
 """
 
 _ENCODERS = {"minilm": _minilm, "bert-base": _bert_base}
-_BUILDERS = {"linear": _linear, "recurrent": _recurrent, "encoder": _encoder, "encode": _encode}
+_BUILDERS = {
+    "linear": _linear,
+    "recurrent": _recurrent,
+    "encoder": _encoder,
+    "speech": _speech,
+    "token": _token,
+    "encode": _encode,
+}

@@ -2,7 +2,9 @@
 
 minilm is all-MiniLM-L6-v2; bert-base has random weights. Texts of 32x8..128 have lengths of 8 to
 128 tokens and are padded. The name of a recurrent layer tells its size, the number of layers, and
-batch x length. encode-500 is run where it is named: the `encode` of sentence-transformers for 500
+batch x length. wav2vec2-1x500 is the transformer of wav2vec2-base for ten seconds of speech, and
+qwen2-8-1+128 one token after 128 others, by eight layers of the shape of Qwen2-0.5B; both have
+random weights. encode-500 is run where it is named: the `encode` of sentence-transformers for 500
 texts of 3 to 100 words.
 """
 
@@ -38,7 +40,13 @@ def _encoders():
 
 
 ENCODE = "encode-500"
-CASES = {**dict(_encoders()), **dict(_recurrent()), ENCODE: cases.encode(500)}
+CASES = {
+    **dict(_encoders()),
+    **dict(_recurrent()),
+    "wav2vec2-1x500": cases.speech(500),
+    "qwen2-8-1+128": cases.token(8, 128),
+    ENCODE: cases.encode(500),
+}
 # What int8 costs grows over layers and steps, and the inputs are random: engines with one scale for
 # a whole weight keep 8 dB of all-MiniLM-L6-v2. That is little, but no wrong result.
 LIMITS = (5, 0.5)

@@ -192,6 +192,10 @@ def test_wrong_arguments(call, error, message):
 
 
 class TestSharedQuantization:
+    @pytest.fixture(autouse=True)
+    def from_the_first_value_on(self, monkeypatch):
+        monkeypatch.setattr("dynquant.nn.linear._SHARED_FROM", 0)
+
     @pytest.fixture
     def layer(self):
         return MultiheadAttention.from_float(floats(batch_first=True))
@@ -217,6 +221,15 @@ class TestSharedQuantization:
         assert len(calls) == 2
         for one, other in zip(shared, separate, strict=True):
             assert_same(one, other)
+
+    def test_few_values_are_quantized_for_each(self, layer, monkeypatch):
+        x = torch.randn(2, 3, WIDTH)
+        with torch.no_grad():
+            shared = layer(x, x, x)
+            monkeypatch.setattr("dynquant.nn.linear._SHARED_FROM", x.numel() + 1)
+            calls = self.count(monkeypatch)
+            assert_same(layer(x, x, x)[0], shared[0])
+        assert not calls
 
     def test_what_hangs_on_a_projection_is_called(self, layer):
         x, seen = torch.randn(2, 3, WIDTH), []

@@ -42,7 +42,7 @@ struct Ahead {
 };
 
 constexpr int64_t kStaysInL2 = 1024 * 1024;  // weights of which nothing needs to be fetched ahead
-constexpr int64_t kStaysInL3 = 6 * 1024 * 1024;  // weights that a single row finds near enough
+constexpr int64_t kStaysInL3 = 4 * 1024 * 1024;  // weights that a single row finds near enough
 constexpr int64_t kStaysInL1 = 32 * 1024;  // a panel of which every strip finds the start there
 constexpr int64_t kLongTileMostRows = 32;
 constexpr int64_t kLine = 64;

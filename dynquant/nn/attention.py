@@ -21,10 +21,10 @@ class MultiheadAttention(Products, nn.Module):
     """nn.MultiheadAttention whose four projections are dynquant.nn.Linear or Linear16bit.
 
     Made by from_float, which quantize_dynamic calls. It is called as nn.MultiheadAttention is, with
-    the same shapes, masks and results. An input that serves several projections (query, key and
-    value of self-attention) is quantized once (Linear16bit quantizes none). Scores, softmax and the
-    sum of the values are computed in float, by scaled_dot_product_attention where need_weights is
-    False.
+    the same shapes, masks and results. A large input that serves several projections (query, key
+    and value of self-attention) is quantized once (Linear16bit quantizes none). Scores, softmax and
+    the sum of the values are computed in float, by scaled_dot_product_attention where need_weights
+    is False.
 
     A nested query, key and value (without masks and weights) give a nested result.
 
