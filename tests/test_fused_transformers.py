@@ -1,6 +1,8 @@
 """Blocks of real architectures of transformers, each from a small configuration of its own."""
 
 import copy
+import importlib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from fused import (
     seen_one_by_one,
     small,
 )
+from torch import nn
 
 import dynquant
 from dynquant.fused.functions import FusedNorm
@@ -198,6 +201,33 @@ class TestOthers:
             result = first(model(**arguments))
             assert decibels(result, first(quantized(**arguments))) > 25
             assert_same(first(seen_one_by_one(model)(**arguments)), result)
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "sizes"),
+    [
+        ("qwen2_5_vl", "Qwen2_5_VLMLP", ()),
+        ("dinov3_vit", "DINOv3ViTMLP", ()),
+        ("detr", "DetrMLP", (48, 80)),
+        ("rt_detr", "RTDetrMLP", (48, 80, "relu")),
+    ],
+)
+def test_feed_forward_blocks_of_larger_models(model, name, sizes):
+    config = SimpleNamespace(
+        hidden_size=48,
+        intermediate_size=80,
+        mlp_bias=True,
+        hidden_act="gelu",
+        activation_function="gelu",
+        activation_dropout=0.1,
+        dropout=0.1,
+    )
+    module = importlib.import_module(f"transformers.models.{model}.modeling_{model}")
+    quantized, fast = fused(nn.Sequential(getattr(module, name)(config, *sizes)))
+    assert dynquant.fused_blocks(fast) == {"0": ""}
+    x = floats(2, 5, 48)
+    with torch.no_grad():
+        assert decibels(fast(x), quantized(x)) > 35
 
 
 @pytest.mark.parametrize(("name", "count"), [("Llama", 5), ("Qwen3", 9), ("Gemma", 5)])
