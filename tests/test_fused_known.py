@@ -144,6 +144,28 @@ class TestRunsTheSame:
         assert not runs_the_same(one, made(forward, inner=lambda s, x: halved(x), factor=3))
         assert not runs_the_same(one, made(forward, factor=2))
 
+    def test_what_nn_module_has(self):
+        """A method of nn.Module counts where a class has its own."""
+
+        def forward(self, x):
+            return x if self.extra_repr() else -x
+
+        one = made(forward)
+        assert runs_the_same(one, made(forward))
+        assert not runs_the_same(one, made(forward, extra_repr=lambda self: "more"))
+
+    def test_an_empty_cell(self):
+        def of(empty):
+            def forward(self, x):
+                return later(x)
+
+            if not empty:
+                later = halved  # noqa: F841
+            return made(forward)
+
+        assert runs_the_same(of(True), of(True))
+        assert not runs_the_same(of(True), of(False))
+
     def test_what_super_means(self):
         def above(added):
             return made(lambda s, x: x + added)
@@ -198,6 +220,13 @@ class TestKnownAs:
         with torch.no_grad():
             assert decibels(model(x), quantized(x)) > 35
             assert torch.equal(copy.deepcopy(model)(x), model(x))
+
+    def test_a_copy_that_is_changed_says_so(self):
+        _, model = fused(nn.Sequential(Copied()))
+        model[0].dropout = nn.Tanh()
+        assert "dropout" in dynquant.fused_blocks(model)["0"]
+        x = torch.randn(2, 48)
+        assert torch.equal(model(x), model[0]._base.forward(model[0], x))
 
     def test_a_library_that_is_not_there(self, monkeypatch):
         monkeypatch.delitem(sys.modules, "transformers", raising=False)

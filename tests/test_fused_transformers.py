@@ -239,7 +239,11 @@ def test_rms_norms_are_ops_wherever_they_are(name, count):
     assert {type(each) for each in quantized.modules()} & {type(each)._base for each in norms}
     x = floats(2, 5, *norms[0].weight.shape) * 10
     with torch.no_grad():
-        assert decibels(norms[0](x), type(norms[0])._base.forward(norms[0], x)) > 120
+        plain = type(norms[0])._base.forward
+        assert decibels(norms[0](x), plain(norms[0], x)) > 120
+        # What a norm gives for another dtype than its own is up to its library.
+        half = x.bfloat16()
+        assert_same(norms[0](half), plain(norms[0], half))
 
 
 @pytest.mark.parametrize("activation", ["relu", "gated-gelu"])

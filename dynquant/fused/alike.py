@@ -31,11 +31,13 @@ class _Comparison:
 
     def of_names(self, names):
         """Of attributes of the two classes."""
-        found = ([getattr(kind, name, _MISSING) for name in names] for kind in self._classes)
-        return all(map(self._same_member, *found))
+        return all(map(self._same_member, names))
 
-    def _same_member(self, one, other):
-        """One function in both may still call methods that differ."""
+    def _same_member(self, name):
+        one, other = (getattr(kind, name, _MISSING) for kind in self._classes)
+        if one is other and one is getattr(nn.Module, name, _MISSING):
+            return True
+        # One function in both may still call methods that differ.
         if isinstance(one, FunctionType) and isinstance(other, FunctionType):
             return self._same_function(one, other)
         return self._same(one, other)
@@ -61,7 +63,7 @@ class _Comparison:
         if (one, other) in self._compared:
             return True
         self._compared.add((one, other))
-        within = ([cell.cell_contents for cell in each.__closure__ or ()] for each in (one, other))
+        within = (map(_content, each.__closure__ or ()) for each in (one, other))
         return (
             _equal(one.__defaults__, other.__defaults__)
             and _equal(one.__kwdefaults__, other.__kwdefaults__)
@@ -86,8 +88,9 @@ class _Comparison:
                 )
             else:
                 found = _equal(step.argval, twin.argval)
-                if found and step.opname in _OF_ITS_CLASS and not hasattr(nn.Module, step.argval):
-                    found = self.of_names((step.argval,))
+                # Names like __name__, which messages ask for, are each class's own.
+                if found and step.opname in _OF_ITS_CLASS and not step.argval.startswith("__"):
+                    found = self._same_member(step.argval)
             if not found:
                 return False
         return True
@@ -101,6 +104,13 @@ def _signature(code):
     count = code.co_argcount + code.co_kwonlyargcount
     counts = code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount
     return code.co_varnames[:count], counts, code.co_flags, code.co_freevars
+
+
+def _content(cell):
+    try:
+        return cell.cell_contents
+    except ValueError:  # it is empty
+        return _MISSING
 
 
 def _global(names, name):

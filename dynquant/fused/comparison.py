@@ -63,17 +63,19 @@ def _inline_difference(module, parts, what, kwargs):
     called = []
     block = parts.feed_forward.up, parts.feed_forward.function, parts.feed_forward.down
     hooks = [one.register_forward_hook(lambda seen, *_: called.append(seen)) for one in block]
+    base, plan = base_of(type(module)), Plan(module, parts)
     try:
         expected = _first(module.forward(**kwargs))
+        order = tuple(called)
+        found = _first(inline.run(module, base, parts, plan, **kwargs))
     except Exception as error:
         return f"could not be compared: {type(error).__name__}: {error}"
     finally:
         for hook in hooks:
             hook.remove()
-    if tuple(called) != block:
+    if order != block:
         return "differs: it does not call up, activation and down once, in this order"
-    found = inline.run(module, base_of(type(module)), parts, Plan(module, parts), **kwargs)
-    return _differs(_first(found), expected, "float", what)
+    return _differs(found, expected, "float", what)
 
 
 def _unlike(result, form):

@@ -98,7 +98,7 @@ def _kind_of(adapter):
 def _blocks_of(model):
     """(name, (block, its Parts or Chain)) of each block that is known."""
     for name, block in model.named_modules():
-        known = known_as(block)
+        known = block._settings[1] if isinstance(block, FusedBlock) else known_as(block)
         parts = chain_of(block) if known is None else Parts(block, known)
         if parts is not None:
             yield name, (block, parts)

@@ -19,7 +19,7 @@ class FusedInline(FusedBlock):
         return run(self, self._base, parts, plan, *args, **kwargs)
 
 
-def run(layer, base, parts, plan, *args, **kwargs):
+def run(layer, base, parts, plan, /, *args, **kwargs):
     """The forward of `base`, with one op for the feed-forward block of `layer`.
 
     Args:
