@@ -96,6 +96,19 @@ def restored():
 
 
 @pytest.mark.filterwarnings("ignore")  # torch announces the end of what migrating.md shows
+def tables(document):
+    """The tables of a document: the lines of each."""
+    return re.findall(r"^\|.*\n(?:\|.*\n)+", document.read_text(encoding="utf-8"), re.MULTILINE)
+
+
+@of_each(DOCUMENTS)
+def test_rows_of_a_table_are_of_one_length(document):
+    """A row of another table, with other columns, would tell wrong figures."""
+    for table in tables(document):
+        lengths = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
+        assert len(lengths) == 1, f"{document.name}: {table.splitlines()[0]}"
+
+
 @of_each([document for document in DOCUMENTS if script(document).strip()])
 def test_python_blocks_run(document, tmp_path, monkeypatch, restored):
     path = tmp_path / f"{document.stem}.py"
