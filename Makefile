@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-BUILD := build/$(shell $(PYTHON) -c "import sys; print(sys.implementation.cache_tag)")
+# Where setup.py builds.
+BUILD := $(or $(DYNQUANT_BUILD_FOLDER),build/$(shell $(PYTHON) -c "import sys; print(sys.implementation.cache_tag)"))
 AARCH64 := aarch64-linux-gnu
 PIP := $(BIN)/pip install -q -c constraints.txt
 NATIVE := $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)

@@ -154,7 +154,7 @@ def _initialized(model):
         if parameter.dim() > 1:  # norms and biases stay what they are
             values = generator.standard_normal(parameter.shape, dtype=np.float32)
             parameter.copy_(torch.from_numpy(values * model.config.initializer_range))
-    return model.eval()
+    return model
 
 
 def _speech(length):

@@ -100,6 +100,6 @@ def ops_of(model, **arguments):
     with _Counting() as counting:
         model(**arguments)
     found, layers = counting.found, len(getattr(getattr(model, "encoder", None), "layer", ()))
-    both = {"attention": found["encoder"] * layers, "feed_forward": found["encoder"] * layers}
-    names = ("attention", "feed_forward", "linear_block")
-    return {name: found[name] + both.get(name, 0) for name in names}
+    for name in ("attention", "feed_forward"):
+        found[name] += found["encoder"] * layers
+    return {name: found[name] for name in ("attention", "feed_forward", "linear_block")}

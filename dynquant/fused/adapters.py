@@ -147,15 +147,16 @@ class Adapter:
     def names(self) -> list[str]:
         """The attributes of a block that it names, with dots where they lie deeper."""
         parts = (self.attention, self.feed_forward, self.linear_block)
-        found = [item for part in parts if part is not None for item in vars(part).items()]
-        own = [("", name) for name in (self.whole, self.norm_first) if isinstance(name, str)]
-        return [name for key, name in found + own if name and key not in _NO_NAMES]
+        items = (item for part in parts if part is not None for item in vars(part).items())
+        found = [name for key, name in items if key not in _NO_NAMES]
+        found += [self.whole, self.norm_first]
+        return [name for name in found if isinstance(name, str) and name]
 
 
 # What is told of parts besides the names of their attributes.
 _NO_NAMES = ("split", "residual", "first_token")
 SPLITS = (None, "gate_first", "up_first")
-RESULTS = ("tensor", "tuple", "weights")
+RESULTS = {"tensor": 0, "tuple": 1, "weights": 2}  # values in a tuple; 0: a tensor alone
 FAMILIES = ("transformers", "torch_layer", "torch_attention")
 
 # By "module.Class", so that no library is imported for its names.

@@ -10,6 +10,7 @@ from torch import nn
 
 # What a call of a module runs besides its forward, where its class has them.
 _RUN_BY_A_CALL = ("forward", "__call__", "__getattr__", "__getattribute__", "_call_impl")
+_MISSING = object()
 _OF_ITS_CLASS = ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR")
 
 
@@ -94,9 +95,6 @@ class _Comparison:
             if not found:
                 return False
         return True
-
-
-_MISSING = object()
 
 
 def _signature(code):

@@ -54,7 +54,7 @@ def of_transformers(parts, args, kwargs):
             x = value
         elif name == "is_causal" and value is not None:
             read[name] = value
-        elif value is None or value is False or name in _FOR_THE_MODEL | adapter.ignored:
+        elif value is None or value is False or name in _FOR_THE_MODEL or name in adapter.ignored:
             continue
         elif name in (adapter.mask, adapter.bias, adapter.rotary, added):
             read[name] = value

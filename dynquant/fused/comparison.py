@@ -3,9 +3,9 @@
 import torch
 
 from dynquant.fused import inline
+from dynquant.fused.adapters import RESULTS
 from dynquant.fused.arguments import READERS
 from dynquant.fused.block import compute
-from dynquant.fused.classes import base_of
 from dynquant.fused.plan import Plan
 
 # Below it a block computes something else than its adapter says. Bytes that round otherwise leave
@@ -63,11 +63,10 @@ def _inline_difference(module, parts, what, kwargs):
     called = []
     block = parts.feed_forward.up, parts.feed_forward.function, parts.feed_forward.down
     hooks = [one.register_forward_hook(lambda seen, *_: called.append(seen)) for one in block]
-    base, plan = base_of(type(module)), Plan(module, parts)
     try:
         expected = _first(module.forward(**kwargs))
         order = tuple(called)
-        found = _first(inline.run(module, base, parts, plan, **kwargs))
+        found = _first(inline.run(module, parts, Plan(module, parts), **kwargs))
     except Exception as error:
         return f"could not be compared: {type(error).__name__}: {error}"
     finally:
@@ -80,7 +79,7 @@ def _inline_difference(module, parts, what, kwargs):
 
 def _unlike(result, form):
     """Why forward does not return what an adapter says, or ""."""
-    expected = {"tensor": 0, "tuple": 1, "weights": 2}[form]
+    expected = RESULTS[form]
     found = 0 if isinstance(result, torch.Tensor) else len(result)
     what = [f"a tuple of {count}" if count else "a tensor" for count in (found, expected)]
     return "" if found == expected else f"returns {what[0]}, and its ops {what[1]}"

@@ -5,6 +5,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from dynquant.fused import calls
 from dynquant.fused.block import FusedBlock
+from dynquant.fused.classes import base_of
 from dynquant.fused.functions import runs_as_op
 
 
@@ -16,14 +17,15 @@ class FusedInline(FusedBlock):
         as_written = self.training or _has_any_global_hook() or torch.compiler.is_compiling()
         if plan is None or as_written:
             return self._base.forward(self, *args, **kwargs)
-        return run(self, self._base, parts, plan, *args, **kwargs)
+        return run(self, parts, plan, *args, **kwargs)
 
 
-def run(layer, base, parts, plan, /, *args, **kwargs):
-    """The forward of `base`, with one op for the feed-forward block of `layer`.
+def run(layer, parts, plan, /, *args, **kwargs):
+    """The layer's own forward, with one op for its feed-forward block.
 
     Args:
-        parts: of the layer, with its Plan.
+        layer: fused or not.
+        parts, plan: of the layer.
     """
     names, found = parts.adapter.feed_forward, parts.feed_forward
 
@@ -33,7 +35,7 @@ def run(layer, base, parts, plan, /, *args, **kwargs):
         return found.down(found.function(found.up(x)))
 
     instead = {names.up: whole, names.activation: _unchanged, names.down: _unchanged}
-    return base.forward(_AsSeen(layer, instead), *args, **kwargs)
+    return base_of(type(layer)).forward(_AsSeen(layer, instead), *args, **kwargs)
 
 
 def _unchanged(x):

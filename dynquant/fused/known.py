@@ -9,6 +9,7 @@ from torch import nn
 from dynquant.fused.adapters import name_of, registered
 from dynquant.fused.alike import runs_the_same
 from dynquant.fused.classes import base_of
+from dynquant.fused.parts import part_of
 
 _NEUTRAL = (nn.Dropout, nn.Identity)  # in eval mode
 _MISSING = object()
@@ -28,7 +29,7 @@ def known_as(block: nn.Module) -> str | None:
 
 def _is_alike(block, kind, name, adapter):
     """Whether the block runs the code of the class `name`, and what it calls does as well."""
-    parts = {path: _at(block, path) for path in adapter.names()}
+    parts = {path: part_of(block, path, _MISSING) for path in adapter.names()}
     if adapter.family != "transformers" or _MISSING in parts.values():
         return False
     known = _class_of(name)
@@ -48,8 +49,9 @@ def _has_alike_inside(block, kind, known, adapter, parts):
     for path, module in block.named_modules():
         if path == "" or type(module) in _NEUTRAL or _is_within(path, named):
             continue
-        beside = path.rpartition(".")[0] not in holders
-        if not (beside and not module._modules) and not _has_twin(module, kind, known):
+        if not module._modules and path.rpartition(".")[0] not in holders:
+            continue  # a leaf of a module that has a twin itself
+        if not _has_twin(module, kind, known):
             return False
     return True
 
@@ -75,12 +77,6 @@ def _has_twin(module, kind, known):
         twin = other + own.__name__.removeprefix(prefix)
     found = getattr(sys.modules[known.__module__], twin, None)
     return isinstance(found, type) and runs_the_same(own, found)
-
-
-def _at(block, path):
-    for step in path.split("."):
-        block = getattr(block, step, _MISSING)
-    return block
 
 
 def _class_of(name):

@@ -97,8 +97,8 @@ class Parts:
 
     def _find(self, module):
         adapter = self.adapter
-        if adapter.whole and _part(module, adapter.whole):
-            raise _Obstacle(f"{adapter.whole} is {_part(module, adapter.whole)}")
+        if adapter.whole and part_of(module, adapter.whole):
+            raise _Obstacle(f"{adapter.whole} is {part_of(module, adapter.whole)}")
         if adapter.feed_forward is not None:
             self.feed_forward = self._feed_forward(module, adapter.feed_forward)
         if adapter.attention is not None:
@@ -120,7 +120,7 @@ class Parts:
         return LinearParts(linear, norm, activation, function)
 
     def _activation(self, module, name):
-        function = _part(module, name)
+        function = part_of(module, name)
         activation = activation_of(function)
         if activation is None:
             raise _Obstacle(f"{name} is not a known activation")
@@ -129,7 +129,7 @@ class Parts:
         return function, activation
 
     def _attention(self, module, names):
-        core, head_dim = _part(module, names.core), _part(module, names.head_dim)
+        core, head_dim = part_of(module, names.core), part_of(module, names.head_dim)
         if not isinstance(core, nn.Module) or not isinstance(head_dim, int):
             raise _Obstacle(f"{names.core or 'the block'} or {names.head_dim} is missing")
         for name in ("bias_k", "bias_v"):
@@ -141,13 +141,13 @@ class Parts:
             self._linear(module, name)
             for name in (names.query, names.key, names.value, names.output)
         )
-        dropout = names.dropout and _part(module, names.dropout)
+        dropout = names.dropout and part_of(module, names.dropout)
         return AttentionParts(*linears, _norm(module, names.norm), head_dim, core, dropout)
 
     def _linear(self, module, name):
         if name is None:
             return None
-        part = _part(module, name)
+        part = part_of(module, name)
         if not isinstance(part, nn.Module):
             raise _Obstacle(f"{name} is missing")
         self.linears[name] = part
@@ -241,16 +241,17 @@ def dtype_of(modules):
     return next((one.dtype for one in tensors if one is not None), torch.float32)
 
 
-def _part(module, name):
+def part_of(module, name, missing=None):
+    """What a module has under a name with dots, "" for itself."""
     for step in name.split(".") if name else ():
-        module = getattr(module, step, None)
+        module = getattr(module, step, missing)
     return module
 
 
 def _norm(module, name):
     if name is None:
         return None
-    part = _part(module, name)
+    part = part_of(module, name)
     kind = norm_of(part) if isinstance(part, nn.Module) else None
     if kind is None:
         raise _Obstacle(f"{name} is not a known norm")
