@@ -42,8 +42,7 @@ struct Ahead {
 };
 
 constexpr int64_t kStaysInL2 = 1024 * 1024;  // weights of which nothing needs to be fetched ahead
-constexpr int64_t kStaysInL3 = 4 * 1024 * 1024;  // weights that a single row finds near enough
-constexpr int64_t kStaysInL1 = 32 * 1024;  // a panel of which every strip finds the start there
+constexpr int64_t kStaysInL1 = 32 * 1024;    // a panel of which every strip finds the start there
 constexpr int64_t kLongTileMostRows = 32;
 constexpr int64_t kLine = 64;
 // Strips that fetch the next panel; the others find it there. A weight that outgrows the L2 cache
@@ -51,11 +50,9 @@ constexpr int64_t kLine = 64;
 constexpr int64_t kFetchStrips = 4;
 constexpr int64_t kFarFetchStrips = 16;
 // This panel, on its way from the L2 to the L1 cache: a tile narrower than a panel reads a line
-// here and there, which no prefetcher follows well. A single row, where the set asks for it,
-// is 1.03 to 1.08 times as fast on an AMD Zen 3; 1.1 to 1.4 times with lines from farther away
-// where the weight comes from there.
+// here and there, which no prefetcher follows well. A single row, where the set has several panels
+// for it, is 1.03 to 1.08 times as fast on an AMD Zen 3.
 constexpr int64_t kNearGroups = 8;
-constexpr int64_t kFarGroups = 32;
 
 template <class Isa, int R>
 inline typename Isa::Weights weights_of(const int8_t* p) {
@@ -92,6 +89,28 @@ inline void multiply_group(const uint8_t* staged, int64_t staged_stride, const i
   }
 }
 
+template <class Isa, int R, int V>
+inline void clear(typename Isa::Int (&acc)[R][V]) {
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 16
+    for (int v = 0; v < V; ++v) acc[r][v] = Isa::set_int(0);
+  }
+}
+
+// What sets whose staged bytes have an offset have too much; `end` is where the rows' groups end.
+template <class Isa, int R, int V>
+inline void take_excess(const uint8_t* end, int64_t staged_stride, typename Isa::Int (&acc)[R][V]) {
+  if constexpr (Isa::kOffset != 0) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const typename Isa::Int excess = Isa::set_int(excess_at(end + r * staged_stride));
+#pragma GCC unroll 16
+      for (int v = 0; v < V; ++v) acc[r][v] = Isa::sub(acc[r][v], excess);
+    }
+  }
+}
+
 // Where nothing is fetched ahead, its instructions would cost up to a tenth.
 template <class Isa, int R, int V, bool Fetches, class Out>
 __attribute__((noinline)) void tile(const uint8_t* staged, int64_t staged_stride,
@@ -100,27 +119,18 @@ __attribute__((noinline)) void tile(const uint8_t* staged, int64_t staged_stride
   constexpr int kBytes = V * Isa::kLanes * static_cast<int>(kGroup);
   constexpr int kStep = static_cast<int>(kPanelColumns * kGroup);
   typename Isa::Int acc[R][V];
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 16
-    for (int v = 0; v < V; ++v) acc[r][v] = Isa::set_int(0);
-  }
+  clear<Isa>(acc);
 
   // Two groups a turn: 1.01 to 1.03 times as fast on an Intel Cascade Lake.
 #pragma GCC unroll 2
   for (int64_t g = 0; g < groups; ++g) {
-    if constexpr (R == 1 && Fetches) {
-#pragma GCC unroll 16
-      for (int c = 0; c < kBytes; c += kLine) {
-        __builtin_prefetch(weights + kFarGroups * kStep + c, 0, 2);
-      }
-    } else if constexpr (kBytes < kStep || (R == 1 && Isa::kOneRowFetches)) {
+    if constexpr (kBytes < kStep || (R == 1 && Isa::kFarPanels > 1)) {
 #pragma GCC unroll 16
       for (int c = 0; c < kBytes; c += kLine) {
         __builtin_prefetch(weights + kNearGroups * kStep + c);
       }
     }
-    if constexpr (R > 1 && Fetches) {
+    if constexpr (Fetches) {
       __builtin_prefetch(ahead.at, 0, 2);
       __builtin_prefetch(ahead.at + kLine, 0, 2);
       ahead.at += ahead.step;
@@ -129,14 +139,7 @@ __attribute__((noinline)) void tile(const uint8_t* staged, int64_t staged_stride
     staged += Isa::kGroupBytes;
     weights += kStep;
   }
-  if constexpr (Isa::kOffset != 0) {
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      const typename Isa::Int excess = Isa::set_int(excess_at(staged + r * staged_stride));
-#pragma GCC unroll 16
-      for (int v = 0; v < V; ++v) acc[r][v] = Isa::sub(acc[r][v], excess);
-    }
-  }
+  take_excess<Isa>(staged, staged_stride, acc);
   if constexpr (R % 2 == 0 && !kIsInt32<Out>) {
     if (to.pairs) return finish<Isa, true>(acc, to);
   }
@@ -198,14 +201,121 @@ inline void strip_of(int64_t rows, const GemmArgs& a, int64_t m0, const int8_t* 
                      int64_t columns, const TileOut<Out>& to, Ahead& ahead) {
   if (rows == R) {
     constexpr int kVectors = tile_vectors<Isa>(R);
-    // A single row is at its next panel too soon.
-    const bool fetches = R > 1 ? ahead.step > 0 : Isa::kOneRowFetches && outgrows(a, kStaysInL3);
-    if constexpr (R > 1 || Isa::kOneRowFetches) {
-      if (fetches) return strip<Isa, R, kVectors, true>(a, m0, panel, columns, to, ahead);
+    if constexpr (R > 1) {  // a single row is at its next panel too soon
+      if (ahead.step > 0) return strip<Isa, R, kVectors, true>(a, m0, panel, columns, to, ahead);
     }
     return strip<Isa, R, kVectors, false>(a, m0, panel, columns, to, ahead);
   }
   if constexpr (R > 1) return strip_of<Isa, R - 1>(rows, a, m0, panel, columns, to, ahead);
+}
+
+template <class Out>
+inline TileOut<Out> panel_out(const GemmArgs& a, int64_t n0, const int8_t* panel,
+                              const PanelColumns& values) {
+  return {a.epilogue.scale,      a.zero_point, reinterpret_cast<const int32_t*>(panel),
+          values.weight_scale,   values.bias,  static_cast<Out*>(a.epilogue.out) + n0,
+          a.epilogue.out_stride, a.pairs};
+}
+
+// The sums of R rows and the columns of one panel, in tiles.
+template <class Isa, int R>
+struct PanelSums {
+  static constexpr int kVectors = tile_vectors<Isa>(R);
+  static constexpr int kColumns = kVectors * Isa::kLanes;
+  static constexpr int kTiles = static_cast<int>(kPanelColumns) / kColumns;
+  typename Isa::Int acc[kTiles][R][kVectors];
+
+  inline void clear() {
+    for (auto& tile : acc) dynquant::clear<Isa>(tile);
+  }
+
+  // Takes in G groups, one tile after the other.
+  template <int G>
+  inline void multiply(const uint8_t* staged, int64_t staged_stride, const int8_t* weights) {
+#pragma GCC unroll 16
+    for (int t = 0; t < kTiles; ++t) {
+      typename Isa::Int sums[R][kVectors];
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 16
+        for (int v = 0; v < kVectors; ++v) sums[r][v] = acc[t][r][v];
+      }
+#pragma GCC unroll 4
+      for (int g = 0; g < G; ++g) {
+        multiply_group<Isa, R, kVectors>(staged + g * Isa::kGroupBytes, staged_stride,
+                                         weights + (g * kPanelColumns + t * kColumns) * kGroup,
+                                         sums);
+      }
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 16
+        for (int v = 0; v < kVectors; ++v) acc[t][r][v] = sums[r][v];
+      }
+    }
+  }
+
+  template <class Out>
+  inline void store(const uint8_t* staged_end, int64_t staged_stride, const TileOut<Out>& to) {
+    for (int t = 0; t < kTiles; ++t) {
+      take_excess<Isa>(staged_end, staged_stride, acc[t]);
+      finish<Isa, false>(acc[t], to.at(0, t * kColumns));
+    }
+  }
+};
+
+// A few rows and S whole panels side by side. Weights come from memory as S streams, which is
+// faster than one stream with any fetching ahead: 1.3 to 1.5 times with four on an AMD Zen 3. They
+// have to alternate as finely as this: 1 KB of each in turn is slower, 4 KB no better than one
+// stream. From the caches it is slower than one, down to 0.8 times with three rows: the sums of a
+// panel wait in the L1 cache for its turn.
+template <class Isa, int R, int S, class Out>
+__attribute__((noinline)) void panels_side_by_side(const GemmArgs& a, int64_t n0,
+                                                   const int8_t* panel, int64_t panel_stride) {
+  constexpr int kTurn = 2;
+  constexpr int64_t kStep = kPanelColumns * kGroup;
+  PanelSums<Isa, R> sums[S];
+  for (int s = 0; s < S; ++s) sums[s].clear();
+  const uint8_t* staged = a.staged;
+  const int8_t* weights = panel + kStep;
+  int64_t g = 0;
+  for (; g + kTurn <= a.groups; g += kTurn) {
+    for (int s = 0; s < S; ++s) {
+      sums[s].template multiply<kTurn>(staged, a.staged_stride, weights + s * panel_stride);
+    }
+    staged += kTurn * Isa::kGroupBytes;
+    weights += kTurn * kStep;
+  }
+  for (; g < a.groups; ++g) {
+    for (int s = 0; s < S; ++s) {
+      sums[s].template multiply<1>(staged, a.staged_stride, weights + s * panel_stride);
+    }
+    staged += Isa::kGroupBytes;
+    weights += kStep;
+  }
+  for (int s = 0; s < S; ++s) {
+    const int64_t n = n0 + s * kPanelColumns;
+    const PanelColumns values(a.epilogue, n, kPanelColumns);
+    sums[s].store(staged, a.staged_stride, panel_out<Out>(a, n, panel + s * panel_stride, values));
+  }
+}
+
+// As many whole panels of R rows as there are for S at once, and for half as many, from n0 on.
+// Gives the column behind them.
+template <class Isa, int R, int S, class Out>
+inline int64_t side_by_side(const GemmArgs& a, int64_t n0, int64_t panel_stride) {
+  for (; n0 + S * kPanelColumns <= a.n_end; n0 += S * kPanelColumns) {
+    panels_side_by_side<Isa, R, S, Out>(a, n0, a.panels + n0 / kPanelColumns * panel_stride,
+                                        panel_stride);
+  }
+  if constexpr (S > 2) return side_by_side<Isa, R, S / 2, Out>(a, n0, panel_stride);
+  return n0;
+}
+
+template <class Isa, int R, class Out>
+inline int64_t side_by_side_of(const GemmArgs& a, int64_t n0, int64_t panel_stride) {
+  if (a.m == R) return side_by_side<Isa, R, Isa::kFarPanels, Out>(a, n0, panel_stride);
+  if constexpr (R > 1) return side_by_side_of<Isa, R - 1, Out>(a, n0, panel_stride);
+  return n0;
 }
 
 // In tiles of Rows rows at most.
@@ -218,18 +328,21 @@ inline void gemm_by(const GemmArgs& a, Out*) {
   const int64_t unit = a.pairs ? 2 : 1;
   const int64_t units = a.m / unit;
   const int64_t strips = ceil_div(a.m, a.pairs ? kPairRows : Rows);
-  const int64_t panel_stride = kPanelColumns * kGroup * (1 + a.groups);
   if (strips == 0) return;
   const int64_t most_fetching = outgrows(a, kStaysInL2) ? kFarFetchStrips : kFetchStrips;
   const int64_t fetching = strips < most_fetching ? strips : most_fetching;
-  for (int64_t n0 = a.n_begin; n0 < a.n_end; n0 += kPanelColumns) {
+  const int64_t panel_stride = kPanelColumns * kGroup * (1 + a.groups);
+  int64_t n0 = a.n_begin;
+  if constexpr (Isa::kFarPanels > 1) {
+    if (a.is_far && !a.pairs) {
+      n0 = side_by_side_of<Isa, Rows, Out>(a, n0, panel_stride);
+    }
+  }
+  for (; n0 < a.n_end; n0 += kPanelColumns) {
     const int64_t columns = a.n_end - n0 < kPanelColumns ? a.n_end - n0 : kPanelColumns;
     const int8_t* panel = a.panels + n0 / kPanelColumns * panel_stride;
     const PanelColumns values(a.epilogue, n0, columns);
-    const TileOut<Out> to = {
-        a.epilogue.scale,      a.zero_point, reinterpret_cast<const int32_t*>(panel),
-        values.weight_scale,   values.bias,  static_cast<Out*>(a.epilogue.out) + n0,
-        a.epilogue.out_stride, a.pairs};
+    const TileOut<Out> to = panel_out<Out>(a, n0, panel, values);
     const int8_t* next = n0 + kPanelColumns < a.n_end ? panel + panel_stride : a.next;
     Ahead ahead = {};
     if (next != nullptr) ahead = {next, kPanelColumns * kGroup / (fetching * kPasses)};

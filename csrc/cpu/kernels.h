@@ -91,6 +91,7 @@ struct GemmArgs {
   EpilogueArgs epilogue;  // column pointers and `out` start at column 0
   UnitState* unit;        // of the calling thread; null: the product leaves nothing set up
   const int8_t* next;     // what the thread reads after the panels, or null; only a hint
+  bool is_far;            // the panels come from memory; only a hint
 };
 
 // acc[m, n] -> out, by the same epilogue.
@@ -227,6 +228,22 @@ struct DivideArgs {
   int64_t y_stride;  // bytes
 };
 
+// out[r] = the sum of weights[r][j] * vectors[j] over n vectors of dim values. Each output is a sum
+// of partial sums like those of HalfGemmArgs, of which partial j takes vectors j, j + kPartials,
+// ...
+struct WeightedSumsArgs {
+  const float* weights;   // [rows, n]
+  int64_t weight_stride;  // between rows
+  int64_t rows;
+  const void* vectors;  // [n, dim]
+  Dtype dtype;
+  int64_t vector_stride;  // in values
+  int64_t n;
+  int64_t dim;
+  float* out;  // [rows, dim]
+  int64_t out_stride;
+};
+
 // int8 rows [n, k] packed as the weight [k, n] that is their transpose, whose panels have no column
 // sums: zeros stand there.
 struct PackTransposedArgs {
@@ -308,6 +325,7 @@ struct Kernels {
   void (*rotary)(const RotaryArgs&);
   void (*scores)(const ScoresArgs&);
   void (*divide)(const DivideArgs&);
+  void (*weighted_sums)(const WeightedSumsArgs&);
   void (*pack_transposed)(const PackTransposedArgs&);
   // Gives the panels of a weight [n, k] their column sums; null where the set's products need none
   // of them as long as zero points are 0.

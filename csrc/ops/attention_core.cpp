@@ -69,7 +69,7 @@ struct AttentionCore::Memory {
   // head the key as a packed weight [S, D] and the value as one [D, S].
   QuantizedHeads query, key, value;
   int8_t *keys, *values;
-  // In floats: the value as a weight [D, S], the query's rows.
+  // In floats: the value as a weight [D, S], where rows are many, and the query's rows.
   float *transposed, *queries;
 };
 
@@ -94,6 +94,8 @@ AttentionCore::AttentionCore(const Kernels& kernels, Dtype dtype, const Attentio
       shape_(shape),
       causal_(is_causal),
       integers_(integers) {
+  check(!integers || shape.keys <= kMaxK, "key has ", shape.keys, " rows, more than ", kMaxK,
+        ", beyond which int32 sums may overflow; integers=False takes them");
   const int64_t wanted[4] = {shape.batch, shape.heads, shape.rows, shape.keys};
   if (position_bias.has_value()) added_[0].emplace(*position_bias, "position_bias", false, wanted);
   if (mask.has_value()) added_[1].emplace(*mask, "mask", true, wanted);
@@ -251,9 +253,10 @@ void AttentionCore::score(const Memory& memory, int64_t b, const Place& place, i
   }
 }
 
-void AttentionCore::attend_rows(const Heads& query, const Heads& key, const Heads& out, int64_t b,
-                                const Place& place, int64_t begin, int64_t end,
-                                const Memory& memory, Rowed& added, Fetch& fetch) const {
+void AttentionCore::attend_rows(const Heads& query, const Heads& key, const Heads& value,
+                                const Heads& out, int64_t b, const Place& place, int64_t begin,
+                                int64_t end, const Memory& memory, Rowed& added,
+                                Fetch& fetch) const {
   const int64_t head = place.head;
   const int64_t m = end - begin, d = shape_.dim, stride = memory.score_stride;
   // Keys behind the last row's own count for nothing.
@@ -301,10 +304,14 @@ void AttentionCore::attend_rows(const Heads& query, const Heads& key, const Head
     if (reads_fewer_keys()) sum_values(memory, read);
     multiply_integers(quantize_scores(product, memory, m, read), Packed{memory.values, d, read},
                       &one, false, memory.results, d);
-  } else {
+  } else if (memory.transposed != nullptr) {
     // All keys, whatever the block: a value that is not finite counts with p = 0 too.
     multiply_floats(memory.scores, stride, shape_.keys, memory.transposed, Dtype::f32, shape_.keys,
                     d, memory.results, d);
+  } else {
+    const int64_t kv_head = head / (shape_.heads / shape_.kv_heads);
+    kernels_.weighted_sums({memory.scores, stride, m, value.at(b, 0, kv_head), dtype_,
+                            value.row_stride / bytes_, shape_.keys, d, memory.results, d});
   }
   kernels_.divide(
       {memory.results, d, memory.sums, dtype_, out.at(b, begin, head), m, d, out.row_stride});
@@ -317,6 +324,7 @@ void AttentionCore::attend(const Heads& query, const Heads& key, const Heads& va
   constexpr int64_t kScoreBytes = 56 * 1024;       // of a block: they wait near the L1 cache
   constexpr int64_t kWholeRows = 12;               // that tiles and score rows divide
   constexpr int64_t kQuantizedBytes = 256 * 1024;  // of heads: they wait in the L2 cache
+  constexpr int64_t kTransposedFrom = 48;  // rows: for fewer, that takes longer than products
   const int64_t s = shape_.keys, d = shape_.dim, rows = end - begin, filled = filled_up(s);
   const int64_t group = shape_.heads / shape_.kv_heads;
   Memory memory = {};
@@ -328,7 +336,8 @@ void AttentionCore::attend(const Heads& query, const Heads& key, const Heads& va
   const int64_t together = integers_ ? std::min(kv_end - kv_begin, most) : 1;
   const int64_t key_bytes = integers_ ? panels_of(s) * panel_bytes(d) : 0;
   const int64_t value_bytes = integers_ ? panels_of(d) * panel_bytes(s) : 0;
-  const int64_t float_values = integers_ ? 0 : d * s, float_queries = integers_ ? 0 : block * d;
+  const bool transposes = !integers_ && rows >= kTransposedFrom;
+  const int64_t float_values = transposes ? d * s : 0, float_queries = integers_ ? 0 : block * d;
   const int64_t kv_heads = integers_ ? together : 0, query_heads = kv_heads * group;
   // A line more between heads: at powers of two they would share few cache sets.
   const int64_t kv_bytes = s * d + kTileLine, query_bytes = rows * d + kTileLine;
@@ -353,8 +362,8 @@ void AttentionCore::attend(const Heads& query, const Heads& key, const Heads& va
                                      floats(kv_heads * kv_values),
                                      key_bytes,
                                      value_bytes,
-                                     floats(float_values),
-                                     floats(float_queries)});
+                                     floats(float_queries),
+                                     floats(float_values)});
   memory.scores = pieces.next<float>(block * stride);
   memory.results = pieces.next<float>(block * d);
   memory.sums = pieces.next<float>(block);
@@ -371,8 +380,8 @@ void AttentionCore::attend(const Heads& query, const Heads& key, const Heads& va
   }
   memory.keys = pieces.next<int8_t>(key_bytes);
   memory.values = pieces.next<int8_t>(value_bytes);
-  memory.transposed = pieces.next<float>(float_values);
   memory.queries = pieces.next<float>(float_queries);
+  if (transposes) memory.transposed = pieces.next<float>(float_values);
 
   Rowed added;
   for (int64_t first = kv_begin; first < kv_end; first += together) {
@@ -385,10 +394,10 @@ void AttentionCore::attend(const Heads& query, const Heads& key, const Heads& va
     for (int64_t head = 0; head < count * group; ++head) {
       const Place place = {first * group + head, head, head / group, begin};
       if (head % group == 0 && integers_) pack(memory, place.kv);
-      if (head % group == 0 && !integers_) prepare_floats(value, b, first + place.kv, memory);
+      if (head % group == 0 && transposes) prepare_floats(value, b, first + place.kv, memory);
       for (int64_t row = begin; row < end; row += block) {
-        attend_rows(query, key, out, b, place, row, std::min(row + block, end), memory, added,
-                    fetch);
+        attend_rows(query, key, value, out, b, place, row, std::min(row + block, end), memory,
+                    added, fetch);
       }
     }
   }

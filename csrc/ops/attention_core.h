@@ -93,8 +93,8 @@ class AttentionCore {
                              int64_t k) const;
   void score(const Memory& memory, int64_t b, const Place& place, int64_t begin, int64_t end,
              int64_t keys, Rowed& added) const;
-  void attend_rows(const Heads& query, const Heads& key, const Heads& out, int64_t b,
-                   const Place& place, int64_t begin, int64_t end, const Memory& memory,
+  void attend_rows(const Heads& query, const Heads& key, const Heads& value, const Heads& out,
+                   int64_t b, const Place& place, int64_t begin, int64_t end, const Memory& memory,
                    Rowed& added, Fetch& fetch) const;
 
   const Kernels& kernels_;

@@ -15,6 +15,7 @@
 #include "split.h"
 #include "tensors.h"
 #include "unit.h"
+#include "weight_traffic.h"
 
 namespace dynquant {
 
@@ -95,6 +96,8 @@ class StagedRows {
     a.epilogue.scale = scale_ + (begin >> halving_);
     a.unit = &unit_of_thread();
     a.next = next;
+    a.is_far = comes_from_memory(a.panels + n_begin * groups_ * kGroup,
+                                 (n_end - n_begin) * groups_ * kGroup);
     product_.gemm(a);
   }
 

@@ -80,6 +80,14 @@ STABLE_TORCH_LIBRARY(dynquant, m) {
       "scaled_dot_product(Tensor query, Tensor key, Tensor value, Tensor? mask=None, "
       "Tensor? position_bias=None, bool is_causal=False, float? scale=None, "
       "bool integers=True) -> Tensor");
+  m.def(
+      "query_key_value(Tensor x, Tensor packed_q, Tensor weight_scale_q, Tensor? bias_q, "
+      "Tensor? packed_k, Tensor? weight_scale_k, Tensor? bias_k, Tensor? packed_v, "
+      "Tensor? weight_scale_v, Tensor? bias_v, int heads, int kv_heads, Tensor? cos=None, "
+      "Tensor? sin=None, Tensor? norm_q_weight=None, Tensor? norm_k_weight=None, "
+      "float norm_heads_eps=0.0, int norm_before=0, Tensor? norm_before_weight=None, "
+      "Tensor? norm_before_bias=None, float norm_before_eps=0.0, bool per_token=True, "
+      "bool symmetric=False, int activation_bits=8) -> (Tensor, Tensor, Tensor)");
   m.def(("attention(Tensor x, Tensor packed_q, Tensor weight_scale_q, Tensor? bias_q, "
          "Tensor? packed_k, Tensor? weight_scale_k, Tensor? bias_k, Tensor? packed_v, "
          "Tensor? weight_scale_v, Tensor? bias_v, Tensor packed_out, Tensor weight_scale_out, "
@@ -166,6 +174,7 @@ STABLE_TORCH_LIBRARY_IMPL(dynquant, CPU, m) {
   ops.add<&dynquant::feed_forward>("feed_forward");
   ops.add<&dynquant::rotary>("rotary");
   ops.add<&dynquant::scaled_dot_product>("scaled_dot_product");
+  ops.add<&dynquant::query_key_value>("query_key_value");
   ops.add<&dynquant::attention>("attention");
   ops.add<&dynquant::encoder>("encoder");
   ops.add<&dynquant::linear_half>("linear_half", "linear_half.inference");

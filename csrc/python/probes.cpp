@@ -8,6 +8,7 @@
 #include "../cpu/layout.h"
 #include "../cpu/qparams.h"
 #include "../cpu/staged.h"
+#include "../ops/weight_traffic.h"
 
 namespace dynquant {
 namespace {
@@ -71,6 +72,7 @@ double linear_seconds(const Kernels& kernels, int64_t m, int64_t n, int64_t k, d
   a.groups = groups_of(k);
   a.n_end = n;
   a.epilogue = {scale.data(), columns.data(), true, columns.data(), out.data, Dtype::f32, n};
+  a.is_far = panels_of(n) * panel_bytes(k) > kStaysInL3;
   return time_calls(seconds, [&] {
     for (int64_t row = 0; row < m; ++row) {
       const float* values = x.data() + row * k;

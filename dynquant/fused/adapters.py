@@ -17,6 +17,10 @@ class Attention:
         core: the module that knows `is_causal` and, in transformers, the implementation.
         norm: the norm before (norm_first) or after it, if any.
         dropout: what is called with the result of the output projection, if it is a module.
+        scale: the attribute with what the scores are multiplied by; 1 / sqrt(head_dim) without it.
+        query_norm, key_norm: RMS norms of each head, if any. They go with a cache alone, as the
+            next one does.
+        index: the attribute with the number of the layer in the cache.
     """
 
     query: str
@@ -27,10 +31,16 @@ class Attention:
     core: str = ""
     norm: str | None = None
     dropout: str | None = None
+    scale: str | None = None
+    query_norm: str | None = None
+    key_norm: str | None = None
+    index: str | None = None
 
     def __post_init__(self):
         if (self.key is None) != (self.value is None):
             raise ValueError("key and value: name both, or neither where query has their rows")
+        if (self.query_norm is None) != (self.key_norm is None):
+            raise ValueError("query_norm and key_norm: name both, or neither")
         if self.key is None and self.output is None:
             raise ValueError("output: an attention whose query has all rows needs a name for it")
 
@@ -100,6 +110,8 @@ class Adapter:
             added to the scores.
         bias: the argument with what is added to the scores besides.
         rotary: the argument with the cosines and sines of rotary position embeddings.
+        cache: the argument with a cache of transformers, which keeps keys and values. The attention
+            runs as ops for one new token of each sequence alone, in fp32, and otherwise as it is.
         ignored: arguments that change nothing.
         result: "tensor"; "tuple" for (result,); "weights" for (result, None).
         whole: an attribute that has to be 0 or None, as chunk_size_feed_forward.
@@ -116,6 +128,7 @@ class Adapter:
     mask: str | None = None
     bias: str | None = None
     rotary: str | None = None
+    cache: str | None = None
     ignored: frozenset[str] = field(default_factory=frozenset)
     result: str = "tensor"
     whole: str | None = None
@@ -129,6 +142,7 @@ class Adapter:
             )
         if self.inline:
             self._check_inline()
+        self._check_cache()
         if not self.arguments:
             raise ValueError("arguments is empty; the first names the input of forward")
         for name, allowed in (("result", RESULTS), ("family", FAMILIES)):
@@ -143,6 +157,14 @@ class Adapter:
             raise ValueError("inline: it goes with feed_forward alone, without norm and residual")
         if block.gate or block.split or any("." in name for name in self.names()):
             raise ValueError("inline: up, activation and down are attributes of the block itself")
+
+    def _check_cache(self):
+        block = self.attention
+        ready = block is not None and block.index and block.output and block.dropout is None
+        if self.cache is not None and (not ready or self.bias is not None):
+            raise ValueError("cache: it goes with an attention with index and output, without bias")
+        if self.cache is None and block is not None and (block.index or block.query_norm):
+            raise ValueError("index, query_norm and key_norm: they go with a cache")
 
     def names(self) -> list[str]:
         """The attributes of a block that it names, with dots where they lie deeper."""

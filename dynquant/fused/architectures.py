@@ -12,6 +12,7 @@ from dynquant.fused.adapters import Adapter, Attention, FeedForward, LinearBlock
 
 _NOT_READ = frozenset({"position_ids", "token_type_ids"})  # passed on to layers that ignore them
 _MASKED = ("hidden_states", "attention_mask")
+_USUAL = {"arguments": _MASKED, "mask": "attention_mask", "ignored": _NOT_READ}
 
 
 def _of(model, *classes):
@@ -88,27 +89,14 @@ _linear_block(_of("modernbert", "ModernBertPredictionHead"), activation="act", n
 
 def _attention_module(names, attention, **more):
     """A module of transformers that is an attention with its output projection."""
-    adapter = Adapter(
-        arguments=_MASKED,
-        attention=attention,
-        mask="attention_mask",
-        ignored=_NOT_READ,
-        result="weights",
-    )
-    _register(names, dataclasses.replace(adapter, **more))
+    usual = {**_USUAL, "attention": attention, "result": "weights"}
+    _register(names, Adapter(**usual | more))
 
 
 def _layer(names, attention, feed_forward, **more):
     """A layer of transformers that keeps its attention in a module: its names begin with that."""
-    adapter = Adapter(
-        arguments=_MASKED,
-        attention=attention,
-        feed_forward=feed_forward,
-        residual=True,
-        mask="attention_mask",
-        ignored=_NOT_READ,
-    )
-    _register(names, dataclasses.replace(adapter, **more))
+    usual = {**_USUAL, "attention": attention, "feed_forward": feed_forward, "residual": True}
+    _register(names, Adapter(**usual | more))
 
 
 def _within(part, names, **more):
@@ -161,7 +149,7 @@ _layer(
     result="tuple",
 )
 
-# Feed-forward blocks of their own; the layers around them have caches, or are known below.
+# Feed-forward blocks of their own; the layers around them are known below, or have other caches.
 _gated = FeedForward(up="up_proj", gate="gate_proj", activation="act_fn", down="down_proj")
 _plain = FeedForward(up="fc1", activation="activation_fn", down="fc2")
 _mlp(_of("llama", "LlamaMLP") + _of("gte", "GteMLP"), _gated, "x")
@@ -205,6 +193,30 @@ for _model, _prefix, _names in (
         ),
         _within("mlp", _names, norm="post_mlp_layernorm"),
         **_rotary,
+    )
+
+# Decoders: one token behind a cache.
+_behind_a_cache = {
+    "arguments": ("hidden_states", "position_embeddings", "attention_mask", "cache"),
+    "rotary": "position_embeddings",
+    "cache": "cache",
+}
+_layer_arguments = (*_MASKED, "position_ids", "cache", "use_cache", "position_embeddings")
+_token = _projections("o_proj", scale="scaling", index="layer_idx")
+_token_normed = dataclasses.replace(_token, query_norm="q_norm", key_norm="k_norm")
+for _model, _prefix, _names in (
+    ("llama", "Llama", _token),
+    ("mistral", "Mistral", _token),
+    ("qwen2", "Qwen2", _token),
+    ("qwen3", "Qwen3", _token_normed),
+):
+    _attention_module(_of(_model, f"{_prefix}Attention"), _names, **_behind_a_cache)
+    _layer(
+        _of(_model, f"{_prefix}DecoderLayer"),
+        _within("self_attn", _names, core="self_attn", norm="input_layernorm"),
+        _within("mlp", _gated, norm="post_attention_layernorm"),
+        norm_first=True,
+        **{**_behind_a_cache, "arguments": _layer_arguments},
     )
 
 _attention_module(_of("vit", "ViTAttention"), _projections("o_proj"))

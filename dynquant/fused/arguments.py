@@ -22,6 +22,9 @@ class Call(NamedTuple):
         causal: whether a position sees no later one.
         residual: what a linear block adds, or None.
         weights: whether the weights of the attention are asked for.
+        cache: what keeps the keys and values of earlier tokens, or None; the mask is then
+            [batch, 1 or heads, 1, keys].
+        rest: what it is called with besides keys and values.
         batched, batch_first: how the caller has the input, and wants the result.
     """
 
@@ -32,6 +35,8 @@ class Call(NamedTuple):
     causal: bool = False
     residual: torch.Tensor | None = None
     weights: bool = False
+    cache: object = None
+    rest: dict | None = None
     batched: bool = True
     batch_first: bool = True
 
@@ -49,10 +54,11 @@ def of_transformers(parts, args, kwargs):
     added = adapter.linear_block and adapter.linear_block.residual
     x, weights = None, False
     read = {}
-    for name, value in (*zip(adapter.arguments, args, strict=False), *kwargs.items()):
+    given = (*zip(adapter.arguments, args, strict=False), *kwargs.items())
+    for name, value in given:
         if name == adapter.arguments[0]:
             x = value
-        elif name == "is_causal" and value is not None:
+        elif name == adapter.cache or name == "is_causal" and value is not None:
             read[name] = value
         elif value is None or value is False or name in _FOR_THE_MODEL or name in adapter.ignored:
             continue
@@ -70,6 +76,8 @@ def of_transformers(parts, args, kwargs):
         return Call(x)
     if parts.attention is None:
         return None
+    if adapter.cache is not None:
+        return _of_token(parts, x, weights, read, given)
     return _of_attention(parts, x, weights, read)
 
 
@@ -97,7 +105,9 @@ def _of_attention(parts, x, weights, read):
     if weights and adapter.feed_forward is not None:
         return None
     mask, bias, rotary = (read.get(n) for n in (adapter.mask, adapter.bias, adapter.rotary))
-    if x.dim() != 3 or any(one is not None and not _is_mask(one, x) for one in (mask, bias)):
+    if x.dim() != 3 or any(
+        one is not None and not _is_mask(one, x, x.shape[1]) for one in (mask, bias)
+    ):
         return None
     if (rotary is None) != (adapter.rotary is None):
         return None
@@ -111,14 +121,31 @@ def _of_attention(parts, x, weights, read):
     return Call(x, mask, bias, rotary, causal, weights=weights)
 
 
+def _of_token(parts, x, weights, read, given):
+    """One new token for each sequence: it sees all that the cache has."""
+    adapter = parts.adapter
+    cache, mask, rotary = (read.get(n) for n in (adapter.cache, adapter.mask, adapter.rotary))
+    if cache is None or x.dim() != 3 or x.shape[1] != 1:
+        return None
+    if weights and adapter.feed_forward is not None or (rotary is None) != (adapter.rotary is None):
+        return None
+    if _implementation(parts.attention.core.config) not in _IMPLEMENTATIONS:
+        return None
+    if mask is not None and not _is_mask(mask, x, keys=None):
+        return None
+    named = adapter.arguments[0], adapter.cache, adapter.mask, adapter.rotary
+    rest = {name: value for name, value in given if name not in named}
+    return Call(x, mask, rotary=rotary, weights=weights, cache=cache, rest=rest)
+
+
 def _implementation(config):
     """config._attn_implementation, which costs 3 microseconds, without what is around it."""
     found = config.__dict__.get("_attn_implementation_internal")
     return config._attn_implementation if found is None else found
 
 
-def _is_mask(mask, x):
-    """Whether it broadcasts over heads as the masks of transformers do."""
+def _is_mask(mask, x, keys):
+    """Whether it broadcasts over heads as the masks of transformers do, for as many keys or any."""
     if not isinstance(mask, torch.Tensor) or mask.dim() != 4:
         return False
     batch, length, _ = x.shape
@@ -126,7 +153,7 @@ def _is_mask(mask, x):
         (mask.dtype == torch.bool or mask.dtype == x.dtype)
         and mask.shape[0] in (1, batch)
         and mask.shape[2] in (1, length)
-        and mask.shape[3] == length
+        and keys in (None, mask.shape[3])
     )
 
 

@@ -28,6 +28,9 @@ class FusedBlock(Swapped):
             call = READERS[parts.adapter.family](parts, args, kwargs)
         if call is None or not runs_as_op(call.x, lambda: (call.residual, *parts.parameters())):
             return super().forward(*args, **kwargs)
+        asked = parts.adapter.result != "tensor" and (call.weights or not all_idle(self))
+        if asked and call.cache is not None:  # the cache takes in a token once
+            return super().forward(*args, **kwargs)
         if plan is not None and not _has_any_global_hook():
             result = compute(parts, plan, call, self._settings[0])
         elif parts.can_call_linears() and not _trains(parts.linears):
@@ -37,7 +40,6 @@ class FusedBlock(Swapped):
         if parts.adapter.result == "tensor":
             return result
         # Returned weights of an attention are those of the float one.
-        asked = call.weights or not all_idle(self)
         weights = super().forward(*args, **kwargs)[1:] if asked else ()
         if parts.adapter.result == "tuple":
             return result, *weights
@@ -94,7 +96,9 @@ def compute(parts, plan, call, attention):
     x, residual, integers = call.x, parts.adapter.residual, attention == "integer"
     if plan.linear_block is not None:
         return calls.linear_block(plan.linear_block, x, call.residual)
-    if plan.attention is not None:
+    if plan.token is not None:
+        x = calls.token(plan.token, parts, call, residual)
+    elif plan.attention is not None:
         x = calls.attention(plan.attention, call, residual, integers)
     elif parts.attention is not None:
         return calls.attention_in_parts(parts, call, integers)

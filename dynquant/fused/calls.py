@@ -17,6 +17,8 @@ _ops = torch.ops.dynquant
 # The overloads themselves: finding them costs a call of a short text several microseconds.
 _attention, _feed_forward = _ops.attention.default, _ops.feed_forward.default
 _linear_block, _embedding_sum = _ops.linear_block.default, _ops.embedding_sum.default
+_query_key_value = _ops.query_key_value.default
+_scaled_dot_product = _ops.scaled_dot_product.default
 encoder = _ops.encoder.default
 
 
@@ -84,6 +86,44 @@ def attention(arguments, call, residual, integers):
         call.x if residual else None,
         *after,
     )
+
+
+def token_arguments(parts, before, after, scheme):
+    """What an attention takes for a token behind a cache besides what a call brings.
+
+    First query_key_value's, in front of the angles and behind them, then those of the output.
+    """
+    found = parts.attention
+    weights = map(weight_of, (found.query, found.key, found.value))
+    heads = [_norm(norm) for norm in found.head_norms] or [_NO_NORM] * 2
+    (_, query_norm, _, eps), (_, key_norm, _, _) = heads
+    return (
+        (*chain(*weights), parts.heads, parts.kv_heads),
+        (query_norm, key_norm, eps, *_norm(before), *unusual(scheme)),
+        linear_block_arguments(found.output, "none", None, after, scheme),
+    )
+
+
+def token(arguments, parts, call, residual):
+    """An attention block for one token of each sequence, behind those of the call's cache."""
+    before, after, output = arguments
+    cos, sin = call.rotary or (None, None)
+    query, key, value = _query_key_value(call.x, *before, cos, sin, *after)
+    found = parts.attention
+    keys, values = call.cache.update(
+        key.transpose(1, 2), value.transpose(1, 2), found.index, kwargs=call.rest
+    )
+    attended = _scaled_dot_product(
+        query,
+        keys.transpose(1, 2),
+        values.transpose(1, 2),
+        call.mask,
+        None,
+        False,
+        found.scale,
+        False,
+    )
+    return linear_block(output, attended.flatten(2), call.x if residual else None)
 
 
 def attention_in_parts(parts, call, integers):

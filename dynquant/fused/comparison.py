@@ -7,6 +7,7 @@ from dynquant.fused.adapters import RESULTS
 from dynquant.fused.arguments import READERS
 from dynquant.fused.block import compute
 from dynquant.fused.plan import Plan
+from dynquant.fused.recorded import RecordedCache
 
 # Below it a block computes something else than its adapter says. Bytes that round otherwise leave
 # 40 dB and more, integers in the attention 30.
@@ -41,6 +42,10 @@ def difference(module, parts, attention):
     for what, kwargs in _samples(parts):
         if parts.adapter.inline:
             return _inline_difference(module, parts, what, kwargs)
+        if parts.adapter.cache is not None:
+            if differs := _token_difference(module, parts, what, kwargs):
+                return differs
+            continue
         try:
             expected = module.forward(**kwargs)
         except Exception as error:
@@ -57,6 +62,29 @@ def difference(module, parts, attention):
             ):
                 return differs
     return ""
+
+
+def _token_difference(module, parts, what, kwargs):
+    name = parts.adapter.cache
+    cache, again = kwargs[name], kwargs[name].fresh()
+    try:
+        expected = module.forward(**kwargs)
+    except Exception as error:
+        return f"could not be compared: {type(error).__name__}: {error}"
+    if unlike := _unlike(expected, parts.adapter.result):
+        return unlike
+    if not cache.is_used_as_by_ops(parts.attention.index):
+        return "its cache is updated in another way"
+    call = READERS[parts.adapter.family](parts, (), {**kwargs, name: again})
+    if call is None:
+        return f"could not be compared: {what} is not what its ops take"
+    found = compute(parts, Plan(module, parts), call, "float")
+    kept, (keys, values, _) = again.calls[0][0], cache.calls[0][0]
+    return (
+        _differs(kept[0], keys, "float", f"the keys of {what}")
+        or _differs(kept[1], values, "float", f"the values of {what}")
+        or _differs(found, _first(expected), "float", what)
+    )
 
 
 def _inline_difference(module, parts, what, kwargs):
@@ -119,7 +147,8 @@ def _samples(parts):
     def random(*shape):
         return torch.randn(*shape, generator=generator).to(dtype)
 
-    arguments = {adapter.arguments[0]: random(_BATCH, _LENGTH, width)}
+    rows = _LENGTH if adapter.cache is None else 1
+    arguments = {adapter.arguments[0]: random(_BATCH, rows, width)}
     if attention is None:
         if adapter.linear_block is not None and adapter.linear_block.residual is not None:
             wide = parts.linear_block.linear.out_features
@@ -129,12 +158,18 @@ def _samples(parts):
     if adapter.bias is not None:
         arguments[adapter.bias] = random(_BATCH, parts.heads, _LENGTH, _LENGTH)
     if adapter.rotary is not None:
-        angles = random(1, _LENGTH, attention.head_dim // 2).repeat(1, 1, 2)
+        angles = random(1, rows, attention.head_dim // 2).repeat(1, 1, 2)
         arguments[adapter.rotary] = (angles.cos(), angles.sin())
+    if adapter.cache is not None:
+        shape = _BATCH, parts.kv_heads, _LENGTH - 1, attention.head_dim
+        arguments[adapter.cache] = RecordedCache(random(*shape), random(*shape))
     if adapter.family == "torch_attention":
         arguments.update(dict.fromkeys(adapter.arguments, arguments["query"]), need_weights=False)
     yield "a random batch", _with_mask(arguments, parts, None)
     seen = torch.arange(_LENGTH) < torch.tensor([[_LENGTH], [_LENGTH // 2]])
+    if adapter.cache is not None:
+        arguments = {**arguments, adapter.cache: arguments[adapter.cache].fresh()}
+        seen = seen.flip(1)  # the new token is the last, and is seen
     yield "a padded batch", _with_mask(arguments, parts, seen)
 
 
@@ -149,7 +184,8 @@ def _with_mask(arguments, parts, seen):
         return arguments if seen is None else {**arguments, name: ~seen}
     mask = None
     if seen is not None:
-        mask = seen[:, None, None, :].expand(-1, 1, _LENGTH, -1)
+        rows = next(iter(arguments.values())).shape[1]
+        mask = seen[:, None, None, :].expand(-1, 1, rows, -1)
         config = getattr(core, "config", None)
         if config is None or config._attn_implementation != "sdpa":
             dtype = next(iter(arguments.values())).dtype

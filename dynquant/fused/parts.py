@@ -14,7 +14,10 @@ LINEAR = (quantized.Linear, quantized.Conv1D)  # what the ops have a form for
 
 
 class AttentionParts(NamedTuple):
-    """key and value are None where query has the rows of all three."""
+    """key and value are None where query has the rows of all three.
+
+    head_norms: those of query and key, or ().
+    """
 
     query: nn.Module
     key: nn.Module | None
@@ -24,6 +27,9 @@ class AttentionParts(NamedTuple):
     head_dim: int
     core: nn.Module
     dropout: nn.Module | None
+    scale: float | None
+    head_norms: tuple[Norm, ...]
+    index: int | None
 
 
 class FeedForwardParts(NamedTuple):
@@ -142,7 +148,14 @@ class Parts:
             for name in (names.query, names.key, names.value, names.output)
         )
         dropout = names.dropout and part_of(module, names.dropout)
-        return AttentionParts(*linears, _norm(module, names.norm), head_dim, core, dropout)
+        scale = names.scale and part_of(module, names.scale)
+        if not isinstance(scale, float | None):
+            raise _Obstacle(f"{names.scale} is {scale!r}, not a float")
+        index = names.index and part_of(module, names.index)
+        if not isinstance(index, int | None):
+            raise _Obstacle(f"{names.index} is {index!r}, not an int")
+        norm, heads = _norm(module, names.norm), _head_norms(module, names)
+        return AttentionParts(*linears, norm, head_dim, core, dropout, scale, heads, index)
 
     def _linear(self, module, name):
         if name is None:
@@ -181,7 +194,13 @@ class Parts:
 
     def norms(self):
         found = (self.attention, self.feed_forward, self.linear_block)
-        return [part.norm for part in found if part is not None and part.norm is not None]
+        norms = [part.norm for part in found if part is not None and part.norm is not None]
+        return norms if self.attention is None else [*norms, *self.attention.head_norms]
+
+    def numbers(self):
+        """Names of attributes whose values were read."""
+        names = self.adapter.attention
+        return [] if names is None else list(filter(None, (names.scale, names.index)))
 
     def activations(self):
         """(function, the name of what it computes) of each."""
@@ -218,6 +237,8 @@ class Parts:
     def can_call_linears(self):
         """Whether the attention can be made of calls of its linear layers, whatever they are."""
         if self.attention is None or self.attention.norm or self.feed_forward is not None:
+            return False
+        if self.adapter.cache is not None:
             return False
         called = {id(one) for part in self.linears.values() for one in part.modules()}
         return not self.disturbance(called | {id(self.attention.dropout)})
@@ -256,3 +277,14 @@ def _norm(module, name):
     if kind is None:
         raise _Obstacle(f"{name} is not a known norm")
     return Norm(kind, part) if kind else None
+
+
+def _head_norms(module, names):
+    """Those of query and key, which one op takes with one epsilon."""
+    found = tuple(_norm(module, name) for name in (names.query_norm, names.key_norm) if name)
+    for norm in found:
+        if norm is None or norm.kind not in ("rms", "rms_plus_one") or norm.eps != found[0].eps:
+            raise _Obstacle(
+                f"{names.query_norm} and {names.key_norm} are not RMS norms, of one eps"
+            )
+    return found

@@ -5,6 +5,7 @@ At one short text, finding it out anew at each call takes as long as the ops.
 
 from dynquant import _C
 from dynquant.fused import calls
+from dynquant.fused.parts import part_of
 
 
 class Watched:
@@ -62,8 +63,8 @@ class Plan:
     """The arguments of a block's ops that a call does not bring.
 
     Attributes:
-        attention, feed_forward, linear_block: what the functions of that name in calls take as
-            `arguments`.
+        attention, token, feed_forward, linear_block: what the functions of that name in calls take
+            as `arguments`; token instead of attention where there is a cache.
         fixed: what has to hold for that, for `holds`; None where it cannot be kept.
     """
 
@@ -75,8 +76,11 @@ class Plan:
         def ends(norm):
             return (*((norm, None) if first else (None, norm)), parts.scheme)
 
-        self.attention = self.feed_forward = self.linear_block = self.fixed = None
-        if parts.attention is not None and parts.attention.output is not None:
+        self.attention = self.token = self.fixed = None
+        self.feed_forward = self.linear_block = None
+        if parts.adapter.cache is not None:
+            self.token = calls.token_arguments(parts, *ends(parts.attention.norm))
+        elif parts.attention is not None and parts.attention.output is not None:
             self.attention = calls.attention_arguments(parts, *ends(parts.attention.norm))
         if parts.feed_forward is not None:
             *layers, split, norm, activation, _ = parts.feed_forward
@@ -102,4 +106,7 @@ class Plan:
             watched.attributes(norm.module, "eps", "variance_epsilon")
         if isinstance(parts.adapter.norm_first, str):
             watched.attributes(module, parts.adapter.norm_first)
+        for name in parts.numbers():
+            holder, _, own = name.rpartition(".")
+            watched.attributes(part_of(module, holder), own)
         self.fixed = watched.fixed()

@@ -3,6 +3,26 @@
 The schemas and the implementations are in csrc/ops.
 """
 
-from dynquant.ops import blocks, embedding, encoder, flops, grouped, half, linear, recurrent
+from dynquant.ops import (
+    attention,
+    blocks,
+    embedding,
+    encoder,
+    flops,
+    grouped,
+    half,
+    linear,
+    recurrent,
+)
 
-__all__ = ["blocks", "embedding", "encoder", "flops", "grouped", "half", "linear", "recurrent"]
+__all__ = [
+    "attention",
+    "blocks",
+    "embedding",
+    "encoder",
+    "flops",
+    "grouped",
+    "half",
+    "linear",
+    "recurrent",
+]

@@ -42,7 +42,7 @@ def _check_floats(name, x, *allowed):
     leading_shape(name, x)
 
 
-def _tensors(arguments):
+def tensors_of(arguments):
     """Those of an op's arguments that are tensors."""
     return {name: value for name, value in arguments.items() if isinstance(value, torch.Tensor)}
 
@@ -68,7 +68,7 @@ def _(x, function):
     return x.new_empty(x.shape)
 
 
-def _check_norm_parts(n, eps, weight, bias, prefix=""):
+def check_norm_parts(n, eps, weight, bias, prefix=""):
     _check_values(f"{prefix}weight", weight, n)
     _check_values(f"{prefix}bias", bias, n)
     torch._check(eps >= 0, lambda: f"{prefix}eps must not be negative, got {eps}")
@@ -103,7 +103,7 @@ def _(x, weight=None, bias=None, eps=1e-5):
     """
     check_device(x=x, weight=weight, bias=bias)
     _check_floats("x", x)
-    _check_norm_parts(x.shape[-1], eps, weight, bias)
+    check_norm_parts(x.shape[-1], eps, weight, bias)
     return x.new_empty(x.shape)
 
 
@@ -126,7 +126,7 @@ def _(x, weight=None, eps=1e-6):
     """
     check_device(x=x, weight=weight)
     _check_floats("x", x)
-    _check_norm_parts(x.shape[-1], eps, weight, None)
+    check_norm_parts(x.shape[-1], eps, weight, None)
     return x.new_empty(x.shape)
 
 
@@ -147,9 +147,10 @@ def _(x):
     return x.new_empty(x.shape)
 
 
-def _check_norm(name, norm, weight, bias, eps, n):
+def check_norm(name, norm, weight, bias, eps, n):
+    """A norm over rows of n values."""
     torch._check(norm in NORMS.values(), lambda: f"{name} must be one of {NORMS}, got {norm}")
-    _check_norm_parts(n, eps, weight, bias, f"{name}_")
+    check_norm_parts(n, eps, weight, bias, f"{name}_")
 
 
 def _check_residual(residual, x, n):
@@ -161,16 +162,16 @@ def _check_residual(residual, x, n):
         )
 
 
-def _check_ends(x, n, given):
+def check_ends(x, n, given):
     """What every block ends with, by the arguments' names: residual, norms, scheme."""
     check_bits("activation_bits", given["activation_bits"], given["symmetric"])
     _check_residual(given["residual"], x, n)
     for name, width in (("norm_before", x.shape[-1]), ("norm_after", n)):
         parts = (given[f"{name}{part}"] for part in ("", "_weight", "_bias", "_eps"))
-        _check_norm(name, *parts, width)
+        check_norm(name, *parts, width)
 
 
-def _columns_of(part, packed, k, weight_scale, bias):
+def columns_of(part, packed, k, weight_scale, bias):
     """N of a packed weight [N, K], and the checks of what has one value for each column."""
     try:
         return columns(packed, k, weight_scale, bias)
@@ -209,7 +210,7 @@ def _(
     Raises:
         RuntimeError: another dtype, device or shape; an index that is not in its table.
     """
-    check_device(**_tensors(locals()))
+    check_device(**tensors_of(locals()))
     check_dtype("table", table, *FLOAT_DTYPES)
     check_dtype("indices", indices, torch.int64, torch.int32)
     length = indices.shape[-1] if indices.dim() else 1
@@ -228,7 +229,7 @@ def _(
             lambda: f"type_indices must have the shape of indices, got {list(type_indices.shape)}",
         )
     torch._check(norm in NORMS.values(), lambda: f"norm must be one of {NORMS}, got {norm}")
-    _check_norm_parts(table.shape[1], norm_eps, norm_weight, norm_bias, "norm_")
+    check_norm_parts(table.shape[1], norm_eps, norm_weight, norm_bias, "norm_")
     return table.new_empty((*indices.shape, table.shape[1]))
 
 
@@ -285,11 +286,11 @@ def _(
         RuntimeError: another dtype, device or shape, or a number that is not one of those named.
     """
     given = locals()
-    check_device(**_tensors(given))
+    check_device(**tensors_of(given))
     _check_floats("x", x)
     _check_activation("activation", activation)
     n = columns(packed, x.shape[-1], weight_scale, bias)
-    _check_ends(x, n, given)
+    check_ends(x, n, given)
     return x.new_empty((*x.shape[:-1], n))
 
 
@@ -346,213 +347,15 @@ def _(
         RuntimeError: another dtype, device or shape, or a number that is not one of those named.
     """
     given = locals()
-    check_device(**_tensors(given))
+    check_device(**tensors_of(given))
     _check_floats("x", x)
     _check_activation("activation", activation)
     torch._check(split in (0, 1, 2), lambda: f"split must be 0, 1 or 2, got {split}")
-    hidden = _columns_of("up", packed_up, x.shape[-1], weight_scale_up, bias_up)
+    hidden = columns_of("up", packed_up, x.shape[-1], weight_scale_up, bias_up)
     if packed_gate is not None:
-        _columns_of("gate", packed_gate, x.shape[-1], weight_scale_gate, bias_gate)
+        columns_of("gate", packed_gate, x.shape[-1], weight_scale_gate, bias_gate)
     if split:
         hidden = hidden // 2
-    n = _columns_of("down", packed_down, hidden, weight_scale_down, bias_down)
-    _check_ends(x, n, given)
+    n = columns_of("down", packed_down, hidden, weight_scale_down, bias_down)
+    check_ends(x, n, given)
     return x.new_empty((*x.shape[:-1], n))
-
-
-def _check_heads(name, x):
-    torch._check(
-        x.dim() == 4,
-        lambda: f"{name} must have four dimensions [B, rows, heads, D], got {list(x.shape)}",
-    )
-
-
-@fake("rotary")
-def _(x, cos, sin):
-    """Rotary position embedding: x * cos + (-second half of x, first half of x) * sin, in fp32.
-
-    Args:
-        x: fp32, bf16 or fp16 [B, L, H, D], any strides.
-        cos, sin: fp32, bf16 or fp16 [L, R] or [B, L, R], R even and at most D: the first R values
-            of a head are turned, by pairs that lie R / 2 apart.
-
-    Returns:
-        A tensor of x's shape and dtype, contiguous.
-
-    Raises:
-        RuntimeError: another dtype, device or shape.
-    """
-    check_device(x=x, cos=cos, sin=sin)
-    check_dtype("x", x, *FLOAT_DTYPES)
-    _check_heads("x", x)
-    _check_angles(cos, sin, x.shape[1], x.shape[3])
-    return x.new_empty(x.shape)
-
-
-def _check_angles(cos, sin, rows, dim):
-    for name, values in (("cos", cos), ("sin", sin)):
-        check_dtype(name, values, *FLOAT_DTYPES)
-        torch._check(
-            values.dim() in (2, 3) and values.shape[-2] == rows and values.shape[-1] <= dim,
-            lambda name=name, values=values: (
-                f"{name} must have the shape [{rows}, R], R at most {dim}, got {list(values.shape)}"
-            ),
-        )
-
-
-def _check_added(mask, position_bias, shape):
-    for name, values, dtypes in (
-        ("mask", mask, (torch.bool, *FLOAT_DTYPES)),
-        ("position_bias", position_bias, FLOAT_DTYPES),
-    ):
-        if values is None:
-            continue
-        check_dtype(name, values, *dtypes)
-        torch._check(
-            values.dim() == 4
-            and all(one in (1, full) for one, full in zip(values.shape, shape, strict=True)),
-            lambda name=name, values=values: (
-                f"{name} must spread to {list(shape)}, got {list(values.shape)}"
-            ),
-        )
-
-
-@fake("scaled_dot_product")
-def _(
-    query,
-    key,
-    value,
-    mask=None,
-    position_bias=None,
-    is_causal=False,
-    scale=None,
-    integers=True,
-):
-    """Attention of heads: softmax(query @ key.T * scale + position_bias + mask) @ value.
-
-    In integers, a query's vector is quantized asymmetrically, those of key and value symmetrically,
-    each on its own, and so is each row of probabilities times the values' scales; sums are int32,
-    softmax is fp32. docs/numerics.md has every step. A row does not depend on other rows, on other
-    sequences, or on masked keys behind the last one.
-
-    Args:
-        query: fp32, bf16 or fp16 [B, L, H, D], any strides.
-        key, value: [B, S, KV, D] of query's dtype, any strides; KV divides H.
-        mask: bool (True: attended to), or floats that are added; of four dimensions that spread to
-            [B, H, L, S], any strides. A row that is masked as a whole gives NaN, as in torch.
-        position_bias: floats likewise.
-        is_causal: query i attends to the keys up to i.
-        scale: 1 / sqrt(D) where it is None.
-        integers: both products in integers; otherwise in fp32.
-
-    Returns:
-        [B, L, H, D] in query's dtype, contiguous.
-
-    Raises:
-        RuntimeError: another dtype, device or shape; no key; more than 65,536 keys in integers.
-    """
-    check_device(query=query, key=key, value=value, mask=mask, position_bias=position_bias)
-    check_dtype("query", query, *FLOAT_DTYPES)
-    for name, values in (("query", query), ("key", key), ("value", value)):
-        check_dtype(name, values, query.dtype)
-        _check_heads(name, values)
-    batch, rows, heads, dim = query.shape
-    torch._check(
-        key.shape[0] == batch and key.shape[3] == dim and dim > 0,
-        lambda: f"key must have the shape [{batch}, S, KV, {dim}], got {list(key.shape)}",
-    )
-    torch._check(
-        value.shape == key.shape,
-        lambda: f"value must have the shape of key, got {list(value.shape)}",
-    )
-    _check_added(mask, position_bias, (batch, heads, rows, key.shape[1]))
-    return query.new_empty(query.shape)
-
-
-@fake("attention")
-def _(
-    x,
-    packed_q,
-    weight_scale_q,
-    bias_q,
-    packed_k,
-    weight_scale_k,
-    bias_k,
-    packed_v,
-    weight_scale_v,
-    bias_v,
-    packed_out,
-    weight_scale_out,
-    bias_out,
-    heads,
-    kv_heads,
-    mask=None,
-    position_bias=None,
-    is_causal=False,
-    scale=None,
-    cos=None,
-    sin=None,
-    integers=True,
-    residual=None,
-    norm_before=0,
-    norm_before_weight=None,
-    norm_before_bias=None,
-    norm_before_eps=0.0,
-    norm_after=0,
-    norm_after_weight=None,
-    norm_after_bias=None,
-    norm_after_eps=0.0,
-    per_token=True,
-    symmetric=False,
-    activation_bits=8,
-):
-    """Self attention in one call: projections, heads, output projection, residual and norm.
-
-    norm_after(residual + out(scaled_dot_product(q, k, v))), with q, k and v from norm_before(x),
-    q and k turned by cos and sin where these are given. Equal in bits to linear_dynamic, rotary,
-    scaled_dot_product, a sum and a norm called one after the other on tensors of x's dtype.
-
-    Args:
-        x: fp32, bf16 or fp16 [B, L, K], any strides.
-        packed_q, weight_scale_q, bias_q: a packed weight [heads * D, K], its scale, its bias or
-            None.
-        packed_k, weight_scale_k, bias_k, packed_v, weight_scale_v, bias_v: packed weights
-            [kv_heads * D, K] likewise. Without them packed_q holds the rows of all three, one after
-            the other.
-        packed_out, weight_scale_out, bias_out: a packed weight [N, heads * D] likewise.
-        heads, kv_heads: kv_heads divides heads.
-        mask, position_bias, is_causal, scale, integers: as in scaled_dot_product.
-        cos, sin: as in rotary, or None.
-        residual: [B, L, N] of x's dtype, or None.
-        norm_before, norm_before_weight, norm_before_bias, norm_before_eps: 0 none, 1 layer norm, 2
-            RMS norm over K, with their arguments as in layer_norm and rms_norm.
-        norm_after, norm_after_weight, norm_after_bias, norm_after_eps: the same over N.
-        per_token, symmetric, activation_bits: as in linear_dynamic, for the four projections.
-
-    Returns:
-        [B, L, N] in x's dtype.
-
-    Raises:
-        RuntimeError: another dtype, device or shape, or a number that is not one of those named.
-    """
-    given = locals()
-    check_device(**_tensors(given))
-    check_dtype("x", x, *FLOAT_DTYPES)
-    torch._check(x.dim() == 3, lambda: f"x must have three dimensions, got {list(x.shape)}")
-    torch._check(heads > 0, lambda: f"heads must be positive, got {heads}")
-    torch._check(
-        kv_heads > 0 and heads % kv_heads == 0,
-        lambda: f"kv_heads must be positive and divide heads = {heads}, got {kv_heads}",
-    )
-    batch, rows, k = x.shape
-    total = _columns_of("q", packed_q, k, weight_scale_q, bias_q)
-    dim = total // (heads + 2 * kv_heads if packed_k is None else heads)
-    if packed_k is not None:
-        _columns_of("k", packed_k, k, weight_scale_k, bias_k)
-        _columns_of("v", packed_v, k, weight_scale_v, bias_v)
-    n = _columns_of("out", packed_out, heads * dim, weight_scale_out, bias_out)
-    _check_added(mask, position_bias, (batch, heads, rows, rows))
-    if cos is not None:
-        _check_angles(cos, sin, rows, dim)
-    _check_ends(x, n, given)
-    return x.new_empty((batch, rows, n))

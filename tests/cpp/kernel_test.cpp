@@ -187,11 +187,17 @@ void test_gemm(const Kernels& kernels, const Product& product, const Case& c) {
       sums_args(product, c, staged.data, reinterpret_cast<const int8_t*>(weight.data), sums.data());
   product.gemm(a);
   expect_no_tiles(kernels, a);
+  std::vector<int32_t> far(sums.size());
+  a.is_far = true;
+  a.epilogue.out = far.data();
+  product.gemm(a);
+  expect(far == sums, kernels.name, "int32 sums from memory", c.m, c.n, c.k);
 
   std::optional<Unit> unit(std::in_place);
   a.unit = &unit->state;
   for (int with_bias = 0; with_bias < 2; ++with_bias) {
     for (int per_channel = 0; per_channel < 2; ++per_channel) {
+      a.is_far = with_bias != per_channel;
       std::vector<float> y(sums.size()), rescaled(sums.size());
       a.epilogue = {c.scale.data(),
                     c.weight_scale.data(),
@@ -368,6 +374,23 @@ void test_half_gemm(const Kernels& kernels, int64_t m, int64_t n, int64_t k, std
   kernels.widen(weight.data(), Dtype::f16, n * k, widened.data());
   for (size_t i = 0; i < weight.size(); ++i) {
     expect(same(widened[i], widen(weight[i])), kernels.name, "widened", m, n, k);
+  }
+}
+
+void test_weighted_sums(const Kernels& kernels, int64_t rows, int64_t n, int64_t dim,
+                        std::mt19937& random) {
+  std::normal_distribution<float> real;
+  const int64_t stride = dim + 3;
+  std::vector<float> weights(static_cast<size_t>(rows * n)), out(static_cast<size_t>(rows * dim));
+  std::vector<Half> vectors(static_cast<size_t>(n * stride)), column(static_cast<size_t>(n));
+  for (float& value : weights) value = real(random);
+  for (Half& value : vectors) narrow(real(random), &value);
+  kernels.weighted_sums(
+      {weights.data(), n, rows, vectors.data(), Dtype::f16, stride, n, dim, out.data(), dim});
+  for (int64_t i = 0; i < rows * dim; ++i) {
+    for (int64_t j = 0; j < n; ++j) column[j] = vectors[j * stride + i % dim];
+    expect(same(out[i], half_sum(weights.data() + i / dim * n, column.data(), n)), kernels.name,
+           "weighted sum", rows, n, dim);
   }
 }
 
@@ -741,6 +764,11 @@ void test_unit(const Kernels& kernels, const Product& product, std::mt19937& ran
 
 void test_product(const Kernels& kernels, const Product& product, std::mt19937& random) {
   test_unit(kernels, product, random);
+  for (int64_t m = 1; m < 9; ++m) {  // whole panels side by side
+    for (int64_t n : {128, 256, 455}) {
+      for (int64_t k : {1, 4, 8, 37}) test_gemm(kernels, product, Case(m, n, k, random));
+    }
+  }
   for (int64_t m : {0, 1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 17, 32}) {
     for (int64_t n : {0, 1, 7, 8, 16, 17, 32, 33, 63, 64, 65, 129}) {
       for (int64_t k : {0, 1, 3, 4, 5, 31, 64, 65}) {
@@ -794,6 +822,12 @@ void test_kernels(const Kernels& kernels) {
   for (int64_t m : {0, 1, 2, 3, 4, 5, 6, 7, 13}) {
     for (int64_t n : {0, 1, 2, 3, 5, 8, 9, 63, 64, 65}) {
       for (int64_t k : {0, 1, 15, 16, 17, 32, 47}) test_half_gemm(kernels, m, n, k, random);
+    }
+  }
+  for (int64_t n : {1, 15, 16, 17, 40}) {
+    for (int64_t dim : {1, 7, 8, 33, 63, 64, 65, 150}) {
+      test_weighted_sums(kernels, 1, n, dim, random);
+      test_weighted_sums(kernels, 3, n, dim, random);
     }
   }
   test_product(kernels, kernels.product, random);

@@ -1,0 +1,85 @@
+// query_key_value: what attention takes of new tokens, for a cache that keeps the others'.
+#include "query_key_value.h"
+
+namespace dynquant {
+namespace {
+
+// Where a head of query, key or value goes, and the norm of it on the way.
+struct HeadOutput {
+  int64_t heads, dim;
+  RowNorm norm;
+  Tensor to;
+
+  // From the heads next to each other at `from` to row m.
+  template <class Turn>
+  void take(const BlockRows& rows, const char* from, int64_t m, const Turn& turn) {
+    const int64_t bytes = dim * rows.bytes;
+    char* row = static_cast<char*>(to.mutable_data_ptr()) + m * heads * bytes;
+    if (norm.is_none()) {
+      std::copy(from, from + heads * bytes, row);
+    } else {
+      norm.apply(rows.kernels, rows.dtype, from, nullptr, row, heads, bytes, 0, bytes);
+    }
+    for (int64_t h = 0; h < heads; ++h) turn(row + h * bytes);
+  }
+};
+
+RowNorm norm_of_heads(const std::optional<Tensor>& weight, double eps, int64_t dim,
+                      const char* name) {
+  const Norm norm = weight.has_value() ? Norm::rms : Norm::none;
+  return RowNorm(static_cast<int64_t>(norm), weight, std::nullopt, eps, dim,
+                 {name, name, name, "norm_heads_eps"});
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor> query_key_value(
+    const Tensor& x, const Tensor& packed_q, const Tensor& weight_scale_q,
+    const std::optional<Tensor>& bias_q, const std::optional<Tensor>& packed_k,
+    const std::optional<Tensor>& weight_scale_k, const std::optional<Tensor>& bias_k,
+    const std::optional<Tensor>& packed_v, const std::optional<Tensor>& weight_scale_v,
+    const std::optional<Tensor>& bias_v, int64_t heads, int64_t kv_heads,
+    const std::optional<Tensor>& cos, const std::optional<Tensor>& sin,
+    const std::optional<Tensor>& norm_q_weight, const std::optional<Tensor>& norm_k_weight,
+    double norm_heads_eps, int64_t norm_before, const std::optional<Tensor>& norm_before_weight,
+    const std::optional<Tensor>& norm_before_bias, double norm_before_eps, bool per_token,
+    bool symmetric, int64_t activation_bits) {
+  Int8Product query(packed_q, weight_scale_q, bias_q, kQuery);
+  BlockEnds ends(query.k(), query.n(), std::nullopt, norm_before, norm_before_weight,
+                 norm_before_bias, norm_before_eps, 0, std::nullopt, std::nullopt, 0.0, per_token,
+                 symmetric, activation_bits);
+  const BlockRows rows(x, query, query.n(), std::move(ends));
+  const QueryKeyValue inputs(
+      x, std::move(query), optional_product(packed_k, weight_scale_k, bias_k, kKey),
+      optional_product(packed_v, weight_scale_v, bias_v, kValue), heads, kv_heads, cos, sin);
+  const AttentionShape& shape = inputs.shape();
+  const auto output = [&](int64_t count, RowNorm norm) {
+    return HeadOutput{count, shape.dim, std::move(norm),
+                      empty({shape.batch, shape.rows, count, shape.dim}, rows.type)};
+  };
+  const auto head_norm = [&](const std::optional<Tensor>& weight, const char* name) {
+    return norm_of_heads(weight, norm_heads_eps, shape.dim, name);
+  };
+  HeadOutput q = output(heads, head_norm(norm_q_weight, "norm_q_weight"));
+  HeadOutput k = output(kv_heads, head_norm(norm_k_weight, "norm_k_weight"));
+  HeadOutput v = output(kv_heads, head_norm(std::nullopt, ""));
+
+  const int64_t m = rows.in.m, width = inputs.width(), bytes = rows.bytes;
+  if (m == 0) return {q.to, k.to, v.to};
+  const Product& product = product_for(rows.kernels, m);
+  with_team(product_nanoseconds(m, width, inputs.k(), product.costs, product.row_multiple), [&] {
+    Tensor holder = empty({m, width}, rows.type);
+    char* buffer = static_cast<char*>(holder.mutable_data_ptr());
+    inputs.multiply_all(rows, rows.begin_all(), buffer);
+    run_rows(m, width * 4, [&](int64_t r) {
+      const char* row = buffer + r * width * bytes;
+      const auto turn = [&](char* head) { inputs.turn_head(rows, head, r); };
+      q.take(rows, row, r, turn);
+      k.take(rows, row + inputs.key_at() * bytes, r, turn);
+      v.take(rows, row + inputs.value_at() * bytes, r, [](char*) {});
+    });
+  });
+  return {q.to, k.to, v.to};
+}
+
+}  // namespace dynquant

@@ -1,0 +1,18 @@
+// Which weights a thread has read lately: a product of few rows may read those from memory another
+// way.
+#pragma once
+
+#include <stdint.h>
+
+namespace dynquant {
+
+// Measured with an L3 cache of 32 MiB, of which others have their part: from 13 MiB on, weights
+// that are read in turn come from memory.
+constexpr int64_t kStaysInL3 = 12 << 20;
+
+// Whether `bytes` of a weight come from memory: the calling thread has read more than stays in an
+// L3 cache since it read them last, or never. It counts them as read. A guess from addresses: a
+// weight in another's place is taken for that one, until it was read once.
+bool comes_from_memory(const void* weight, int64_t bytes);
+
+}  // namespace dynquant
