@@ -18,10 +18,11 @@ bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks layers --json bench/layers.json --plot bench/layers.png
 
 # Two processes of tests share the cores: threads that wait should not spin for long.
-test: $(VENV)/dev build/kernel_test build/cuda_host_test build/team_test
+test: $(VENV)/dev build/kernel_test build/cuda_host_test build/team_test build/weight_traffic_test
 	build/kernel_test
 	build/cuda_host_test
 	build/team_test
+	build/weight_traffic_test
 	GOMP_SPINCOUNT=1000 $(BIN)/python -m pytest tests -n 2 --dist loadfile
 
 # Compiles the CUDA kernels for all architectures, without torch; one that spills registers fails.
@@ -120,6 +121,6 @@ $(VENV)/bench: $(VENV)/built
 	touch $@
 
 # Of the package's own objects, where they are the same.
-build/kernel_test build/cuda_host_test build/team_test: $(VENV)/built
+build/kernel_test build/cuda_host_test build/team_test build/weight_traffic_test: $(VENV)/built
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build $(BUILD) --target $(@F)
 	cp $(BUILD)/$(@F) $@

@@ -83,7 +83,7 @@ def seen_one_by_one(model):
     return model
 
 
-class _Counting(TorchDispatchMode):
+class Counting(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.found = Counter()
@@ -97,7 +97,7 @@ class _Counting(TorchDispatchMode):
 @torch.no_grad()
 def ops_of(model, **arguments):
     """How often a call of the model runs each op that takes the place of a block."""
-    with _Counting() as counting:
+    with Counting() as counting:
         model(**arguments)
     found, layers = counting.found, len(getattr(getattr(model, "encoder", None), "layer", ()))
     for name in ("attention", "feed_forward"):

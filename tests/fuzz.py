@@ -264,6 +264,7 @@ RIGHT = {
     "linear_block": _of_a_seed(test_ops_blocks.test_linear_block_is_its_parts),
     "feed_forward": _of_a_seed(test_ops_blocks.test_feed_forward_is_its_parts),
     "rotary": _of_a_seed(test_ops_attention.test_rotary),
+    "query_key_value": _of_a_seed(test_ops_attention.test_query_key_value_is_its_parts),
     "scaled_dot_product": _of_a_seed(test_ops_attention.test_scaled_dot_product),
     "attention": _of_a_seed(test_ops_attention.test_attention_is_its_parts),
     "encoder": _of_a_seed(test_ops_encoder.test_is_its_parts),

@@ -61,10 +61,11 @@ RECURRENT = {
     "gru_mixed": ("x", "h0", *_MIXED, *_STEPS, *_SCHEMES),
     "rnn_mixed": ("x", "h0", *_MIXED, "relu", *_STEPS, *_SCHEMES),
 }
+_NORM = ("", "_weight", "_bias", "_eps")
 _ENDS = (
     "residual",
-    *(f"norm_before{part}" for part in ("", "_weight", "_bias", "_eps")),
-    *(f"norm_after{part}" for part in ("", "_weight", "_bias", "_eps")),
+    *(f"norm_before{part}" for part in _NORM),
+    *(f"norm_after{part}" for part in _NORM),
 )
 
 
@@ -88,6 +89,11 @@ BLOCKS = {
     ),
     "rotary": ("x", "cos", "sin"),
     "scaled_dot_product": ("query", "key", "value", *_ADDED, "integers"),
+    "query_key_value": (
+        *("x", *_weights("q", "k", "v"), "heads", "kv_heads", "cos", "sin"),
+        *("norm_q_weight", "norm_k_weight", "norm_heads_eps"),
+        *(*(f"norm_before{part}" for part in _NORM), *_SCHEME),
+    ),
     "attention": (
         *("x", *_weights("q", "k", "v", "out"), "heads", "kv_heads", *_ADDED, "cos", "sin"),
         *("integers", *_ENDS, *_SCHEME),
@@ -249,9 +255,12 @@ def valid_block_arguments(name, m=(M,), n=N, k=K, dtype=torch.float32, per_chann
         values |= {f"norm_after_{part}": floats(n) for part in ("weight", "bias")}
     if name == "rotary":
         values["x"] = values["query"]
-    if name in ("attention", "encoder"):
+    if name in ("attention", "encoder", "query_key_value"):
         values["x"] = floats(batch, rows, k)
         values["residual"] = floats(batch, rows, k)
+    if name == "query_key_value":
+        values |= {f"norm_{part}_weight": floats(dim) for part in "qk"}
+        values |= {"norm_heads_eps": 1e-6}
     if name == "encoder":
         parts = _weights("q", "k", "v", "out", "up", "down")
         norms = ("norm_before_weight", "norm_before_bias", "norm_after_weight", "norm_after_bias")

@@ -166,7 +166,8 @@ def attention_weights(rng, count, kv, dim, k, n, together):
     return [*parts, *weights(rng, n, count * dim, True)]
 
 
-def composed(x, parts, count, kv, options, cos, sin, integers, residual, before, after, schemes):
+def projected(x, parts, count, kv, cos, sin, head_norms, before, schemes):
+    """Query, key and value, one op after the other. head_norms: weights of query's and key's."""
     normed = normalized(x, *before)
     q, k, v = (
         None if parts[i] is None else ops.linear_dynamic(normed, *parts[i : i + 3], *schemes)
@@ -176,11 +177,61 @@ def composed(x, parts, count, kv, options, cos, sin, integers, residual, before,
         dim = q.shape[-1] // (count + 2 * kv)
         q, k, v = q.split([count * dim, kv * dim, kv * dim], -1)
     q, k, v = (part.unflatten(-1, (heads, -1)) for part, heads in ((q, count), (k, kv), (v, kv)))
+    q, k = (
+        part if weight is None else ops.rms_norm(part, weight, 1e-5)
+        for part, weight in zip((q, k), head_norms, strict=True)
+    )
     if cos is not None:
         q, k = ops.rotary(q, cos, sin), ops.rotary(k, cos, sin)
+    return q, k, v
+
+
+def composed(x, parts, count, kv, options, cos, sin, integers, residual, before, after, schemes):
+    q, k, v = projected(x, parts, count, kv, cos, sin, (None, None), before, schemes)
     attended = ops.scaled_dot_product(q, k, v, *options, integers)
     y = ops.linear_dynamic(attended.flatten(2), *parts[9:], *schemes)
     return normalized(y if residual is None else residual + y, *after)
+
+
+def drawn_angles(rng, batch, rows, dim, dtype):
+    """cos and sin in one of the forms that rotary takes, or None and None."""
+    if rng.random() < 0.5:
+        return None, None
+    lead = [(rows,), (1, rows), (batch, rows)][rng.integers(3)]
+    angles = torch.from_numpy(rng.standard_normal((*lead, dim // 2 * 2)).astype(np.float32))
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+@settings(max_examples=30)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_query_key_value_is_its_parts(isa, threads, seed):  # noqa: F811
+    rng = np.random.default_rng(seed)
+    batch, rows = int(rng.choice([0, 1, 2, 5])), int(rng.choice([1, 1, 3, 33]))
+    kv, dim, k = int(rng.choice([1, 2])), int(rng.choice([4, 8, 34])), int(rng.choice([9, 64]))
+    count, dtype = kv * int(rng.choice([1, 3])), DTYPES[rng.integers(3)]
+    x = torch.from_numpy(rng.standard_normal((batch, rows, k)).astype(np.float32)).to(dtype)
+    parts = attention_weights(rng, count, kv, dim, k, k, bool(rng.random() < 0.4))[:9]
+    cos, sin = drawn_angles(rng, batch, rows, dim, dtype)
+    norms = [
+        None if rng.random() < 0.5 else torch.from_numpy(rng.random(dim).astype(np.float32))
+        for _ in "qk"
+    ]
+    before, schemes = norm_of(rng, k, int(rng.integers(3))), drawn_scheme(rng)
+    found = ops.query_key_value(x, *parts, count, kv, cos, sin, *norms, 1e-5, *before, *schemes)
+    expected = projected(x, parts, count, kv, cos, sin, norms, before, schemes)
+    for one, other in zip(found, expected, strict=True):
+        assert one.is_contiguous()
+        assert_same(one, other)
+
+
+def test_few_rows_of_floats_are_those_of_many(isa):
+    """They sum the values without transposing them."""
+    rng = np.random.default_rng(7)
+    query, key, value = (heads(rng, 2, 70, count, 65, torch.float32) for count in (4, 2, 2))
+    many = ops.scaled_dot_product(query, key, value, integers=False)
+    for rows in (1, 2, 47):
+        few = ops.scaled_dot_product(query[:, :rows], key, value, integers=False)
+        assert_same(few, many[:, :rows])
 
 
 @settings(max_examples=30)
@@ -199,11 +250,7 @@ def test_attention_is_its_parts(isa, threads, seed):  # noqa: F811
         bool(rng.random() < 0.3),
         None if rng.random() < 0.5 else 0.25,
     )
-    cos = sin = None
-    if rng.random() < 0.5:
-        lead = [(rows,), (1, rows), (batch, rows)][rng.integers(3)]
-        angles = torch.from_numpy(rng.standard_normal((*lead, dim // 2 * 2)).astype(np.float32))
-        cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    cos, sin = drawn_angles(rng, batch, rows, dim, dtype)
     residual = x if n == k and rng.random() < 0.5 else None
     arguments = (
         *(x, attention_weights(rng, count, kv, dim, k, n, bool(rng.random() < 0.4)), count, kv),

@@ -109,6 +109,18 @@ class TestTransformers:
             model = experts(kind)
             assert flops(dynquant.quantize_dynamic(model), *routed()) == flops(model, *routed()) > 0
 
+    @torch.no_grad()
+    def test_a_token_behind_a_cache(self, monkeypatch):
+        from fused import TEXT, fused, small
+
+        monkeypatch.setattr("dynquant.fused.block._has_any_global_hook", lambda: False)
+        counts = []
+        for model in fused(small("Llama", TEXT, attn_implementation="eager")):
+            ids = torch.arange(14).reshape(2, 7) + 3
+            cache = model(ids, use_cache=True).cache
+            counts.append(flops(model, ids[:, :1], cache=cache))
+        assert counts[0] == counts[1] > 0
+
     @pytest.mark.parametrize("as_ops", [False, True])
     @pytest.mark.parametrize("kind", ["Llama", "ModernBert"])
     def test_fused_blocks(self, kind, as_ops, monkeypatch):

@@ -143,6 +143,7 @@ Tensor attention(const Tensor& x, const Tensor& packed_q, const Tensor& weight_s
                  int64_t norm_after, const std::optional<Tensor>& norm_after_weight,
                  const std::optional<Tensor>& norm_after_bias, double norm_after_eps,
                  bool per_token, bool symmetric, int64_t activation_bits) {
+  check_sequences(x);
   Int8Product query(packed_q, weight_scale_q, bias_q, kQuery);
   Int8Product out(packed_out, weight_scale_out, bias_out, kOut);
   BlockEnds ends(query.k(), out.n(), residual, norm_before, norm_before_weight, norm_before_bias,

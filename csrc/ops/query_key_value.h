@@ -12,10 +12,14 @@ constexpr ColumnNames kQuery = {"packed_q", "weight_scale_q", "bias_q"};
 constexpr ColumnNames kKey = {"packed_k", "weight_scale_k", "bias_k"};
 constexpr ColumnNames kValue = {"packed_v", "weight_scale_v", "bias_v"};
 
+inline void check_sequences(const Tensor& x) {
+  check(x.dim() == 3, "x must have three dimensions [B, L, K], got ", ShapeOf(x));
+}
+
 // The three of a row lie one after the other in a buffer: `width` values.
 class QueryKeyValue {
  public:
-  // x[B, L, K]; without key and value, query has the rows of all three.
+  // x[B, L, K], checked; without key and value, query has the rows of all three.
   QueryKeyValue(const Tensor& x, Int8Product query, std::optional<Int8Product> key,
                 std::optional<Int8Product> value, int64_t heads, int64_t kv_heads,
                 const std::optional<Tensor>& cos, const std::optional<Tensor>& sin)
@@ -72,7 +76,6 @@ class QueryKeyValue {
 
  private:
   AttentionShape shape_of(const Tensor& x, int64_t heads, int64_t kv_heads) const {
-    check(x.dim() == 3, "x must have three dimensions [B, L, K], got ", ShapeOf(x));
     check(heads > 0 && heads <= kMaxK, "heads must lie in [1, ", kMaxK, "], got ", heads);
     check(kv_heads > 0 && heads % kv_heads == 0,
           "kv_heads must be positive and divide heads = ", heads, ", got ", kv_heads);

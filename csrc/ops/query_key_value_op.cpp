@@ -44,6 +44,7 @@ std::tuple<Tensor, Tensor, Tensor> query_key_value(
     double norm_heads_eps, int64_t norm_before, const std::optional<Tensor>& norm_before_weight,
     const std::optional<Tensor>& norm_before_bias, double norm_before_eps, bool per_token,
     bool symmetric, int64_t activation_bits) {
+  check_sequences(x);
   Int8Product query(packed_q, weight_scale_q, bias_q, kQuery);
   BlockEnds ends(query.k(), query.n(), std::nullopt, norm_before, norm_before_weight,
                  norm_before_bias, norm_before_eps, 0, std::nullopt, std::nullopt, 0.0, per_token,

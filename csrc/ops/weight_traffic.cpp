@@ -9,7 +9,7 @@ namespace {
 
 struct Read {
   const void* weight = nullptr;
-  int64_t at = 0;  // what the thread had read by then, in bytes
+  int64_t at = 0;  // how many bytes the thread had read before
 };
 
 // More than the weights that fit into that cache, where any is worth asking for.
@@ -27,8 +27,8 @@ Read& slot_of(const void* weight) {
 bool comes_from_memory(const void* weight, int64_t bytes) {
   Read& last = slot_of(weight);
   const bool is_near = last.weight == weight && total - last.at <= kStaysInL3;
-  total += bytes;
   last = {weight, total};
+  total += bytes;
   return !is_near;
 }
 

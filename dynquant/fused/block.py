@@ -97,7 +97,7 @@ def compute(parts, plan, call, attention):
     if plan.linear_block is not None:
         return calls.linear_block(plan.linear_block, x, call.residual)
     if plan.token is not None:
-        x = calls.token(plan.token, parts, call, residual)
+        x = calls.token(plan.token, call, residual)
     elif plan.attention is not None:
         x = calls.attention(plan.attention, call, residual, integers)
     elif parts.attention is not None:

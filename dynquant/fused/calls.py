@@ -88,10 +88,15 @@ def attention(arguments, call, residual, integers):
     )
 
 
-def token_arguments(parts, before, after, scheme):
+def token_arguments(parts, scale, index, before, after, scheme):
     """What an attention takes for a token behind a cache besides what a call brings.
 
     First query_key_value's, in front of the angles and behind them, then those of the output.
+
+    Args:
+        scale: what scores are multiplied by, or None.
+        index: the number of the layer in the cache.
+        before, after: a Norm or None.
     """
     found = parts.attention
     weights = map(weight_of, (found.query, found.key, found.value))
@@ -101,17 +106,21 @@ def token_arguments(parts, before, after, scheme):
         (*chain(*weights), parts.heads, parts.kv_heads),
         (query_norm, key_norm, eps, *_norm(before), *unusual(scheme)),
         linear_block_arguments(found.output, "none", None, after, scheme),
+        (scale, index),
     )
 
 
-def token(arguments, parts, call, residual):
-    """An attention block for one token of each sequence, behind those of the call's cache."""
-    before, after, output = arguments
+def token(arguments, call, residual):
+    """An attention block for one token of each sequence, behind those of the call's cache.
+
+    Args:
+        arguments: what token_arguments gave.
+    """
+    before, after, output, (scale, index) = arguments
     cos, sin = call.rotary or (None, None)
     query, key, value = _query_key_value(call.x, *before, cos, sin, *after)
-    found = parts.attention
     keys, values = call.cache.update(
-        key.transpose(1, 2), value.transpose(1, 2), found.index, kwargs=call.rest
+        key.transpose(1, 2), value.transpose(1, 2), index, kwargs=call.rest
     )
     attended = _scaled_dot_product(
         query,
@@ -120,7 +129,7 @@ def token(arguments, parts, call, residual):
         call.mask,
         None,
         False,
-        found.scale,
+        scale,
         False,
     )
     return linear_block(output, attended.flatten(2), call.x if residual else None)

@@ -6,6 +6,7 @@ from dynquant.fused import inline
 from dynquant.fused.adapters import RESULTS
 from dynquant.fused.arguments import READERS
 from dynquant.fused.block import compute
+from dynquant.fused.parts import part_of
 from dynquant.fused.plan import Plan
 from dynquant.fused.recorded import RecordedCache
 
@@ -73,7 +74,7 @@ def _token_difference(module, parts, what, kwargs):
         return f"could not be compared: {type(error).__name__}: {error}"
     if unlike := _unlike(expected, parts.adapter.result):
         return unlike
-    if not cache.is_used_as_by_ops(parts.attention.index):
+    if not cache.is_used_as_by_ops(part_of(module, parts.adapter.attention.index)):
         return "its cache is updated in another way"
     call = READERS[parts.adapter.family](parts, (), {**kwargs, name: again})
     if call is None:

@@ -27,9 +27,7 @@ class AttentionParts(NamedTuple):
     head_dim: int
     core: nn.Module
     dropout: nn.Module | None
-    scale: float | None
     head_norms: tuple[Norm, ...]
-    index: int | None
 
 
 class FeedForwardParts(NamedTuple):
@@ -148,14 +146,11 @@ class Parts:
             for name in (names.query, names.key, names.value, names.output)
         )
         dropout = names.dropout and part_of(module, names.dropout)
-        scale = names.scale and part_of(module, names.scale)
-        if not isinstance(scale, float | None):
-            raise _Obstacle(f"{names.scale} is {scale!r}, not a float")
-        index = names.index and part_of(module, names.index)
-        if not isinstance(index, int | None):
-            raise _Obstacle(f"{names.index} is {index!r}, not an int")
+        for name, kind in ((names.scale, float), (names.index, int)):
+            if name and not isinstance(part_of(module, name), kind):
+                raise _Obstacle(f"{name} is {part_of(module, name)!r}, not of type {kind.__name__}")
         norm, heads = _norm(module, names.norm), _head_norms(module, names)
-        return AttentionParts(*linears, norm, head_dim, core, dropout, scale, heads, index)
+        return AttentionParts(*linears, norm, head_dim, core, dropout, heads)
 
     def _linear(self, module, name):
         if name is None:
@@ -196,11 +191,6 @@ class Parts:
         found = (self.attention, self.feed_forward, self.linear_block)
         norms = [part.norm for part in found if part is not None and part.norm is not None]
         return norms if self.attention is None else [*norms, *self.attention.head_norms]
-
-    def numbers(self):
-        """Names of attributes whose values were read."""
-        names = self.adapter.attention
-        return [] if names is None else list(filter(None, (names.scale, names.index)))
 
     def activations(self):
         """(function, the name of what it computes) of each."""
@@ -284,7 +274,5 @@ def _head_norms(module, names):
     found = tuple(_norm(module, name) for name in (names.query_norm, names.key_norm) if name)
     for norm in found:
         if norm is None or norm.kind not in ("rms", "rms_plus_one") or norm.eps != found[0].eps:
-            raise _Obstacle(
-                f"{names.query_norm} and {names.key_norm} are not RMS norms, of one eps"
-            )
+            raise _Obstacle(f"{names.query_norm}, {names.key_norm}: no RMS norms of one epsilon")
     return found

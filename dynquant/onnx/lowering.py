@@ -19,7 +19,15 @@ from dynquant.onnx.products import (
 from dynquant.onnx.recurrent import recurrence
 
 _FUSED = ("linear_block", "feed_forward", "attention", "scaled_dot_product", "rotary")
-_FUSED += ("encoder", "embedding_sum", "activation", "layer_norm", "rms_norm", "softmax")
+_FUSED += (
+    "query_key_value",
+    "encoder",
+    "embedding_sum",
+    "activation",
+    "layer_norm",
+    "rms_norm",
+    "softmax",
+)
 
 
 def lower(model, unsigned_weights=False):

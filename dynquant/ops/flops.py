@@ -52,6 +52,23 @@ def _scores_and_sums(query, key, *arguments, out_shape=None, **options):
     return 4 * batch * heads * length * key[1] * size
 
 
+@register_flop_formula(OPS.query_key_value)
+def _query_key_value(
+    x,
+    packed_q,
+    scale_q,
+    bias_q,
+    packed_k,
+    scale_k,
+    bias_k,
+    packed_v,
+    *arguments,
+    out_shape=None,
+    **options,
+):
+    return sum(_product(x, one) for one in (packed_q, packed_k, packed_v) if one is not None)
+
+
 @register_flop_formula(OPS.attention)
 def _attention(
     x,
@@ -77,9 +94,8 @@ def _attention(
     columns = _C.columns_of(packed_q[0], width)
     size = columns // (heads if packed_k is not None else heads + 2 * kv_heads)
     inner = (batch, length, heads * size)
-    products = sum(_product(x, one) for one in (packed_q, packed_k, packed_v) if one is not None)
     return (
-        products
+        _query_key_value(x, packed_q, scale_q, bias_q, packed_k, scale_k, bias_k, packed_v)
         + _scores_and_sums((batch, length, heads, size), (batch, length))
         + _product(inner, packed_out)
     )

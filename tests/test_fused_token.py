@@ -1,0 +1,297 @@
+"""One token behind a cache: the attention of decoders, in parts of ops."""
+
+import copy
+import pickle
+import warnings
+from collections import Counter
+
+import pytest
+import torch
+from compare import assert_same
+from fused import TEXT, Counting, decibels, fused, randomized, small
+from torch import nn
+
+import dynquant
+from dynquant.fused import Adapter, Attention, register
+
+CONFIG = {**TEXT, "num_key_value_heads": 2, "head_dim": 12}
+# A layer's norms are in the ops, the heads' as well; Gemma adds 1 to their weights.
+NAMES = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma")
+OPS = {"query_key_value": 2, "scaled_dot_product": 2, "linear_block": 2, "feed_forward": 2}
+PROMPT = torch.randint(3, 99, (2, 7), generator=torch.Generator().manual_seed(1))
+NEXT = torch.randint(3, 99, (2, 1), generator=torch.Generator().manual_seed(2))
+LAYERS = {"layers.0": "", "layers.1": ""}
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def made(request):
+    return fused(small(request.param, CONFIG))
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return fused(small("Llama", CONFIG))
+
+
+@torch.no_grad()
+def after_prompt(model, tokens=NEXT, cache=None, **arguments):
+    """The output for tokens behind PROMPT, the cache, and which ops ran for these tokens."""
+    cache = model(input_ids=PROMPT, cache=cache, use_cache=True).cache
+    with Counting() as counting:
+        output = model(input_ids=tokens, cache=cache, use_cache=True, **arguments)
+    return output, output.cache, counting.found
+
+
+def runs_as_ops(found):
+    return Counter({**found, **OPS}) == Counter(found)
+
+
+def assert_close(model, quantized, least=90, **arguments):
+    """Both give the same for one token, and their caches hold the same then."""
+    (found, cache, _), (expected, other, _) = (
+        after_prompt(one, **arguments) for one in (model, quantized)
+    )
+    assert decibels(found[0], expected[0]) > least
+    for layer, twin in zip(cache.layers, other.layers, strict=True):
+        assert layer.get_seq_length() == twin.get_seq_length()
+        assert decibels(layer.keys, twin.keys) > least
+        assert decibels(layer.values, twin.values) > least
+
+
+def test_a_token_runs_as_ops(made):
+    quantized, model = made
+    assert dynquant.fused_blocks(model) == LAYERS
+    _, cache, ops = after_prompt(model)
+    assert runs_as_ops(ops) and cache.get_seq_length() == 8
+    assert_close(model, quantized)
+
+
+def test_a_prompt_is_computed_as_before(made):
+    quantized, model = made
+    with torch.no_grad(), Counting() as counting:
+        found = model(input_ids=PROMPT, use_cache=True)[0]
+    assert counting.found["query_key_value"] == 0 and counting.found["feed_forward"] == 2
+    with torch.no_grad():
+        assert decibels(found, quantized(input_ids=PROMPT, use_cache=True)[0]) > 90
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_several_tokens_behind_a_cache(llama, tokens):
+    quantized, model = llama
+    given = PROMPT[:, :tokens]
+    found, _, ops = after_prompt(model, given)
+    assert runs_as_ops(ops) == (tokens == 1)
+    assert decibels(found[0], after_prompt(quantized, given)[0][0]) > 90
+
+
+def test_padding(made):
+    quantized, model = made
+    mask = torch.ones(2, 8, dtype=torch.long)
+    mask[1, :3] = 0
+    assert runs_as_ops(after_prompt(model, attention_mask=mask)[2])
+    assert_close(model, quantized, attention_mask=mask)
+
+
+def test_the_eager_attention():
+    quantized, model = fused(small("Llama", CONFIG, attn_implementation="eager"))
+    assert runs_as_ops(after_prompt(model)[2])
+    assert_close(model, quantized)
+    # Its probabilities are asked for: they are its own, and the token is in the cache once.
+    found, cache, ops = after_prompt(model, output_attentions=True)
+    expected = after_prompt(quantized, output_attentions=True)[0]
+    assert ops["query_key_value"] == 0 and cache.get_seq_length() == 8
+    assert found.attentions[0].shape == (2, 4, 1, 8)
+    assert decibels(found.attentions[1], expected.attentions[1]) > 90
+
+
+def test_a_window():
+    quantized, model = fused(small("Mistral", CONFIG, sliding_window=4))
+    found, cache, ops = after_prompt(model)
+    assert runs_as_ops(ops) and cache.layers[0].keys.shape[2] < 8
+    assert_close(model, quantized)
+
+
+def test_a_static_cache(llama):
+    from transformers import StaticCache
+
+    quantized, model = llama
+    caches = [StaticCache(config=model.config, max_cache_len=12) for _ in llama]
+    (found, _, ops), (expected, _, _) = (
+        after_prompt(one, cache=cache)
+        for one, cache in zip((model, quantized), caches, strict=True)
+    )
+    assert runs_as_ops(ops) and decibels(found[0], expected[0]) > 90
+    assert decibels(caches[0].layers[1].keys, caches[1].layers[1].keys) > 90
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}])
+def test_generate(options):
+    import transformers
+
+    model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**CONFIG))
+    quantized, model = fused(model)
+    options |= {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    mask = torch.ones_like(PROMPT)
+    mask[0, :2] = 0
+    found, expected = (
+        one.generate(PROMPT, attention_mask=mask, **options) for one in (model, quantized)
+    )
+    assert found.shape == (2, 15)
+    assert_same(found, expected)
+
+
+def test_16_bits():
+    model = randomized(small("Llama", CONFIG)).bfloat16()
+    quantized = dynquant.quantize_dynamic(model)
+    model = dynquant.fuse(quantized)
+    found, cache, ops = after_prompt(model)
+    assert runs_as_ops(ops)
+    assert found[0].dtype == cache.layers[0].keys.dtype == torch.bfloat16
+    assert_close(model, quantized, least=20)
+
+
+def test_threads(llama):
+    _, model = llama
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            results.append(after_prompt(model)[0][0])
+    finally:
+        torch.set_num_threads(before)
+    assert_same(*results)
+
+
+@pytest.mark.parametrize("part", ["q_proj", "o_proj"])
+def test_a_hook_is_called(llama, part):
+    quantized, model = llama
+    model, seen = copy.deepcopy(model), []
+    layer = getattr(model.layers[0].self_attn, part)
+    handle = layer.register_forward_hook(lambda *given: seen.append(1))
+    assert after_prompt(model)[2]["query_key_value"] == 1 and len(seen) == 2
+    assert_close(model, quantized)
+    assert "has hooks" in dynquant.fused_blocks(model)["layers.0"]
+    handle.remove()
+    assert runs_as_ops(after_prompt(model)[2])
+
+
+def test_a_norm_that_learns_is_called(llama):
+    _, model = llama
+    cache = model(input_ids=PROMPT, use_cache=True).cache
+    with Counting() as counting:
+        output = model(input_ids=NEXT, cache=cache)[0]
+    assert counting.found["query_key_value"] == 0 and output.requires_grad
+
+
+@pytest.mark.parametrize("name", ["scaling", "layer_idx"])
+def test_another_number_is_noticed(llama, name):
+    quantized, model = (copy.deepcopy(one) for one in llama)
+    after_prompt(model)
+    for one in (model, quantized):
+        first, second = (layer.self_attn for layer in one.layers)
+        if name == "scaling":
+            first.scaling = 0.1
+        else:
+            first.layer_idx, second.layer_idx = 1, 0
+    assert runs_as_ops(after_prompt(model)[2])
+    assert_close(model, quantized)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_copies(made, copied):
+    _, model = made
+    other = copied(model)
+    found, _, ops = after_prompt(other)
+    assert runs_as_ops(ops)
+    assert_same(found[0], after_prompt(model)[0][0])
+
+
+def test_an_attention_alone(llama):
+    """In models whose layers are not known, as Granite's."""
+    quantized, model = fused(small("Granite", CONFIG))
+    assert dynquant.fused_blocks(model)["layers.1.self_attn"] == ""
+    assert after_prompt(model)[2]["query_key_value"] == 2
+    assert_close(model, quantized)
+
+
+class Toy(nn.Module):
+    """An attention with a cache; `style` says how it uses it."""
+
+    def __init__(self, style="kwargs", norm=None):
+        super().__init__()
+        for name in ("q", "k", "v", "o"):
+            self.add_module(name, nn.Linear(48, 48))
+        self.q_norm, self.k_norm = (norm or nn.Identity)(12), (norm or nn.Identity)(12)
+        self.size, self.number, self.style = 12, 3, style
+        self.config = small("Llama", CONFIG).config
+
+    def forward(self, x, mask=None, cache=None, **kwargs):
+        q, k, v = (
+            each(x).unflatten(-1, (-1, 12)).transpose(1, 2) for each in (self.q, self.k, self.v)
+        )
+        q, k = self.q_norm(q), self.k_norm(k)
+        if self.style == "plain":
+            k, v = cache.update(k, v, self.number)
+        elif self.style == "twice":
+            cache.update(k, v, self.number, kwargs=kwargs)
+            k, v = cache.update(k, v, self.number, kwargs=kwargs)
+        elif self.style == "shifted":
+            k, v = cache.update(k + 1, v, self.number, kwargs=kwargs)
+        else:
+            k, v = cache.update(k, v, self.number, kwargs=kwargs)
+        y = nn.functional.scaled_dot_product_attention(q, k, v, mask)
+        return self.o(y.transpose(1, 2).flatten(2))
+
+
+NAMED = {"query": "q", "key": "k", "value": "v", "head_dim": "size", "output": "o"}
+
+
+def toy(style="kwargs", norm=None, **names):
+    """What stands against fusing a Toy."""
+    attention = Attention(**NAMED, index="number", **names)
+    adapter = Adapter(("x",), attention=attention, mask="mask", cache="cache")
+    register(Toy, adapter, replace=True)
+    model = dynquant.quantize_dynamic(randomized(nn.Sequential(Toy(style, norm))))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return dynquant.fused_blocks(dynquant.fuse(model))["0"]
+
+
+@pytest.mark.parametrize(
+    ("style", "why"),
+    [
+        ("kwargs", ""),
+        ("plain", "its cache is updated in another way"),
+        ("twice", "its cache is updated in another way"),
+        ("shifted", "differs"),
+    ],
+)
+def test_how_a_cache_is_used(style, why):
+    assert why in toy(style) if why else toy(style) == ""
+
+
+def test_norms_of_heads():
+    names = {"query_norm": "q_norm", "key_norm": "k_norm"}
+    assert toy(norm=nn.RMSNorm, **names) == ""
+    assert "no RMS norms" in toy(norm=nn.LayerNorm, **names)
+    assert "no RMS norms" in toy(**names)
+    assert "differs" in toy(norm=nn.RMSNorm)  # they are not named
+    assert "scale" in toy(scale="scale")  # there is none
+
+
+@pytest.mark.parametrize(
+    ("attention", "options", "message"),
+    [
+        (NAMED, {"cache": "cache"}, "index and output"),
+        ({**NAMED, "index": "n", "output": None}, {"cache": "cache"}, "index and output"),
+        ({**NAMED, "index": "n", "dropout": "d"}, {"cache": "cache"}, "index and output"),
+        ({**NAMED, "index": "n"}, {"cache": "cache", "bias": "b"}, "without bias"),
+        ({**NAMED, "index": "n"}, {}, "they go with a cache"),
+        ({**NAMED, "query_norm": "n"}, {}, "name both, or neither"),
+        ({**NAMED, "query_norm": "n", "key_norm": "n"}, {}, "they go with a cache"),
+    ],
+)
+def test_wrong_adapters(attention, options, message):
+    with pytest.raises(ValueError, match=message):
+        Adapter(("x",), attention=Attention(**attention), **options)
