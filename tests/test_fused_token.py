@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 import torch
 from compare import assert_same
-from fused import TEXT, Counting, decibels, fused, randomized, small
+from fused import TEXT, Counting, decibels, fused, randomized, seen_one_by_one, small
 from torch import nn
 
 import dynquant
@@ -163,17 +163,28 @@ def test_threads(llama):
     assert_same(*results)
 
 
-@pytest.mark.parametrize("part", ["q_proj", "o_proj"])
-def test_a_hook_is_called(llama, part):
-    quantized, model = llama
+@pytest.mark.parametrize("part", ["self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj"])
+def test_a_hook_is_called_and_changes_no_bit(made, part):
+    _, model = made
+    expected = after_prompt(model)[0][0]
     model, seen = copy.deepcopy(model), []
-    layer = getattr(model.layers[0].self_attn, part)
+    layer = model.layers[0].get_submodule(part)
     handle = layer.register_forward_hook(lambda *given: seen.append(1))
-    assert after_prompt(model)[2]["query_key_value"] == 1 and len(seen) == 2
-    assert_close(model, quantized)
+    found, _, ops = after_prompt(model)
+    assert len(seen) == 2
+    assert ops["query_key_value"] == (2 if part == "mlp.up_proj" else 1)
+    assert_same(found[0], expected)
     assert "has hooks" in dynquant.fused_blocks(model)["layers.0"]
     handle.remove()
     assert runs_as_ops(after_prompt(model)[2])
+
+
+def test_hooks_everywhere_change_no_bit(made):
+    _, model = made
+    expected = after_prompt(model)[0][0]
+    found, _, ops = after_prompt(seen_one_by_one(copy.deepcopy(model)))
+    assert ops["query_key_value"] == 0
+    assert_same(found[0], expected)
 
 
 def test_a_norm_that_learns_is_called(llama):

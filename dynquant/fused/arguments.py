@@ -138,6 +138,11 @@ def _of_token(parts, x, weights, read, given):
     return Call(x, mask, rotary=rotary, weights=weights, cache=cache, rest=rest)
 
 
+def gives_weights(parts):
+    """Whether an attention of transformers returns its weights, where it is called as it is."""
+    return _implementation(parts.attention.core.config) == "eager"
+
+
 def _implementation(config):
     """config._attn_implementation, which costs 3 microseconds, without what is around it."""
     found = config.__dict__.get("_attn_implementation_internal")

@@ -7,11 +7,11 @@ from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from dynquant.fused import calls
-from dynquant.fused.arguments import READERS
+from dynquant.fused.arguments import READERS, gives_weights
 from dynquant.fused.classes import Swapped
 from dynquant.fused.functions import runs_as_op
 from dynquant.fused.hooks import all_idle
-from dynquant.fused.parts import Parts
+from dynquant.fused.parts import Parts, numbers_of
 from dynquant.fused.plan import Plan, holds
 
 
@@ -29,12 +29,16 @@ class FusedBlock(Swapped):
         if call is None or not runs_as_op(call.x, lambda: (call.residual, *parts.parameters())):
             return super().forward(*args, **kwargs)
         asked = parts.adapter.result != "tensor" and (call.weights or not all_idle(self))
-        if asked and call.cache is not None:  # the cache takes in a token once
-            return super().forward(*args, **kwargs)
+        if call.cache is not None and asked:  # the cache takes in a token once
+            if gives_weights(parts):
+                return super().forward(*args, **kwargs)
+            asked = False
         if plan is not None and not _has_any_global_hook():
             result = compute(parts, plan, call, self._settings[0])
         elif parts.can_call_linears() and not _trains(parts.linears):
-            result = call.restored(calls.attention_in_parts(parts, call, self._integers()))
+            numbers = numbers_of(self, parts)
+            result = calls.attention_in_parts(parts, call, self._integers(), numbers)
+            result = call.restored(result)
         else:
             return super().forward(*args, **kwargs)
         if parts.adapter.result == "tensor":
@@ -101,7 +105,7 @@ def compute(parts, plan, call, attention):
     elif plan.attention is not None:
         x = calls.attention(plan.attention, call, residual, integers)
     elif parts.attention is not None:
-        return calls.attention_in_parts(parts, call, integers)
+        return calls.attention_in_parts(parts, call, integers, None)
     if plan.feed_forward is not None:
         x = calls.feed_forward(plan.feed_forward, x, residual)
     return call.restored(x)

@@ -88,14 +88,13 @@ def attention(arguments, call, residual, integers):
     )
 
 
-def token_arguments(parts, scale, index, before, after, scheme):
+def token_arguments(parts, numbers, before, after, scheme):
     """What an attention takes for a token behind a cache besides what a call brings.
 
     First query_key_value's, in front of the angles and behind them, then those of the output.
 
     Args:
-        scale: what scores are multiplied by, or None.
-        index: the number of the layer in the cache.
+        numbers: what scores are multiplied by, or None, and the number of the layer in the cache.
         before, after: a Norm or None.
     """
     found = parts.attention
@@ -106,7 +105,7 @@ def token_arguments(parts, scale, index, before, after, scheme):
         (*chain(*weights), parts.heads, parts.kv_heads),
         (query_norm, key_norm, eps, *_norm(before), *unusual(scheme)),
         linear_block_arguments(found.output, "none", None, after, scheme),
-        (scale, index),
+        numbers,
     )
 
 
@@ -116,38 +115,47 @@ def token(arguments, call, residual):
     Args:
         arguments: what token_arguments gave.
     """
-    before, after, output, (scale, index) = arguments
+    before, after, output, numbers = arguments
     cos, sin = call.rotary or (None, None)
     query, key, value = _query_key_value(call.x, *before, cos, sin, *after)
+    attended = _behind_cache(query, key, value, call, numbers)
+    return linear_block(output, attended, call.x if residual else None)
+
+
+def _behind_cache(query, key, value, call, numbers):
+    """[batch, 1, features] of all heads, for which keys and values of the call's cache are read."""
+    scale, index = numbers
     keys, values = call.cache.update(
         key.transpose(1, 2), value.transpose(1, 2), index, kwargs=call.rest
     )
-    attended = _scaled_dot_product(
-        query,
-        keys.transpose(1, 2),
-        values.transpose(1, 2),
-        call.mask,
-        None,
-        False,
-        scale,
-        False,
-    )
-    return linear_block(output, attended.flatten(2), call.x if residual else None)
+    keys, values = keys.transpose(1, 2), values.transpose(1, 2)
+    return _scaled_dot_product(query, keys, values, call.mask, None, False, scale, False).flatten(2)
 
 
-def attention_in_parts(parts, call, integers):
-    """The same bits, without norm and residual, by calls of the linear layers themselves."""
+def attention_in_parts(parts, call, integers, numbers):
+    """The same bits, without norm and residual, by calls of the linear layers themselves.
+
+    Args:
+        numbers: as for token_arguments.
+    """
     found = parts.attention
     if found.key is None:
         projected = found.query(call.x).chunk(3, -1)
     else:
         projected = outputs_of((found.query, found.key, found.value), call.x)
     query, key, value = (each.unflatten(-1, (-1, found.head_dim)) for each in projected)
+    if found.head_norms:
+        query, key = (
+            norm.module(heads) for norm, heads in zip(found.head_norms, (query, key), strict=True)
+        )
     if call.rotary is not None:
         query, key = (_ops.rotary(heads, *call.rotary) for heads in (query, key))
-    result = _ops.scaled_dot_product(
-        query, key, value, call.mask, call.bias, call.causal, None, integers
-    ).flatten(2)
+    if call.cache is not None:
+        result = _behind_cache(query, key, value, call, numbers)
+    else:
+        result = _scaled_dot_product(
+            query, key, value, call.mask, call.bias, call.causal, None, integers
+        ).flatten(2)
     if found.output is not None:
         result = found.output(result)
     return result if found.dropout is None else found.dropout(result)

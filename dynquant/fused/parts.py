@@ -228,9 +228,8 @@ class Parts:
         """Whether the attention can be made of calls of its linear layers, whatever they are."""
         if self.attention is None or self.attention.norm or self.feed_forward is not None:
             return False
-        if self.adapter.cache is not None:
-            return False
         called = {id(one) for part in self.linears.values() for one in part.modules()}
+        called |= {id(norm.module) for norm in self.attention.head_norms}
         return not self.disturbance(called | {id(self.attention.dropout)})
 
 
@@ -267,6 +266,12 @@ def _norm(module, name):
     if kind is None:
         raise _Obstacle(f"{name} is not a known norm")
     return Norm(kind, part) if kind else None
+
+
+def numbers_of(module, parts):
+    """The scale of a block's attention and its number in a cache, each None where there is none."""
+    names = parts.adapter.attention
+    return [name and part_of(module, name) for name in (names.scale, names.index)]
 
 
 def _head_norms(module, names):

@@ -5,7 +5,7 @@ At one short text, finding it out anew at each call takes as long as the ops.
 
 from dynquant import _C
 from dynquant.fused import calls
-from dynquant.fused.parts import part_of
+from dynquant.fused.parts import numbers_of, part_of
 
 
 class Watched:
@@ -79,8 +79,8 @@ class Plan:
         self.attention = self.token = self.fixed = None
         self.feed_forward = self.linear_block = None
         if parts.adapter.cache is not None:
-            numbers = (name and part_of(module, name) for name in _numbers(parts))
-            self.token = calls.token_arguments(parts, *numbers, *ends(parts.attention.norm))
+            numbers = numbers_of(module, parts)
+            self.token = calls.token_arguments(parts, numbers, *ends(parts.attention.norm))
         elif parts.attention is not None and parts.attention.output is not None:
             self.attention = calls.attention_arguments(parts, *ends(parts.attention.norm))
         if parts.feed_forward is not None:
@@ -107,13 +107,9 @@ class Plan:
             watched.attributes(norm.module, "eps", "variance_epsilon")
         if isinstance(parts.adapter.norm_first, str):
             watched.attributes(module, parts.adapter.norm_first)
-        for name in filter(None, _numbers(parts)):
-            holder, _, own = name.rpartition(".")
-            watched.attributes(part_of(module, holder), own)
+        if self.token is not None:
+            names = parts.adapter.attention
+            for name in filter(None, (names.scale, names.index)):
+                holder, _, own = name.rpartition(".")
+                watched.attributes(part_of(module, holder), own)
         self.fixed = watched.fixed()
-
-
-def _numbers(parts):
-    """Names of the scale of an attention and of its number in a cache."""
-    names = parts.adapter.attention
-    return (None, None) if names is None else (names.scale, names.index)
