@@ -76,7 +76,7 @@ def of_transformers(parts, args, kwargs):
         return Call(x)
     if parts.attention is None:
         return None
-    if adapter.cache is not None:
+    if read.get(adapter.cache) is not None or not runs_without_cache(parts):
         return _of_token(parts, x, weights, read, given)
     return _of_attention(parts, x, weights, read)
 
@@ -119,6 +119,17 @@ def _of_attention(parts, x, weights, read):
         own = read.get("is_causal", getattr(core, "is_causal", True))
         causal = implementation == "sdpa" and mask is None and own
     return Call(x, mask, bias, rotary, causal, weights=weights)
+
+
+def runs_without_cache(parts):
+    """Whether an attention runs as ops without a cache: not where it may have one and is causal.
+
+    In integers, decoders lose more than by their linear layers.
+    """
+    if parts.adapter.cache is None:
+        return True
+    causal = getattr(parts.attention.core, "is_causal", True)
+    return not causal and not parts.attention.head_norms
 
 
 def _of_token(parts, x, weights, read, given):

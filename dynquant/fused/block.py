@@ -100,12 +100,12 @@ def compute(parts, plan, call, attention):
     x, residual, integers = call.x, parts.adapter.residual, attention == "integer"
     if plan.linear_block is not None:
         return calls.linear_block(plan.linear_block, x, call.residual)
-    if plan.token is not None:
+    if call.cache is not None:
         x = calls.token(plan.token, call, residual)
     elif plan.attention is not None:
         x = calls.attention(plan.attention, call, residual, integers)
     elif parts.attention is not None:
-        return calls.attention_in_parts(parts, call, integers, None)
+        return calls.attention_in_parts(parts, call, integers, (None, None))
     if plan.feed_forward is not None:
         x = calls.feed_forward(plan.feed_forward, x, residual)
     return call.restored(x)

@@ -53,15 +53,17 @@ def embedding_sum(arguments, indices, type_indices):
     return _embedding_sum(indices, table, type_indices, type_table, *rest)
 
 
-def attention_arguments(parts, before, after, scheme):
-    """What an attention block takes besides what a call brings: in front of it, and behind it.
+def attention_arguments(parts, numbers, before, after, scheme):
+    """What an attention block takes besides what a call brings: in front of it, between, behind.
 
     Args:
+        numbers: what scores are multiplied by, or None, and the number of the layer in a cache.
         before, after: a Norm or None.
     """
     found = parts.attention
     weights = map(weight_of, (found.query, found.key, found.value, found.output))
-    return (*chain(*weights), parts.heads, parts.kv_heads), _ends(before, after, scheme)
+    weights = *chain(*weights), parts.heads, parts.kv_heads
+    return weights, numbers[0], _ends(before, after, scheme)
 
 
 def attention(arguments, call, residual, integers):
@@ -71,7 +73,7 @@ def attention(arguments, call, residual, integers):
         arguments: what attention_arguments gave.
         residual: whether the input is added.
     """
-    before, after = arguments
+    before, scale, after = arguments
     cos, sin = call.rotary or (None, None)
     return _attention(
         call.x,
@@ -79,7 +81,7 @@ def attention(arguments, call, residual, integers):
         call.mask,
         call.bias,
         call.causal,
-        None,
+        scale,
         cos,
         sin,
         integers,
@@ -92,10 +94,7 @@ def token_arguments(parts, numbers, before, after, scheme):
     """What an attention takes for a token behind a cache besides what a call brings.
 
     First query_key_value's, in front of the angles and behind them, then those of the output.
-
-    Args:
-        numbers: what scores are multiplied by, or None, and the number of the layer in the cache.
-        before, after: a Norm or None.
+    Takes what attention_arguments takes.
     """
     found = parts.attention
     weights = map(weight_of, (found.query, found.key, found.value))
@@ -136,7 +135,7 @@ def attention_in_parts(parts, call, integers, numbers):
     """The same bits, without norm and residual, by calls of the linear layers themselves.
 
     Args:
-        numbers: as for token_arguments.
+        numbers: as for attention_arguments.
     """
     found = parts.attention
     if found.key is None:
@@ -154,7 +153,7 @@ def attention_in_parts(parts, call, integers, numbers):
         result = _behind_cache(query, key, value, call, numbers)
     else:
         result = _scaled_dot_product(
-            query, key, value, call.mask, call.bias, call.causal, None, integers
+            query, key, value, call.mask, call.bias, call.causal, numbers[0], integers
         ).flatten(2)
     if found.output is not None:
         result = found.output(result)

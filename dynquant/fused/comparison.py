@@ -4,7 +4,7 @@ import torch
 
 from dynquant.fused import inline
 from dynquant.fused.adapters import RESULTS
-from dynquant.fused.arguments import READERS
+from dynquant.fused.arguments import READERS, runs_without_cache
 from dynquant.fused.block import compute
 from dynquant.fused.parts import part_of
 from dynquant.fused.plan import Plan
@@ -43,7 +43,7 @@ def difference(module, parts, attention):
     for what, kwargs in _samples(parts):
         if parts.adapter.inline:
             return _inline_difference(module, parts, what, kwargs)
-        if parts.adapter.cache is not None:
+        if parts.adapter.cache in kwargs:
             if differs := _token_difference(module, parts, what, kwargs):
                 return differs
             continue
@@ -139,43 +139,51 @@ def _decibels(found, expected):
 
 def _samples(parts):
     """(what it is, arguments) to call a block with."""
-    adapter, generator = parts.adapter, torch.Generator().manual_seed(0)
-    attention = parts.attention
-    first = next(iter(parts.linears.values())) if attention is None else attention.query
-    width = first.in_features
-    dtype = parts.dtype()
+    adapter, attention = parts.adapter, parts.attention
+    generator, dtype = torch.Generator().manual_seed(0), parts.dtype()
 
     def random(*shape):
         return torch.randn(*shape, generator=generator).to(dtype)
 
-    rows = _LENGTH if adapter.cache is None else 1
-    arguments = {adapter.arguments[0]: random(_BATCH, rows, width)}
     if attention is None:
+        width = next(iter(parts.linears.values())).in_features
+        arguments = {adapter.arguments[0]: random(_BATCH, _LENGTH, width)}
         if adapter.linear_block is not None and adapter.linear_block.residual is not None:
             wide = parts.linear_block.linear.out_features
             arguments[adapter.linear_block.residual] = random(_BATCH, _LENGTH, wide)
         yield "a random batch", arguments
         return
+    seen = torch.arange(_LENGTH) < torch.tensor([[_LENGTH], [_LENGTH // 2]])
+    if runs_without_cache(parts):
+        arguments = _of_attention(parts, random, _LENGTH)
+        yield "a random batch", _with_mask(arguments, parts, None)
+        yield "a padded batch", _with_mask(arguments, parts, seen)
+    if adapter.cache is not None:
+        arguments = _of_attention(parts, random, 1)
+        shape = _BATCH, parts.kv_heads, _LENGTH - 1, attention.head_dim
+        tokens = random(*shape), random(*shape)
+        # The new token is the last, and is seen.
+        for what, keys in (("a token", None), ("a token of a padded batch", seen.flip(1))):
+            given = {**arguments, adapter.cache: RecordedCache(*tokens)}
+            yield what, _with_mask(given, parts, keys)
+
+
+def _of_attention(parts, random, rows):
+    """The arguments of an attention but for its mask."""
+    adapter, attention = parts.adapter, parts.attention
+    arguments = {adapter.arguments[0]: random(_BATCH, rows, attention.query.in_features)}
     if adapter.bias is not None:
-        arguments[adapter.bias] = random(_BATCH, parts.heads, _LENGTH, _LENGTH)
+        arguments[adapter.bias] = random(_BATCH, parts.heads, rows, rows)
     if adapter.rotary is not None:
         angles = random(1, rows, attention.head_dim // 2).repeat(1, 1, 2)
         arguments[adapter.rotary] = (angles.cos(), angles.sin())
-    if adapter.cache is not None:
-        shape = _BATCH, parts.kv_heads, _LENGTH - 1, attention.head_dim
-        arguments[adapter.cache] = RecordedCache(random(*shape), random(*shape))
     if adapter.family == "torch_attention":
         arguments.update(dict.fromkeys(adapter.arguments, arguments["query"]), need_weights=False)
-    yield "a random batch", _with_mask(arguments, parts, None)
-    seen = torch.arange(_LENGTH) < torch.tensor([[_LENGTH], [_LENGTH // 2]])
-    if adapter.cache is not None:
-        arguments = {**arguments, adapter.cache: arguments[adapter.cache].fresh()}
-        seen = seen.flip(1)  # the new token is the last, and is seen
-    yield "a padded batch", _with_mask(arguments, parts, seen)
+    return arguments
 
 
 def _with_mask(arguments, parts, seen):
-    """seen: bool [batch, length], or None for all."""
+    """seen: bool [batch, keys], or None for all."""
     adapter, core = parts.adapter, parts.attention.core
     if adapter.family != "transformers":
         if not core.batch_first:

@@ -64,7 +64,7 @@ class Plan:
 
     Attributes:
         attention, token, feed_forward, linear_block: what the functions of that name in calls take
-            as `arguments`; token instead of attention where there is a cache.
+            as `arguments`; token where there may be a cache.
         fixed: what has to hold for that, for `holds`; None where it cannot be kept.
     """
 
@@ -78,11 +78,13 @@ class Plan:
 
         self.attention = self.token = self.fixed = None
         self.feed_forward = self.linear_block = None
-        if parts.adapter.cache is not None:
+        if parts.attention is not None:
             numbers = numbers_of(module, parts)
-            self.token = calls.token_arguments(parts, numbers, *ends(parts.attention.norm))
-        elif parts.attention is not None and parts.attention.output is not None:
-            self.attention = calls.attention_arguments(parts, *ends(parts.attention.norm))
+            around = numbers, *ends(parts.attention.norm)
+            if parts.attention.output is not None:
+                self.attention = calls.attention_arguments(parts, *around)
+            if parts.adapter.cache is not None:
+                self.token = calls.token_arguments(parts, *around)
         if parts.feed_forward is not None:
             *layers, split, norm, activation, _ = parts.feed_forward
             self.feed_forward = calls.feed_forward_arguments(
