@@ -91,7 +91,7 @@ BLOCKS = {
     "scaled_dot_product": ("query", "key", "value", *_ADDED, "integers"),
     "query_key_value": (
         *("x", *_weights("q", "k", "v"), "heads", "kv_heads", "cos", "sin"),
-        *("norm_q_weight", "norm_k_weight", "norm_heads_eps"),
+        *("norm_q_weight", "norm_q_eps", "norm_k_weight", "norm_k_eps"),
         *(*(f"norm_before{part}" for part in _NORM), *_SCHEME),
     ),
     "attention": (
@@ -260,7 +260,7 @@ def valid_block_arguments(name, m=(M,), n=N, k=K, dtype=torch.float32, per_chann
         values["residual"] = floats(batch, rows, k)
     if name == "query_key_value":
         values |= {f"norm_{part}_weight": floats(dim) for part in "qk"}
-        values |= {"norm_heads_eps": 1e-6}
+        values |= {f"norm_{part}_eps": 1e-6 for part in "qk"}
     if name == "encoder":
         parts = _weights("q", "k", "v", "out", "up", "down")
         norms = ("norm_before_weight", "norm_before_bias", "norm_after_weight", "norm_after_bias")

@@ -97,11 +97,18 @@ def test_the_eager_attention():
     assert runs_as_ops(after_prompt(model)[2])
     assert_close(model, quantized)
     # Its probabilities are asked for: they are its own, and the token is in the cache once.
-    found, cache, ops = after_prompt(model, output_attentions=True)
+    before = after_prompt(model)[0][0]
+    found, cache, _ = after_prompt(model, output_attentions=True)
     expected = after_prompt(quantized, output_attentions=True)[0]
-    assert ops["query_key_value"] == 0 and cache.get_seq_length() == 8
+    assert cache.get_seq_length() == 8
+    assert_same(found[0], before)
     assert found.attentions[0].shape == (2, 4, 1, 8)
     assert decibels(found.attentions[1], expected.attentions[1]) > 90
+    # It adds even bool masks.
+    seen = torch.rand(2, 1, 1, 8, generator=torch.Generator().manual_seed(3)) < 0.5
+    assert after_prompt(model, attention_mask=seen)[2]["query_key_value"] == 0
+    found, expected = (after_prompt(one, attention_mask=seen)[0][0] for one in (model, quantized))
+    assert decibels(found, expected) > 90
 
 
 def test_a_window():
@@ -187,6 +194,23 @@ def test_hooks_everywhere_change_no_bit(made):
     assert_same(found[0], expected)
 
 
+def test_a_cache_gets_its_gradient(llama):
+    gradients = []
+    for model in llama:
+        model = copy.deepcopy(model).requires_grad_(False)
+        with torch.no_grad():
+            cache = model(input_ids=PROMPT, use_cache=True).cache
+        first = cache.layers[0]
+        first.keys, first.values = (
+            one.clone().requires_grad_() for one in (first.keys, first.values)
+        )
+        learned = first.keys, first.values
+        output = model(input_ids=NEXT, cache=cache)[0]
+        gradients.append(torch.autograd.grad(output.square().sum(), learned))
+    for found, expected in zip(*gradients, strict=True):
+        assert decibels(found, expected) > 90
+
+
 def test_a_norm_that_learns_is_called(llama):
     _, model = llama
     cache = model(input_ids=PROMPT, use_cache=True).cache
@@ -205,6 +229,17 @@ def test_another_number_is_noticed(llama, name):
             first.scaling = 0.1
         else:
             first.layer_idx, second.layer_idx = 1, 0
+    assert runs_as_ops(after_prompt(model)[2])
+    assert_close(model, quantized)
+
+
+@pytest.mark.parametrize("names", [["k_norm"], ["q_norm", "k_norm"]])
+def test_another_epsilon_of_the_heads_is_noticed(names):
+    quantized, model = fused(small("Qwen3", CONFIG))
+    after_prompt(model)
+    for one in (model, quantized):
+        for name in names:
+            getattr(one.layers[0].self_attn, name).variance_epsilon = 0.5
     assert runs_as_ops(after_prompt(model)[2])
     assert_close(model, quantized)
 
@@ -229,13 +264,14 @@ def test_an_attention_alone(llama):
 class Toy(nn.Module):
     """An attention with a cache; `style` says how it uses it."""
 
-    def __init__(self, style="kwargs", norm=None):
+    def __init__(self, style="kwargs", norm=None, configured=True):
         super().__init__()
         for name in ("q", "k", "v", "o"):
             self.add_module(name, nn.Linear(48, 48))
         self.q_norm, self.k_norm = (norm or nn.Identity)(12), (norm or nn.Identity)(12)
         self.size, self.number, self.style = 12, 3, style
-        self.config = small("Llama", CONFIG).config
+        if configured:
+            self.config = small("Llama", CONFIG).config
 
     def forward(self, x, mask=None, cache=None, **kwargs):
         q, k, v = (
@@ -258,12 +294,12 @@ class Toy(nn.Module):
 NAMED = {"query": "q", "key": "k", "value": "v", "head_dim": "size", "output": "o"}
 
 
-def toy(style="kwargs", norm=None, **names):
+def toy(style="kwargs", norm=None, configured=True, **names):
     """What stands against fusing a Toy."""
     attention = Attention(**NAMED, index="number", **names)
     adapter = Adapter(("x",), attention=attention, mask="mask", cache="cache")
     register(Toy, adapter, replace=True)
-    model = dynquant.quantize_dynamic(randomized(nn.Sequential(Toy(style, norm))))
+    model = dynquant.quantize_dynamic(randomized(nn.Sequential(Toy(style, norm, configured))))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return dynquant.fused_blocks(dynquant.fuse(model))["0"]
@@ -285,8 +321,10 @@ def test_how_a_cache_is_used(style, why):
 def test_norms_of_heads():
     names = {"query_norm": "q_norm", "key_norm": "k_norm"}
     assert toy(norm=nn.RMSNorm, **names) == ""
-    assert "no RMS norms" in toy(norm=nn.LayerNorm, **names)
-    assert "no RMS norms" in toy(**names)
+    assert "not an RMS norm of 12" in toy(norm=nn.LayerNorm, **names)
+    assert "not an RMS norm of 12" in toy(**names)
+    assert "not an RMS norm of 12" in toy(norm=lambda size: nn.RMSNorm(1), **names)
+    assert toy(configured=False) == ""
     assert "differs" in toy(norm=nn.RMSNorm)  # they are not named
     assert "scale" in toy(scale="scale")  # there is none
 
@@ -298,6 +336,7 @@ def test_norms_of_heads():
         ({**NAMED, "index": "n", "output": None}, {"cache": "cache"}, "index and output"),
         ({**NAMED, "index": "n", "dropout": "d"}, {"cache": "cache"}, "index and output"),
         ({**NAMED, "index": "n"}, {"cache": "cache", "bias": "b"}, "without bias"),
+        ({**NAMED, "index": "n"}, {"cache": "cache", "family": "torch_layer"}, "of transformers"),
         ({**NAMED, "index": "n"}, {}, "they go with a cache"),
         ({**NAMED, "query_norm": "n"}, {}, "name both, or neither"),
         ({**NAMED, "query_norm": "n", "key_norm": "n"}, {}, "they go with a cache"),

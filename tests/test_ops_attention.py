@@ -167,7 +167,7 @@ def attention_weights(rng, count, kv, dim, k, n, together):
 
 
 def projected(x, parts, count, kv, cos, sin, head_norms, before, schemes):
-    """Query, key and value, one op after the other. head_norms: weights of query's and key's."""
+    """Query, key and value, one op after the other. head_norms: (weight or None, eps) of two."""
     normed = normalized(x, *before)
     q, k, v = (
         None if parts[i] is None else ops.linear_dynamic(normed, *parts[i : i + 3], *schemes)
@@ -178,8 +178,8 @@ def projected(x, parts, count, kv, cos, sin, head_norms, before, schemes):
         q, k, v = q.split([count * dim, kv * dim, kv * dim], -1)
     q, k, v = (part.unflatten(-1, (heads, -1)) for part, heads in ((q, count), (k, kv), (v, kv)))
     q, k = (
-        part if weight is None else ops.rms_norm(part, weight, 1e-5)
-        for part, weight in zip((q, k), head_norms, strict=True)
+        part if weight is None else ops.rms_norm(part, weight, eps)
+        for part, (weight, eps) in zip((q, k), head_norms, strict=True)
     )
     if cos is not None:
         q, k = ops.rotary(q, cos, sin), ops.rotary(k, cos, sin)
@@ -187,7 +187,7 @@ def projected(x, parts, count, kv, cos, sin, head_norms, before, schemes):
 
 
 def composed(x, parts, count, kv, options, cos, sin, integers, residual, before, after, schemes):
-    q, k, v = projected(x, parts, count, kv, cos, sin, (None, None), before, schemes)
+    q, k, v = projected(x, parts, count, kv, cos, sin, [(None, 0.0)] * 2, before, schemes)
     attended = ops.scaled_dot_product(q, k, v, *options, integers)
     y = ops.linear_dynamic(attended.flatten(2), *parts[9:], *schemes)
     return normalized(y if residual is None else residual + y, *after)
@@ -213,11 +213,13 @@ def test_query_key_value_is_its_parts(isa, threads, seed):  # noqa: F811
     parts = attention_weights(rng, count, kv, dim, k, k, bool(rng.random() < 0.4))[:9]
     cos, sin = drawn_angles(rng, batch, rows, dim, dtype)
     norms = [
-        None if rng.random() < 0.5 else torch.from_numpy(rng.random(dim).astype(np.float32))
-        for _ in "qk"
+        (None if rng.random() < 0.5 else torch.from_numpy(rng.random(dim).astype(np.float32)), eps)
+        for eps in (1e-5, 0.5)
     ]
     before, schemes = norm_of(rng, k, int(rng.integers(3))), drawn_scheme(rng)
-    found = ops.query_key_value(x, *parts, count, kv, cos, sin, *norms, 1e-5, *before, *schemes)
+    found = ops.query_key_value(
+        x, *parts, count, kv, cos, sin, *norms[0], *norms[1], *before, *schemes
+    )
     expected = projected(x, parts, count, kv, cos, sin, norms, before, schemes)
     for one, other in zip(found, expected, strict=True):
         assert one.is_contiguous()

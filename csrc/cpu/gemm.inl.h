@@ -6,30 +6,11 @@
 // last tile of two rows would run at a third of the speed.
 #pragma once
 
-#include "epilogue.inl.h"
-#include "excess.inl.h"
-#include "kernels.h"
-#include "layout.h"
+#include "far.inl.h"
+#include "group.inl.h"
 
 namespace dynquant {
 namespace {
-
-// Registers that a tile of R rows by V registers of columns works with. The operand of which there
-// are fewer registers stays in them, the other streams past.
-template <class Isa>
-constexpr int tile_registers(int rows, int vectors) {
-  const int kept = !Isa::kKeepsWeights ? 0 : rows < vectors ? rows : vectors;
-  return rows * vectors + kept + 1 + Isa::kTemporaries;
-}
-
-// Registers of columns for a tile of `rows`: as many as the registers and the panel allow, a power
-// of two so that tiles fill a panel.
-template <class Isa>
-constexpr int tile_vectors(int rows) {
-  int vectors = static_cast<int>(kPanelColumns) / Isa::kLanes;
-  while (vectors > 1 && tile_registers<Isa>(rows, vectors) > Isa::kRegisters) vectors /= 2;
-  return vectors;
-}
 
 // The next panel on its way to the L2 cache while this one is computed: two lines for each group of
 // the first strips, which at few rows is a little more than the panel has. With one line, whose
@@ -53,63 +34,6 @@ constexpr int64_t kFarFetchStrips = 16;
 // here and there, which no prefetcher follows well. A single row, where the set has several panels
 // for it, is 1.03 to 1.08 times as fast on an AMD Zen 3.
 constexpr int64_t kNearGroups = 8;
-
-template <class Isa, int R>
-inline typename Isa::Weights weights_of(const int8_t* p) {
-  const typename Isa::Weights w = Isa::load_weights(p);
-  // Else the compiler may load them once for each row: loads would then be the limit.
-  return R > 1 && Isa::kKeepsWeights ? Isa::keep(w) : w;
-}
-
-// Four k of the whole tile.
-template <class Isa, int R, int V>
-inline void multiply_group(const uint8_t* staged, int64_t staged_stride, const int8_t* weights,
-                           typename Isa::Int (&acc)[R][V]) {
-  constexpr int kBytes = Isa::kLanes * static_cast<int>(kGroup);
-  if constexpr (R < V && Isa::kKeepsWeights) {
-    typename Isa::Activation a[R];
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) a[r] = Isa::load_activation(staged + r * staged_stride);
-#pragma GCC unroll 16
-    for (int v = 0; v < V; ++v) {
-      const typename Isa::Weights w = weights_of<Isa, R>(weights + v * kBytes);
-#pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) acc[r][v] = Isa::dot(acc[r][v], a[r], w);
-    }
-  } else {
-    typename Isa::Weights w[V];
-#pragma GCC unroll 16
-    for (int v = 0; v < V; ++v) w[v] = weights_of<Isa, R>(weights + v * kBytes);
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      const typename Isa::Activation a = Isa::load_activation(staged + r * staged_stride);
-#pragma GCC unroll 16
-      for (int v = 0; v < V; ++v) acc[r][v] = Isa::dot(acc[r][v], a, w[v]);
-    }
-  }
-}
-
-template <class Isa, int R, int V>
-inline void clear(typename Isa::Int (&acc)[R][V]) {
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 16
-    for (int v = 0; v < V; ++v) acc[r][v] = Isa::set_int(0);
-  }
-}
-
-// What sets whose staged bytes have an offset have too much; `end` is where the rows' groups end.
-template <class Isa, int R, int V>
-inline void take_excess(const uint8_t* end, int64_t staged_stride, typename Isa::Int (&acc)[R][V]) {
-  if constexpr (Isa::kOffset != 0) {
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      const typename Isa::Int excess = Isa::set_int(excess_at(end + r * staged_stride));
-#pragma GCC unroll 16
-      for (int v = 0; v < V; ++v) acc[r][v] = Isa::sub(acc[r][v], excess);
-    }
-  }
-}
 
 // Where nothing is fetched ahead, its instructions would cost up to a tenth.
 template <class Isa, int R, int V, bool Fetches, class Out>
@@ -209,115 +133,6 @@ inline void strip_of(int64_t rows, const GemmArgs& a, int64_t m0, const int8_t* 
   if constexpr (R > 1) return strip_of<Isa, R - 1>(rows, a, m0, panel, columns, to, ahead);
 }
 
-template <class Out>
-inline TileOut<Out> panel_out(const GemmArgs& a, int64_t n0, const int8_t* panel,
-                              const PanelColumns& values) {
-  return {a.epilogue.scale,      a.zero_point, reinterpret_cast<const int32_t*>(panel),
-          values.weight_scale,   values.bias,  static_cast<Out*>(a.epilogue.out) + n0,
-          a.epilogue.out_stride, a.pairs};
-}
-
-// The sums of R rows and the columns of one panel, in tiles.
-template <class Isa, int R>
-struct PanelSums {
-  static constexpr int kVectors = tile_vectors<Isa>(R);
-  static constexpr int kColumns = kVectors * Isa::kLanes;
-  static constexpr int kTiles = static_cast<int>(kPanelColumns) / kColumns;
-  typename Isa::Int acc[kTiles][R][kVectors];
-
-  inline void clear() {
-    for (auto& tile : acc) dynquant::clear<Isa>(tile);
-  }
-
-  // Takes in G groups, one tile after the other.
-  template <int G>
-  inline void multiply(const uint8_t* staged, int64_t staged_stride, const int8_t* weights) {
-#pragma GCC unroll 16
-    for (int t = 0; t < kTiles; ++t) {
-      typename Isa::Int sums[R][kVectors];
-#pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 16
-        for (int v = 0; v < kVectors; ++v) sums[r][v] = acc[t][r][v];
-      }
-#pragma GCC unroll 4
-      for (int g = 0; g < G; ++g) {
-        multiply_group<Isa, R, kVectors>(staged + g * Isa::kGroupBytes, staged_stride,
-                                         weights + (g * kPanelColumns + t * kColumns) * kGroup,
-                                         sums);
-      }
-#pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 16
-        for (int v = 0; v < kVectors; ++v) acc[t][r][v] = sums[r][v];
-      }
-    }
-  }
-
-  template <class Out>
-  inline void store(const uint8_t* staged_end, int64_t staged_stride, const TileOut<Out>& to) {
-    for (int t = 0; t < kTiles; ++t) {
-      take_excess<Isa>(staged_end, staged_stride, acc[t]);
-      finish<Isa, false>(acc[t], to.at(0, t * kColumns));
-    }
-  }
-};
-
-// A few rows and S whole panels side by side. Weights come from memory as S streams, which is
-// faster than one stream with any fetching ahead: 1.3 to 1.5 times with four on an AMD Zen 3. They
-// have to alternate as finely as this: 1 KB of each in turn is slower, 4 KB no better than one
-// stream. From the caches it is slower than one, down to 0.8 times with three rows: the sums of a
-// panel wait in the L1 cache for its turn.
-template <class Isa, int R, int S, class Out>
-__attribute__((noinline)) void panels_side_by_side(const GemmArgs& a, int64_t n0,
-                                                   const int8_t* panel, int64_t panel_stride) {
-  constexpr int kTurn = 2;
-  constexpr int64_t kStep = kPanelColumns * kGroup;
-  PanelSums<Isa, R> sums[S];
-  for (int s = 0; s < S; ++s) sums[s].clear();
-  const uint8_t* staged = a.staged;
-  const int8_t* weights = panel + kStep;
-  int64_t g = 0;
-  for (; g + kTurn <= a.groups; g += kTurn) {
-    for (int s = 0; s < S; ++s) {
-      sums[s].template multiply<kTurn>(staged, a.staged_stride, weights + s * panel_stride);
-    }
-    staged += kTurn * Isa::kGroupBytes;
-    weights += kTurn * kStep;
-  }
-  for (; g < a.groups; ++g) {
-    for (int s = 0; s < S; ++s) {
-      sums[s].template multiply<1>(staged, a.staged_stride, weights + s * panel_stride);
-    }
-    staged += Isa::kGroupBytes;
-    weights += kStep;
-  }
-  for (int s = 0; s < S; ++s) {
-    const int64_t n = n0 + s * kPanelColumns;
-    const PanelColumns values(a.epilogue, n, kPanelColumns);
-    sums[s].store(staged, a.staged_stride, panel_out<Out>(a, n, panel + s * panel_stride, values));
-  }
-}
-
-// As many whole panels of R rows as there are for S at once, and for half as many, from n0 on.
-// Gives the column behind them.
-template <class Isa, int R, int S, class Out>
-inline int64_t side_by_side(const GemmArgs& a, int64_t n0, int64_t panel_stride) {
-  for (; n0 + S * kPanelColumns <= a.n_end; n0 += S * kPanelColumns) {
-    panels_side_by_side<Isa, R, S, Out>(a, n0, a.panels + n0 / kPanelColumns * panel_stride,
-                                        panel_stride);
-  }
-  if constexpr (S > 2) return side_by_side<Isa, R, S / 2, Out>(a, n0, panel_stride);
-  return n0;
-}
-
-template <class Isa, int R, class Out>
-inline int64_t side_by_side_of(const GemmArgs& a, int64_t n0, int64_t panel_stride) {
-  if (a.m == R) return side_by_side<Isa, R, Isa::kFarPanels, Out>(a, n0, panel_stride);
-  if constexpr (R > 1) return side_by_side_of<Isa, R - 1, Out>(a, n0, panel_stride);
-  return n0;
-}
-
 // In tiles of Rows rows at most.
 template <class Isa, int Rows, class Out>
 inline void gemm_by(const GemmArgs& a, Out*) {
@@ -335,7 +150,7 @@ inline void gemm_by(const GemmArgs& a, Out*) {
   int64_t n0 = a.n_begin;
   if constexpr (Isa::kFarPanels > 1) {
     if (a.is_far && !a.pairs) {
-      n0 = side_by_side_of<Isa, Rows, Out>(a, n0, panel_stride);
+      n0 = side_by_side<Isa, kFarRows, Out>(a, n0, panel_stride);
     }
   }
   for (; n0 < a.n_end; n0 += kPanelColumns) {

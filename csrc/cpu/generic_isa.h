@@ -9,7 +9,7 @@
 //   kTemporaries     registers that a product takes beside its operands and its sum
 //   kGroupBytes      bytes of a row's four k as `stage` lays them and `load_activation` reads them
 //   kOffset          what `stage` takes from each byte
-//   kFarPanels       panels from memory that few rows go through side by side: 1, 2 or 4
+//   kFarPanels       panels from memory that few rows go through side by side (far.inl.h)
 //   kKeepsWeights    whether weights stay in registers for all rows of a tile, or `dot` reads them
 //   Float Int Mask   registers; Weights Activation, what `dot` takes
 //   float part       load store set mul div add_float sub_float min max is_nan unordered

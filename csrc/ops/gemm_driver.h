@@ -97,7 +97,7 @@ class StagedRows {
     a.unit = &unit_of_thread();
     a.next = next;
     a.is_far = comes_from_memory(a.panels + n_begin * groups_ * kGroup,
-                                 (n_end - n_begin) * groups_ * kGroup);
+                                 (n_end - n_begin) * groups_ * kGroup, num_threads());
     product_.gemm(a);
   }
 

@@ -84,9 +84,10 @@ STABLE_TORCH_LIBRARY(dynquant, m) {
       "query_key_value(Tensor x, Tensor packed_q, Tensor weight_scale_q, Tensor? bias_q, "
       "Tensor? packed_k, Tensor? weight_scale_k, Tensor? bias_k, Tensor? packed_v, "
       "Tensor? weight_scale_v, Tensor? bias_v, int heads, int kv_heads, Tensor? cos=None, "
-      "Tensor? sin=None, Tensor? norm_q_weight=None, Tensor? norm_k_weight=None, "
-      "float norm_heads_eps=0.0, int norm_before=0, Tensor? norm_before_weight=None, "
-      "Tensor? norm_before_bias=None, float norm_before_eps=0.0, bool per_token=True, "
+      "Tensor? sin=None, Tensor? norm_q_weight=None, float norm_q_eps=0.0, "
+      "Tensor? norm_k_weight=None, float norm_k_eps=0.0, int norm_before=0, "
+      "Tensor? norm_before_weight=None, Tensor? norm_before_bias=None, "
+      "float norm_before_eps=0.0, bool per_token=True, "
       "bool symmetric=False, int activation_bits=8) -> (Tensor, Tensor, Tensor)");
   m.def(("attention(Tensor x, Tensor packed_q, Tensor weight_scale_q, Tensor? bias_q, "
          "Tensor? packed_k, Tensor? weight_scale_k, Tensor? bias_k, Tensor? packed_v, "

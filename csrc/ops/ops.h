@@ -75,10 +75,10 @@ std::tuple<Tensor, Tensor, Tensor> query_key_value(
     const std::optional<Tensor>& packed_v, const std::optional<Tensor>& weight_scale_v,
     const std::optional<Tensor>& bias_v, int64_t heads, int64_t kv_heads,
     const std::optional<Tensor>& cos, const std::optional<Tensor>& sin,
-    const std::optional<Tensor>& norm_q_weight, const std::optional<Tensor>& norm_k_weight,
-    double norm_heads_eps, int64_t norm_before, const std::optional<Tensor>& norm_before_weight,
-    const std::optional<Tensor>& norm_before_bias, double norm_before_eps, bool per_token,
-    bool symmetric, int64_t activation_bits);
+    const std::optional<Tensor>& norm_q_weight, double norm_q_eps,
+    const std::optional<Tensor>& norm_k_weight, double norm_k_eps, int64_t norm_before,
+    const std::optional<Tensor>& norm_before_weight, const std::optional<Tensor>& norm_before_bias,
+    double norm_before_eps, bool per_token, bool symmetric, int64_t activation_bits);
 Tensor attention(const Tensor& x, const Tensor& packed_q, const Tensor& weight_scale_q,
                  const std::optional<Tensor>& bias_q, const std::optional<Tensor>& packed_k,
                  const std::optional<Tensor>& weight_scale_k, const std::optional<Tensor>& bias_k,

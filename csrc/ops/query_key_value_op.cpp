@@ -24,11 +24,14 @@ struct HeadOutput {
   }
 };
 
+constexpr NormNames kNormQ = {"norm_q", "norm_q_weight", "norm_q_bias", "norm_q_eps"};
+constexpr NormNames kNormK = {"norm_k", "norm_k_weight", "norm_k_bias", "norm_k_eps"};
+
+// An RMS norm of heads where it has a weight.
 RowNorm norm_of_heads(const std::optional<Tensor>& weight, double eps, int64_t dim,
-                      const char* name) {
+                      const NormNames& names) {
   const Norm norm = weight.has_value() ? Norm::rms : Norm::none;
-  return RowNorm(static_cast<int64_t>(norm), weight, std::nullopt, eps, dim,
-                 {name, name, name, "norm_heads_eps"});
+  return RowNorm(static_cast<int64_t>(norm), weight, std::nullopt, eps, dim, names);
 }
 
 }  // namespace
@@ -40,10 +43,10 @@ std::tuple<Tensor, Tensor, Tensor> query_key_value(
     const std::optional<Tensor>& packed_v, const std::optional<Tensor>& weight_scale_v,
     const std::optional<Tensor>& bias_v, int64_t heads, int64_t kv_heads,
     const std::optional<Tensor>& cos, const std::optional<Tensor>& sin,
-    const std::optional<Tensor>& norm_q_weight, const std::optional<Tensor>& norm_k_weight,
-    double norm_heads_eps, int64_t norm_before, const std::optional<Tensor>& norm_before_weight,
-    const std::optional<Tensor>& norm_before_bias, double norm_before_eps, bool per_token,
-    bool symmetric, int64_t activation_bits) {
+    const std::optional<Tensor>& norm_q_weight, double norm_q_eps,
+    const std::optional<Tensor>& norm_k_weight, double norm_k_eps, int64_t norm_before,
+    const std::optional<Tensor>& norm_before_weight, const std::optional<Tensor>& norm_before_bias,
+    double norm_before_eps, bool per_token, bool symmetric, int64_t activation_bits) {
   check_sequences(x);
   Int8Product query(packed_q, weight_scale_q, bias_q, kQuery);
   BlockEnds ends(query.k(), query.n(), std::nullopt, norm_before, norm_before_weight,
@@ -58,12 +61,9 @@ std::tuple<Tensor, Tensor, Tensor> query_key_value(
     return HeadOutput{count, shape.dim, std::move(norm),
                       empty({shape.batch, shape.rows, count, shape.dim}, rows.type)};
   };
-  const auto head_norm = [&](const std::optional<Tensor>& weight, const char* name) {
-    return norm_of_heads(weight, norm_heads_eps, shape.dim, name);
-  };
-  HeadOutput q = output(heads, head_norm(norm_q_weight, "norm_q_weight"));
-  HeadOutput k = output(kv_heads, head_norm(norm_k_weight, "norm_k_weight"));
-  HeadOutput v = output(kv_heads, head_norm(std::nullopt, ""));
+  HeadOutput q = output(heads, norm_of_heads(norm_q_weight, norm_q_eps, shape.dim, kNormQ));
+  HeadOutput k = output(kv_heads, norm_of_heads(norm_k_weight, norm_k_eps, shape.dim, kNormK));
+  HeadOutput v = output(kv_heads, norm_of_heads(std::nullopt, 0.0, shape.dim, {}));
 
   const int64_t m = rows.in.m, width = inputs.width(), bytes = rows.bytes;
   if (m == 0) return {q.to, k.to, v.to};

@@ -161,8 +161,12 @@ class Adapter:
     def _check_cache(self):
         block = self.attention
         ready = block is not None and block.index and block.output and block.dropout is None
-        if self.cache is not None and (not ready or self.bias is not None):
-            raise ValueError("cache: it goes with an attention with index and output, without bias")
+        ready = ready and self.bias is None and self.family == "transformers"
+        if self.cache is not None and not ready:
+            raise ValueError(
+                "cache: it goes with an attention of transformers with index and output, without "
+                "bias and dropout"
+            )
         if self.cache is None and block is not None and (block.index or block.query_norm):
             raise ValueError("index, query_norm and key_norm: they go with a cache")
 

@@ -76,7 +76,7 @@ def of_transformers(parts, args, kwargs):
         return Call(x)
     if parts.attention is None:
         return None
-    if read.get(adapter.cache) is not None or not runs_without_cache(parts):
+    if read.get(adapter.cache) is not None or not parts.runs_without_cache:
         return _of_token(parts, x, weights, read, given)
     return _of_attention(parts, x, weights, read)
 
@@ -112,24 +112,13 @@ def _of_attention(parts, x, weights, read):
     if (rotary is None) != (adapter.rotary is None):
         return None
     config, causal = getattr(core, "config", None), False
+    if not _can_mask(config, mask):
+        return None
     if config is not None:
         implementation = _implementation(config)
-        if implementation not in _IMPLEMENTATIONS:
-            return None
         own = read.get("is_causal", getattr(core, "is_causal", True))
         causal = implementation == "sdpa" and mask is None and own
     return Call(x, mask, bias, rotary, causal, weights=weights)
-
-
-def runs_without_cache(parts):
-    """Whether an attention runs as ops without a cache: not where it may have one and is causal.
-
-    In integers, decoders lose more than by their linear layers.
-    """
-    if parts.adapter.cache is None:
-        return True
-    causal = getattr(parts.attention.core, "is_causal", True)
-    return not causal and not parts.attention.head_norms
 
 
 def _of_token(parts, x, weights, read, given):
@@ -138,20 +127,34 @@ def _of_token(parts, x, weights, read, given):
     cache, mask, rotary = (read.get(n) for n in (adapter.cache, adapter.mask, adapter.rotary))
     if cache is None or x.dim() != 3 or x.shape[1] != 1:
         return None
+    if torch.is_grad_enabled():  # the cache's keys and values may want one, and it keeps the token
+        return None
     if weights and adapter.feed_forward is not None or (rotary is None) != (adapter.rotary is None):
         return None
-    if _implementation(parts.attention.core.config) not in _IMPLEMENTATIONS:
-        return None
-    if mask is not None and not _is_mask(mask, x, keys=None):
+    config = getattr(parts.attention.core, "config", None)
+    if not _can_mask(config, mask) or mask is not None and not _is_mask(mask, x, keys=None):
         return None
     named = adapter.arguments[0], adapter.cache, adapter.mask, adapter.rotary
     rest = {name: value for name, value in given if name not in named}
     return Call(x, mask, rotary=rotary, weights=weights, cache=cache, rest=rest)
 
 
-def gives_weights(parts):
-    """Whether an attention of transformers returns its weights, where it is called as it is."""
-    return _implementation(parts.attention.core.config) == "eager"
+def with_argument(parts, name, value, args, kwargs):
+    """The arguments of a forward with another value for the one of that name."""
+    if name in kwargs:
+        return args, {**kwargs, name: value}
+    index = parts.adapter.arguments.index(name)
+    return (*args[:index], value, *args[index + 1 :]), kwargs
+
+
+def _can_mask(config, mask):
+    """Whether a model's implementation of attention takes masks as they are known."""
+    if config is None:
+        return True
+    implementation = _implementation(config)
+    if implementation == "eager" and getattr(mask, "dtype", None) == torch.bool:
+        return False  # it would be added
+    return implementation in _IMPLEMENTATIONS
 
 
 def _implementation(config):

@@ -7,7 +7,8 @@ from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from dynquant.fused import calls
-from dynquant.fused.arguments import READERS, gives_weights
+from dynquant.fused.arguments import READERS, with_argument
+from dynquant.fused.caches import UpdatedOnce
 from dynquant.fused.classes import Swapped
 from dynquant.fused.functions import runs_as_op
 from dynquant.fused.hooks import all_idle
@@ -29,10 +30,9 @@ class FusedBlock(Swapped):
         if call is None or not runs_as_op(call.x, lambda: (call.residual, *parts.parameters())):
             return super().forward(*args, **kwargs)
         asked = parts.adapter.result != "tensor" and (call.weights or not all_idle(self))
-        if call.cache is not None and asked:  # the cache takes in a token once
-            if gives_weights(parts):
-                return super().forward(*args, **kwargs)
-            asked = False
+        if asked and call.cache is not None:
+            call = call._replace(cache=UpdatedOnce(call.cache))
+            args, kwargs = with_argument(parts, parts.adapter.cache, call.cache, args, kwargs)
         if plan is not None and not _has_any_global_hook():
             result = compute(parts, plan, call, self._settings[0])
         elif parts.can_call_linears() and not _trains(parts.linears):

@@ -98,11 +98,11 @@ def token_arguments(parts, numbers, before, after, scheme):
     """
     found = parts.attention
     weights = map(weight_of, (found.query, found.key, found.value))
-    heads = [_norm(norm) for norm in found.head_norms] or [_NO_NORM] * 2
-    (_, query_norm, _, eps), (_, key_norm, _, _) = heads
+    heads = (_norm(norm) for norm in found.head_norms or (None, None))
+    weights_and_eps = chain(*((weight, eps) for _, weight, _, eps in heads))
     return (
         (*chain(*weights), parts.heads, parts.kv_heads),
-        (query_norm, key_norm, eps, *_norm(before), *unusual(scheme)),
+        (*weights_and_eps, *_norm(before), *unusual(scheme)),
         linear_block_arguments(found.output, "none", None, after, scheme),
         numbers,
     )

@@ -1,14 +1,14 @@
-"""A block's fused form compared with what it did before, on a random batch and a padded one."""
+"""A block's fused form compared with what it did before, on random batches, also padded ones."""
 
 import torch
 
 from dynquant.fused import inline
 from dynquant.fused.adapters import RESULTS
-from dynquant.fused.arguments import READERS, runs_without_cache
+from dynquant.fused.arguments import READERS
 from dynquant.fused.block import compute
+from dynquant.fused.caches import RecordedCache
 from dynquant.fused.parts import part_of
 from dynquant.fused.plan import Plan
-from dynquant.fused.recorded import RecordedCache
 
 # Below it a block computes something else than its adapter says. Bytes that round otherwise leave
 # 40 dB and more, integers in the attention 30.
@@ -40,38 +40,43 @@ def difference(module, parts, attention):
     """Why the fused form of `module`, not fused yet, cannot take its place, or ""."""
     if elsewhere := _elsewhere(next(iter(parts.linears.values()))):
         return elsewhere
+    try:
+        return _difference(module, parts, attention)
+    except Exception as error:
+        return f"could not be compared: {type(error).__name__}: {error}"
+
+
+def _difference(module, parts, attention):
     for what, kwargs in _samples(parts):
         if parts.adapter.inline:
             return _inline_difference(module, parts, what, kwargs)
         if parts.adapter.cache in kwargs:
-            if differs := _token_difference(module, parts, what, kwargs):
-                return differs
-            continue
-        try:
-            expected = module.forward(**kwargs)
-        except Exception as error:
-            return f"could not be compared: {type(error).__name__}: {error}"
-        if unlike := _unlike(expected, parts.adapter.result):
-            return unlike
-        expected = _first(expected)
-        call = READERS[parts.adapter.family](parts, (), kwargs)
-        if call is None:
-            return f"could not be compared: {what} is not what its ops take"
-        for kind in {"float", attention} if parts.attention else {"float"}:
-            if differs := _differs(
-                compute(parts, Plan(module, parts), call, kind), expected, kind, what
-            ):
-                return differs
+            differs = _token_difference(module, parts, what, kwargs)
+        else:
+            differs = _block_difference(module, parts, what, kwargs, attention)
+        if differs:
+            return differs
+    return ""
+
+
+def _block_difference(module, parts, what, kwargs, attention):
+    expected = module.forward(**kwargs)
+    if unlike := _unlike(expected, parts.adapter.result):
+        return unlike
+    call = READERS[parts.adapter.family](parts, (), kwargs)
+    if call is None:
+        return f"could not be compared: {what} is not what its ops take"
+    for kind in {"float", attention} if parts.attention else {"float"}:
+        found = compute(parts, Plan(module, parts), call, kind)
+        if differs := _differs(found, _first(expected), kind, what):
+            return differs
     return ""
 
 
 def _token_difference(module, parts, what, kwargs):
     name = parts.adapter.cache
     cache, again = kwargs[name], kwargs[name].fresh()
-    try:
-        expected = module.forward(**kwargs)
-    except Exception as error:
-        return f"could not be compared: {type(error).__name__}: {error}"
+    expected = module.forward(**kwargs)
     if unlike := _unlike(expected, parts.adapter.result):
         return unlike
     if not cache.is_used_as_by_ops(part_of(module, parts.adapter.attention.index)):
@@ -96,8 +101,6 @@ def _inline_difference(module, parts, what, kwargs):
         expected = _first(module.forward(**kwargs))
         order = tuple(called)
         found = _first(inline.run(module, parts, Plan(module, parts), **kwargs))
-    except Exception as error:
-        return f"could not be compared: {type(error).__name__}: {error}"
     finally:
         for hook in hooks:
             hook.remove()
@@ -154,7 +157,7 @@ def _samples(parts):
         yield "a random batch", arguments
         return
     seen = torch.arange(_LENGTH) < torch.tensor([[_LENGTH], [_LENGTH // 2]])
-    if runs_without_cache(parts):
+    if parts.runs_without_cache:
         arguments = _of_attention(parts, random, _LENGTH)
         yield "a random batch", _with_mask(arguments, parts, None)
         yield "a padded batch", _with_mask(arguments, parts, seen)

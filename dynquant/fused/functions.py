@@ -34,6 +34,12 @@ class Norm(NamedTuple):
     def eps(self):
         return epsilon_of(self.module)
 
+    @property
+    def size(self):
+        """How many values it goes over; None where it has no weight."""
+        weight = self.module._parameters.get("weight")
+        return None if weight is None else weight.shape[0]
+
 
 def activation_of(function):
     """The name of the activation that `function`, a module or not, computes; None for another."""

@@ -29,8 +29,9 @@ def fuse(model: nn.Module, inplace: bool = False, *, attention: str = "integer")
 
     Modules, their names, the state dict, copies, pickles and saving stay what they are: instances
     of the blocks get a class derived from their own. What a fused block cannot do (gradients,
-    hooks and adapters on what is inside, autocast, returned attention weights, caches, arguments
-    that are not known) runs for that call as it did before, by the same float functions.
+    hooks and adapters on what is inside, autocast, returned attention weights, caches but for one
+    token at a time in some decoders, arguments that are not known) runs for that call as it did
+    before, by the same float functions.
 
     Args:
         model: what quantize_dynamic gave; blocks whose linear layers are not dynquant.nn.Linear
@@ -38,7 +39,7 @@ def fuse(model: nn.Module, inplace: bool = False, *, attention: str = "integer")
         inplace: change `model` itself instead of a copy; where the call does not end well, an
             interrupt included, it is left as it was.
         attention: "integer" computes the scores and the sums of values from 8-bit queries, keys
-            and values; "float" in fp32.
+            and values; "float" in fp32. A token behind a cache is computed in fp32 in any case.
 
     Returns:
         A model in eval mode; `model` itself where inplace.
@@ -49,7 +50,8 @@ def fuse(model: nn.Module, inplace: bool = False, *, attention: str = "integer")
 
     Warns:
         UserWarning: about known blocks that stay as they are, and why: each is compared with the
-            original on a random and on a padded batch. Also where no block is known.
+            original on a random and on a padded batch, or on one token behind a cache. Also where
+            no block is known.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is of type {type(model).__name__}; expected an nn.Module")

@@ -66,6 +66,9 @@ class Parts:
             are; None where anything else is missing.
         linears: the linear layers of them, by name.
         obstacle: what stands against running fused, or "".
+        runs_without_cache: whether the attention runs as ops where there is no cache: where there
+            may be one, only if it is not causal. In integers, decoders lose more than by their
+            linear layers.
         scheme: how the linear layers quantize their inputs: per_token, symmetric, activation_bits.
         plan: the last Plan that was made from them, or None.
         heads, kv_heads: of the attention.
@@ -75,6 +78,7 @@ class Parts:
         self.known_as = known_as
         self.adapter = adapter_named(known_as)
         self.attention = self.feed_forward = self.linear_block = None
+        self.runs_without_cache = False
         self.linears = {}
         self.obstacle = ""
         self.plan = None
@@ -107,6 +111,9 @@ class Parts:
             self.feed_forward = self._feed_forward(module, adapter.feed_forward)
         if adapter.attention is not None:
             self.attention = self._attention(module, adapter.attention)
+            causal = getattr(self.attention.core, "is_causal", True)
+            plain = not causal and not self.attention.head_norms
+            self.runs_without_cache = adapter.cache is None or plain
         if adapter.linear_block is not None:
             self.linear_block = self._linear_block(module, adapter.linear_block)
 
@@ -149,7 +156,7 @@ class Parts:
         for name, kind in ((names.scale, float), (names.index, int)):
             if name and not isinstance(part_of(module, name), kind):
                 raise _Obstacle(f"{name} is {part_of(module, name)!r}, not of type {kind.__name__}")
-        norm, heads = _norm(module, names.norm), _head_norms(module, names)
+        norm, heads = _norm(module, names.norm), _head_norms(module, names, head_dim)
         return AttentionParts(*linears, norm, head_dim, core, dropout, heads)
 
     def _linear(self, module, name):
@@ -274,10 +281,11 @@ def numbers_of(module, parts):
     return [name and part_of(module, name) for name in (names.scale, names.index)]
 
 
-def _head_norms(module, names):
-    """Those of query and key, which one op takes with one epsilon."""
-    found = tuple(_norm(module, name) for name in (names.query_norm, names.key_norm) if name)
-    for norm in found:
-        if norm is None or norm.kind not in ("rms", "rms_plus_one") or norm.eps != found[0].eps:
-            raise _Obstacle(f"{names.query_norm}, {names.key_norm}: no RMS norms of one epsilon")
+def _head_norms(module, names, head_dim):
+    """Those of query and key, or none."""
+    given = [name for name in (names.query_norm, names.key_norm) if name]
+    found = tuple(_norm(module, name) for name in given)
+    for name, norm in zip(given, found, strict=True):
+        if norm is None or norm.kind == "layer" or norm.size != head_dim:
+            raise _Obstacle(f"{name} is not an RMS norm of {head_dim} values")
     return found

@@ -81,7 +81,7 @@ class Plan:
         if parts.attention is not None:
             numbers = numbers_of(module, parts)
             around = numbers, *ends(parts.attention.norm)
-            if parts.attention.output is not None:
+            if parts.attention.output is not None and parts.runs_without_cache:
                 self.attention = calls.attention_arguments(parts, *around)
             if parts.adapter.cache is not None:
                 self.token = calls.token_arguments(parts, *around)

@@ -34,19 +34,42 @@ def _(x, cos, sin):
     check_device(x=x, cos=cos, sin=sin)
     check_dtype("x", x, *FLOAT_DTYPES)
     _check_heads("x", x)
-    _check_angles(cos, sin, x.shape[1], x.shape[3])
+    _check_angles(cos, sin, x.shape[0], x.shape[1], x.shape[3])
     return x.new_empty(x.shape)
 
 
-def _check_angles(cos, sin, rows, dim):
+def _check_angles(cos, sin, batch, rows, dim):
     for name, values in (("cos", cos), ("sin", sin)):
         check_dtype(name, values, *FLOAT_DTYPES)
         torch._check(
-            values.dim() in (2, 3) and values.shape[-2] == rows and values.shape[-1] <= dim,
+            values.dim() in (2, 3)
+            and values.shape[-2] == rows
+            and (values.dim() == 2 or values.shape[0] in (1, batch)),
             lambda name=name, values=values: (
-                f"{name} must have the shape [{rows}, R], R at most {dim}, got {list(values.shape)}"
+                f"{name} must have the shape [{rows}, R] or [{batch}, {rows}, R], "
+                f"got {list(values.shape)}"
             ),
         )
+        torch._check(
+            0 < values.shape[-1] <= dim and values.shape[-1] % 2 == 0,
+            lambda name=name, values=values: (
+                f"{name} must turn an even number of values of a head of {dim}, "
+                f"got {list(values.shape)}"
+            ),
+        )
+    torch._check(
+        cos.shape == sin.shape,
+        lambda: f"cos and sin must have one shape, got {list(cos.shape)} and {list(sin.shape)}",
+    )
+
+
+def _check_turned(cos, sin, *sizes):
+    """Angles that may be left out."""
+    torch._check(
+        (cos is None) == (sin is None), lambda: "cos and sin must both be given or neither"
+    )
+    if cos is not None:
+        _check_angles(cos, sin, *sizes)
 
 
 def _check_added(mask, position_bias, shape):
@@ -127,13 +150,29 @@ def _check_projections(x, query, key, value, heads, kv_heads):
         kv_heads > 0 and heads % kv_heads == 0,
         lambda: f"kv_heads must be positive and divide heads = {heads}, got {kv_heads}",
     )
+    torch._check(
+        (key[0] is None) == (value[0] is None),
+        lambda: "packed_k and packed_v must both be given or neither",
+    )
     k = x.shape[-1]
-    for part, (packed, *rest) in (("k", key), ("v", value)):
-        if packed is not None:
-            columns_of(part, packed, k, *rest)
     packed, *rest = query
     parts = heads if key[0] is not None else heads + 2 * kv_heads
-    return columns_of("q", packed, k, *rest) // parts
+    columns = columns_of("q", packed, k, *rest)
+    torch._check(
+        columns > 0 and columns % parts == 0,
+        lambda: f"packed_q must have N, a multiple of {parts}, got {columns}",
+    )
+    dim = columns // parts
+    for part, (packed, *rest) in (("k", key), ("v", value)):
+        if packed is not None:
+            found = columns_of(part, packed, k, *rest)
+            torch._check(
+                found == kv_heads * dim,
+                lambda part=part, found=found: (
+                    f"packed_{part} must have the shape [{kv_heads * dim}, {k}], got N = {found}"
+                ),
+            )
+    return dim
 
 
 @fake("query_key_value")
@@ -153,8 +192,9 @@ def _(
     cos=None,
     sin=None,
     norm_q_weight=None,
+    norm_q_eps=0.0,
     norm_k_weight=None,
-    norm_heads_eps=0.0,
+    norm_k_eps=0.0,
     norm_before=0,
     norm_before_weight=None,
     norm_before_bias=None,
@@ -172,9 +212,8 @@ def _(
         x: fp32, bf16 or fp16 [B, L, K], any strides.
         packed_q, ..., kv_heads: as in attention.
         cos, sin: as in rotary, for query and key, or None.
-        norm_q_weight, norm_k_weight: fp32, bf16 or fp16 [D]: an RMS norm of each head of query and
-            key, before they are turned; or None.
-        norm_heads_eps: of these norms, not negative.
+        norm_q_weight, norm_q_eps, norm_k_weight, norm_k_eps: where a weight is given, fp32, bf16 or
+            fp16 [D], an RMS norm of each head of query or key, before they are turned.
         norm_before, norm_before_weight, norm_before_bias, norm_before_eps: 0 none, 1 layer norm, 2
             RMS norm over K, with their arguments as in layer_norm and rms_norm.
         per_token, symmetric, activation_bits: as in linear_dynamic.
@@ -192,11 +231,10 @@ def _(
     check_bits("activation_bits", activation_bits, symmetric)
     norm = norm_before, norm_before_weight, norm_before_bias, norm_before_eps
     check_norm("norm_before", *norm, x.shape[-1])
-    for name, weight in (("norm_q_", norm_q_weight), ("norm_k_", norm_k_weight)):
-        check_norm_parts(dim, norm_heads_eps, weight, None, name)
+    check_norm_parts(dim, norm_q_eps, norm_q_weight, None, "norm_q_")
+    check_norm_parts(dim, norm_k_eps, norm_k_weight, None, "norm_k_")
     batch, rows, _ = x.shape
-    if cos is not None:
-        _check_angles(cos, sin, rows, dim)
+    _check_turned(cos, sin, batch, rows, dim)
     counts = heads, kv_heads, kv_heads
     return tuple(x.new_empty((batch, rows, count, dim)) for count in counts)
 
@@ -274,7 +312,6 @@ def _(
     batch, rows, _ = x.shape
     n = columns_of("out", packed_out, heads * dim, weight_scale_out, bias_out)
     _check_added(mask, position_bias, (batch, heads, rows, rows))
-    if cos is not None:
-        _check_angles(cos, sin, rows, dim)
+    _check_turned(cos, sin, batch, rows, dim)
     check_ends(x, n, given)
     return x.new_empty((batch, rows, n))

@@ -150,6 +150,14 @@ def _(x):
 def check_norm(name, norm, weight, bias, eps, n):
     """A norm over rows of n values."""
     torch._check(norm in NORMS.values(), lambda: f"{name} must be one of {NORMS}, got {norm}")
+    torch._check(
+        norm != NORMS["none"] or (weight is None and bias is None),
+        lambda: f"{name}_weight and {name}_bias belong to a norm, and {name} is 0",
+    )
+    torch._check(
+        norm != NORMS["rms"] or bias is None,
+        lambda: f"{name}_bias is given, and the norm of {name} = 2 has none",
+    )
     check_norm_parts(n, eps, weight, bias, f"{name}_")
 
 

@@ -14,8 +14,8 @@ constexpr int64_t kBytes = 1 << 20;  // of each weight, next to each other
 const std::vector<char> memory(static_cast<size_t>(4 * kStaysInL3));
 int wrong = 0;
 
-void expect(bool from_memory, int64_t weight, const char* when) {
-  if (comes_from_memory(memory.data() + weight * kBytes, kBytes) == from_memory) return;
+void expect(bool from_memory, int64_t weight, const char* when, int64_t threads = 1) {
+  if (comes_from_memory(memory.data() + weight * kBytes, kBytes, threads) == from_memory) return;
   std::printf("weight %ld should %scome from memory %s\n", static_cast<long>(weight),
               from_memory ? "" : "not ", when);
   ++wrong;
@@ -33,9 +33,15 @@ int main() {
   for (int64_t w = 0; w < 2 * kFitting; ++w) expect(true, w, "where they do not fit");
   // One that outgrows the cache comes from memory each time.
   for (int i = 0; i < 2; ++i) {
-    if (!comes_from_memory(memory.data(), 2 * kStaysInL3)) ++wrong;
+    if (!comes_from_memory(memory.data(), 2 * kStaysInL3, 1)) ++wrong;
     if (i == 1) expect(true, 1, "behind a large one");
   }
+  // Two threads have half of the cache each.
+  constexpr int64_t kHalf = kFitting / 2;
+  for (int64_t w = kHalf; w < kFitting; ++w) expect(true, w, "for the first of two threads", 2);
+  for (int64_t w = kHalf; w < kFitting; ++w) expect(false, w, "for the first of two threads", 2);
+  expect(true, kFitting, "for the first of two threads", 2);
+  expect(true, kHalf, "where it has read more than its half", 2);
   std::printf("weight_traffic_test: %d wrong\n", wrong);
   return wrong == 0 ? 0 : 1;
 }

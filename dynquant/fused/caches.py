@@ -1,10 +1,22 @@
-"""A cache that tells how a block uses it."""
+"""What stands in the place of a cache of transformers."""
 
 import torch
 
 
+class UpdatedOnce:
+    """A cache that takes in a token once: updates after the first give what that gave."""
+
+    def __init__(self, cache):
+        self._cache, self._given = cache, None
+
+    def update(self, *args, **kwargs):
+        if self._given is None:
+            self._given = self._cache.update(*args, **kwargs)
+        return self._given
+
+
 class RecordedCache:
-    """Stands for a cache of transformers with some tokens in it.
+    """A cache with some tokens in it that tells how a block uses it.
 
     Args:
         keys, values: [batch, heads, tokens, features] of the tokens.
