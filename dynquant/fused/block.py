@@ -32,7 +32,6 @@ class FusedBlock(Swapped):
         asked = parts.adapter.result != "tensor" and (call.weights or not all_idle(self))
         if asked and call.cache is not None:
             call = call._replace(cache=UpdatedOnce(call.cache))
-            args, kwargs = with_argument(parts, parts.adapter.cache, call.cache, args, kwargs)
         if plan is not None and not _has_any_global_hook():
             result = compute(parts, plan, call, self._settings[0])
         elif parts.can_call_linears() and not _trains(parts.linears):
@@ -44,6 +43,8 @@ class FusedBlock(Swapped):
         if parts.adapter.result == "tensor":
             return result
         # Returned weights of an attention are those of the float one.
+        if asked and call.cache is not None:
+            args, kwargs = with_argument(parts, parts.adapter.cache, call.cache, args, kwargs)
         weights = super().forward(*args, **kwargs)[1:] if asked else ()
         if parts.adapter.result == "tuple":
             return result, *weights

@@ -14,6 +14,9 @@ class UpdatedOnce:
             self._given = self._cache.update(*args, **kwargs)
         return self._given
 
+    def __getattr__(self, name):
+        return getattr(self._cache, name)
+
 
 class RecordedCache:
     """A cache with some tokens in it that tells how a block uses it.
