@@ -15,17 +15,21 @@ import dynquant
 from dynquant.fused import Adapter, Attention, register
 
 CONFIG = {**TEXT, "num_key_value_heads": 2, "head_dim": 12}
-# A layer's norms are in the ops, the heads' as well; Gemma adds 1 to their weights.
-NAMES = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma")
+GPT2 = {"n_embd": 48, "n_layer": 2, "n_head": 4, "vocab_size": 99, "n_positions": 40}
+# Qwen 3 has norms of heads, Gemma adds 1 to the weights of norms, Phi-3 and GPT-2 have one linear
+# layer for query, key and value.
+MODELS = {
+    **dict.fromkeys(("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Phi3"), CONFIG),
+    "GPT2": GPT2,
+}
 OPS = {"query_key_value": 2, "scaled_dot_product": 2, "linear_block": 2, "feed_forward": 2}
 PROMPT = torch.randint(3, 99, (2, 7), generator=torch.Generator().manual_seed(1))
 NEXT = torch.randint(3, 99, (2, 1), generator=torch.Generator().manual_seed(2))
-LAYERS = {"layers.0": "", "layers.1": ""}
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=MODELS)
 def made(request):
-    return fused(small(request.param, CONFIG))
+    return fused(small(request.param, MODELS[request.param]))
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +47,16 @@ def after_prompt(model, tokens=NEXT, cache=None, **arguments):
 
 
 def runs_as_ops(found):
-    return Counter({**found, **OPS}) == Counter(found)
+    """Whether all layers do: their norms are in their ops, and the model's last one is left."""
+    norms = found["rms_norm"] + found["layer_norm"]
+    return Counter({**found, **OPS}) == Counter(found) and norms <= 1
+
+
+def first_layer(model):
+    """The layer, and the names of its attention and of a part of its feed-forward block."""
+    if hasattr(model, "h"):
+        return model.h[0], "attn", "mlp.c_fc"
+    return model.layers[0], "self_attn", "mlp.down_proj"
 
 
 def assert_close(model, quantized, least=90, **arguments):
@@ -60,7 +73,8 @@ def assert_close(model, quantized, least=90, **arguments):
 
 def test_a_token_runs_as_ops(made):
     quantized, model = made
-    assert dynquant.fused_blocks(model) == LAYERS
+    blocks = dynquant.fused_blocks(model)
+    assert len(blocks) == 2 and not any(blocks.values())
     _, cache, ops = after_prompt(model)
     assert runs_as_ops(ops) and cache.get_seq_length() == 8
     assert_close(model, quantized)
@@ -170,18 +184,24 @@ def test_threads(llama):
     assert_same(*results)
 
 
-@pytest.mark.parametrize("part", ["self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj"])
-def test_a_hook_is_called_and_changes_no_bit(made, part):
+@pytest.mark.parametrize("of_attention", [True, False])
+def test_a_hook_is_called_and_changes_no_bit(made, of_attention):
     _, model = made
     expected = after_prompt(model)[0][0]
     model, seen = copy.deepcopy(model), []
-    layer = model.layers[0].get_submodule(part)
-    handle = layer.register_forward_hook(lambda *given: seen.append(1))
+    layer, attention, part = first_layer(model)
+    if of_attention:
+        part = next(
+            f"{attention}.{name}"
+            for name, one in layer.get_submodule(attention).named_children()
+            if isinstance(one, dynquant.nn.Linear | dynquant.nn.Conv1D)
+        )
+    handle = layer.get_submodule(part).register_forward_hook(lambda *given: seen.append(1))
     found, _, ops = after_prompt(model)
     assert len(seen) == 2
-    assert ops["query_key_value"] == (2 if part == "mlp.up_proj" else 1)
+    assert ops["query_key_value"] == (1 if of_attention else 2)
     assert_same(found[0], expected)
-    assert "has hooks" in dynquant.fused_blocks(model)["layers.0"]
+    assert "has hooks" in next(iter(dynquant.fused_blocks(model).values()))
     handle.remove()
     assert runs_as_ops(after_prompt(model)[2])
 
@@ -253,12 +273,43 @@ def test_copies(made, copied):
     assert_same(found[0], after_prompt(model)[0][0])
 
 
-def test_an_attention_alone(llama):
-    """In models whose layers are not known, as Granite's."""
-    quantized, model = fused(small("Granite", CONFIG))
+@pytest.mark.parametrize("name", ["Granite", "Gemma3Text"])
+def test_an_attention_alone(name):
+    """In models whose layers are not known."""
+    quantized, model = fused(small(name, CONFIG))
     assert dynquant.fused_blocks(model)["layers.1.self_attn"] == ""
     assert after_prompt(model)[2]["query_key_value"] == 2
     assert_close(model, quantized)
+
+
+def test_fewer_heads_of_key_and_value_in_one_layer():
+    """num_key_value_heads tells them; one that does not fit is an obstacle."""
+    _, model = fused(small("Phi3", CONFIG))
+    parts = model.layers[0]._current_parts()
+    assert (parts.heads, parts.kv_heads) == (4, 2)
+    attention = dynquant.quantize_dynamic(randomized(small("Phi3", CONFIG))).layers[0].self_attn
+    attention.num_key_value_heads = 3
+    with pytest.warns(UserWarning, match="96 features of queries for heads of 12"):
+        dynquant.fuse(nn.Sequential(attention))
+
+
+def test_a_second_sequence():
+    """With a cache of an encoder and a decoder, the model's own attention runs."""
+    from transformers import DynamicCache, EncoderDecoderCache
+
+    model = small("GPT2", GPT2, add_cross_attention=True)
+    quantized = dynquant.quantize_dynamic(randomized(model))
+    with pytest.warns(UserWarning, match="crossattention"):
+        model = dynquant.fuse(quantized)
+    states = torch.randn(2, 5, 48, generator=torch.Generator().manual_seed(1))
+    outputs = []
+    for one in (model, quantized):
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        given = {"encoder_hidden_states": states, "use_cache": True}
+        with torch.no_grad():
+            one(input_ids=PROMPT, cache=cache, **given)
+            outputs.append(one(input_ids=NEXT, cache=cache, **given)[0])
+    assert decibels(*outputs) > 90
 
 
 class Toy(nn.Module):
@@ -332,10 +383,10 @@ def test_norms_of_heads():
 @pytest.mark.parametrize(
     ("attention", "options", "message"),
     [
-        (NAMED, {"cache": "cache"}, "index and output"),
-        ({**NAMED, "index": "n", "output": None}, {"cache": "cache"}, "index and output"),
-        ({**NAMED, "index": "n", "dropout": "d"}, {"cache": "cache"}, "index and output"),
-        ({**NAMED, "index": "n"}, {"cache": "cache", "bias": "b"}, "without bias"),
+        (NAMED, {"cache": "cache"}, "with index, output"),
+        ({**NAMED, "index": "n", "output": None}, {"cache": "cache"}, "with index, output"),
+        ({**NAMED, "kv_heads": "n"}, {}, "where key and value are named"),
+        ({**NAMED, "index": "n"}, {"cache": "cache", "bias": "b"}, "no bias"),
         ({**NAMED, "index": "n"}, {"cache": "cache", "family": "torch_layer"}, "of transformers"),
         ({**NAMED, "index": "n"}, {}, "they go with a cache"),
         ({**NAMED, "query_norm": "n"}, {}, "name both, or neither"),

@@ -134,13 +134,13 @@ OTHERS = {
         )
     },
     "OPT": (OPT, DECODERS, TOKENS, (0, 2, 0)),
-    "GPT2": (GPT2, _layers("h", ".mlp"), {"input_ids": IDS}, (0, 2, 0)),
+    "GPT2": (GPT2, _layers("h"), {"input_ids": IDS}, (0, 2, 0)),
     "GPTNeoX": (TEXT, _layers("layers", ".mlp"), TOKENS, (0, 2, 0)),
     # An encoder whose layers run the code of Llama's.
     "EuroBert": (DECODER, _layers("layers"), TOKENS, (2, 2, 0)),
     # Their attention runs as ops for one token behind a cache: test_fused_token.py.
     **dict.fromkeys(
-        ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma"),
+        ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Phi3"),
         (DECODER, _layers("layers"), TOKENS, (0, 2, 0)),
     ),
     "Granite": (
@@ -149,9 +149,7 @@ OTHERS = {
         TOKENS,
         (0, 2, 0),
     ),
-    **dict.fromkeys(
-        ("Gemma2", "SmolLM3", "Phi3"), (DECODER, _layers("layers", ".mlp"), TOKENS, (0, 2, 0))
-    ),
+    **dict.fromkeys(("Gemma2", "SmolLM3"), (DECODER, _layers("layers", ".mlp"), TOKENS, (0, 2, 0))),
 }
 
 

@@ -13,6 +13,8 @@ class Attention:
         query, key, value: the linear layers; without key and value, query has the rows of all
             three, one after another.
         head_dim: the attribute with the features of a head.
+        kv_heads: the attribute with the number of heads of key and value, where query has the rows
+            of all three and these may be fewer than its own.
         output: the output projection; without it, the block ends before.
         core: the module that knows `is_causal` and, in transformers, the implementation.
         norm: the norm before (norm_first) or after it, if any.
@@ -31,6 +33,7 @@ class Attention:
     core: str = ""
     norm: str | None = None
     dropout: str | None = None
+    kv_heads: str | None = None
     scale: str | None = None
     query_norm: str | None = None
     key_norm: str | None = None
@@ -41,6 +44,8 @@ class Attention:
             raise ValueError("key and value: name both, or neither where query has their rows")
         if (self.query_norm is None) != (self.key_norm is None):
             raise ValueError("query_norm and key_norm: name both, or neither")
+        if self.key is not None and self.kv_heads is not None:
+            raise ValueError("kv_heads: where key and value are named, they tell it")
         if self.key is None and self.output is None:
             raise ValueError("output: an attention whose query has all rows needs a name for it")
 
@@ -160,12 +165,11 @@ class Adapter:
 
     def _check_cache(self):
         block = self.attention
-        ready = block is not None and block.index and block.output and block.dropout is None
+        ready = block is not None and block.index and block.output
         ready = ready and self.bias is None and self.family == "transformers"
         if self.cache is not None and not ready:
             raise ValueError(
-                "cache: it goes with an attention of transformers with index and output, without "
-                "bias and dropout"
+                "cache: it goes with an attention of transformers with index, output and no bias"
             )
         if self.cache is None and block is not None and (block.index or block.query_norm):
             raise ValueError("index, query_norm and key_norm: they go with a cache")

@@ -154,19 +154,18 @@ _gated = FeedForward(up="up_proj", gate="gate_proj", activation="act_fn", down="
 _plain = FeedForward(up="fc1", activation="activation_fn", down="fc2")
 _mlp(_of("llama", "LlamaMLP") + _of("gte", "GteMLP"), _gated, "x")
 _mlp(_of("qwen2_5_vl", "Qwen2_5_VLMLP"), _gated, "hidden_state")
-_mlp(
-    _of("phi3", "Phi3MLP"),
-    FeedForward(
-        up="gate_up_proj", split="gate_first", activation="activation_fn", down="down_proj"
-    ),
+_phi3_mlp = FeedForward(
+    up="gate_up_proj", split="gate_first", activation="activation_fn", down="down_proj"
 )
+_mlp(_of("phi3", "Phi3MLP"), _phi3_mlp)
 _mlp(_of("dinov3_vit", "DINOv3ViTMLP"), FeedForward("up_proj", "down_proj", "act_fn"), "x")
 _mlp(_of("clip", "CLIPMLP") + _of("detr", "DetrMLP"), _plain)
 _mlp(
     _of("gpt_neox", "GPTNeoXMLP"),
     FeedForward(up="dense_h_to_4h", activation="act", down="dense_4h_to_h"),
 )
-_mlp(_of("gpt2", "GPT2MLP"), FeedForward(up="c_fc", activation="act", down="c_proj"))
+_gpt2_mlp = FeedForward(up="c_fc", activation="act", down="c_proj")
+_mlp(_of("gpt2", "GPT2MLP"), _gpt2_mlp)
 _t5 = FeedForward(up="wi", activation="act", down="wo")
 _t5_gated = FeedForward(up="wi_1", gate="wi_0", activation="act", down="wo")
 _mlp(_of("t5", "T5DenseActDense"), _t5)
@@ -202,22 +201,49 @@ _behind_a_cache = {
     "cache": "cache",
 }
 _layer_arguments = (*_MASKED, "position_ids", "cache", "use_cache", "position_embeddings")
-_token = _projections("o_proj", scale="scaling", index="layer_idx")
+_in_cache = {"scale": "scaling", "index": "layer_idx"}
+_token = _projections("o_proj", **_in_cache)
 _token_normed = dataclasses.replace(_token, query_norm="q_norm", key_norm="k_norm")
-for _model, _prefix, _names in (
-    ("llama", "Llama", _token),
-    ("mistral", "Mistral", _token),
-    ("qwen2", "Qwen2", _token),
-    ("qwen3", "Qwen3", _token_normed),
+_phi3 = Attention(
+    *("qkv_proj", None, None, "head_dim", "o_proj"), kv_heads="num_key_value_heads", **_in_cache
+)
+for _model, _prefix, _names, _block in (
+    ("llama", "Llama", _token, _gated),
+    ("mistral", "Mistral", _token, _gated),
+    ("qwen2", "Qwen2", _token, _gated),
+    ("qwen3", "Qwen3", _token_normed, _gated),
+    ("phi3", "Phi3", _phi3, _phi3_mlp),
 ):
     _attention_module(_of(_model, f"{_prefix}Attention"), _names, **_behind_a_cache)
     _layer(
         _of(_model, f"{_prefix}DecoderLayer"),
         _within("self_attn", _names, core="self_attn", norm="input_layernorm"),
-        _within("mlp", _gated, norm="post_attention_layernorm"),
+        _within("mlp", _block, norm="post_attention_layernorm"),
         norm_first=True,
         **{**_behind_a_cache, "arguments": _layer_arguments},
     )
+_attention_module(_of("gemma3", "Gemma3Attention"), _token_normed, **_behind_a_cache)
+_gpt2 = Attention(
+    *("c_attn", None, None, "head_dim", "c_proj"), dropout="resid_dropout", **_in_cache
+)
+_gpt2_arguments = (
+    *("hidden_states", "cache", "attention_mask"),
+    *("encoder_hidden_states", "encoder_attention_mask"),
+)
+_attention_module(
+    _of("gpt2", "GPT2Attention"),
+    _gpt2,
+    arguments=(*_gpt2_arguments, "output_attentions"),
+    cache="cache",
+)
+_layer(
+    _of("gpt2", "GPT2Block"),
+    _within("attn", _gpt2, core="attn", norm="ln_1"),
+    _within("mlp", _gpt2_mlp, norm="ln_2"),
+    norm_first=True,
+    arguments=(*_gpt2_arguments, "use_cache"),
+    cache="cache",
+)
 
 _attention_module(_of("vit", "ViTAttention"), _projections("o_proj"))
 _layer(

@@ -127,6 +127,8 @@ def _of_token(parts, x, weights, read, given):
     cache, mask, rotary = (read.get(n) for n in (adapter.cache, adapter.mask, adapter.rotary))
     if cache is None or x.dim() != 3 or x.shape[1] != 1:
         return None
+    if hasattr(cache, "self_attention_cache"):  # of an encoder and a decoder: two caches in one
+        return None
     if torch.is_grad_enabled():  # the cache's keys and values may want one, and it keeps the token
         return None
     if weights and adapter.feed_forward is not None or (rotary is None) != (adapter.rotary is None):

@@ -139,7 +139,9 @@ def attention_in_parts(parts, call, integers, numbers):
     """
     found = parts.attention
     if found.key is None:
-        projected = found.query(call.x).chunk(3, -1)
+        counts = parts.heads, parts.kv_heads, parts.kv_heads
+        rows = found.query(call.x)
+        projected = rows.split([count * found.head_dim for count in counts], -1)
     else:
         projected = outputs_of((found.query, found.key, found.value), call.x)
     query, key, value = (each.unflatten(-1, (-1, found.head_dim)) for each in projected)

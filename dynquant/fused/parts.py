@@ -17,6 +17,7 @@ class AttentionParts(NamedTuple):
     """key and value are None where query has the rows of all three.
 
     head_norms: those of query and key, or ().
+    kv_heads: None where key and value tell it, or have as many heads as the query.
     """
 
     query: nn.Module
@@ -28,6 +29,7 @@ class AttentionParts(NamedTuple):
     core: nn.Module
     dropout: nn.Module | None
     head_norms: tuple[Norm, ...]
+    kv_heads: int | None
 
 
 class FeedForwardParts(NamedTuple):
@@ -153,11 +155,12 @@ class Parts:
             for name in (names.query, names.key, names.value, names.output)
         )
         dropout = names.dropout and part_of(module, names.dropout)
-        for name, kind in ((names.scale, float), (names.index, int)):
+        for name, kind in ((names.scale, float), (names.index, int), (names.kv_heads, int)):
             if name and not isinstance(part_of(module, name), kind):
                 raise _Obstacle(f"{name} is {part_of(module, name)!r}, not of type {kind.__name__}")
         norm, heads = _norm(module, names.norm), _head_norms(module, names, head_dim)
-        return AttentionParts(*linears, norm, head_dim, core, dropout, heads)
+        kv_heads = names.kv_heads and part_of(module, names.kv_heads)
+        return AttentionParts(*linears, norm, head_dim, core, dropout, heads, kv_heads)
 
     def _linear(self, module, name):
         if name is None:
@@ -178,12 +181,7 @@ class Parts:
             raise _Obstacle("its linear layers quantize their inputs in different ways")
         self.scheme = schemes.pop()
         if self.attention is not None:
-            query, key, head_dim = self.attention.query, self.attention.key, self.attention.head_dim
-            features = query.out_features // (3 if key is None else 1)
-            self.heads = features // head_dim
-            self.kv_heads = self.heads if key is None else key.out_features // head_dim
-            if features % head_dim or self.heads % max(self.kv_heads, 1):
-                raise _Obstacle(f"{features} features for heads of {head_dim}")
+            self.heads, self.kv_heads = _heads_of(self.attention)
 
     def _check_others(self, found):
         """What is not a linear layer has to be what it was: nothing calls it."""
@@ -273,6 +271,24 @@ def _norm(module, name):
     if kind is None:
         raise _Obstacle(f"{name} is not a known norm")
     return Norm(kind, part) if kind else None
+
+
+def _heads_of(attention):
+    """How many heads the query has, and key and value."""
+    rows, size = attention.query.out_features, attention.head_dim
+    if attention.key is not None:
+        heads, kv_heads = rows // size, attention.key.out_features // size
+        wanted = heads * size
+    elif attention.kv_heads is None:
+        heads = kv_heads = rows // 3 // size
+        wanted = 3 * heads * size
+    else:
+        kv_heads = attention.kv_heads
+        heads = rows // size - 2 * kv_heads
+        wanted = (heads + 2 * kv_heads) * size
+    if rows != wanted or kv_heads <= 0 or heads <= 0 or heads % kv_heads:
+        raise _Obstacle(f"{rows} features of queries for heads of {size}")
+    return heads, kv_heads
 
 
 def numbers_of(module, parts):
