@@ -96,7 +96,8 @@ class StagedRows {
     a.epilogue.scale = scale_ + (begin >> halving_);
     a.unit = &unit_of_thread();
     a.next = next;
-    a.is_far = comes_from_memory(a.panels + n_begin * groups_ * kGroup,
+    a.is_far = a.m <= product_.far_rows &&
+               comes_from_memory(a.panels + n_begin * groups_ * kGroup,
                                  (n_end - n_begin) * groups_ * kGroup, num_threads());
     product_.gemm(a);
   }

@@ -10,6 +10,8 @@ namespace dynquant {
 // that are read in turn come from memory.
 constexpr int64_t kStaysInL3 = 12 << 20;
 
+// Asked for products of few rows, between which the others hardly count.
+//
 // Whether `bytes` of a weight come from memory: they, and what the calling thread has read since it
 // read them last, are more than stays in an L3 cache, or it never did. It counts them as read. A
 // guess from addresses: a weight in another's place is taken for that one, until it was read once.

@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 import torch
 
-_IMPLEMENTATIONS = ("sdpa", "eager")  # of transformers: masks are bool, or added to the scores
+# Of transformers, whose masks are bool, or added to the scores; and of modules without a config.
+_IMPLEMENTATIONS = ("sdpa", "eager", "")
 # Models of transformers hand all that they are called with down to their layers. A cache itself
 # comes as an argument of its own, and what is returned besides is collected by hooks.
 _FOR_THE_MODEL = frozenset({"use_cache", "return_dict", "output_hidden_states"})
@@ -111,13 +112,11 @@ def _of_attention(parts, x, weights, read):
         return None
     if (rotary is None) != (adapter.rotary is None):
         return None
-    config, causal = getattr(core, "config", None), False
-    if not _can_mask(config, mask):
+    implementation = _implementation_of(core)
+    if not _can_mask(implementation, mask):
         return None
-    if config is not None:
-        implementation = _implementation(config)
-        own = read.get("is_causal", getattr(core, "is_causal", True))
-        causal = implementation == "sdpa" and mask is None and own
+    own = read.get("is_causal", getattr(core, "is_causal", True))
+    causal = implementation == "sdpa" and mask is None and own
     return Call(x, mask, bias, rotary, causal, weights=weights)
 
 
@@ -133,8 +132,9 @@ def _of_token(parts, x, weights, read, given):
         return None
     if weights and adapter.feed_forward is not None or (rotary is None) != (adapter.rotary is None):
         return None
-    config = getattr(parts.attention.core, "config", None)
-    if not _can_mask(config, mask) or mask is not None and not _is_mask(mask, x, keys=None):
+    if not _can_mask(_implementation_of(parts.attention.core), mask):
+        return None
+    if mask is not None and not _is_mask(mask, x, keys=None):
         return None
     named = adapter.arguments[0], adapter.cache, adapter.mask, adapter.rotary
     rest = {name: value for name, value in given if name not in named}
@@ -149,18 +149,22 @@ def with_argument(parts, name, value, args, kwargs):
     return (*args[:index], value, *args[index + 1 :]), kwargs
 
 
-def _can_mask(config, mask):
-    """Whether a model's implementation of attention takes masks as they are known."""
-    if config is None:
-        return True
-    implementation = _implementation(config)
+def _can_mask(implementation, mask):
+    """Whether an implementation of attention takes masks as they are known."""
     if implementation == "eager" and getattr(mask, "dtype", None) == torch.bool:
         return False  # it would be added
     return implementation in _IMPLEMENTATIONS
 
 
-def _implementation(config):
-    """config._attn_implementation, which costs 3 microseconds, without what is around it."""
+def _implementation_of(core):
+    """core.config._attn_implementation, which costs 3 microseconds, without what is around it.
+
+    Returns:
+        the name; "" where there is no config.
+    """
+    config = getattr(core, "config", None)
+    if config is None:
+        return ""
     found = config.__dict__.get("_attn_implementation_internal")
     return config._attn_implementation if found is None else found
 

@@ -18,15 +18,9 @@ from dynquant.onnx.products import (
 )
 from dynquant.onnx.recurrent import recurrence
 
-_FUSED = ("linear_block", "feed_forward", "attention", "scaled_dot_product", "rotary")
-_FUSED += (
-    "query_key_value",
-    "encoder",
-    "embedding_sum",
-    "activation",
-    "layer_norm",
-    "rms_norm",
-    "softmax",
+_FUSED = (
+    *("linear_block", "feed_forward", "attention", "query_key_value", "scaled_dot_product"),
+    *("rotary", "encoder", "embedding_sum", "activation", "layer_norm", "rms_norm", "softmax"),
 )
 
 
