@@ -290,7 +290,6 @@ constexpr int64_t kTileLine = 64;
 // A way to multiply staged rows: how it wants them staged, the kernels, and what they cost.
 struct Product {
   int64_t row_multiple;  // parts of a product are worth whole multiples of so many rows
-  int64_t far_rows;      // up to so many rows, gemm asks whether the panels are far
   StagedLayout layout;
   Costs costs;
   void (*quantize_staged)(

@@ -18,7 +18,6 @@ template <class Isa>
 constexpr Product product_of() {
   Product p = {};
   p.row_multiple = 1;
-  p.far_rows = Isa::kFarPanels > 1 ? kFarRows : 0;
   p.layout.group_bytes = Isa::kGroupBytes;
   p.layout.tile_rows = 1;
   p.costs = Isa::kCosts;

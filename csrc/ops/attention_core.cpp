@@ -271,7 +271,7 @@ void AttentionCore::attend_rows(const Heads& query, const Heads& key, const Head
     epilogue.out = to;
     epilogue.out_dtype = Dtype::f32;
     epilogue.out_stride = to_stride;
-    rows.multiply(0, m, weight, 0, weight.n, epilogue);
+    rows.multiply(0, m, weight, 0, weight.n, epilogue, false);
   };
   const auto multiply_floats = [&](const float* x, int64_t x_stride, int64_t k, const void* weight,
                                    Dtype weight_dtype, int64_t weight_stride, int64_t n, float* to,

@@ -30,9 +30,7 @@ class SelfAttention {
         (threads == 1 || shape_.batch % threads == 0 || shape_.batch >= kManySequences * threads)) {
       run_sequences(product, threads);
     } else {
-      const double products = product_nanoseconds(rows_.in.m, inputs_.width() + output_.n(),
-                                                  inputs_.k(), product.costs, product.row_multiple);
-      with_team(products, [&] { run_phases(); });
+      with_team(rows_.nanoseconds(product, inputs_.size_with(&output_)), [&] { run_phases(); });
     }
     return y;
   }

@@ -53,7 +53,8 @@ class StagedBlock {
   }
   void multiply(const Packed& weight, const EpilogueArgs& epilogue,
                 const int8_t* next = nullptr) const {
-    rows_.multiply(0, staged_, weight, 0, weight.n, epilogue, next);
+    const bool is_far = reads_far(staged_, weight.panels, weight.n * weight.k);
+    rows_.multiply(0, staged_, weight, 0, weight.n, epilogue, is_far, next);
   }
 
  private:
@@ -147,29 +148,31 @@ class BlockRows {
     return y;
   }
 
+  // What products of all rows take on one thread.
+  double nanoseconds(const Product& product, const ProductSize& size) const {
+    return product_nanoseconds(in.m, size.n, size.k, product.costs, product.row_multiple);
+  }
+
   // Into how many parts the rows are split where each block of them is taken from the beginning to
   // the end by one thread. 0 where it is one step after the other instead, each on all threads:
   // columns are split where rows are few, and ranges over the whole tensor need it whole.
-  // `largest` is the block's largest product.
-  int64_t parts_of_rows(const Product& product, const Int8Product& largest) const {
+  int64_t parts_of_rows(const Product& product, const ProductSize& size) const {
     if (!scheme.per_token) return 0;
-    const Split split = choose_split(in.m, largest.n(), largest.k(), num_threads(), product.costs,
+    const Split split = choose_split(in.m, size.n, size.k, num_threads(), product.costs,
                                      product.row_multiple);
     return split.columns > 1 ? 0 : split.rows;
   }
 
   // The block's output: made, and filled by `phases()`, or by `blocks(product, parts)` in that many
-  // parts of the rows.
+  // parts of the rows. `size` is that of its products.
   template <class Phases, class Blocks>
-  Tensor run(const Int8Product& largest, const Phases& phases, const Blocks& blocks) {
+  Tensor run(const ProductSize& size, const Phases& phases, const Blocks& blocks) {
     const Tensor y = make_output();
     if (in.m == 0 || row_bytes_ == 0) return y;
     const Product& product = product_for(kernels, in.m);
-    const int64_t parts = parts_of_rows(product, largest);
+    const int64_t parts = parts_of_rows(product, size);
     if (parts == 0) {
-      with_team(
-          product_nanoseconds(in.m, largest.n(), largest.k(), product.costs, product.row_multiple),
-          phases);
+      with_team(nanoseconds(product, size), phases);
     } else {
       blocks(product, parts);
     }

@@ -35,9 +35,8 @@ class FeedForward {
   }
 
   Tensor run() {
-    const bool down_is_larger = down_.n() * down_.k() > up_.n() * up_.k();
     return rows_.run(
-        down_is_larger ? down_ : up_, [&] { run_phases(); },
+        size_of(up_, {pointer_to(gate_), &down_}), [&] { run_phases(); },
         [&](const Product& product, int64_t parts) { run_blocks(product, parts); });
   }
 

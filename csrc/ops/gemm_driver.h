@@ -78,10 +78,10 @@ class StagedRows {
   }
 
   // Rows [begin, end) times the columns [n_begin, n_end). `begin` is the first row of a tile;
-  // `epilogue.out` is where its results go. `next` is what the thread reads after the weight, or
-  // null.
+  // `epilogue.out` is where its results go. `is_far` tells whether the weight comes from memory,
+  // `next` what the thread reads after it, or null.
   void multiply(int64_t begin, int64_t end, const Packed& weight, int64_t n_begin, int64_t n_end,
-                const EpilogueArgs& epilogue, const int8_t* next = nullptr) const {
+                const EpilogueArgs& epilogue, bool is_far, const int8_t* next = nullptr) const {
     GemmArgs a = {};
     a.staged = at(begin);
     a.pairs = bytes_ == 2;
@@ -96,9 +96,7 @@ class StagedRows {
     a.epilogue.scale = scale_ + (begin >> halving_);
     a.unit = &unit_of_thread();
     a.next = next;
-    a.is_far = a.m <= product_.far_rows &&
-               comes_from_memory(a.panels + n_begin * groups_ * kGroup,
-                                 (n_end - n_begin) * groups_ * kGroup, num_threads());
+    a.is_far = is_far;
     product_.gemm(a);
   }
 
@@ -132,6 +130,14 @@ void for_each_block(int64_t rows, int64_t row_bytes, int64_t multiple, const F& 
   }
 }
 
+// Up to so many rows, a weight that comes from memory takes longer to read than to multiply by.
+constexpr int64_t kFewRows = 8;
+
+// Whether a product of so many rows reads those panels from memory; asked once for each product.
+inline bool reads_far(int64_t rows, const int8_t* panels, int64_t bytes) {
+  return rows <= kFewRows && comes_from_memory(panels, bytes, num_threads());
+}
+
 // A packed weight [N, K], and where its product goes.
 struct Target {
   const Packed& weight;
@@ -151,7 +157,9 @@ void multiply(const Kernels& kernels, const Source& source, int64_t m, const Tar
   const int64_t threads = num_threads();
   int64_t columns = 0;
   for (int64_t i = 0; i < count; ++i) columns += targets[i].weight.n;
-  const Split split = choose_split(rows, columns, k, threads, product.costs, multiple);
+  const bool is_far = reads_far(rows, targets[0].weight.panels, columns * k);
+  Split split = choose_split(rows, columns, k, threads, product.costs, multiple);
+  if (is_far && led_team() != nullptr) split = in_small_parts(split, columns);
   std::optional<StagedRows> shared;
   if (split.stage_first && rows * row_bytes <= kSharedBytes) {
     shared.emplace(product, k, rows, bytes, Purpose::shared_rows);
@@ -172,7 +180,8 @@ void multiply(const Kernels& kernels, const Source& source, int64_t m, const Tar
         if (part.is_empty()) continue;
         EpilogueArgs to = target.epilogue;
         to.out = static_cast<char*>(to.out) + begin / bytes * to.out_stride * out_bytes;
-        staged.multiply(begin - first, end - first, target.weight, part.n_begin, part.n_end, to);
+        staged.multiply(begin - first, end - first, target.weight, part.n_begin, part.n_end, to,
+                        is_far);
       }
     };
     const Part part = part_of(split, task, rows, columns);

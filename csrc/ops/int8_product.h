@@ -1,6 +1,11 @@
 // A packed weight with what its products need for each column, as ops that have several take it.
 #pragma once
 
+#include <algorithm>
+#include <initializer_list>
+#include <optional>
+
+#include "../cpu/layout.h"
 #include "columns.h"
 #include "packed.h"
 
@@ -32,6 +37,24 @@ struct Int8Product {
     return args;
   }
 };
+
+// N and K of one product that stands for several.
+struct ProductSize {
+  int64_t n, k;
+};
+
+// With the K of the first and as many values as all of them. Null stands for none.
+inline ProductSize size_of(const Int8Product& first,
+                           std::initializer_list<const Int8Product*> others) {
+  const int64_t k = std::max<int64_t>(1, first.k());
+  int64_t values = first.n() * first.k();
+  for (const Int8Product* one : others) values += one == nullptr ? 0 : one->n() * one->k();
+  return {ceil_div(values, k), k};
+}
+
+inline const Int8Product* pointer_to(const std::optional<Int8Product>& product) {
+  return product.has_value() ? &*product : nullptr;
+}
 
 // Where a weight is optional, its scale and bias come with it or not at all.
 inline std::optional<Int8Product> optional_product(const std::optional<Tensor>& packed,

@@ -15,7 +15,7 @@ class LinearBlock {
 
   Tensor run() {
     return rows_.run(
-        linear_, [&] { run_phases(); },
+        size_of(linear_, {}), [&] { run_phases(); },
         [&](const Product& product, int64_t parts) { run_blocks(product, parts); });
   }
 

@@ -38,7 +38,10 @@ class QueryKeyValue {
   int64_t key_at() const { return shape_.heads * shape_.dim; }
   int64_t value_at() const { return key_at() + shape_.kv_heads * shape_.dim; }
 
-  int64_t k() const { return query_.k(); }
+  // Of their products and one more, or none.
+  ProductSize size_with(const Int8Product* another) const {
+    return size_of(query_, {pointer_to(key_), pointer_to(value_), another});
+  }
 
   // f(product, the first column that it gives, what is multiplied next, null for none) for each of
   // the products of x.

@@ -68,7 +68,7 @@ std::tuple<Tensor, Tensor, Tensor> query_key_value(
   const int64_t m = rows.in.m, width = inputs.width(), bytes = rows.bytes;
   if (m == 0) return {q.to, k.to, v.to};
   const Product& product = product_for(rows.kernels, m);
-  with_team(product_nanoseconds(m, width, inputs.k(), product.costs, product.row_multiple), [&] {
+  with_team(rows.nanoseconds(product, inputs.size_with(nullptr)), [&] {
     Tensor holder = empty({m, width}, rows.type);
     char* buffer = static_cast<char*>(holder.mutable_data_ptr());
     inputs.multiply_all(rows, rows.begin_all(), buffer);

@@ -44,7 +44,7 @@ double product_nanoseconds(int64_t m, int64_t n, int64_t k, const Costs& costs,
 
 Split choose_split(int64_t m, int64_t n, int64_t k, int64_t threads, const Costs& costs,
                    int64_t row_multiple) {
-  Split best{1, 1, row_multiple, false};
+  Split best{1, 1, row_multiple, 1, false};
   const Work work = work_of(m, n, k, costs, row_multiple);
   if (threads < 2 || work.units == 0 || work.panels == 0) return best;
   const double wake = region_nanoseconds(Threads::kPool, threads);
@@ -60,7 +60,7 @@ Split choose_split(int64_t m, int64_t n, int64_t k, int64_t threads, const Costs
     const double candidate = product + std::min(first, apart);
     if (candidate < least) {
       least = candidate;
-      best = {row_parts, column_parts, row_multiple, first < apart};
+      best = {row_parts, column_parts, row_multiple, 1, first < apart};
     }
   };
   // Each number of row parts that is a power of two, or leaves one to the columns.
@@ -73,13 +73,23 @@ Split choose_split(int64_t m, int64_t n, int64_t k, int64_t threads, const Costs
   return best;
 }
 
+Split in_small_parts(const Split& split, int64_t n) {
+  constexpr int64_t kPanelsTogether = 4;  // that kernels read side by side
+  constexpr int64_t kLeastParts = 4, kMostParts = 8;  // of a thread
+  const int64_t units = ceil_div(panels_of(n), kPanelsTogether);
+  if (split.rows != 1 || split.columns == 1 || units < kLeastParts * split.columns) return split;
+  const int64_t columns = std::min(units, split.columns * kMostParts);
+  return {1, columns, split.row_multiple, kPanelsTogether, true};
+}
+
 Part part_of(const Split& split, int64_t task, int64_t m, int64_t n) {
   const int64_t row = task / split.columns, column = task % split.columns;
-  const int64_t units = ceil_div(m, split.row_multiple), panels = panels_of(n);
+  const int64_t units = ceil_div(m, split.row_multiple);
+  const int64_t columns = split.panel_multiple * kPanelColumns, wide = ceil_div(n, columns);
   return {units * row / split.rows * split.row_multiple,
           std::min(m, units * (row + 1) / split.rows * split.row_multiple),
-          panels * column / split.columns * kPanelColumns,
-          std::min(n, panels * (column + 1) / split.columns * kPanelColumns)};
+          std::min(n, wide * column / split.columns * columns),
+          std::min(n, wide * (column + 1) / split.columns * columns)};
 }
 
 }  // namespace dynquant

@@ -8,9 +8,10 @@
 namespace dynquant {
 
 struct Split {
-  int64_t rows;          // parts of M; each reads the whole weight
-  int64_t columns;       // parts of N
-  int64_t row_multiple;  // parts of M begin at multiples of this
+  int64_t rows;            // parts of M; each reads the whole weight
+  int64_t columns;         // parts of N
+  int64_t row_multiple;    // parts of M begin at multiples of this
+  int64_t panel_multiple;  // parts of N begin at multiples of so many panels
   // Rows are staged before, each once, on all threads; otherwise each part stages its rows for
   // itself, which spares a barrier.
   bool stage_first;
@@ -23,6 +24,11 @@ struct Split {
 // The split of a product of M rows by a weight [N, K] that costs least.
 Split choose_split(int64_t m, int64_t n, int64_t k, int64_t threads, const Costs& costs,
                    int64_t row_multiple);
+
+// The same in more parts than threads, for a weight [N, K] that comes from memory and threads that
+// take one part after the other: one that comes late leaves more to the others. Too few columns for
+// that are split as they were, and so are weights that cores have in their caches.
+Split in_small_parts(const Split& split, int64_t n);
 
 // What a product takes on one thread, staging included.
 double product_nanoseconds(int64_t m, int64_t n, int64_t k, const Costs& costs,

@@ -10,10 +10,10 @@ namespace {
 
 struct Read {
   const void* weight = nullptr;
-  int64_t at = 0;  // how many bytes the thread had read before
+  int64_t at = 0;  // how many bytes had been read before
 };
 
-// Of each thread: processors with more cores have more of these caches.
+// For each thread: processors with more cores have more of these caches.
 constexpr int64_t kLeastShare = 4 << 20;
 
 // Sets of two: a model has tens of weights, and two that have one place would drive each other out
@@ -35,8 +35,8 @@ Read& entry_of(const void* weight) {
 
 bool comes_from_memory(const void* weight, int64_t bytes, int64_t threads) {
   Read& last = entry_of(weight);
-  const int64_t share = std::max(kStaysInL3 / threads, kLeastShare);
-  const bool is_near = last.weight == weight && total - last.at <= share;
+  const int64_t stays = std::max(kStaysInL3, threads * kLeastShare);
+  const bool is_near = last.weight == weight && total - last.at <= stays;
   last = {weight, total};
   total += bytes;
   return !is_near;

@@ -36,12 +36,11 @@ int main() {
     if (!comes_from_memory(memory.data(), 2 * kStaysInL3, 1)) ++wrong;
     if (i == 1) expect(true, 1, "behind a large one");
   }
-  // Two threads have half of the cache each.
-  constexpr int64_t kHalf = kFitting / 2;
-  for (int64_t w = kHalf; w < kFitting; ++w) expect(true, w, "for the first of two threads", 2);
-  for (int64_t w = kHalf; w < kFitting; ++w) expect(false, w, "for the first of two threads", 2);
-  expect(true, kFitting, "for the first of two threads", 2);
-  expect(true, kHalf, "where it has read more than its half", 2);
+  // Many threads have more of it together.
+  constexpr int64_t kThreads = 8, kFirst = 2 * kFitting, kEnd = 4 * kFitting;
+  for (int64_t w = kFirst; w < kEnd; ++w) expect(true, w, "for the first of many", kThreads);
+  for (int64_t w = kFirst; w < kEnd; ++w) expect(false, w, "for the first of many", kThreads);
+  expect(true, kFirst, "for one thread after them");
   std::printf("weight_traffic_test: %d wrong\n", wrong);
   return wrong == 0 ? 0 : 1;
 }
