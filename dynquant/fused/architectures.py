@@ -8,7 +8,14 @@ fused, and left alone.
 
 import dataclasses
 
-from dynquant.fused.adapters import Adapter, Attention, FeedForward, LinearBlock, register
+from dynquant.fused.adapters import (
+    Adapter,
+    Attention,
+    CrossAttention,
+    FeedForward,
+    LinearBlock,
+    register,
+)
 
 _NOT_READ = frozenset({"position_ids", "token_type_ids"})  # passed on to layers that ignore them
 _MASKED = ("hidden_states", "attention_mask")
@@ -263,16 +270,23 @@ for _model, _prefix in (("clip", "CLIP"), ("siglip", "Siglip")):
 
 # Encoders of speech and of sequence-to-sequence models. Their attention may also be given a second
 # sequence.
+_two_sequences = ("hidden_states", "key_value_states")
 for _model, _prefix, _more in (
-    ("whisper", "Whisper", ("cache", "attention_mask", "output_attentions")),
-    ("bart", "Bart", ("cache", "attention_mask")),
-    ("wav2vec2", "Wav2Vec2", ("attention_mask", "output_attentions")),
+    ("whisper", "Whisper", ("output_attentions",)),
+    ("bart", "Bart", ()),
 ):
     _attention_module(
         _of(_model, f"{_prefix}Attention"),
-        _projections("out_proj"),
-        arguments=("hidden_states", "key_value_states", *_more),
+        _projections("out_proj", **_in_cache),
+        arguments=(*_two_sequences, "cache", "attention_mask", *_more),
+        cache="cache",
+        cross=CrossAttention("key_value_states"),
     )
+_attention_module(
+    _of("wav2vec2", "Wav2Vec2Attention"),
+    _projections("out_proj"),
+    arguments=(*_two_sequences, "attention_mask", "output_attentions"),
+)
 for _names, _norm_first in (
     (_of("whisper", "WhisperEncoderLayer"), True),
     (_of("mbart", "MBartEncoderLayer"), True),
@@ -298,11 +312,26 @@ for _name, _norm_first, _whole in (
         whole=_whole,
     )
 # Their decoders, and OPT's.
+for _names, _norm_first in (
+    (_of("whisper", "WhisperDecoderLayer") + _of("mbart", "MBartDecoderLayer"), True),
+    (_of("bart", "BartDecoderLayer"), False),
+):
+    _own, _other = (
+        _within(part, _projections("out_proj", **_in_cache), core=part, norm=f"{part}_layer_norm")
+        for part in ("self_attn", "encoder_attn")
+    )
+    _layer(
+        _names,
+        _own,
+        dataclasses.replace(_plain, norm="final_layer_norm"),
+        norm_first=_norm_first,
+        arguments=(*_MASKED, "encoder_hidden_states", "encoder_attention_mask", "cache"),
+        cache="cache",
+        cross=CrossAttention("encoder_hidden_states", "encoder_attention_mask", _other),
+        inline=True,
+    )
 _register(
-    _of("whisper", "WhisperDecoderLayer")
-    + _of("mbart", "MBartDecoderLayer")
-    + _of("bart", "BartDecoderLayer")
-    + _of("opt", "OPTDecoderLayer"),
+    _of("opt", "OPTDecoderLayer"),
     Adapter(arguments=("hidden_states",), feed_forward=_plain, inline=True),
 )
 

@@ -4,6 +4,9 @@ from typing import NamedTuple
 
 import torch
 
+from dynquant.fused.caches import keys_and_values, own_of
+from dynquant.fused.parts import number_in_cache
+
 # Of transformers, whose masks are bool, or added to the scores; and of modules without a config.
 _IMPLEMENTATIONS = ("sdpa", "eager", "")
 # Models of transformers hand all that they are called with down to their layers. A cache itself
@@ -25,6 +28,8 @@ class Call(NamedTuple):
         weights: whether the weights of the attention are asked for.
         cache: what keeps the keys and values of earlier tokens, or None; the mask is then
             [batch, 1 or heads, 1, keys].
+        cross: keys and values [batch, heads, tokens, features] of a second sequence, or None.
+        cross_mask: that of the attention to it.
         rest: what it is called with besides keys and values.
         batched, batch_first: how the caller has the input, and wants the result.
     """
@@ -37,6 +42,8 @@ class Call(NamedTuple):
     residual: torch.Tensor | None = None
     weights: bool = False
     cache: object = None
+    cross: tuple | None = None
+    cross_mask: torch.Tensor | None = None
     rest: dict | None = None
     batched: bool = True
     batch_first: bool = True
@@ -53,6 +60,7 @@ def of_transformers(parts, args, kwargs):
     if len(args) > len(adapter.arguments):
         return None
     added = adapter.linear_block and adapter.linear_block.residual
+    second, cross_mask = adapter.cross_arguments
     x, weights = None, False
     read = {}
     given = (*zip(adapter.arguments, args, strict=False), *kwargs.items())
@@ -63,7 +71,7 @@ def of_transformers(parts, args, kwargs):
             read[name] = value
         elif value is None or value is False or name in _FOR_THE_MODEL or name in adapter.ignored:
             continue
-        elif name in (adapter.mask, adapter.bias, adapter.rotary, added):
+        elif name in (adapter.mask, adapter.bias, adapter.rotary, second, cross_mask, added):
             read[name] = value
         elif name == "output_attentions" and adapter.result != "tensor":
             weights = True
@@ -77,6 +85,8 @@ def of_transformers(parts, args, kwargs):
         return Call(x)
     if parts.attention is None:
         return None
+    if second in read and adapter.cross.attention is None:
+        return _of_cross_token(parts, x, weights, read)
     if read.get(adapter.cache) is not None or not parts.runs_without_cache:
         return _of_token(parts, x, weights, read, given)
     return _of_attention(parts, x, weights, read)
@@ -124,21 +134,53 @@ def _of_token(parts, x, weights, read, given):
     """One new token for each sequence: it sees all that the cache has."""
     adapter = parts.adapter
     cache, mask, rotary = (read.get(n) for n in (adapter.cache, adapter.mask, adapter.rotary))
-    if cache is None or x.dim() != 3 or x.shape[1] != 1:
+    if cache is None or not _is_token(parts, x, mask):
         return None
-    if hasattr(cache, "self_attention_cache"):  # of an encoder and a decoder: two caches in one
-        return None
-    if torch.is_grad_enabled():  # the cache's keys and values may want one, and it keeps the token
+    second, cross_mask = map(read.get, adapter.cross_arguments)
+    cross = None
+    if second is not None:
+        cross = _keys_of_second(parts, x, cache, cross_mask)
+        if cross is None:
+            return None
+    elif adapter.cross is None and own_of(cache) is not cache:
         return None
     if weights and adapter.feed_forward is not None or (rotary is None) != (adapter.rotary is None):
         return None
+    named = *adapter.cross_arguments, adapter.cache, adapter.mask, adapter.rotary
+    rest = {n: value for n, value in given if n not in named and n != adapter.arguments[0]}
+    return Call(
+        x,
+        mask,
+        rotary=rotary,
+        weights=weights,
+        cache=cache,
+        cross=cross,
+        cross_mask=cross_mask,
+        rest=rest,
+    )
+
+
+def _of_cross_token(parts, x, weights, read):
+    """One new token for each sequence, in an attention to a second sequence."""
+    mask = read.get(parts.adapter.mask)
+    cross = _keys_of_second(parts, x, read.get(parts.adapter.cache), mask)
+    return cross and Call(x, weights=weights, cross=cross, cross_mask=mask)
+
+
+def _keys_of_second(parts, x, cache, mask):
+    """Keys and values of the second sequence for a token of each sequence, where they are known."""
+    if not _is_token(parts, x, mask):
+        return None
+    return keys_and_values(cache, number_in_cache(parts.cross, parts.adapter.cross_names))
+
+
+def _is_token(parts, x, mask):
+    """Whether it is one token of each sequence, for keys and values that want no gradient."""
+    if x.dim() != 3 or x.shape[1] != 1 or torch.is_grad_enabled():
+        return False
     if not _can_mask(_implementation_of(parts.attention.core), mask):
-        return None
-    if mask is not None and not _is_mask(mask, x, keys=None):
-        return None
-    named = adapter.arguments[0], adapter.cache, adapter.mask, adapter.rotary
-    rest = {name: value for name, value in given if name not in named}
-    return Call(x, mask, rotary=rotary, weights=weights, cache=cache, rest=rest)
+        return False
+    return mask is None or _is_mask(mask, x, keys=None)
 
 
 def with_argument(parts, name, value, args, kwargs):

@@ -8,7 +8,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from dynquant.fused import calls
 from dynquant.fused.arguments import READERS, with_argument
-from dynquant.fused.caches import UpdatedOnce
+from dynquant.fused.caches import updated_once
 from dynquant.fused.classes import Swapped
 from dynquant.fused.functions import runs_as_op
 from dynquant.fused.hooks import all_idle
@@ -31,11 +31,11 @@ class FusedBlock(Swapped):
             return super().forward(*args, **kwargs)
         asked = parts.adapter.result != "tensor" and (call.weights or not all_idle(self))
         if asked and call.cache is not None:
-            call = call._replace(cache=UpdatedOnce(call.cache))
+            call = call._replace(cache=updated_once(call.cache))
         if plan is not None and not _has_any_global_hook():
             result = compute(parts, plan, call, self._settings[0])
         elif parts.can_call_linears() and not _trains(parts.linears):
-            numbers = numbers_of(self, parts)
+            numbers = numbers_of(self, parts.adapter.attention)
             result = calls.attention_in_parts(parts, call, self._integers(), numbers)
             result = call.restored(result)
         else:
@@ -103,10 +103,14 @@ def compute(parts, plan, call, attention):
         return calls.linear_block(plan.linear_block, x, call.residual)
     if call.cache is not None:
         x = calls.token(plan.token, call, residual)
+    elif call.cross is not None:
+        pass
     elif plan.attention is not None:
         x = calls.attention(plan.attention, call, residual, integers)
     elif parts.attention is not None:
         return calls.attention_in_parts(parts, call, integers, (None, None))
+    if call.cross is not None:
+        x = calls.cross(plan.cross, x, call, residual)
     if plan.feed_forward is not None:
         x = calls.feed_forward(plan.feed_forward, x, residual)
     return call.restored(x)

@@ -1,6 +1,45 @@
-"""What stands in the place of a cache of transformers."""
+"""Caches of transformers, and what stands in their place."""
+
+import copy
 
 import torch
+
+
+def own_of(cache):
+    """Of an EncoderDecoderCache that for a sequence's own tokens; any other itself."""
+    return getattr(cache, "self_attention_cache", cache)
+
+
+def updated_once(cache):
+    """The same cache, which takes in a token once: updates after the first give what that gave."""
+    own = own_of(cache)
+    if own is cache:
+        return UpdatedOnce(cache)
+    return with_own(cache, UpdatedOnce(own))
+
+
+def with_own(cache, own):
+    """An EncoderDecoderCache with another one for a sequence's own tokens."""
+    cache = copy.copy(cache)
+    cache.self_attention_cache = own
+    return cache
+
+
+def keys_and_values(cache, index):
+    """Of the second sequence, [batch, heads, tokens, features] each, or None."""
+    if not getattr(cache, "is_updated", {}).get(index):
+        return None
+    layer = cache.cross_attention_cache.layers[index]
+    return layer.keys, layer.values
+
+
+def of_two_sequences(index, keys, values):
+    """An EncoderDecoderCache that has these of the second sequence, for that number of a layer."""
+    from transformers import DynamicCache, EncoderDecoderCache
+
+    second = DynamicCache()
+    second.update(keys, values, index)
+    return EncoderDecoderCache(DynamicCache(), second)
 
 
 class UpdatedOnce:

@@ -4,6 +4,7 @@ from itertools import chain
 
 import torch
 
+from dynquant.fused.caches import own_of
 from dynquant.nn.linear import outputs_of
 from dynquant.ops.blocks import ACTIVATIONS
 
@@ -124,11 +125,40 @@ def token(arguments, call, residual):
 def _behind_cache(query, key, value, call, numbers):
     """[batch, 1, features] of all heads, for which keys and values of the call's cache are read."""
     scale, index = numbers
-    keys, values = call.cache.update(
+    found = own_of(call.cache).update(
         key.transpose(1, 2), value.transpose(1, 2), index, kwargs=call.rest
     )
-    keys, values = keys.transpose(1, 2), values.transpose(1, 2)
-    return _scaled_dot_product(query, keys, values, call.mask, None, False, scale, False).flatten(2)
+    return _attended(query, found, call.mask, scale)
+
+
+def _attended(query, found, mask, scale):
+    """[batch, 1, features] of all heads, for keys and values as a cache has them."""
+    keys, values = (one.transpose(1, 2) for one in found)
+    return _scaled_dot_product(query, keys, values, mask, None, False, scale, False).flatten(2)
+
+
+def cross_arguments(found, scale, before, after, scheme):
+    """What an attention to a second sequence takes for a token besides what a call brings.
+
+    Args:
+        found: its AttentionParts.
+        scale, before, after: as for attention_arguments.
+    """
+    query = linear_block_arguments(found.query, "none", before, None, scheme)
+    output = linear_block_arguments(found.output, "none", None, after, scheme)
+    return query, output, found.head_dim, scale
+
+
+def cross(arguments, x, call, residual):
+    """An attention block for one token x, to the second sequence of the call.
+
+    Args:
+        arguments: what cross_arguments gave.
+    """
+    query, output, head_dim, scale = arguments
+    query = linear_block(query, x).unflatten(-1, (-1, head_dim))
+    attended = _attended(query, call.cross, call.cross_mask, scale)
+    return linear_block(output, attended, x if residual else None)
 
 
 def attention_in_parts(parts, call, integers, numbers):
@@ -138,6 +168,9 @@ def attention_in_parts(parts, call, integers, numbers):
         numbers: as for attention_arguments.
     """
     found = parts.attention
+    if call.cross is not None:
+        query = found.query(call.x).unflatten(-1, (-1, found.head_dim))
+        return _output(found, _attended(query, call.cross, call.cross_mask, numbers[0]))
     if found.key is None:
         counts = parts.heads, parts.kv_heads, parts.kv_heads
         rows = found.query(call.x)
@@ -157,9 +190,14 @@ def attention_in_parts(parts, call, integers, numbers):
         result = _scaled_dot_product(
             query, key, value, call.mask, call.bias, call.causal, numbers[0], integers
         ).flatten(2)
+    return _output(found, result)
+
+
+def _output(found, attended):
+    """What an attention makes of all heads, by calls of its modules. found: AttentionParts."""
     if found.output is not None:
-        result = found.output(result)
-    return result if found.dropout is None else found.dropout(result)
+        attended = found.output(attended)
+    return attended if found.dropout is None else found.dropout(attended)
 
 
 def feed_forward_arguments(up, gate, down, activation, split, before, after, scheme):

@@ -6,8 +6,8 @@ from dynquant.fused import inline
 from dynquant.fused.adapters import RESULTS
 from dynquant.fused.arguments import READERS
 from dynquant.fused.block import compute
-from dynquant.fused.caches import RecordedCache
-from dynquant.fused.parts import part_of
+from dynquant.fused.caches import RecordedCache, of_two_sequences, own_of, with_own
+from dynquant.fused.parts import number_in_cache
 from dynquant.fused.plan import Plan
 
 # Below it a block computes something else than its adapter says. Bytes that round otherwise leave
@@ -48,15 +48,22 @@ def difference(module, parts, attention):
 
 def _difference(module, parts, attention):
     for what, kwargs in _samples(parts):
-        if parts.adapter.inline:
-            return _inline_difference(module, parts, what, kwargs)
-        if parts.adapter.cache in kwargs:
+        if parts.adapter.inline and parts.adapter.cache not in kwargs:
+            differs = _inline_difference(module, parts, what, kwargs)
+        elif _updates(parts, kwargs):
             differs = _token_difference(module, parts, what, kwargs)
         else:
             differs = _block_difference(module, parts, what, kwargs, attention)
         if differs:
             return differs
     return ""
+
+
+def _updates(parts, kwargs):
+    """Whether the cache takes in a token: in an attention to a second sequence, it does not."""
+    cross = parts.adapter.cross
+    alone = cross is not None and cross.attention is None and cross.argument in kwargs
+    return parts.adapter.cache in kwargs and not alone
 
 
 def _block_difference(module, parts, what, kwargs, attention):
@@ -75,13 +82,15 @@ def _block_difference(module, parts, what, kwargs, attention):
 
 def _token_difference(module, parts, what, kwargs):
     name = parts.adapter.cache
-    cache, again = kwargs[name], kwargs[name].fresh()
+    cache, given = own_of(kwargs[name]), kwargs[name]
+    again = cache.fresh()
     expected = module.forward(**kwargs)
     if unlike := _unlike(expected, parts.adapter.result):
         return unlike
-    if not cache.is_used_as_by_ops(part_of(module, parts.adapter.attention.index)):
+    if not cache.is_used_as_by_ops(number_in_cache(parts.attention, parts.adapter.attention)):
         return "its cache is updated in another way"
-    call = READERS[parts.adapter.family](parts, (), {**kwargs, name: again})
+    another = again if given is cache else with_own(given, again)
+    call = READERS[parts.adapter.family](parts, (), {**kwargs, name: another})
     if call is None:
         return f"could not be compared: {what} is not what its ops take"
     found = compute(parts, Plan(module, parts), call, "float")
@@ -156,19 +165,42 @@ def _samples(parts):
             arguments[adapter.linear_block.residual] = random(_BATCH, _LENGTH, wide)
         yield "a random batch", arguments
         return
+    if adapter.inline:
+        yield "a random batch", _of_attention(parts, random, _LENGTH)
     seen = torch.arange(_LENGTH) < torch.tensor([[_LENGTH], [_LENGTH // 2]])
     if parts.runs_without_cache:
         arguments = _of_attention(parts, random, _LENGTH)
         yield "a random batch", _with_mask(arguments, parts, None)
         yield "a padded batch", _with_mask(arguments, parts, seen)
     if adapter.cache is not None:
-        arguments = _of_attention(parts, random, 1)
-        shape = _BATCH, parts.kv_heads, _LENGTH - 1, attention.head_dim
-        tokens = random(*shape), random(*shape)
-        # The new token is the last, and is seen.
-        for what, keys in (("a token", None), ("a token of a padded batch", seen.flip(1))):
-            given = {**arguments, adapter.cache: RecordedCache(*tokens)}
-            yield what, _with_mask(given, parts, keys)
+        number = number_in_cache(attention, adapter.attention)
+        if number is not None:
+            yield from _tokens(parts, number, random, seen)
+
+
+def _tokens(parts, number, random, seen):
+    """number: of the layer in a cache."""
+    adapter, cross = parts.adapter, parts.adapter.cross
+    arguments = _of_attention(parts, random, 1)
+    shape = _BATCH, parts.kv_heads, _LENGTH - 1, parts.attention.head_dim
+    tokens = random(*shape), random(*shape)
+    # The new token is the last, and is seen.
+    for what, keys in (("a token", None), ("a token of a padded batch", seen.flip(1))):
+        given = {**arguments, adapter.cache: RecordedCache(*tokens)}
+        yield what, _with_mask(given, parts, keys)
+    if cross is None:
+        return
+    second = random(*shape), random(*shape)
+    sequence = {cross.argument: random(_BATCH, _LENGTH - 1, parts.cross.key.in_features)}
+
+    def cache():
+        both = of_two_sequences(number_in_cache(parts.cross, adapter.cross_names), *second)
+        return {adapter.cache: with_own(both, RecordedCache(*tokens))}
+
+    yield "a token beside a second sequence", {**arguments, **cache(), adapter.mask: None}
+    for what, keys in (("a second sequence", None), ("a padded second sequence", seen[:, :-1])):
+        given = {**arguments, **cache(), **sequence}
+        yield what, _with_mask(given, parts, keys, cross.mask or adapter.mask)
 
 
 def _of_attention(parts, random, rows):
@@ -185,8 +217,8 @@ def _of_attention(parts, random, rows):
     return arguments
 
 
-def _with_mask(arguments, parts, seen):
-    """seen: bool [batch, keys], or None for all."""
+def _with_mask(arguments, parts, seen, name=None):
+    """seen: bool [batch, keys], or None for all. name: the mask's, where it is not the block's."""
     adapter, core = parts.adapter, parts.attention.core
     if adapter.family != "transformers":
         if not core.batch_first:
@@ -202,4 +234,4 @@ def _with_mask(arguments, parts, seen):
         if config is None or config._attn_implementation != "sdpa":
             dtype = next(iter(arguments.values())).dtype
             mask = torch.where(mask, 0.0, torch.finfo(dtype).min).to(dtype)
-    return {**arguments, adapter.mask: mask}
+    return {**arguments, name or adapter.mask: mask}

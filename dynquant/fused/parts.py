@@ -64,13 +64,12 @@ class Parts:
 
     Attributes:
         adapter: its Adapter.
-        attention, feed_forward, linear_block: as the adapter has them, whatever their linear layers
-            are; None where anything else is missing.
+        attention, cross, feed_forward, linear_block: as the adapter has them, whatever their linear
+            layers are; None where anything else is missing. cross is the attention itself where
+            that is to a second sequence.
         linears: the linear layers of them, by name.
         obstacle: what stands against running fused, or "".
-        runs_without_cache: whether the attention runs as ops where there is no cache: where there
-            may be one, only if it is not causal. In integers, decoders lose more than by their
-            linear layers.
+        runs_without_cache: whether the attention runs as ops where there is no cache.
         scheme: how the linear layers quantize their inputs: per_token, symmetric, activation_bits.
         plan: the last Plan that was made from them, or None.
         heads, kv_heads: of the attention.
@@ -79,7 +78,7 @@ class Parts:
     def __init__(self, module, known_as, kinds=None):
         self.known_as = known_as
         self.adapter = adapter_named(known_as)
-        self.attention = self.feed_forward = self.linear_block = None
+        self.attention = self.cross = self.feed_forward = self.linear_block = None
         self.runs_without_cache = False
         self.linears = {}
         self.obstacle = ""
@@ -97,7 +96,7 @@ class Parts:
             self._find(module)
             self._check_others(found)
         except _Obstacle as obstacle:
-            self.attention = self.feed_forward = self.linear_block = None
+            self.attention = self.cross = self.feed_forward = self.linear_block = None
             self.obstacle = str(obstacle)
             return
         try:
@@ -113,9 +112,10 @@ class Parts:
             self.feed_forward = self._feed_forward(module, adapter.feed_forward)
         if adapter.attention is not None:
             self.attention = self._attention(module, adapter.attention)
-            causal = getattr(self.attention.core, "is_causal", True)
-            plain = not causal and not self.attention.head_norms
-            self.runs_without_cache = adapter.cache is None or plain
+            self.runs_without_cache = _runs_without_cache(adapter, self.attention)
+        if adapter.cross is not None:
+            named = adapter.cross.attention
+            self.cross = self._attention(module, named) if named else self.attention
         if adapter.linear_block is not None:
             self.linear_block = self._linear_block(module, adapter.linear_block)
 
@@ -156,8 +156,11 @@ class Parts:
         )
         dropout = names.dropout and part_of(module, names.dropout)
         for name, kind in ((names.scale, float), (names.index, int), (names.kv_heads, int)):
-            if name and not isinstance(part_of(module, name), kind):
-                raise _Obstacle(f"{name} is {part_of(module, name)!r}, not of type {kind.__name__}")
+            found = name and part_of(module, name, missing=False)
+            if name == names.index and found is None:
+                continue  # where there never is a cache
+            if name and type(found) is not kind:
+                raise _Obstacle(f"{name} is {found!r}, not of type {kind.__name__}")
         norm, heads = _norm(module, names.norm), _head_norms(module, names, head_dim)
         kv_heads = names.kv_heads and part_of(module, names.kv_heads)
         return AttentionParts(*linears, norm, head_dim, core, dropout, heads, kv_heads)
@@ -182,6 +185,8 @@ class Parts:
         self.scheme = schemes.pop()
         if self.attention is not None:
             self.heads, self.kv_heads = _heads_of(self.attention)
+        if self.cross is not None:
+            _heads_of(self.cross)
 
     def _check_others(self, found):
         """What is not a linear layer has to be what it was: nothing calls it."""
@@ -193,7 +198,8 @@ class Parts:
         return any(name == linear or name.startswith(f"{linear}.") for linear in self.linears)
 
     def norms(self):
-        found = (self.attention, self.feed_forward, self.linear_block)
+        cross = None if self.cross is self.attention else self.cross
+        found = (self.attention, cross, self.feed_forward, self.linear_block)
         norms = [part.norm for part in found if part is not None and part.norm is not None]
         return norms if self.attention is None else [*norms, *self.attention.head_norms]
 
@@ -263,6 +269,20 @@ def part_of(module, name, missing=None):
     return module
 
 
+def _runs_without_cache(adapter, attention):
+    """Where there may be a cache, only if it is not causal, or may be to a second sequence.
+
+    In integers, decoders that have no other one lose more than by their linear layers.
+    """
+    if adapter.cache is None:
+        return True
+    if attention.head_norms:
+        return False
+    if adapter.cross is not None:
+        return adapter.cross.attention is None
+    return not getattr(attention.core, "is_causal", True)
+
+
 def _norm(module, name):
     if name is None:
         return None
@@ -291,10 +311,18 @@ def _heads_of(attention):
     return heads, kv_heads
 
 
-def numbers_of(module, parts):
-    """The scale of a block's attention and its number in a cache, each None where there is none."""
-    names = parts.adapter.attention
+def numbers_of(module, names):
+    """The scale of a block's attention and its number in a cache, each None where there is none.
+
+    Args:
+        names: an Attention.
+    """
     return [name and part_of(module, name) for name in (names.scale, names.index)]
+
+
+def number_in_cache(found, names):
+    """That of an attention. found: its AttentionParts. names: an Attention."""
+    return getattr(found.core, names.index.rpartition(".")[2])
 
 
 def _head_norms(module, names, head_dim):

@@ -63,8 +63,9 @@ class Plan:
     """The arguments of a block's ops that a call does not bring.
 
     Attributes:
-        attention, token, feed_forward, linear_block: what the functions of that name in calls take
-            as `arguments`; token where there may be a cache.
+        attention, token, cross, feed_forward, linear_block: what the functions of that name in
+            calls take as `arguments`; token and cross where there may be a cache.
+        inline: what feed_forward takes where it runs within the block's own forward.
         fixed: what has to hold for that, for `holds`; None where it cannot be kept.
     """
 
@@ -76,20 +77,25 @@ class Plan:
         def ends(norm):
             return (*((norm, None) if first else (None, norm)), parts.scheme)
 
-        self.attention = self.token = self.fixed = None
-        self.feed_forward = self.linear_block = None
+        self.attention = self.token = self.cross = self.fixed = None
+        self.feed_forward = self.inline = self.linear_block = None
         if parts.attention is not None:
-            numbers = numbers_of(module, parts)
+            numbers = numbers_of(module, parts.adapter.attention)
             around = numbers, *ends(parts.attention.norm)
             if parts.attention.output is not None and parts.runs_without_cache:
                 self.attention = calls.attention_arguments(parts, *around)
             if parts.adapter.cache is not None:
                 self.token = calls.token_arguments(parts, *around)
+        if parts.cross is not None:
+            scale, _ = numbers_of(module, parts.adapter.cross_names)
+            self.cross = calls.cross_arguments(parts.cross, scale, *ends(parts.cross.norm))
         if parts.feed_forward is not None:
             *layers, split, norm, activation, _ = parts.feed_forward
             self.feed_forward = calls.feed_forward_arguments(
                 *layers, activation, split, *ends(norm)
             )
+            if parts.adapter.inline:
+                self.inline = calls.feed_forward_arguments(*layers, activation, split, *ends(None))
         if parts.linear_block is not None:
             linear, norm, activation, _ = parts.linear_block
             self.linear_block = calls.linear_block_arguments(linear, activation, *ends(norm))
@@ -109,9 +115,14 @@ class Plan:
             watched.attributes(norm.module, "eps", "variance_epsilon")
         if isinstance(parts.adapter.norm_first, str):
             watched.attributes(module, parts.adapter.norm_first)
-        if self.token is not None:
-            names = parts.adapter.attention
+        for names in self._names_with_numbers(parts.adapter):
             for name in filter(None, (names.scale, names.index)):
                 holder, _, own = name.rpartition(".")
                 watched.attributes(part_of(module, holder), own)
         self.fixed = watched.fixed()
+
+    def _names_with_numbers(self, adapter):
+        if self.token is not None:
+            yield adapter.attention
+        if self.cross is not None:
+            yield adapter.cross_names

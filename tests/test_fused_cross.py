@@ -1,0 +1,353 @@
+"""One token of a decoder that also attends to a second sequence, whose keys a cache has."""
+
+import copy
+import pickle
+from collections import Counter
+
+import pytest
+import torch
+from compare import assert_same
+from fused import Counting, decibels, fused, randomized, seen_one_by_one, small
+from torch import nn
+
+import dynquant
+from dynquant.fused import Adapter, Attention, CrossAttention, FeedForward, register
+
+SIZES = {
+    "d_model": 48,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 80,
+    "decoder_ffn_dim": 80,
+    "vocab_size": 99,
+    "max_position_embeddings": 40,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 1,
+}
+# Norms in front (Whisper, mBART, M2M100) and behind (BART, Marian); key without bias in Whisper.
+MODELS = {
+    "Whisper": {**SIZES, "max_source_positions": 20, "num_mel_bins": 8, "max_target_positions": 40},
+    **dict.fromkeys(("Bart", "MBart", "Marian", "M2M100"), SIZES),
+}
+# Both layers: one projection before the second attention, and one behind each.
+OPS = {"query_key_value": 2, "scaled_dot_product": 4, "linear_block": 6, "feed_forward": 2}
+PROMPT = torch.randint(3, 99, (2, 4), generator=torch.Generator().manual_seed(1))
+NEXT = torch.randint(3, 99, (2, 1), generator=torch.Generator().manual_seed(2))
+STATES = torch.randn(2, 9, 48, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def made(request):
+    return fused(small(request.param, MODELS[request.param]))
+
+
+@pytest.fixture(scope="module")
+def bart():
+    return fused(small("Bart", SIZES))
+
+
+def new_cache():
+    from transformers import DynamicCache, EncoderDecoderCache
+
+    return EncoderDecoderCache(DynamicCache(), DynamicCache())
+
+
+@torch.no_grad()
+def after_prompt(model, tokens=NEXT, prompt=PROMPT, **arguments):
+    """The output for tokens behind `prompt`, the cache, and which ops ran for these tokens."""
+    cache, given = new_cache(), {"encoder_hidden_states": STATES, "use_cache": True}
+    if "encoder_attention_mask" in arguments:
+        given["encoder_attention_mask"] = arguments.pop("encoder_attention_mask")
+    if prompt is not None:
+        model.decoder(input_ids=prompt, cache=cache, **given)
+    with Counting() as counting:
+        output = model.decoder(input_ids=tokens, cache=cache, **given, **arguments)
+    return output, cache, counting.found
+
+
+def runs_as_ops(found):
+    """Whether all layers do: their norms are in their ops, and the model's own are left."""
+    return Counter({**found, **OPS}) == Counter(found) and found["layer_norm"] <= 1
+
+
+def assert_close(model, quantized, least=90, **arguments):
+    """Both give the same for one token, and their caches hold the same then."""
+    (found, cache, _), (expected, other, _) = (
+        after_prompt(one, **arguments) for one in (model, quantized)
+    )
+    assert decibels(found[0], expected[0]) > least
+    assert cache.is_updated == other.is_updated
+    for name in ("self_attention_cache", "cross_attention_cache"):
+        pairs = zip(getattr(cache, name).layers, getattr(other, name).layers, strict=True)
+        for layer, twin in pairs:
+            assert layer.get_seq_length() == twin.get_seq_length()
+            assert decibels(layer.keys, twin.keys) > least
+            assert decibels(layer.values, twin.values) > least
+
+
+def test_a_token_runs_as_ops(made):
+    quantized, model = made
+    assert not any(dynquant.fused_blocks(model).values())
+    _, cache, ops = after_prompt(model)
+    assert runs_as_ops(ops) and cache.get_seq_length() == 5
+    assert_close(model, quantized)
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_a_prompt_is_computed_as_before(made, tokens):
+    """Its feed-forward blocks run as ops, and of one token the attention to earlier ones."""
+    quantized, model = made
+    given = {"tokens": PROMPT[:, :tokens], "prompt": None}
+    found, _, ops = after_prompt(model, **given)
+    assert ops["feed_forward"] == 2 and ops["query_key_value"] == (2 if tokens == 1 else 0)
+    assert decibels(found[0], after_prompt(quantized, **given)[0][0]) > 90
+
+
+def test_several_tokens_behind_a_cache(bart):
+    quantized, model = bart
+    found, _, ops = after_prompt(model, PROMPT[:, :3])
+    assert ops["query_key_value"] == 0
+    assert decibels(found[0], after_prompt(quantized, PROMPT[:, :3])[0][0]) > 90
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_padding(implementation):
+    quantized, model = fused(small("Bart", SIZES, attn_implementation=implementation))
+    own, second = torch.ones(2, 5, dtype=torch.long), torch.ones(2, 9, dtype=torch.long)
+    own[1, :2] = 0
+    second[0, 4:] = 0
+    given = {"attention_mask": own, "encoder_attention_mask": second}
+    assert runs_as_ops(after_prompt(model, **given)[2])
+    assert_close(model, quantized, **given)
+
+
+def test_probabilities_that_are_asked_for():
+    """They are the eager attention's own, and the token is in the cache once."""
+    quantized, model = fused(small("Whisper", MODELS["Whisper"], attn_implementation="eager"))
+    before = after_prompt(model)[0][0]
+    found, cache, _ = after_prompt(model, output_attentions=True)
+    expected = after_prompt(quantized, output_attentions=True)[0]
+    assert cache.get_seq_length() == 5
+    assert_same(found[0], before)
+    for name, keys in (("attentions", 5), ("cross_attentions", 9)):
+        assert getattr(found, name)[1].shape == (2, 4, 1, keys)
+        assert decibels(getattr(found, name)[1], getattr(expected, name)[1]) > 90
+
+
+def test_an_attention_whose_layer_is_hooked(made):
+    """A hook on a norm keeps the layer from running whole; its attentions still do."""
+    _, model = made
+    expected = after_prompt(model)[0][0]
+    model, seen = copy.deepcopy(model), []
+    norm = model.decoder.layers[0].encoder_attn_layer_norm
+    norm.register_forward_hook(lambda *given: seen.append(1))
+    found, _, ops = after_prompt(model)
+    assert len(seen) == 2 and ops["query_key_value"] == 2
+    assert_same(found[0], expected)
+
+
+@pytest.mark.parametrize("name", ["self_attn.k_proj", "encoder_attn.q_proj", "fc1"])
+def test_a_hook_is_called_and_changes_no_bit(made, name):
+    _, model = made
+    expected = after_prompt(model)[0][0]
+    model, seen = copy.deepcopy(model), []
+    part = model.decoder.layers[1].get_submodule(name)
+    handle = part.register_forward_hook(lambda *given: seen.append(1))
+    found = after_prompt(model)[0]
+    assert len(seen) == 2
+    assert_same(found[0], expected)
+    handle.remove()
+    assert runs_as_ops(after_prompt(model)[2])
+
+
+def test_hooks_everywhere_change_no_bit(made):
+    _, model = made
+    expected = after_prompt(model)[0][0]
+    found, _, ops = after_prompt(seen_one_by_one(copy.deepcopy(model)))
+    assert ops["query_key_value"] == 0
+    assert_same(found[0], expected)
+
+
+def test_a_cache_gets_its_gradient(bart):
+    gradients = []
+    for model in bart:
+        model = copy.deepcopy(model).requires_grad_(False)
+        _, cache, _ = after_prompt(model)
+        first = cache.cross_attention_cache.layers[0]
+        first.keys, first.values = (
+            one.clone().requires_grad_() for one in (first.keys, first.values)
+        )
+        learned = first.keys, first.values
+        output = model.decoder(input_ids=NEXT, encoder_hidden_states=STATES, cache=cache)[0]
+        gradients.append(torch.autograd.grad(output.square().sum(), learned))
+    for found, expected in zip(*gradients, strict=True):
+        assert decibels(found, expected) > 90
+
+
+@pytest.mark.parametrize("name", ["scaling", "layer_idx"])
+@pytest.mark.parametrize("kind", ["self_attn", "encoder_attn"])
+def test_another_number_is_noticed(bart, name, kind):
+    quantized, model = (copy.deepcopy(one) for one in bart)
+    after_prompt(model)
+    for one in (model, quantized):
+        first, second = (getattr(layer, kind) for layer in one.decoder.layers)
+        if name == "scaling":
+            first.scaling = 0.1
+        else:
+            first.layer_idx, second.layer_idx = 1, 0
+    assert runs_as_ops(after_prompt(model)[2])
+    assert_close(model, quantized)
+
+
+@pytest.mark.parametrize("name", ["Whisper", "Bart"])
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}])
+def test_generate(name, options):
+    import transformers
+
+    kind = getattr(transformers, f"{name}ForConditionalGeneration")
+    quantized, model = fused(kind(getattr(transformers, f"{name}Config")(**MODELS[name])))
+    options |= {"max_new_tokens": 8, "do_sample": False}
+    given = {"input_ids": PROMPT, "attention_mask": torch.ones_like(PROMPT)}
+    given["attention_mask"][0, 2:] = 0
+    if name == "Whisper":
+        features = torch.randn(2, 8, 40, generator=torch.Generator().manual_seed(1))
+        given = {"input_features": features}
+    found, expected = (one.generate(**given, **options) for one in (model, quantized))
+    assert_same(found, expected)
+
+
+def test_a_decoder_alone():
+    """Without a second sequence, and with a cache of its own."""
+    import transformers
+
+    config = transformers.BartConfig(**SIZES, is_decoder=True, is_encoder_decoder=False)
+    quantized, model = fused(transformers.BartForCausalLM(config))
+    outputs = []
+    for one in (model, quantized):
+        with torch.no_grad():
+            cache = transformers.DynamicCache()
+            one(input_ids=PROMPT, cache=cache, use_cache=True)
+            with Counting() as counting:
+                outputs.append(one(input_ids=NEXT, cache=cache, use_cache=True)[0])
+        if one is model:
+            assert counting.found["query_key_value"] == counting.found["linear_block"] == 2
+    assert decibels(*outputs) > 90
+
+
+def test_16_bits():
+    quantized = dynquant.quantize_dynamic(randomized(small("Bart", SIZES)).bfloat16())
+    model = dynquant.fuse(quantized)
+    results = []
+    for one in (model, quantized):
+        cache, given = new_cache(), {"encoder_hidden_states": STATES.bfloat16()}
+        with torch.no_grad():
+            one.decoder(input_ids=PROMPT, cache=cache, **given)
+            with Counting() as counting:
+                results.append(one.decoder(input_ids=NEXT, cache=cache, **given)[0])
+        assert one is quantized or runs_as_ops(counting.found)
+    assert results[0].dtype == torch.bfloat16 and decibels(*results) > 20
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_copies(made, copied):
+    _, model = made
+    found, _, ops = after_prompt(copied(model))
+    assert runs_as_ops(ops)
+    assert_same(found[0], after_prompt(model)[0][0])
+
+
+class Toy(nn.Module):
+    """A decoder's layer; `wrong` says which cache its second attention reads."""
+
+    def __init__(self, wrong=False):
+        super().__init__()
+        self.near, self.far = Heads(), Heads()
+        self.up, self.act, self.down = nn.Linear(48, 80), nn.GELU(), nn.Linear(80, 48)
+        self.wrong = wrong
+
+    def forward(self, x, mask=None, other=None, other_mask=None, cache=None):
+        own = getattr(cache, "self_attention_cache", cache)
+        x = x + self.near(x, mask, own)
+        if other is not None:
+            kept = own if self.wrong else getattr(cache, "cross_attention_cache", None)
+            x = x + self.far(x, other_mask, kept, other)
+        return x + self.down(self.act(self.up(x)))
+
+
+class Heads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        for name in ("q", "k", "v", "o"):
+            self.add_module(name, nn.Linear(48, 48))
+        self.size, self.number = 12, 1
+
+    def forward(self, x, mask, cache, other=None):
+        q, k, v = (
+            each(x).unflatten(-1, (-1, 12)).transpose(1, 2) for each in (self.q, self.k, self.v)
+        )
+        if other is not None:
+            k, v = cache.layers[1].keys, cache.layers[1].values
+        elif cache is not None:
+            k, v = cache.update(k, v, self.number, kwargs={})
+        y = nn.functional.scaled_dot_product_attention(q, k, v, mask)
+        return self.o(y.transpose(1, 2).flatten(2))
+
+
+def heads(part, **more):
+    names = {"query": "q", "key": "k", "value": "v", "head_dim": "size", "output": "o"}
+    names |= {"index": "number", **more}
+    return Attention(**{key: f"{part}.{name}" for key, name in names.items()}, core=part)
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_which_keys_are_read(wrong):
+    adapter = Adapter(
+        ("x", "mask", "other", "other_mask", "cache"),
+        attention=heads("near"),
+        cross=CrossAttention("other", "other_mask", heads("far")),
+        feed_forward=FeedForward("up", "down", "act"),
+        residual=True,
+        mask="mask",
+        cache="cache",
+        inline=True,
+    )
+    register(Toy, adapter, replace=True)
+    quantized = dynquant.quantize_dynamic(randomized(nn.Sequential(Toy(wrong))))
+    if wrong:
+        with pytest.warns(UserWarning, match="could not be compared"):
+            dynquant.fuse(quantized)
+    else:
+        assert dynquant.fused_blocks(dynquant.fuse(quantized)) == {"0": ""}
+
+
+FORWARD = FeedForward("up", "down", "act")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cross": CrossAttention("y")}, "with a cache"),
+        ({"cross": CrossAttention("y"), "cache": "c", "rotary": "r"}, "query_norm and rotary"),
+        ({"cross": CrossAttention("y"), "cache": "c", "feed_forward": FORWARD}, "is named where"),
+        ({"cross": CrossAttention("y", "m", heads("far")), "cache": "c"}, "is named where"),
+        ({"attention": heads("far", index="near"), "cache": "c", "core": ""}, "not an attribute"),
+        ({"inline": True, "feed_forward": FORWARD}, "or with a cache"),
+    ],
+)
+def test_wrong_adapters(options, message):
+    import dataclasses
+
+    attention = options.pop("attention", heads("near"))
+    if "core" in options:
+        attention = dataclasses.replace(attention, core=options.pop("core"))
+    with pytest.raises(ValueError, match=message):
+        Adapter(("x",), attention=attention, **options)
+
+
+def test_a_mask_without_its_attention():
+    with pytest.raises(ValueError, match="name both, or neither"):
+        CrossAttention("y", mask="m")
