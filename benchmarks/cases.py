@@ -51,6 +51,11 @@ def token(layers, cached):
     return {"kind": "token", "layers": layers, "cached": cached}
 
 
+def transcript(layers, cached, frames):
+    """One token after `cached` ones for so many frames of speech, by the shape of whisper-base."""
+    return {"kind": "transcript", "layers": layers, "cached": cached, "frames": frames}
+
+
 def encode(texts):
     """all-MiniLM-L6-v2 by sentence-transformers: texts of 3 to 100 words, 32 at a time."""
     return {"kind": "encode", "texts": texts}
@@ -149,11 +154,12 @@ def _bert_base():
 
 def _initialized(model):
     """A model of transformers with the random weights that its training starts from."""
-    generator = np.random.default_rng(0)
+    generator, config = np.random.default_rng(0), model.config
+    deviation = getattr(config, "initializer_range", None) or config.init_std
     for parameter in model.parameters():
         if parameter.dim() > 1:  # norms and biases stay what they are
             values = generator.standard_normal(parameter.shape, dtype=np.float32)
-            parameter.copy_(torch.from_numpy(values * model.config.initializer_range))
+            parameter.copy_(torch.from_numpy(values * deviation))
     return model
 
 
@@ -180,12 +186,44 @@ class NextToken(nn.Module):
         self.register_buffer("kept", _normal(np.random.default_rng(1), *shape))
 
     def forward(self, ids):
-        from transformers import DynamicCache
+        return self.model(input_ids=ids, cache=_cache_of(self.kept), use_cache=True)[0]
 
-        cache = DynamicCache()
-        for layer, (keys, values) in enumerate(self.kept):
-            cache.update(keys, values, layer)
-        return self.model(input_ids=ids, cache=cache, use_cache=True)[0]
+
+class NextTokenOfTranscript(nn.Module):
+    """The same in a decoder that attends to an encoder's output as well, whose keys are kept."""
+
+    def __init__(self, decoder, cached, frames):
+        super().__init__()
+        self.decoder = decoder
+        config, generator = decoder.config, np.random.default_rng(1)
+        heads, features = config.decoder_attention_heads, config.d_model
+        for name, length in (("kept", cached), ("heard", frames)):
+            shape = config.decoder_layers, 2, 1, heads, length, features // heads
+            self.register_buffer(name, _normal(generator, *shape))
+        self.register_buffer("states", _normal(generator, 1, frames, features))
+
+    def forward(self, ids):
+        from transformers import EncoderDecoderCache
+
+        heard = _cache_of(self.heard[..., :1, :])
+        for layer, (keys, values) in zip(heard.layers, self.heard, strict=True):
+            layer.keys, layer.values = keys, values  # an update would copy all of them
+        return self.decoder(
+            input_ids=ids,
+            encoder_hidden_states=self.states,
+            cache=EncoderDecoderCache(_cache_of(self.kept), heard),
+            use_cache=True,
+        )[0]
+
+
+def _cache_of(kept):
+    """kept: [layers, 2, batch, heads, tokens, features], keys and then values."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    for layer, (keys, values) in enumerate(kept):
+        cache.update(keys, values, layer)
+    return cache
 
 
 def _token(layers, cached):
@@ -200,6 +238,28 @@ def _token(layers, cached):
         vocab_size=1000,
     )
     return NextToken(_initialized(Qwen2Model(config)), cached).eval(), (torch.tensor([[7]]),)
+
+
+def _transcript(layers, cached, frames):
+    from transformers import WhisperConfig, WhisperModel
+
+    config = WhisperConfig(
+        d_model=512,
+        encoder_layers=1,
+        decoder_layers=layers,
+        encoder_attention_heads=8,
+        decoder_attention_heads=8,
+        encoder_ffn_dim=2048,
+        decoder_ffn_dim=2048,
+        vocab_size=1000,
+        max_source_positions=frames,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=1,
+    )
+    decoder = _initialized(WhisperModel(config)).decoder
+    return NextTokenOfTranscript(decoder, cached, frames).eval(), (torch.tensor([[7]]),)
 
 
 class TextEncoder(nn.Module):
@@ -242,5 +302,6 @@ _BUILDERS = {
     "encoder": _encoder,
     "speech": _speech,
     "token": _token,
+    "transcript": _transcript,
     "encode": _encode,
 }
