@@ -335,7 +335,7 @@ FORWARD = FeedForward("up", "down", "act")
         ({"cross": CrossAttention("y"), "cache": "c", "feed_forward": FORWARD}, "is named where"),
         ({"cross": CrossAttention("y", "m", heads("far")), "cache": "c"}, "is named where"),
         ({"attention": heads("far", index="near"), "cache": "c", "core": ""}, "not an attribute"),
-        ({"inline": True, "feed_forward": FORWARD}, "or with a cache"),
+        ({"inline": True, "feed_forward": FORWARD}, "or a cache"),
     ],
 )
 def test_wrong_adapters(options, message):

@@ -378,3 +378,26 @@ def test_the_batch_changes_nothing(isa):
     whole = fused(**block)
     for row in range(20):
         assert_same(fused(**block | {"x": block["x"][row : row + 1]})[0], whole[row])
+
+
+@pytest.mark.parametrize("m", [1, 2, 5, 8, 9])
+def test_wide_feed_forward_of_few_rows(isa, threads, m):
+    """Weights that were not read before count as far: threads take part after part of them."""
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(rng.standard_normal((m, 100)).astype(np.float32))
+    for schemes in ((True, False, 8), (False, False, 8), (True, False, 16)):
+        block = {
+            "x": x,
+            "up": weights(rng, 4700, 100, True),
+            "gate": weights(rng, 4700, 100, False),
+            "down": weights(rng, 2100, 4700, True),
+            "function": ACTIVATIONS["silu"],
+            "split": 0,
+            "residual": None,
+            "before": norm_of(rng, 100, NORMS["rms"]),
+            "after": norm_of(rng, 2100, 0),
+            "schemes": schemes,
+        }
+        far, near = fused(**block), fused(**block)
+        assert_same(far, near)
+        assert_same(far, composed(**block))

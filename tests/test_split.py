@@ -73,6 +73,23 @@ def test_parts_are_the_whole(isa):
             assert all((n1 == n or (m0, n1) in ends) for m0, _, n0, n1 in parts)
 
 
+def test_small_parts_are_the_whole(isa):
+    """More of them than threads where there are enough columns, of four panels each at least."""
+    wide = itertools.product((1, 3, 8), (1023, 2048, 2049, 9728), (768,))
+    for m, n, k in [*SHAPES, *wide]:
+        for threads in THREADS:
+            rows, columns, *_ = _C.split(isa, m, n, k, threads)
+            *_, parts = _C.split(isa, m, n, k, threads, small_parts=True)
+            enough = rows == 1 < columns and math.ceil(n / PANEL / 4) >= 4 * columns
+            assert len(parts) >= 4 * columns if enough else len(parts) == rows * columns
+            assert all(m0 < m1 and n0 < n1 for m0, m1, n0, n1 in parts)
+            assert sum((m1 - m0) * (n1 - n0) for m0, m1, n0, n1 in parts) == m * n
+            if enough:
+                assert all(n0 % (4 * PANEL) == 0 for _, _, n0, _ in parts)
+                starts = [n0 for _, _, n0, _ in parts]
+                assert [*starts[1:], n] == [n1 for *_, n1 in parts]
+
+
 def test_no_other_split_is_much_better(isa):
     """Few numbers of parts are tried: what that loses against trying all of them is bounded."""
     ratios = []

@@ -131,9 +131,11 @@ std::map<std::string, double> costs(const std::string& isa, int64_t m) {
           {"panel_row", c.panel_row}};
 }
 
-py::tuple split(const std::string& isa, int64_t m, int64_t n, int64_t k, int64_t threads) {
+py::tuple split(const std::string& isa, int64_t m, int64_t n, int64_t k, int64_t threads,
+                bool small_parts) {
   const Product& product = product_for(kernels_of(isa), m);
-  const Split s = choose_split(m, n, k, threads, product.costs, product.row_multiple);
+  Split s = choose_split(m, n, k, threads, product.costs, product.row_multiple);
+  if (small_parts) s = in_small_parts(s, n);
   std::vector<std::vector<int64_t>> parts;
   for (int64_t task = 0; task < s.parts(); ++task) {
     const Part part = part_of(s, task, m, n);
@@ -172,9 +174,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("costs", &dynquant::costs, py::arg("isa"), py::arg("m"),
         "Nanoseconds that the parts of a product of m rows take, by the set's table.");
   m.def("split", &dynquant::split, py::arg("isa"), py::arg("m"), py::arg("n"), py::arg("k"),
-        py::arg("threads"),
+        py::arg("threads"), py::arg("small_parts") = false,
         "How a product is split: (parts of rows, parts of columns, the multiple of rows at which "
-        "parts begin, whether rows are staged first, [m_begin, m_end, n_begin, n_end] of each).");
+        "parts begin, whether rows are staged first, [m_begin, m_end, n_begin, n_end] of each); "
+        "small_parts: as where the weight comes from memory and threads take part after part.");
   m.def(
       "peak_rate",
       [](const std::string& isa, double seconds) {

@@ -55,7 +55,7 @@ class Attention:
 class CrossAttention:
     """Attention to a second sequence, of which a cache of transformers has keys and values.
 
-    It runs as ops for one new token of each sequence, where an EncoderDecoderCache has them already.
+    It runs as ops for one new token of each sequence, where an EncoderDecoderCache has them.
 
     Args:
         argument: that of forward with the second sequence, an encoder's output.
@@ -186,7 +186,7 @@ class Adapter:
         alone = self.attention is None and block is not None and not (self.residual or block.norm)
         if not alone and (block is None or self.cache is None):
             raise ValueError(
-                "inline: it goes with feed_forward alone, without norm and residual, or with a cache"
+                "inline: it goes with feed_forward alone, without norm and residual, or a cache"
             )
         called = (block.up, block.activation, block.down)
         if block.gate or block.split or any("." in name for name in called):
@@ -203,7 +203,9 @@ class Adapter:
         if self.cache is None and block is not None and (block.index or block.query_norm):
             raise ValueError("index, query_norm and key_norm: they go with a cache")
         if self.cache is not None and block.index.rpartition(".")[0] != block.core:
-            raise ValueError(f"index: {block.index!r} is not an attribute of the core {block.core!r}")
+            raise ValueError(
+                f"index: {block.index!r} is not an attribute of the core {block.core!r}"
+            )
         if self.cross is not None:
             self._check_cross()
 
