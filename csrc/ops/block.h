@@ -158,8 +158,8 @@ class BlockRows {
   // columns are split where rows are few, and ranges over the whole tensor need it whole.
   int64_t parts_of_rows(const Product& product, const ProductSize& size) const {
     if (!scheme.per_token) return 0;
-    const Split split = choose_split(in.m, size.n, size.k, num_threads(), product.costs,
-                                     product.row_multiple);
+    const Split split =
+        choose_split(in.m, size.n, size.k, num_threads(), product.costs, product.row_multiple);
     return split.columns > 1 ? 0 : split.rows;
   }
 
