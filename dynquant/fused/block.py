@@ -104,7 +104,7 @@ def compute(parts, plan, call, attention):
     if call.cache is not None:
         x = calls.token(plan.token, call, residual)
     elif call.cross is not None:
-        pass
+        pass  # the attention is to the second sequence alone
     elif plan.attention is not None:
         x = calls.attention(plan.attention, call, residual, integers)
     elif parts.attention is not None:
