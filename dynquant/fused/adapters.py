@@ -221,12 +221,12 @@ class Adapter:
             raise ValueError("cross: its attention is named where there is a feed_forward, as well")
 
     @property
-    def cross_names(self):
-        """The parts of the attention to a second sequence."""
-        return self.cross.attention or self.attention
+    def cross_names(self) -> Attention | None:
+        """The parts of the attention to a second sequence, where there is one."""
+        return (self.cross and self.cross.attention) or self.attention
 
     @functools.cached_property
-    def cross_arguments(self):
+    def cross_arguments(self) -> tuple[str | None, str | None]:
         """The arguments with a second sequence and its mask, each None where there is none."""
         return (self.cross.argument, self.cross.mask) if self.cross else (None, None)
 
