@@ -128,9 +128,9 @@ class Adapter:
             [batch, length, features], or [..., features] where there is no attention.
         attention, feed_forward: what forward computes, in this order.
         linear_block: what forward computes where it has one linear layer, without these.
-        inline: that forward computes more than the feed-forward block: it calls up, the activation
-            and down, one after the other, and these calls run as one op. Where an attention is
-            named as well, that goes for what does not run as ops as a whole.
+        inline: that forward computes more than the feed-forward block, which is all that is named
+            here: it calls up, the activation and down, one after the other, and these calls run as
+            one op.
         residual: whether each of them adds its input.
         norm_first: whether each norm is applied to the input (True) or to the result (False); a
             name for an attribute that tells.
@@ -183,13 +183,9 @@ class Adapter:
 
     def _check_inline(self):
         block = self.feed_forward
-        alone = self.attention is None and block is not None and not (self.residual or block.norm)
-        if not alone and (block is None or self.cache is None):
-            raise ValueError(
-                "inline: it goes with feed_forward alone, without norm and residual, or a cache"
-            )
-        called = (block.up, block.activation, block.down)
-        if block.gate or block.split or any("." in name for name in called):
+        if self.attention is not None or block is None or self.residual or block.norm:
+            raise ValueError("inline: it goes with feed_forward alone, without norm and residual")
+        if block.gate or block.split or any("." in name for name in self.names()):
             raise ValueError("inline: up, activation and down are attributes of the block itself")
 
     def _check_cache(self):

@@ -312,26 +312,11 @@ for _name, _norm_first, _whole in (
         whole=_whole,
     )
 # Their decoders, and OPT's.
-for _names, _norm_first in (
-    (_of("whisper", "WhisperDecoderLayer") + _of("mbart", "MBartDecoderLayer"), True),
-    (_of("bart", "BartDecoderLayer"), False),
-):
-    _own, _other = (
-        _within(part, _projections("out_proj", **_in_cache), core=part, norm=f"{part}_layer_norm")
-        for part in ("self_attn", "encoder_attn")
-    )
-    _layer(
-        _names,
-        _own,
-        dataclasses.replace(_plain, norm="final_layer_norm"),
-        norm_first=_norm_first,
-        arguments=(*_MASKED, "encoder_hidden_states", "encoder_attention_mask", "cache"),
-        cache="cache",
-        cross=CrossAttention("encoder_hidden_states", "encoder_attention_mask", _other),
-        inline=True,
-    )
 _register(
-    _of("opt", "OPTDecoderLayer"),
+    _of("whisper", "WhisperDecoderLayer")
+    + _of("mbart", "MBartDecoderLayer")
+    + _of("bart", "BartDecoderLayer")
+    + _of("opt", "OPTDecoderLayer"),
     Adapter(arguments=("hidden_states",), feed_forward=_plain, inline=True),
 )
 

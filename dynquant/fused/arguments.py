@@ -171,7 +171,13 @@ def _keys_of_second(parts, x, cache, mask):
     """Keys and values of the second sequence for a token of each sequence, where they are known."""
     if not _is_token(parts, x, mask):
         return None
-    return keys_and_values(cache, number_in_cache(parts.cross, parts.adapter.cross_names))
+    found = keys_and_values(cache, number_in_cache(parts.cross, parts.adapter.cross_names))
+    return found if found and all(_are_heads_for(one, x) for one in found) else None
+
+
+def _are_heads_for(keys, x):
+    """Whether they are of x's sequences: torch's attention would spread those of a single one."""
+    return keys.dim() == 4 and keys.shape[0] == x.shape[0] and keys.dtype == x.dtype
 
 
 def _is_token(parts, x, mask):

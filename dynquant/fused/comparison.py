@@ -48,7 +48,7 @@ def difference(module, parts, attention):
 
 def _difference(module, parts, attention):
     for what, kwargs in _samples(parts):
-        if parts.adapter.inline and parts.adapter.cache not in kwargs:
+        if parts.adapter.inline:
             differs = _inline_difference(module, parts, what, kwargs)
         elif _updates(parts, kwargs):
             differs = _token_difference(module, parts, what, kwargs)
@@ -165,8 +165,6 @@ def _samples(parts):
             arguments[adapter.linear_block.residual] = random(_BATCH, _LENGTH, wide)
         yield "a random batch", arguments
         return
-    if adapter.inline:
-        yield "a random batch", _of_attention(parts, random, _LENGTH)
     seen = torch.arange(_LENGTH) < torch.tensor([[_LENGTH], [_LENGTH // 2]])
     if parts.runs_without_cache:
         arguments = _of_attention(parts, random, _LENGTH)

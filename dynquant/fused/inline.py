@@ -4,8 +4,7 @@ import torch
 from torch.nn.modules.module import _has_any_global_hook
 
 from dynquant.fused import calls
-from dynquant.fused.arguments import READERS
-from dynquant.fused.block import FusedBlock, compute
+from dynquant.fused.block import FusedBlock
 from dynquant.fused.classes import base_of
 from dynquant.fused.functions import runs_as_op
 
@@ -18,10 +17,6 @@ class FusedInline(FusedBlock):
         as_written = self.training or _has_any_global_hook() or torch.compiler.is_compiling()
         if plan is None or as_written:
             return self._base.forward(self, *args, **kwargs)
-        if parts.attention is not None:
-            call = READERS[parts.adapter.family](parts, args, kwargs)
-            if call is not None and runs_as_op(call.x, parts.parameters):
-                return compute(parts, plan, call, self._settings[0])
         return run(self, parts, plan, *args, **kwargs)
 
 
@@ -36,7 +31,7 @@ def run(layer, parts, plan, /, *args, **kwargs):
 
     def whole(x):
         if runs_as_op(x):
-            return calls.feed_forward(plan.inline, x)
+            return calls.feed_forward(plan.feed_forward, x)
         return found.down(found.function(found.up(x)))
 
     instead = {names.up: whole, names.activation: _unchanged, names.down: _unchanged}

@@ -157,9 +157,9 @@ class Parts:
         dropout = names.dropout and part_of(module, names.dropout)
         for name, kind in ((names.scale, float), (names.index, int), (names.kv_heads, int)):
             found = name and part_of(module, name, missing=False)
-            if name == names.index and found is None:
-                continue  # where there never is a cache
-            if name and type(found) is not kind:
+            if name and name == names.index and found is None and self.adapter.cross is not None:
+                continue  # in an encoder, where there never is a cache
+            if name and (not isinstance(found, kind) or isinstance(found, bool)):
                 raise _Obstacle(f"{name} is {found!r}, not of type {kind.__name__}")
         norm, heads = _norm(module, names.norm), _head_norms(module, names, head_dim)
         kv_heads = names.kv_heads and part_of(module, names.kv_heads)

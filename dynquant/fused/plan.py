@@ -65,7 +65,6 @@ class Plan:
     Attributes:
         attention, token, cross, feed_forward, linear_block: what the functions of that name in
             calls take as `arguments`; token and cross where there may be a cache.
-        inline: what feed_forward takes where it runs within the block's own forward.
         fixed: what has to hold for that, for `holds`; None where it cannot be kept.
     """
 
@@ -78,7 +77,7 @@ class Plan:
             return (*((norm, None) if first else (None, norm)), parts.scheme)
 
         self.attention = self.token = self.cross = self.fixed = None
-        self.feed_forward = self.inline = self.linear_block = None
+        self.feed_forward = self.linear_block = None
         if parts.attention is not None:
             numbers = numbers_of(module, parts.adapter.attention)
             around = numbers, *ends(parts.attention.norm)
@@ -94,8 +93,6 @@ class Plan:
             self.feed_forward = calls.feed_forward_arguments(
                 *layers, activation, split, *ends(norm)
             )
-            if parts.adapter.inline:
-                self.inline = calls.feed_forward_arguments(*layers, activation, split, *ends(None))
         if parts.linear_block is not None:
             linear, norm, activation, _ = parts.linear_block
             self.linear_block = calls.linear_block_arguments(linear, activation, *ends(norm))
