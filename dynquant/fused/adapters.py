@@ -1,6 +1,5 @@
 """What an architecture calls its parts: data, one Adapter for each class of block."""
 
-import functools
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -23,7 +22,7 @@ class Attention:
         scale: the attribute with what the scores are multiplied by; 1 / sqrt(head_dim) without it.
         query_norm, key_norm: RMS norms of each head, if any. They go with a cache alone, as the
             next one does.
-        index: the attribute, one of the core's, with the number of the layer in the cache.
+        index: the attribute with the number of the layer in the cache.
     """
 
     query: str
@@ -49,28 +48,6 @@ class Attention:
             raise ValueError("kv_heads: where key and value are named, they tell it")
         if self.key is None and self.output is None:
             raise ValueError("output: an attention whose query has all rows needs a name for it")
-
-
-@dataclass(frozen=True)
-class CrossAttention:
-    """Attention to a second sequence, of which a cache of transformers has keys and values.
-
-    It runs as ops for one new token of each sequence, where an EncoderDecoderCache has them.
-
-    Args:
-        argument: that of forward with the second sequence, an encoder's output.
-        mask: the argument with its mask, where it is not that of the attention.
-        attention: its parts, where it stands behind the block's own attention; without it, the
-            block's own attention is to the second sequence where that is given.
-    """
-
-    argument: str
-    mask: str | None = None
-    attention: Attention | None = None
-
-    def __post_init__(self):
-        if (self.mask is None) != (self.attention is None):
-            raise ValueError("mask and attention: name both, or neither")
 
 
 @dataclass(frozen=True)
@@ -140,7 +117,9 @@ class Adapter:
         rotary: the argument with the cosines and sines of rotary position embeddings.
         cache: the argument with a cache of transformers, which keeps keys and values. The attention
             runs as ops for one new token of each sequence alone, in fp32, and otherwise as it is.
-        cross: the attention to a second sequence, if there is one.
+        cross: the argument with a second sequence, an encoder's output: the attention is to that
+            where it is given. It runs as ops where an EncoderDecoderCache has its keys and values,
+            for one new token of each sequence, and otherwise as it is.
         ignored: arguments that change nothing.
         result: "tensor"; "tuple" for (result,); "weights" for (result, None).
         whole: an attribute that has to be 0 or None, as chunk_size_feed_forward.
@@ -158,7 +137,7 @@ class Adapter:
     bias: str | None = None
     rotary: str | None = None
     cache: str | None = None
-    cross: CrossAttention | None = None
+    cross: str | None = None
     ignored: frozenset[str] = field(default_factory=frozenset)
     result: str = "tensor"
     whole: str | None = None
@@ -198,38 +177,16 @@ class Adapter:
             )
         if self.cache is None and block is not None and (block.index or block.query_norm):
             raise ValueError("index, query_norm and key_norm: they go with a cache")
-        if self.cache is not None and block.index.rpartition(".")[0] != block.core:
+        alone = self.cache is not None and block.key and not block.query_norm
+        if self.cross is not None and (not alone or self.rotary or self.feed_forward):
             raise ValueError(
-                f"index: {block.index!r} is not an attribute of the core {block.core!r}"
-            )
-        if self.cross is not None:
-            self._check_cross()
-
-    def _check_cross(self):
-        block = self.cross.attention or self.attention
-        ready = self.cache is not None and block.key and block.index and block.output
-        if not ready or block.query_norm or self.rotary:
-            raise ValueError(
-                "cross: it goes with a cache and an attention with key, output and index, without "
+                "cross: it goes with a cache and an attention alone that has key, without "
                 "query_norm and rotary"
             )
-        if (self.cross.attention is None) != (self.feed_forward is None):
-            raise ValueError("cross: its attention is named where there is a feed_forward, as well")
-
-    @property
-    def cross_names(self) -> Attention | None:
-        """The parts of the attention to a second sequence, where there is one."""
-        return (self.cross and self.cross.attention) or self.attention
-
-    @functools.cached_property
-    def cross_arguments(self) -> tuple[str | None, str | None]:
-        """The arguments with a second sequence and its mask, each None where there is none."""
-        return (self.cross.argument, self.cross.mask) if self.cross else (None, None)
 
     def names(self) -> list[str]:
         """The attributes of a block that it names, with dots where they lie deeper."""
-        cross = self.cross and self.cross.attention
-        parts = (self.attention, cross, self.feed_forward, self.linear_block)
+        parts = (self.attention, self.feed_forward, self.linear_block)
         items = (item for part in parts if part is not None for item in vars(part).items())
         found = [name for key, name in items if key not in _NO_NAMES]
         found += [self.whole, self.norm_first]

@@ -8,14 +8,7 @@ fused, and left alone.
 
 import dataclasses
 
-from dynquant.fused.adapters import (
-    Adapter,
-    Attention,
-    CrossAttention,
-    FeedForward,
-    LinearBlock,
-    register,
-)
+from dynquant.fused.adapters import Adapter, Attention, FeedForward, LinearBlock, register
 
 _NOT_READ = frozenset({"position_ids", "token_type_ids"})  # passed on to layers that ignore them
 _MASKED = ("hidden_states", "attention_mask")
@@ -280,7 +273,7 @@ for _model, _prefix, _more in (
         _projections("out_proj", **_in_cache),
         arguments=(*_two_sequences, "cache", "attention_mask", *_more),
         cache="cache",
-        cross=CrossAttention("key_value_states"),
+        cross="key_value_states",
     )
 _attention_module(
     _of("wav2vec2", "Wav2Vec2Attention"),

@@ -5,7 +5,6 @@ from typing import NamedTuple
 import torch
 
 from dynquant.fused.caches import keys_and_values, own_of
-from dynquant.fused.parts import number_in_cache
 
 # Of transformers, whose masks are bool, or added to the scores; and of modules without a config.
 _IMPLEMENTATIONS = ("sdpa", "eager", "")
@@ -28,8 +27,8 @@ class Call(NamedTuple):
         weights: whether the weights of the attention are asked for.
         cache: what keeps the keys and values of earlier tokens, or None; the mask is then
             [batch, 1 or heads, 1, keys].
-        cross: keys and values [batch, heads, tokens, features] of a second sequence, or None.
-        cross_mask: that of the attention to it.
+        cross: keys and values [batch, heads, tokens, features] of a second sequence, which the
+            attention is to, or None.
         rest: what it is called with besides keys and values.
         batched, batch_first: how the caller has the input, and wants the result.
     """
@@ -43,7 +42,6 @@ class Call(NamedTuple):
     weights: bool = False
     cache: object = None
     cross: tuple | None = None
-    cross_mask: torch.Tensor | None = None
     rest: dict | None = None
     batched: bool = True
     batch_first: bool = True
@@ -60,7 +58,6 @@ def of_transformers(parts, args, kwargs):
     if len(args) > len(adapter.arguments):
         return None
     added = adapter.linear_block and adapter.linear_block.residual
-    second, cross_mask = adapter.cross_arguments
     x, weights = None, False
     read = {}
     given = (*zip(adapter.arguments, args, strict=False), *kwargs.items())
@@ -71,7 +68,7 @@ def of_transformers(parts, args, kwargs):
             read[name] = value
         elif value is None or value is False or name in _FOR_THE_MODEL or name in adapter.ignored:
             continue
-        elif name in (adapter.mask, adapter.bias, adapter.rotary, second, cross_mask, added):
+        elif name in (adapter.mask, adapter.bias, adapter.rotary, adapter.cross, added):
             read[name] = value
         elif name == "output_attentions" and adapter.result != "tensor":
             weights = True
@@ -85,7 +82,7 @@ def of_transformers(parts, args, kwargs):
         return Call(x)
     if parts.attention is None:
         return None
-    if second in read and adapter.cross.attention is None:
+    if adapter.cross in read:
         return _of_cross_token(parts, x, weights, read)
     if read.get(adapter.cache) is not None or not parts.runs_without_cache:
         return _of_token(parts, x, weights, read, given)
@@ -136,43 +133,24 @@ def _of_token(parts, x, weights, read, given):
     cache, mask, rotary = (read.get(n) for n in (adapter.cache, adapter.mask, adapter.rotary))
     if cache is None or not _is_token(parts, x, mask):
         return None
-    second, cross_mask = map(read.get, adapter.cross_arguments)
-    cross = None
-    if second is not None:
-        cross = _keys_of_second(parts, x, cache, cross_mask)
-        if cross is None:
-            return None
-    elif adapter.cross is None and own_of(cache) is not cache:
+    if adapter.cross is None and own_of(cache) is not cache:
         return None
     if weights and adapter.feed_forward is not None or (rotary is None) != (adapter.rotary is None):
         return None
-    named = *adapter.cross_arguments, adapter.cache, adapter.mask, adapter.rotary
-    rest = {n: value for n, value in given if n not in named and n != adapter.arguments[0]}
-    return Call(
-        x,
-        mask,
-        rotary=rotary,
-        weights=weights,
-        cache=cache,
-        cross=cross,
-        cross_mask=cross_mask,
-        rest=rest,
-    )
+    named = adapter.arguments[0], adapter.cache, adapter.mask, adapter.rotary
+    rest = {name: value for name, value in given if name not in named}
+    return Call(x, mask, rotary=rotary, weights=weights, cache=cache, rest=rest)
 
 
 def _of_cross_token(parts, x, weights, read):
-    """One new token for each sequence, in an attention to a second sequence."""
+    """One new token for each sequence, and a second sequence whose keys and values are known."""
     mask = read.get(parts.adapter.mask)
-    cross = _keys_of_second(parts, x, read.get(parts.adapter.cache), mask)
-    return cross and Call(x, weights=weights, cross=cross, cross_mask=mask)
-
-
-def _keys_of_second(parts, x, cache, mask):
-    """Keys and values of the second sequence for a token of each sequence, where they are known."""
     if not _is_token(parts, x, mask):
         return None
-    found = keys_and_values(cache, number_in_cache(parts.cross, parts.adapter.cross_names))
-    return found if found and all(_are_heads_for(one, x) for one in found) else None
+    found = keys_and_values(read.get(parts.adapter.cache), parts.number_in_cache())
+    if found is None or not all(_are_heads_for(one, x) for one in found):
+        return None
+    return Call(x, mask, weights=weights, cross=found)
 
 
 def _are_heads_for(keys, x):

@@ -35,7 +35,7 @@ class FusedBlock(Swapped):
         if plan is not None and not _has_any_global_hook():
             result = compute(parts, plan, call, self._settings[0])
         elif parts.can_call_linears() and not _trains(parts.linears):
-            numbers = numbers_of(self, parts.adapter.attention)
+            numbers = numbers_of(self, parts)
             result = calls.attention_in_parts(parts, call, self._integers(), numbers)
             result = call.restored(result)
         else:
@@ -101,16 +101,14 @@ def compute(parts, plan, call, attention):
     x, residual, integers = call.x, parts.adapter.residual, attention == "integer"
     if plan.linear_block is not None:
         return calls.linear_block(plan.linear_block, x, call.residual)
-    if call.cache is not None:
+    if call.cross is not None:
+        x = calls.cross(plan.cross, call, residual)
+    elif call.cache is not None:
         x = calls.token(plan.token, call, residual)
-    elif call.cross is not None:
-        pass  # the attention is to the second sequence alone
     elif plan.attention is not None:
         x = calls.attention(plan.attention, call, residual, integers)
     elif parts.attention is not None:
         return calls.attention_in_parts(parts, call, integers, (None, None))
-    if call.cross is not None:
-        x = calls.cross(plan.cross, x, call, residual)
     if plan.feed_forward is not None:
         x = calls.feed_forward(plan.feed_forward, x, residual)
     return call.restored(x)

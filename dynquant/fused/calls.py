@@ -137,28 +137,27 @@ def _attended(query, found, mask, scale):
     return _scaled_dot_product(query, keys, values, mask, None, False, scale, False).flatten(2)
 
 
-def cross_arguments(found, scale, before, after, scheme):
+def cross_arguments(parts, numbers, before, after, scheme):
     """What an attention to a second sequence takes for a token besides what a call brings.
 
-    Args:
-        found: its AttentionParts.
-        scale, before, after: as for attention_arguments.
+    Takes what attention_arguments takes.
     """
+    found = parts.attention
     query = linear_block_arguments(found.query, "none", before, None, scheme)
     output = linear_block_arguments(found.output, "none", None, after, scheme)
-    return query, output, found.head_dim, scale
+    return query, output, found.head_dim, numbers[0]
 
 
-def cross(arguments, x, call, residual):
-    """An attention block for one token x, to the second sequence of the call.
+def cross(arguments, call, residual):
+    """An attention block for one token, to the second sequence of the call.
 
     Args:
         arguments: what cross_arguments gave.
     """
     query, output, head_dim, scale = arguments
-    query = linear_block(query, x).unflatten(-1, (-1, head_dim))
-    attended = _attended(query, call.cross, call.cross_mask, scale)
-    return linear_block(output, attended, x if residual else None)
+    query = linear_block(query, call.x).unflatten(-1, (-1, head_dim))
+    attended = _attended(query, call.cross, call.mask, scale)
+    return linear_block(output, attended, call.x if residual else None)
 
 
 def attention_in_parts(parts, call, integers, numbers):
@@ -170,7 +169,7 @@ def attention_in_parts(parts, call, integers, numbers):
     found = parts.attention
     if call.cross is not None:
         query = found.query(call.x).unflatten(-1, (-1, found.head_dim))
-        return _output(found, _attended(query, call.cross, call.cross_mask, numbers[0]))
+        return _output(found, _attended(query, call.cross, call.mask, numbers[0]))
     if found.key is None:
         counts = parts.heads, parts.kv_heads, parts.kv_heads
         rows = found.query(call.x)

@@ -7,7 +7,6 @@ from dynquant.fused.adapters import RESULTS
 from dynquant.fused.arguments import READERS
 from dynquant.fused.block import compute
 from dynquant.fused.caches import RecordedCache, of_two_sequences, own_of, with_own
-from dynquant.fused.parts import number_in_cache
 from dynquant.fused.plan import Plan
 
 # Below it a block computes something else than its adapter says. Bytes that round otherwise leave
@@ -61,9 +60,7 @@ def _difference(module, parts, attention):
 
 def _updates(parts, kwargs):
     """Whether the cache takes in a token: in an attention to a second sequence, it does not."""
-    cross = parts.adapter.cross
-    alone = cross is not None and cross.attention is None and cross.argument in kwargs
-    return parts.adapter.cache in kwargs and not alone
+    return parts.adapter.cache in kwargs and parts.adapter.cross not in kwargs
 
 
 def _block_difference(module, parts, what, kwargs, attention):
@@ -87,7 +84,7 @@ def _token_difference(module, parts, what, kwargs):
     expected = module.forward(**kwargs)
     if unlike := _unlike(expected, parts.adapter.result):
         return unlike
-    if not cache.is_used_as_by_ops(number_in_cache(parts.attention, parts.adapter.attention)):
+    if not cache.is_used_as_by_ops(parts.number_in_cache()):
         return "its cache is updated in another way"
     another = again if given is cache else with_own(given, again)
     call = READERS[parts.adapter.family](parts, (), {**kwargs, name: another})
@@ -170,15 +167,12 @@ def _samples(parts):
         arguments = _of_attention(parts, random, _LENGTH)
         yield "a random batch", _with_mask(arguments, parts, None)
         yield "a padded batch", _with_mask(arguments, parts, seen)
-    if adapter.cache is not None:
-        number = number_in_cache(attention, adapter.attention)
-        if number is not None:
-            yield from _tokens(parts, number, random, seen)
+    if adapter.cache is not None and parts.number_in_cache() is not None:
+        yield from _tokens(parts, random, seen)
 
 
-def _tokens(parts, number, random, seen):
-    """number: of the layer in a cache."""
-    adapter, cross = parts.adapter, parts.adapter.cross
+def _tokens(parts, random, seen):
+    adapter = parts.adapter
     arguments = _of_attention(parts, random, 1)
     shape = _BATCH, parts.kv_heads, _LENGTH - 1, parts.attention.head_dim
     tokens = random(*shape), random(*shape)
@@ -186,19 +180,15 @@ def _tokens(parts, number, random, seen):
     for what, keys in (("a token", None), ("a token of a padded batch", seen.flip(1))):
         given = {**arguments, adapter.cache: RecordedCache(*tokens)}
         yield what, _with_mask(given, parts, keys)
-    if cross is None:
+    if adapter.cross is None:
         return
-    second = random(*shape), random(*shape)
-    sequence = {cross.argument: random(_BATCH, _LENGTH - 1, parts.cross.key.in_features)}
-
-    def cache():
-        both = of_two_sequences(number_in_cache(parts.cross, adapter.cross_names), *second)
-        return {adapter.cache: with_own(both, RecordedCache(*tokens))}
-
-    yield "a token beside a second sequence", {**arguments, **cache(), adapter.mask: None}
+    second = of_two_sequences(parts.number_in_cache(), random(*shape), random(*shape))
+    both = with_own(second, RecordedCache(*tokens))
+    yield "a token beside a second sequence", {**arguments, adapter.cache: both, adapter.mask: None}
+    sequence = random(_BATCH, _LENGTH - 1, parts.attention.key.in_features)
     for what, keys in (("a second sequence", None), ("a padded second sequence", seen[:, :-1])):
-        given = {**arguments, **cache(), **sequence}
-        yield what, _with_mask(given, parts, keys, cross.mask or adapter.mask)
+        given = {**arguments, adapter.cache: second, adapter.cross: sequence}
+        yield what, _with_mask(given, parts, keys)
 
 
 def _of_attention(parts, random, rows):
@@ -215,8 +205,8 @@ def _of_attention(parts, random, rows):
     return arguments
 
 
-def _with_mask(arguments, parts, seen, name=None):
-    """seen: bool [batch, keys], or None for all. name: the mask's, where it is not the block's."""
+def _with_mask(arguments, parts, seen):
+    """seen: bool [batch, keys], or None for all."""
     adapter, core = parts.adapter, parts.attention.core
     if adapter.family != "transformers":
         if not core.batch_first:
@@ -232,4 +222,4 @@ def _with_mask(arguments, parts, seen, name=None):
         if config is None or config._attn_implementation != "sdpa":
             dtype = next(iter(arguments.values())).dtype
             mask = torch.where(mask, 0.0, torch.finfo(dtype).min).to(dtype)
-    return {**arguments, name or adapter.mask: mask}
+    return {**arguments, adapter.mask: mask}

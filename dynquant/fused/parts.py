@@ -64,9 +64,8 @@ class Parts:
 
     Attributes:
         adapter: its Adapter.
-        attention, cross, feed_forward, linear_block: as the adapter has them, whatever their linear
-            layers are; None where anything else is missing. cross is the attention itself where
-            that is to a second sequence.
+        attention, feed_forward, linear_block: as the adapter has them, whatever their linear layers
+            are; None where anything else is missing.
         linears: the linear layers of them, by name.
         obstacle: what stands against running fused, or "".
         runs_without_cache: whether the attention runs as ops where there is no cache.
@@ -78,7 +77,7 @@ class Parts:
     def __init__(self, module, known_as, kinds=None):
         self.known_as = known_as
         self.adapter = adapter_named(known_as)
-        self.attention = self.cross = self.feed_forward = self.linear_block = None
+        self.attention = self.feed_forward = self.linear_block = None
         self.runs_without_cache = False
         self.linears = {}
         self.obstacle = ""
@@ -96,7 +95,7 @@ class Parts:
             self._find(module)
             self._check_others(found)
         except _Obstacle as obstacle:
-            self.attention = self.cross = self.feed_forward = self.linear_block = None
+            self.attention = self.feed_forward = self.linear_block = None
             self.obstacle = str(obstacle)
             return
         try:
@@ -113,9 +112,9 @@ class Parts:
         if adapter.attention is not None:
             self.attention = self._attention(module, adapter.attention)
             self.runs_without_cache = _runs_without_cache(adapter, self.attention)
-        if adapter.cross is not None:
-            named = adapter.cross.attention
-            self.cross = self._attention(module, named) if named else self.attention
+            if adapter.attention.index:
+                holder, _, own = adapter.attention.index.rpartition(".")
+                self._number = part_of(module, holder), own
         if adapter.linear_block is not None:
             self.linear_block = self._linear_block(module, adapter.linear_block)
 
@@ -185,8 +184,6 @@ class Parts:
         self.scheme = schemes.pop()
         if self.attention is not None:
             self.heads, self.kv_heads = _heads_of(self.attention)
-        if self.cross is not None:
-            _heads_of(self.cross)
 
     def _check_others(self, found):
         """What is not a linear layer has to be what it was: nothing calls it."""
@@ -197,9 +194,12 @@ class Parts:
     def _is_linear(self, name):
         return any(name == linear or name.startswith(f"{linear}.") for linear in self.linears)
 
+    def number_in_cache(self):
+        """That of the attention, where there may be a cache."""
+        return getattr(*self._number)
+
     def norms(self):
-        cross = None if self.cross is self.attention else self.cross
-        found = (self.attention, cross, self.feed_forward, self.linear_block)
+        found = (self.attention, self.feed_forward, self.linear_block)
         norms = [part.norm for part in found if part is not None and part.norm is not None]
         return norms if self.attention is None else [*norms, *self.attention.head_norms]
 
@@ -279,7 +279,7 @@ def _runs_without_cache(adapter, attention):
     if attention.head_norms:
         return False
     if adapter.cross is not None:
-        return adapter.cross.attention is None
+        return True
     return not getattr(attention.core, "is_causal", True)
 
 
@@ -311,18 +311,10 @@ def _heads_of(attention):
     return heads, kv_heads
 
 
-def numbers_of(module, names):
-    """The scale of a block's attention and its number in a cache, each None where there is none.
-
-    Args:
-        names: an Attention.
-    """
+def numbers_of(module, parts):
+    """The scale of a block's attention and its number in a cache, each None where there is none."""
+    names = parts.adapter.attention
     return [name and part_of(module, name) for name in (names.scale, names.index)]
-
-
-def number_in_cache(found, names):
-    """That of an attention. found: its AttentionParts. names: an Attention."""
-    return getattr(found.core, names.index.rpartition(".")[2])
 
 
 def _head_norms(module, names, head_dim):

@@ -79,15 +79,14 @@ class Plan:
         self.attention = self.token = self.cross = self.fixed = None
         self.feed_forward = self.linear_block = None
         if parts.attention is not None:
-            numbers = numbers_of(module, parts.adapter.attention)
+            numbers = numbers_of(module, parts)
             around = numbers, *ends(parts.attention.norm)
             if parts.attention.output is not None and parts.runs_without_cache:
                 self.attention = calls.attention_arguments(parts, *around)
             if parts.adapter.cache is not None:
                 self.token = calls.token_arguments(parts, *around)
-        if parts.cross is not None:
-            scale, _ = numbers_of(module, parts.adapter.cross_names)
-            self.cross = calls.cross_arguments(parts.cross, scale, *ends(parts.cross.norm))
+            if parts.adapter.cross is not None:
+                self.cross = calls.cross_arguments(parts, *around)
         if parts.feed_forward is not None:
             *layers, split, norm, activation, _ = parts.feed_forward
             self.feed_forward = calls.feed_forward_arguments(
@@ -112,14 +111,9 @@ class Plan:
             watched.attributes(norm.module, "eps", "variance_epsilon")
         if isinstance(parts.adapter.norm_first, str):
             watched.attributes(module, parts.adapter.norm_first)
-        for names in self._names_with_numbers(parts.adapter):
+        if self.token is not None:
+            names = parts.adapter.attention
             for name in filter(None, (names.scale, names.index)):
                 holder, _, own = name.rpartition(".")
                 watched.attributes(part_of(module, holder), own)
         self.fixed = watched.fixed()
-
-    def _names_with_numbers(self, adapter):
-        if self.token is not None:
-            yield adapter.attention
-        if self.cross is not None:
-            yield adapter.cross_names
