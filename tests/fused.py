@@ -19,6 +19,24 @@ TEXT = {
     "max_position_embeddings": 40,
     "pad_token_id": 0,
 }
+# Those of a small encoder and decoder.
+SEQUENCES = {
+    "d_model": 48,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 80,
+    "decoder_ffn_dim": 80,
+    "vocab_size": 99,
+    "max_position_embeddings": 40,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 1,
+    "forced_eos_token_id": 2,
+}
+WHISPER = {**SEQUENCES, "max_source_positions": 20, "num_mel_bins": 8}
 LENGTHS = (12, 5)
 MASK = (torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]).long()
 IDS = torch.randint(3, 99, MASK.shape, generator=torch.Generator().manual_seed(1)) * MASK
@@ -64,6 +82,21 @@ def decibels(actual, expected):
     actual, expected = actual.double(), expected.double()
     noise = (actual - expected).square().sum()
     return float(10 * torch.log10(expected.square().sum() / noise.clamp(min=1e-30)))
+
+
+def assert_alike(cache, other, least):
+    """Both caches hold the same, to that many decibels."""
+    for layer, twin in zip(cache.layers, other.layers, strict=True):
+        assert layer.get_seq_length() == twin.get_seq_length()
+        assert decibels(layer.keys, twin.keys) > least
+        assert decibels(layer.values, twin.values) > least
+
+
+def gradients_of_kept(layer, run):
+    """Of a cache's layer, keys and values: of the squares of the first output of run(), summed."""
+    layer.keys, layer.values = (one.clone().requires_grad_() for one in (layer.keys, layer.values))
+    learned = layer.keys, layer.values
+    return torch.autograd.grad(run()[0].square().sum(), learned)
 
 
 def seen_one_by_one(model):

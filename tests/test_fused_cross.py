@@ -3,31 +3,28 @@
 import copy
 import pickle
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
 from compare import assert_same
-from fused import Counting, decibels, fused, randomized, seen_one_by_one, small
+from fused import (
+    SEQUENCES,
+    Counting,
+    assert_alike,
+    decibels,
+    fused,
+    gradients_of_kept,
+    randomized,
+    seen_one_by_one,
+    small,
+)
 from torch import nn
 
 import dynquant
 from dynquant.fused import Adapter, Attention, FeedForward
 
-SIZES = {
-    "d_model": 48,
-    "encoder_layers": 1,
-    "decoder_layers": 2,
-    "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4,
-    "encoder_ffn_dim": 80,
-    "decoder_ffn_dim": 80,
-    "vocab_size": 99,
-    "max_position_embeddings": 40,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "decoder_start_token_id": 1,
-}
+SIZES = {**SEQUENCES, "encoder_layers": 1}
 # Norms in front (Whisper, mBART, M2M100) and behind (BART, Marian); key without bias in Whisper.
 MODELS = {
     "Whisper": {**SIZES, "max_source_positions": 20, "num_mel_bins": 8, "max_target_positions": 40},
@@ -82,11 +79,7 @@ def assert_close(model, quantized, least=90, **arguments):
     assert decibels(found[0], expected[0]) > least
     assert cache.is_updated == other.is_updated
     for name in ("self_attention_cache", "cross_attention_cache"):
-        pairs = zip(getattr(cache, name).layers, getattr(other, name).layers, strict=True)
-        for layer, twin in pairs:
-            assert layer.get_seq_length() == twin.get_seq_length()
-            assert decibels(layer.keys, twin.keys) > least
-            assert decibels(layer.values, twin.values) > least
+        assert_alike(getattr(cache, name), getattr(other, name), least)
 
 
 def test_a_token_runs_as_ops(made):
@@ -177,13 +170,8 @@ def test_a_cache_gets_its_gradient(bart):
     for model in bart:
         model = copy.deepcopy(model).requires_grad_(False)
         _, cache, _ = after_prompt(model)
-        first = cache.cross_attention_cache.layers[0]
-        first.keys, first.values = (
-            one.clone().requires_grad_() for one in (first.keys, first.values)
-        )
-        learned = first.keys, first.values
-        output = model.decoder(input_ids=NEXT, encoder_hidden_states=STATES, cache=cache)[0]
-        gradients.append(torch.autograd.grad(output.square().sum(), learned))
+        run = partial(model.decoder, NEXT, encoder_hidden_states=STATES, cache=cache)
+        gradients.append(gradients_of_kept(cache.cross_attention_cache.layers[0], run))
     for found, expected in zip(*gradients, strict=True):
         assert decibels(found, expected) > 90
 

@@ -4,11 +4,22 @@ import copy
 import pickle
 import warnings
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
 from compare import assert_same
-from fused import TEXT, Counting, decibels, fused, randomized, seen_one_by_one, small
+from fused import (
+    TEXT,
+    Counting,
+    assert_alike,
+    decibels,
+    fused,
+    gradients_of_kept,
+    randomized,
+    seen_one_by_one,
+    small,
+)
 from torch import nn
 
 import dynquant
@@ -65,10 +76,7 @@ def assert_close(model, quantized, least=90, **arguments):
         after_prompt(one, **arguments) for one in (model, quantized)
     )
     assert decibels(found[0], expected[0]) > least
-    for layer, twin in zip(cache.layers, other.layers, strict=True):
-        assert layer.get_seq_length() == twin.get_seq_length()
-        assert decibels(layer.keys, twin.keys) > least
-        assert decibels(layer.values, twin.values) > least
+    assert_alike(cache, other, least)
 
 
 def test_a_token_runs_as_ops(made):
@@ -220,13 +228,8 @@ def test_a_cache_gets_its_gradient(llama):
         model = copy.deepcopy(model).requires_grad_(False)
         with torch.no_grad():
             cache = model(input_ids=PROMPT, use_cache=True).cache
-        first = cache.layers[0]
-        first.keys, first.values = (
-            one.clone().requires_grad_() for one in (first.keys, first.values)
-        )
-        learned = first.keys, first.values
-        output = model(input_ids=NEXT, cache=cache)[0]
-        gradients.append(torch.autograd.grad(output.square().sum(), learned))
+        run = partial(model, input_ids=NEXT, cache=cache)
+        gradients.append(gradients_of_kept(cache.layers[0], run))
     for found, expected in zip(*gradients, strict=True):
         assert decibels(found, expected) > 90
 

@@ -11,7 +11,9 @@ from fused import (
     IDS,
     LENGTHS,
     MASK,
+    SEQUENCES,
     TEXT,
+    WHISPER,
     decibels,
     fused,
     hidden,
@@ -50,23 +52,6 @@ ENCODERS = {
     "DistilBert": (DISTILBERT, "transformer.layer"),
     "ModernBert": ({**TEXT, "global_attn_every_n_layers": 2, "local_attention": 6}, "layers"),
 }
-SEQUENCES = {
-    "d_model": 48,
-    "encoder_layers": 2,
-    "decoder_layers": 2,
-    "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4,
-    "encoder_ffn_dim": 80,
-    "decoder_ffn_dim": 80,
-    "vocab_size": 99,
-    "max_position_embeddings": 40,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "decoder_start_token_id": 1,
-    "forced_eos_token_id": 2,
-}
-WHISPER = {**SEQUENCES, "max_source_positions": 20, "num_mel_bins": 8}
 T5 = {"d_model": 48, "d_kv": 12, "d_ff": 80, "num_layers": 2, "num_heads": 4, "vocab_size": 99}
 GPT2 = {"n_embd": 48, "n_layer": 2, "n_head": 4, "vocab_size": 99, "n_positions": 40}
 

@@ -47,7 +47,7 @@ class QueryKeyValue {
   // the products of x.
   template <class F>
   void each_product(const F& f) const {
-    f(query_, 0, key_.has_value() ? &*key_ : nullptr);
+    f(query_, 0, pointer_to(key_));
     if (!key_.has_value()) return;
     f(*key_, key_at(), &*value_);
     f(*value_, value_at(), nullptr);

@@ -12,14 +12,13 @@ def own_of(cache):
 
 def updated_once(cache):
     """The same cache, which takes in a token once: updates after the first give what that gave."""
-    own = own_of(cache)
-    if own is cache:
-        return UpdatedOnce(cache)
-    return with_own(cache, UpdatedOnce(own))
+    return with_own(cache, UpdatedOnce(own_of(cache)))
 
 
 def with_own(cache, own):
-    """An EncoderDecoderCache with another one for a sequence's own tokens."""
+    """The cache with another one in the place of what own_of gives."""
+    if own_of(cache) is cache:
+        return own
     cache = copy.copy(cache)
     cache.self_attention_cache = own
     return cache

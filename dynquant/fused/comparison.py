@@ -79,15 +79,14 @@ def _block_difference(module, parts, what, kwargs, attention):
 
 def _token_difference(module, parts, what, kwargs):
     name = parts.adapter.cache
-    cache, given = own_of(kwargs[name]), kwargs[name]
+    cache = own_of(kwargs[name])
     again = cache.fresh()
     expected = module.forward(**kwargs)
     if unlike := _unlike(expected, parts.adapter.result):
         return unlike
     if not cache.is_used_as_by_ops(parts.number_in_cache()):
         return "its cache is updated in another way"
-    another = again if given is cache else with_own(given, again)
-    call = READERS[parts.adapter.family](parts, (), {**kwargs, name: another})
+    call = READERS[parts.adapter.family](parts, (), {**kwargs, name: with_own(kwargs[name], again)})
     if call is None:
         return f"could not be compared: {what} is not what its ops take"
     found = compute(parts, Plan(module, parts), call, "float")

@@ -155,10 +155,12 @@ class Parts:
         )
         dropout = names.dropout and part_of(module, names.dropout)
         for name, kind in ((names.scale, float), (names.index, int), (names.kv_heads, int)):
-            found = name and part_of(module, name, missing=False)
-            if name and name == names.index and found is None and self.adapter.cross is not None:
+            if not name:
+                continue
+            found = part_of(module, name, missing=False)
+            if found is None and name == names.index and self.adapter.cross is not None:
                 continue  # in an encoder, where there never is a cache
-            if name and (not isinstance(found, kind) or isinstance(found, bool)):
+            if not isinstance(found, kind) or isinstance(found, bool):
                 raise _Obstacle(f"{name} is {found!r}, not of type {kind.__name__}")
         norm, heads = _norm(module, names.norm), _head_norms(module, names, head_dim)
         kv_heads = names.kv_heads and part_of(module, names.kv_heads)
@@ -278,9 +280,7 @@ def _runs_without_cache(adapter, attention):
         return True
     if attention.head_norms:
         return False
-    if adapter.cross is not None:
-        return True
-    return not getattr(attention.core, "is_causal", True)
+    return adapter.cross is not None or not getattr(attention.core, "is_causal", True)
 
 
 def _norm(module, name):
