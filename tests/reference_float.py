@@ -126,8 +126,9 @@ def scores(s, scale, added, reached):
     for row in added:
         s = s + row
     s = np.where(reached, s, F(-np.inf))
-    p = exp(s - np.fmax.reduce(s, axis=-1, keepdims=True, initial=F(-np.inf)))
-    return p, row_sum(p)
+    p = exp(s - np.fmax.reduce(s, axis=-1, keepdims=True, initial=np.finfo(F).min))
+    total = row_sum(p)
+    return p, np.where(total == 0, F(1), total)
 
 
 @ignoring_overflow

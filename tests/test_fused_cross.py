@@ -113,6 +113,7 @@ def test_padding(implementation):
     own, second = torch.ones(2, 5, dtype=torch.long), torch.ones(2, 9, dtype=torch.long)
     own[1, :2] = 0
     second[0, 4:] = 0
+    second[1] = 0  # nothing to attend to
     given = {"attention_mask": own, "encoder_attention_mask": second}
     assert runs_as_ops(after_prompt(model, **given)[2])
     assert_close(model, quantized, **given)

@@ -1,6 +1,8 @@
 // What attention needs beside products, written once over an `Isa` type.
 #pragma once
 
+#include <float.h>
+
 #include <utility>
 
 #include "kernels.h"
@@ -60,7 +62,9 @@ class ScoreRows {
       return filled_up<Together>(s, least, part);
     };
 
-    Float most = least;
+    // Not -Inf, from which a row that is masked as a whole would be NaN away: it gives zeros, as
+    // torch's scaled_dot_product_attention does.
+    Float most = Many::set(-FLT_MAX);
     each_part<Isa>(a_.n,
                    [&](int, int64_t i, auto part) { most = Many::max(scaled(i, part), most); });
     float values[kRows], sums[kRows];
@@ -82,7 +86,7 @@ class ScoreRows {
     Together::reduce(sum.joined(), &Isa::reduce_add, sums);
     Together::reduce(hi, &Isa::reduce_max, values);
     for (int r = 0; r < kRows; ++r) {
-      a_.sum[first + r] = sums[r];
+      a_.sum[first + r] = sums[r] == 0.0f ? 1.0f : sums[r];
       a_.range[first + r] = {0.0f, values[r], scales_have_nan_ || sums[r] != sums[r]};
     }
   }

@@ -210,7 +210,7 @@ struct ScoresArgs {
   float scale;
   const float* added[2];     // each [n], or null
   const float* value_scale;  // [n], or null
-  float* sum;                // of each row's p
+  float* sum;                // of each row's p; 1 where all are 0
   Range* range;              // of what each row holds at the end
   int64_t rows;
   int64_t stride;  // values between rows
@@ -228,20 +228,23 @@ struct DivideArgs {
   int64_t y_stride;  // bytes
 };
 
-// out[r] = the sum of weights[r][j] * vectors[j] over n vectors of dim values. Each output is a sum
-// of partial sums like those of HalfGemmArgs, of which partial j takes vectors j, j + kPartials,
-// ...
+// out[h][r] = the sum of weights[h][r][j] * vectors[h][j] over n vectors of dim values. Each output
+// is a sum of partial sums like those of HalfGemmArgs, of which partial j takes vectors j,
+// j + kPartials, ... Where there is more than one head, some are read side by side, which is
+// for vectors that come from memory: from a cache, one call after the other is faster.
 struct WeightedSumsArgs {
-  const float* weights;   // [rows, n]
+  const float* weights;   // [heads, rows, n]
   int64_t weight_stride;  // between rows
   int64_t rows;
-  const void* vectors;  // [n, dim]
+  const void* vectors;  // [heads, n, dim]
   Dtype dtype;
   int64_t vector_stride;  // in values
   int64_t n;
   int64_t dim;
-  float* out;  // [rows, dim]
+  float* out;  // [heads, rows, dim]
   int64_t out_stride;
+  int64_t heads = 1;
+  int64_t head_stride = 0;  // from the vectors of a head to those of the next, in values
 };
 
 // int8 rows [n, k] packed as the weight [k, n] that is their transpose, whose panels have no column

@@ -58,18 +58,15 @@ void Added::widen(const Kernels& kernels, const char* row, int64_t n, float* to)
 }
 
 // What a thread needs for some key-value heads of a sequence and a block of rows of one head.
-struct AttentionCore::Memory {
-  int64_t block;         // rows of a block at most
-  int64_t score_stride;  // values between rows of scores
-  float *scores, *results, *sums;
-  Range* ranges;
+struct AttentionCore::Memory : Scored {
+  int64_t block;  // rows of a block at most
+  float* results;
   QuantizedHeads probabilities;  // the rows of the block, as if they were heads
-  float* added[2];
   // In integers: the bytes of each head, [heads, rows, D], and their scales, and of one key-value
   // head the key as a packed weight [S, D] and the value as one [D, S].
   QuantizedHeads query, key, value;
   int8_t *keys, *values;
-  // In floats: the value as a weight [D, S], where rows are many, and the query's rows.
+  // In floats: the value as a weight [D, S], and the query's rows.
   float *transposed, *queries;
 };
 
@@ -77,11 +74,6 @@ struct AttentionCore::Memory {
 // of the query is the first of the quantized ones.
 struct AttentionCore::Place {
   int64_t head, query, kv, first_row;
-};
-
-// Which rows `Memory::added` holds.
-struct AttentionCore::Rowed {
-  const char* row[2] = {nullptr, nullptr};
 };
 
 AttentionCore::AttentionCore(const Kernels& kernels, Dtype dtype, const AttentionShape& shape,
@@ -141,8 +133,8 @@ void AttentionCore::sum_values(const Memory& memory, int64_t keys) const {
   if (kernels_.sum_columns != nullptr) kernels_.sum_columns(memory.values, shape_.dim, keys);
 }
 
-void AttentionCore::prepare_floats(const Heads& value, int64_t b, int64_t kv_head,
-                                   const Memory& memory) const {
+void AttentionCore::transpose(const Heads& value, int64_t b, int64_t kv_head,
+                              const Memory& memory) const {
   for (int64_t j = 0; j < shape_.keys; ++j) {
     kernels_.widen(value.at(b, j, kv_head), dtype_, shape_.dim, memory.queries);
     for (int64_t i = 0; i < shape_.dim; ++i) {
@@ -201,14 +193,14 @@ struct ProbabilityRows {
 StagedRows AttentionCore::quantize_scores(const Product& product, const Memory& memory, int64_t m,
                                           int64_t k) const {
   if (!StagedRows::reads_plain(product)) {
-    const ProbabilityRows rows{memory.scores, memory.score_stride, memory.ranges, k};
+    const ProbabilityRows rows{memory.scores, memory.stride, memory.ranges, k};
     return stage_head(product, rows, k, m);
   }
   QuantizeVectorsArgs a = {};
   a.x = memory.scores;
   a.dtype = Dtype::f32;
   a.count = m;
-  a.x_stride = memory.score_stride;
+  a.x_stride = memory.stride;
   // A whole group: zeros lie behind a row's last score, or values of zero behind the last key.
   a.k = groups_of(k) * kGroup;
   a.range = memory.ranges;
@@ -221,9 +213,9 @@ StagedRows AttentionCore::quantize_scores(const Product& product, const Memory& 
   return {product, k, a.q, a.q_stride, a.scale, a.zero_point};
 }
 
-// The scores of rows [begin, end) of a head in the block's memory become probabilities.
-void AttentionCore::score(const Memory& memory, int64_t b, const Place& place, int64_t begin,
-                          int64_t end, int64_t keys, Rowed& added) const {
+// The scores of rows [begin, end) of a head become probabilities.
+void AttentionCore::score(Scored& scored, const float* value_scale, int64_t b, int64_t head,
+                          int64_t begin, int64_t end, int64_t keys) const {
   bool are_alike = !causal_;  // rows that one call takes
   for (const std::optional<Added>& one : added_) {
     are_alike = are_alike && (!one.has_value() || one->is_same_for_rows());
@@ -232,39 +224,59 @@ void AttentionCore::score(const Memory& memory, int64_t b, const Place& place, i
   for (int64_t first = begin; first < end; first += rows) {
     const int64_t r = first - begin;
     ScoresArgs a = {};
-    a.scores = memory.scores + r * memory.score_stride;
+    a.scores = scored.scores + r * scored.stride;
     a.n = causal_ ? std::min(keys, first + 1) : keys;
     a.scale = scale_;
     for (int i = 0; i < 2; ++i) {
       if (!added_[i].has_value()) continue;
-      const char* row = added_[i]->row(b, place.head, first);
-      if (row != added.row[i]) added_[i]->widen(kernels_, row, shape_.keys, memory.added[i]);
-      added.row[i] = row;
-      a.added[i] = memory.added[i];
+      const char* row = added_[i]->row(b, head, first);
+      if (row != scored.added_from[i]) {
+        added_[i]->widen(kernels_, row, shape_.keys, scored.added[i]);
+      }
+      scored.added_from[i] = row;
+      a.added[i] = scored.added[i];
     }
-    a.value_scale = integers_ ? memory.value.scales_of(place.kv) : nullptr;
-    a.sum = memory.sums + r;
-    a.range = memory.ranges + r;
+    a.value_scale = value_scale;
+    a.sum = scored.sums + r;
+    a.range = scored.ranges + r;
     a.rows = rows;
-    a.stride = memory.score_stride;
+    a.stride = scored.stride;
     kernels_.scores(a);
     // Where rows are alike, none ends before the last key.
     std::fill(a.scores + std::min(shape_.keys, filled_up(a.n)), a.scores + shape_.keys, 0.0f);
   }
 }
 
-void AttentionCore::attend_rows(const Heads& query, const Heads& key, const Heads& value,
-                                const Heads& out, int64_t b, const Place& place, int64_t begin,
-                                int64_t end, const Memory& memory, Rowed& added,
-                                Fetch& fetch) const {
-  const int64_t head = place.head;
-  const int64_t m = end - begin, d = shape_.dim, stride = memory.score_stride;
+void AttentionCore::widen(const Heads& query, int64_t b, int64_t head, int64_t begin, int64_t end,
+                          float* to) const {
+  for (int64_t row = begin; row < end; ++row) {
+    kernels_.widen(query.at(b, row, head), dtype_, shape_.dim, to + (row - begin) * shape_.dim);
+  }
+}
+
+void AttentionCore::multiply_keys(const float* queries, int64_t m, const Heads& key, int64_t b,
+                                  int64_t kv_head, int64_t keys, const Scored& to) const {
+  const int64_t d = shape_.dim;
+  kernels_.half_gemm({queries, d, m, key.at(b, 0, kv_head), dtype_, key.row_stride / bytes_, d, 0,
+                      keys, nullptr, to.scores, Dtype::f32, to.stride});
+}
+
+void AttentionCore::divide(const float* results, const float* sums, const Heads& out, int64_t b,
+                           int64_t head, int64_t begin, int64_t end, Fetch& fetch) const {
+  const int64_t d = shape_.dim;
+  kernels_.divide(
+      {results, d, sums, dtype_, out.at(b, begin, head), end - begin, d, out.row_stride});
+  for (int64_t row = begin; row < end; ++row) fetch.some();
+}
+
+void AttentionCore::attend_rows(const AttentionHeads& of, int64_t b, const Place& place,
+                                int64_t begin, int64_t end, Memory& memory, Fetch& fetch) const {
+  const int64_t m = end - begin, d = shape_.dim;
   // Keys behind the last row's own count for nothing.
   const int64_t s = causal_ ? std::min(shape_.keys, end) : shape_.keys;
   const Product& product = product_for(kernels_, m);
-  const auto multiply_integers = [&](const StagedRows& rows, const Packed& weight,
-                                     const float* weight_scale, bool per_channel, float* to,
-                                     int64_t to_stride) {
+  const auto multiply = [&](const StagedRows& rows, const Packed& weight, const float* weight_scale,
+                            bool per_channel, float* to, int64_t to_stride) {
     EpilogueArgs epilogue = {};
     epilogue.weight_scale = weight_scale;
     epilogue.per_channel = per_channel;
@@ -273,71 +285,53 @@ void AttentionCore::attend_rows(const Heads& query, const Heads& key, const Head
     epilogue.out_stride = to_stride;
     rows.multiply(0, m, weight, 0, weight.n, epilogue, false);
   };
-  const auto multiply_floats = [&](const float* x, int64_t x_stride, int64_t k, const void* weight,
-                                   Dtype weight_dtype, int64_t weight_stride, int64_t n, float* to,
-                                   int64_t to_stride) {
-    kernels_.half_gemm({x, x_stride, m, weight, weight_dtype, weight_stride, k, 0, n, nullptr, to,
-                        Dtype::f32, to_stride});
-  };
 
   if (integers_) {
     const int64_t from = begin - place.first_row;
     const QueryRows rows = {memory.query.bytes_of(place.query) + from * d,
                             memory.query.scales_of(place.query) + from,
                             memory.query.zero_points_of(place.query) + from, d};
-    multiply_integers(rows.staged(product, m), Packed{memory.keys, s, d},
-                      memory.key.scales_of(place.kv), true, memory.scores, stride);
+    multiply(rows.staged(product, m), Packed{memory.keys, s, d}, memory.key.scales_of(place.kv),
+             true, memory.scores, memory.stride);
   } else {
-    for (int64_t r = 0; r < m; ++r) {
-      kernels_.widen(query.at(b, begin + r, head), dtype_, d, memory.queries + r * d);
-    }
-    const int64_t kv_head = head / (shape_.heads / shape_.kv_heads);
-    multiply_floats(memory.queries, d, d, key.at(b, 0, kv_head), dtype_, key.row_stride / bytes_, s,
-                    memory.scores, stride);
+    widen(of.query, b, place.head, begin, end, memory.queries);
+    const int64_t kv_head = place.head / (shape_.heads / shape_.kv_heads);
+    multiply_keys(memory.queries, m, of.key, b, kv_head, s, memory);
   }
 
-  score(memory, b, place, begin, end, s, added);
+  const float* value_scale = integers_ ? memory.value.scales_of(place.kv) : nullptr;
+  score(memory, value_scale, b, place.head, begin, end, s);
 
   if (integers_) {
     const float one = 1.0f;
     const int64_t read = reads_fewer_keys() ? s : shape_.keys;
     if (reads_fewer_keys()) sum_values(memory, read);
-    multiply_integers(quantize_scores(product, memory, m, read), Packed{memory.values, d, read},
-                      &one, false, memory.results, d);
-  } else if (memory.transposed != nullptr) {
-    // All keys, whatever the block: a value that is not finite counts with p = 0 too.
-    multiply_floats(memory.scores, stride, shape_.keys, memory.transposed, Dtype::f32, shape_.keys,
-                    d, memory.results, d);
+    multiply(quantize_scores(product, memory, m, read), Packed{memory.values, d, read}, &one, false,
+             memory.results, d);
   } else {
-    const int64_t kv_head = head / (shape_.heads / shape_.kv_heads);
-    kernels_.weighted_sums({memory.scores, stride, m, value.at(b, 0, kv_head), dtype_,
-                            value.row_stride / bytes_, shape_.keys, d, memory.results, d});
+    // All keys, whatever the block: a value that is not finite counts with p = 0 too.
+    kernels_.half_gemm({memory.scores, memory.stride, m, memory.transposed, Dtype::f32, shape_.keys,
+                        shape_.keys, 0, d, nullptr, memory.results, Dtype::f32, d});
   }
-  kernels_.divide(
-      {memory.results, d, memory.sums, dtype_, out.at(b, begin, head), m, d, out.row_stride});
-  for (int64_t r = 0; r < m; ++r) fetch.some();
+  divide(memory.results, memory.sums, of.out, b, place.head, begin, end, fetch);
 }
 
-void AttentionCore::attend(const Heads& query, const Heads& key, const Heads& value,
-                           const Heads& out, int64_t b, int64_t kv_begin, int64_t kv_end,
+void AttentionCore::attend(const AttentionHeads& of, int64_t b, int64_t kv_begin, int64_t kv_end,
                            int64_t begin, int64_t end, Fetch& fetch) const {
-  constexpr int64_t kScoreBytes = 56 * 1024;       // of a block: they wait near the L1 cache
-  constexpr int64_t kWholeRows = 12;               // that tiles and score rows divide
+  if (are_few(end - begin)) return attend_few(of, b, kv_begin, kv_end, begin, end, fetch);
   constexpr int64_t kQuantizedBytes = 256 * 1024;  // of heads: they wait in the L2 cache
-  constexpr int64_t kTransposedFrom = 48;  // rows: for fewer, that takes longer than products
   const int64_t s = shape_.keys, d = shape_.dim, rows = end - begin, filled = filled_up(s);
   const int64_t group = shape_.heads / shape_.kv_heads;
   Memory memory = {};
-  memory.score_stride = filled + kPartials;
-  const int64_t fitting = kScoreBytes / (memory.score_stride * 4) / kWholeRows * kWholeRows;
+  memory.stride = score_stride_of(s);
+  const int64_t fitting = kScoreBytes / (memory.stride * 4) / kWholeRows * kWholeRows;
   memory.block = std::min(std::clamp<int64_t>(fitting, kWholeRows, 192), rows);
-  const int64_t block = memory.block, stride = memory.score_stride;
+  const int64_t block = memory.block, stride = memory.stride;
   const int64_t most = std::max<int64_t>(1, kQuantizedBytes / ((group * rows + 2 * s) * d));
   const int64_t together = integers_ ? std::min(kv_end - kv_begin, most) : 1;
   const int64_t key_bytes = integers_ ? panels_of(s) * panel_bytes(d) : 0;
   const int64_t value_bytes = integers_ ? panels_of(d) * panel_bytes(s) : 0;
-  const bool transposes = !integers_ && rows >= kTransposedFrom;
-  const int64_t float_values = transposes ? d * s : 0, float_queries = integers_ ? 0 : block * d;
+  const int64_t float_values = integers_ ? 0 : d * s, float_queries = integers_ ? 0 : block * d;
   const int64_t kv_heads = integers_ ? together : 0, query_heads = kv_heads * group;
   // A line more between heads: at powers of two they would share few cache sets.
   const int64_t kv_bytes = s * d + kTileLine, query_bytes = rows * d + kTileLine;
@@ -381,23 +375,21 @@ void AttentionCore::attend(const Heads& query, const Heads& key, const Heads& va
   memory.keys = pieces.next<int8_t>(key_bytes);
   memory.values = pieces.next<int8_t>(value_bytes);
   memory.queries = pieces.next<float>(float_queries);
-  if (transposes) memory.transposed = pieces.next<float>(float_values);
+  memory.transposed = pieces.next<float>(float_values);
 
-  Rowed added;
   for (int64_t first = kv_begin; first < kv_end; first += together) {
     const int64_t count = std::min(together, kv_end - first);
     if (integers_) {
-      quantize(query, b, first * group, count * group, begin, end, false, memory.query);
-      quantize(key, b, first, count, 0, s, true, memory.key);
-      quantize(value, b, first, count, 0, s, true, memory.value);
+      quantize(of.query, b, first * group, count * group, begin, end, false, memory.query);
+      quantize(of.key, b, first, count, 0, s, true, memory.key);
+      quantize(of.value, b, first, count, 0, s, true, memory.value);
     }
     for (int64_t head = 0; head < count * group; ++head) {
       const Place place = {first * group + head, head, head / group, begin};
       if (head % group == 0 && integers_) pack(memory, place.kv);
-      if (head % group == 0 && transposes) prepare_floats(value, b, first + place.kv, memory);
+      if (head % group == 0 && !integers_) transpose(of.value, b, first + place.kv, memory);
       for (int64_t row = begin; row < end; row += block) {
-        attend_rows(query, key, value, out, b, place, row, std::min(row + block, end), memory,
-                    added, fetch);
+        attend_rows(of, b, place, row, std::min(row + block, end), memory, fetch);
       }
     }
   }
@@ -410,8 +402,7 @@ double AttentionCore::nanoseconds() const {
   return static_cast<double>(shape_.batch * shape_.heads * shape_.rows) * row;
 }
 
-void AttentionCore::attend_all(const Heads& query, const Heads& key, const Heads& value,
-                               const Heads& out) const {
+void AttentionCore::attend_all(const AttentionHeads& of) const {
   const int64_t pairs = shape_.batch * shape_.kv_heads;
   if (pairs == 0 || shape_.rows == 0) return;
   const int64_t parts = threads_worth(Threads::kPool, nanoseconds());
@@ -427,7 +418,7 @@ void AttentionCore::attend_all(const Heads& query, const Heads& key, const Heads
       const int64_t b = pair / kv_heads, kv_head = pair % kv_heads;
       // Heads of a sequence together, where their rows are not parted.
       const int64_t count = row_parts > 1 ? 1 : std::min(kv_heads - kv_head, last - item);
-      attend(query, key, value, out, b, kv_head, kv_head + count, shape_.rows * piece / row_parts,
+      attend(of, b, kv_head, kv_head + count, shape_.rows * piece / row_parts,
              shape_.rows * (piece + 1) / row_parts, nothing);
       item += count;
     }

@@ -18,6 +18,12 @@ struct Heads {
   }
 };
 
+// The vectors of an attention. `out` may not be one of the others.
+struct AttentionHeads {
+  Heads query, key, value, out;
+  bool is_far = false;  // key and value come from memory
+};
+
 // What is added to the scores: a tensor of four dimensions that spreads to [B, H, L, S]. bool says
 // which keys are attended to: 0 or -Inf.
 class Added {
@@ -53,6 +59,11 @@ struct QuantizedHeads {
   int32_t* zero_points_of(int64_t head) const { return zero_point + head * value_stride; }
 };
 
+// Where rows of scores of some length begin that are filled up, in values.
+inline int64_t score_stride_of(int64_t keys) {
+  return ceil_div(keys, kPartials) * kPartials + kPartials;
+}
+
 struct AttentionShape {
   int64_t batch, rows, keys, heads, kv_heads, dim;
 };
@@ -64,18 +75,26 @@ class AttentionCore {
                 bool is_causal, std::optional<double> scale, bool integers);
 
   // Everything of the key-value heads [kv_begin, kv_end) of a sequence, for the rows [begin, end)
-  // of the queries, in the calling thread. `out` may not be one of the others. What comes next is
-  // fetched meanwhile, some with each row of a head.
-  void attend(const Heads& query, const Heads& key, const Heads& value, const Heads& out, int64_t b,
-              int64_t kv_begin, int64_t kv_end, int64_t begin, int64_t end, Fetch& fetch) const;
+  // of the queries, in the calling thread. What comes next is fetched meanwhile, some with each row
+  // of a head.
+  void attend(const AttentionHeads& of, int64_t b, int64_t kv_begin, int64_t kv_end, int64_t begin,
+              int64_t end, Fetch& fetch) const;
 
   // All of it, on all threads.
-  void attend_all(const Heads& query, const Heads& key, const Heads& value, const Heads& out) const;
+  void attend_all(const AttentionHeads& of) const;
+
+  // Whether `rows` of the queries go by attend_few.
+  bool are_few(int64_t rows) const { return !integers_ && rows < kTransposedFrom; }
 
  private:
+  struct Scored;
   struct Memory;
   struct Place;
-  struct Rowed;
+
+  static constexpr int64_t kScoreBytes = 56 * 1024;  // of a block: they wait near the L1 cache
+  static constexpr int64_t kWholeRows = 12;          // that tiles and score rows divide
+  // Rows in floats: for fewer, transposing the values takes longer than products with them.
+  static constexpr int64_t kTransposedFrom = 48;
 
   double nanoseconds() const;  // on one thread
   // Rows [begin, end) of `heads` heads.
@@ -88,14 +107,25 @@ class AttentionCore {
   bool reads_fewer_keys() const { return causal_ && shape_.dim <= kPanelColumns; }
   // Column sums of the values of the first `keys` keys, where products need them.
   void sum_values(const Memory& memory, int64_t keys) const;
-  void prepare_floats(const Heads& value, int64_t b, int64_t kv_head, const Memory& memory) const;
+  void transpose(const Heads& value, int64_t b, int64_t kv_head, const Memory& memory) const;
   StagedRows quantize_scores(const Product& product, const Memory& memory, int64_t m,
                              int64_t k) const;
-  void score(const Memory& memory, int64_t b, const Place& place, int64_t begin, int64_t end,
-             int64_t keys, Rowed& added) const;
-  void attend_rows(const Heads& query, const Heads& key, const Heads& value, const Heads& out,
-                   int64_t b, const Place& place, int64_t begin, int64_t end, const Memory& memory,
-                   Rowed& added, Fetch& fetch) const;
+  void score(Scored& scored, const float* value_scale, int64_t b, int64_t head, int64_t begin,
+             int64_t end, int64_t keys) const;
+  void attend_rows(const AttentionHeads& of, int64_t b, const Place& place, int64_t begin,
+                   int64_t end, Memory& memory, Fetch& fetch) const;
+  // attend, for few rows in floats.
+  void attend_few(const AttentionHeads& of, int64_t b, int64_t kv_begin, int64_t kv_end,
+                  int64_t begin, int64_t end, Fetch& fetch) const;
+  // Rows [begin, end) of a head, widened.
+  void widen(const Heads& query, int64_t b, int64_t head, int64_t begin, int64_t end,
+             float* to) const;
+  // Results, each divided by its sum, to rows [begin, end) of a head.
+  void divide(const float* results, const float* sums, const Heads& out, int64_t b, int64_t head,
+              int64_t begin, int64_t end, Fetch& fetch) const;
+  // The products of m rows of queries and the keys of a head.
+  void multiply_keys(const float* queries, int64_t m, const Heads& key, int64_t b, int64_t kv_head,
+                     int64_t keys, const Scored& to) const;
 
   const Kernels& kernels_;
   const Dtype dtype_;
@@ -104,6 +134,15 @@ class AttentionCore {
   std::optional<Added> added_[2];  // in this order: position_bias, mask
   const bool causal_, integers_;
   float scale_;
+};
+
+// Rows of scores, what is known of each, and the rows that are added to them.
+struct AttentionCore::Scored {
+  int64_t stride;  // values between rows
+  float *scores, *sums;
+  Range* ranges;
+  float* added[2];
+  const char* added_from[2] = {nullptr, nullptr};
 };
 
 }  // namespace dynquant

@@ -44,6 +44,13 @@ class SelfAttention {
     return {buffer + first * rows_.bytes, shape_.rows * row, row, shape_.dim * rows_.bytes};
   }
 
+  // Query, key and value in `buffer`, beside each other in each row.
+  AttentionHeads heads_of(char* buffer, char* contexts) const {
+    const int64_t width = inputs_.width();
+    return {heads_in(buffer, 0, width), heads_in(buffer, inputs_.key_at(), width),
+            heads_in(buffer, inputs_.value_at(), width), heads_in(contexts, 0, inputs_.key_at())};
+  }
+
   // Every task takes sequences of its own, several where they are short.
   void run_sequences(const Product& product, int64_t threads) const {
     const int64_t most = std::max<int64_t>(1, kSequenceRows / shape_.rows);
@@ -78,13 +85,11 @@ class SelfAttention {
     for (int64_t r = 0; r < m; ++r) inputs_.turn(rows_, buffer + r * width * bytes, first + r);
     // Heads of the block's first sequence on, numbered as in the whole batch: masks want that.
     const int64_t behind = begin * l;
-    const Heads query = heads_in(buffer - behind * width * bytes, 0, width);
-    const Heads key = heads_in(buffer - behind * width * bytes, inputs_.key_at(), width);
-    const Heads value = heads_in(buffer - behind * width * bytes, inputs_.value_at(), width);
-    const Heads out = heads_in(contexts - behind * context * bytes, 0, context);
+    const AttentionHeads heads =
+        heads_of(buffer - behind * width * bytes, contexts - behind * context * bytes);
     Fetch fetch(output_.weight, m, m * shape_.heads);
     for (int64_t b = begin; b < end; ++b) {
-      core_.attend(query, key, value, out, b, 0, shape_.kv_heads, 0, l, fetch);
+      core_.attend(heads, b, 0, shape_.kv_heads, 0, l, fetch);
     }
     const Rows attended = rows_at(contexts, m, context, context * bytes);
     for_each_block(m, context, product.row_multiple, [&](int64_t from, int64_t to) {
@@ -108,8 +113,7 @@ class SelfAttention {
       run_rows(m, width * 4,
                [&](int64_t r) { inputs_.turn(rows_, buffer + r * width * bytes, r); });
     }
-    core_.attend_all(heads_in(buffer, 0, width), heads_in(buffer, inputs_.key_at(), width),
-                     heads_in(buffer, inputs_.value_at(), width), heads_in(contexts, 0, context));
+    core_.attend_all(heads_of(buffer, contexts));
     const Rows attended = rows_at(contexts, m, context, context * bytes);
     multiply(rows_.kernels, rows_.source(attended), m, output_.weight,
              output_.to(rows_.out(0), output_.n(), rows_.dtype), bytes);

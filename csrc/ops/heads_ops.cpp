@@ -1,5 +1,6 @@
 // rotary and scaled_dot_product.
 #include "heads.h"
+#include "weight_traffic.h"
 
 namespace dynquant {
 
@@ -47,9 +48,17 @@ Tensor scaled_dot_product(const Tensor& query, const Tensor& key, const Tensor& 
                            integers);
   Tensor out = empty({shape.batch, shape.rows, shape.heads, shape.dim}, query.scalar_type());
   const int64_t head = shape.dim * static_cast<int64_t>(out.element_size());
-  core.attend_all(q.heads, k.heads, v.heads,
-                  {static_cast<char*>(out.mutable_data_ptr()), shape.rows * shape.heads * head,
-                   shape.heads * head, head});
+  AttentionHeads heads = {q.heads,
+                          k.heads,
+                          v.heads,
+                          {static_cast<char*>(out.mutable_data_ptr()),
+                           shape.rows * shape.heads * head, shape.heads * head, head}};
+  // Smaller ones are read as fast either way.
+  constexpr int64_t kFarBytes = 1 << 20;
+  const int64_t read = 2 * shape.batch * shape.keys * shape.kv_heads * head;
+  heads.is_far = core.are_few(shape.rows) && read >= kFarBytes &&
+                 comes_from_memory(v.heads.data, read, num_threads());
+  core.attend_all(heads);
   return out;
 }
 

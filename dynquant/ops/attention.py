@@ -111,7 +111,7 @@ def _(
         query: fp32, bf16 or fp16 [B, L, H, D], any strides.
         key, value: [B, S, KV, D] of query's dtype, any strides; KV divides H.
         mask: bool (True: attended to), or floats that are added; of four dimensions that spread to
-            [B, H, L, S], any strides. A row that is masked as a whole gives NaN, as in torch.
+            [B, H, L, S], any strides. A row that is masked as a whole gives 0, as in torch.
         position_bias: floats likewise.
         is_causal: query i attends to the keys up to i.
         scale: 1 / sqrt(D) where it is None.

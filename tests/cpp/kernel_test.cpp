@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cfenv>
+#include <cfloat>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -377,20 +378,23 @@ void test_half_gemm(const Kernels& kernels, int64_t m, int64_t n, int64_t k, std
   }
 }
 
-void test_weighted_sums(const Kernels& kernels, int64_t rows, int64_t n, int64_t dim,
+void test_weighted_sums(const Kernels& kernels, int64_t heads, int64_t rows, int64_t n, int64_t dim,
                         std::mt19937& random) {
   std::normal_distribution<float> real;
-  const int64_t stride = dim + 3;
-  std::vector<float> weights(static_cast<size_t>(rows * n)), out(static_cast<size_t>(rows * dim));
-  std::vector<Half> vectors(static_cast<size_t>(n * stride)), column(static_cast<size_t>(n));
+  const int64_t stride = dim + 3, head_stride = n * stride + 5;
+  std::vector<float> weights(static_cast<size_t>(heads * rows * n));
+  std::vector<float> out(static_cast<size_t>(heads * rows * dim));
+  std::vector<Half> vectors(static_cast<size_t>(heads * head_stride)), column;
   for (float& value : weights) value = real(random);
   for (Half& value : vectors) narrow(real(random), &value);
-  kernels.weighted_sums(
-      {weights.data(), n, rows, vectors.data(), Dtype::f16, stride, n, dim, out.data(), dim});
-  for (int64_t i = 0; i < rows * dim; ++i) {
-    for (int64_t j = 0; j < n; ++j) column[j] = vectors[j * stride + i % dim];
-    expect(same(out[i], half_sum(weights.data() + i / dim * n, column.data(), n)), kernels.name,
-           "weighted sum", rows, n, dim);
+  kernels.weighted_sums({weights.data(), n, rows, vectors.data(), Dtype::f16, stride, n, dim,
+                         out.data(), dim, heads, head_stride});
+  for (int64_t i = 0; i < heads * rows * dim; ++i) {
+    const int64_t row = i / dim, first = row / rows * head_stride + i % dim;
+    column.clear();
+    for (int64_t j = 0; j < n; ++j) column.push_back(vectors[first + j * stride]);
+    expect(same(out[i], half_sum(weights.data() + row * n, column.data(), n)), kernels.name,
+           "weighted sum", heads * 100 + rows, n, dim);
   }
 }
 
@@ -558,7 +562,7 @@ void test_scores(const Kernels& kernels, const std::vector<float>& x,
           if (one != nullptr) s.back() += one[i];
         }
       }
-      const float most = *std::max_element(s.begin(), s.end());
+      const float most = std::max(*std::max_element(s.begin(), s.end()), -FLT_MAX);
       float hi = 0.0f;
       for (int64_t i = 0; i < n; ++i) {
         p.push_back(exp_below_zero(s[i] - most));
@@ -569,8 +573,9 @@ void test_scores(const Kernels& kernels, const std::vector<float>& x,
       for (int64_t i = n; i < filled; ++i) {
         expect(same(scores[r * stride + i], 0.0f), kernels.name, "behind scores", i, n, terms);
       }
-      expect(same(sums[r], row_sum(p)) && same(ranges[r].hi, hi) && ranges[r].lo == 0.0f &&
-                 ranges[r].has_nan == (terms == 7),
+      const float sum = row_sum(p);
+      expect(same(sums[r], sum == 0.0f ? 1.0f : sum) && same(ranges[r].hi, hi) &&
+                 ranges[r].lo == 0.0f && ranges[r].has_nan == (terms == 7),
              kernels.name, "sum and range of scores", r, n, terms);
     }
   }
@@ -820,14 +825,14 @@ void test_kernels(const Kernels& kernels) {
     for (int bits : {4, 8}) test_embedding(kernels, dim, bits, random);
   }
   for (int64_t m : {0, 1, 2, 3, 4, 5, 6, 7, 13}) {
-    for (int64_t n : {0, 1, 2, 3, 5, 8, 9, 63, 64, 65}) {
+    for (int64_t n : {0, 1, 2, 3, 5, 8, 9, 63, 64, 65, 128, 200}) {
       for (int64_t k : {0, 1, 15, 16, 17, 32, 47}) test_half_gemm(kernels, m, n, k, random);
     }
   }
   for (int64_t n : {1, 15, 16, 17, 40}) {
-    for (int64_t dim : {1, 7, 8, 33, 63, 64, 65, 150}) {
-      test_weighted_sums(kernels, 1, n, dim, random);
-      test_weighted_sums(kernels, 3, n, dim, random);
+    for (int64_t dim : {1, 7, 8, 33, 63, 64, 65, 128, 150, 256, 260}) {
+      for (int64_t rows : {1, 3}) test_weighted_sums(kernels, 1, rows, n, dim, random);
+      for (int64_t heads : {2, 4, 7}) test_weighted_sums(kernels, heads, 2, n, dim, random);
     }
   }
   test_product(kernels, kernels.product, random);
