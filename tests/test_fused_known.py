@@ -7,13 +7,15 @@ import sys
 
 import pytest
 import torch
-from fused import decibels, fused, ops_of
+from compare import assert_same
+from fused import TEXT, decibels, fused, ops_of, randomized, small
 from torch import nn
 
 import dynquant
 from dynquant.fused import Adapter, FeedForward, register
+from dynquant.fused.adapters import registered
 from dynquant.fused.alike import runs_the_same
-from dynquant.fused.known import known_as
+from dynquant.fused.known import known_as, stranger_in
 
 logger = logging.getLogger(__name__)
 NAMES = FeedForward(up="first", activation="act", down="second", norm="norm")
@@ -231,3 +233,57 @@ class TestKnownAs:
     def test_a_library_that_is_not_there(self, monkeypatch):
         monkeypatch.delitem(sys.modules, "transformers", raising=False)
         assert known_as(Other()) is None
+
+
+class Strict(nn.Module):
+    """A feed-forward block that is a few tokens' as it is known, and clamps what is large."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.__dict__.update(block.__dict__)
+
+    def forward(self, x):
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x).clamp(-50, 50))
+
+
+class TestStrangers:
+    """Modules of another library inside a block whose class is known."""
+
+    @pytest.fixture
+    def llama(self):
+        config = {**TEXT, "num_key_value_heads": 2, "head_dim": 12}
+        return dynquant.quantize_dynamic(randomized(small("Llama", config)))
+
+    def test_an_attention(self, llama):
+        class Windowed(type(llama.layers[0].self_attn)):
+            def forward(self, hidden_states, *args, attention_mask=None, **kwargs):
+                seen = None if attention_mask is None else attention_mask.clone()
+                if seen is not None:
+                    seen[..., :-40] = False
+                return super().forward(hidden_states, *args, attention_mask=seen, **kwargs)
+
+        llama.layers[0].self_attn.__class__ = Windowed
+        with pytest.warns(UserWarning, match=r"layers\.0: self_attn is of class .*Windowed"):
+            model = dynquant.fuse(llama)
+        found = dynquant.fused_blocks(model)
+        assert found.pop("layers.0").startswith("self_attn is of class")
+        assert found == {"layers.0.mlp": "", "layers.1": ""}
+
+    def test_a_feed_forward_block(self, llama):
+        llama.layers[1].mlp = Strict(llama.layers[1].mlp)
+        with pytest.warns(UserWarning, match=r"layers\.1: mlp is of class .*Strict"):
+            model = dynquant.fuse(llama)
+        assert set(dynquant.fused_blocks(model)) == {"layers.0", "layers.1", "layers.1.self_attn"}
+        x = 400 * torch.randn(1, 5, 48)
+        with torch.no_grad():
+            assert_same(model.layers[1].mlp(x), llama.layers[1].mlp(x))
+
+    def test_what_is_known_itself(self, llama):
+        layer = llama.layers[0]
+        names = FeedForward("up_proj", "down_proj", "act_fn", gate="gate_proj")
+        register(Strict, Adapter(arguments=("x",), feed_forward=names), replace=True)
+        try:
+            layer.mlp = Strict(layer.mlp)
+            assert not stranger_in(layer, registered()[known_as(layer)])
+        finally:
+            del registered()[f"{__name__}.Strict"]

@@ -11,7 +11,7 @@ from dynquant.fused.comparison import LEAST_DB, chain_difference, difference
 from dynquant.fused.embeddings import FusedEmbeddings, sum_names
 from dynquant.fused.functions import FusedActivation, FusedNorm, norm_of
 from dynquant.fused.inline import FusedInline
-from dynquant.fused.known import known_as
+from dynquant.fused.known import known_as, stranger_in
 from dynquant.fused.models import FusedModel, is_known
 from dynquant.fused.parts import Parts
 from dynquant.fused.sequential import Chain, FusedSequential, chain_of
@@ -110,7 +110,8 @@ def _why_not(block, parts, attention):
     """What stands against fusing it, or ""."""
     if isinstance(parts, Chain):
         return chain_difference(parts)
-    return parts.obstacle or difference(block, parts, attention)
+    stranger = stranger_in(block, parts.adapter)
+    return parts.obstacle or stranger or difference(block, parts, attention)
 
 
 def _run_functions_as_ops(parts):

@@ -6,12 +6,13 @@ import sys
 
 from torch import nn
 
-from dynquant.fused.adapters import name_of, registered
+from dynquant.fused.adapters import Adapter, name_of, registered
 from dynquant.fused.alike import runs_the_same
 from dynquant.fused.classes import base_of
 from dynquant.fused.parts import part_of
 
 _NEUTRAL = (nn.Dropout, nn.Identity)  # in eval mode
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _MISSING = object()
 
 
@@ -25,6 +26,35 @@ def known_as(block: nn.Module) -> str | None:
         return None
     alike = (name for name, adapter in adapters.items() if _is_alike(block, kind, name, adapter))
     return next(alike, None)
+
+
+def stranger_in(block: nn.Module, adapter: Adapter) -> str:
+    """Why a module between the block and its parts may do what its adapter does not say, or "".
+
+    A few tokens do not show all that it does, a window that it attends within, say. So it has to be
+    of the library of the block, or of a class that is known itself.
+    """
+    library = _library_of(block)
+    for path in _between(adapter):
+        module = part_of(block, path)
+        if not isinstance(module, nn.Module) or isinstance(module, _CONTAINERS):
+            continue
+        if _library_of(module) != library and known_as(module) is None:
+            kind = name_of(base_of(type(module)))
+            return f"{path} is of class {kind}; register an adapter for it if it is known"
+    return ""
+
+
+def _between(adapter):
+    """The names of the modules inside a block that hold what an adapter names."""
+    steps = [name.split(".") for name in adapter.names()]
+    if adapter.attention is not None and adapter.attention.core:
+        steps.append([*adapter.attention.core.split("."), ""])
+    return sorted({".".join(path[:end]) for path in steps for end in range(1, len(path))})
+
+
+def _library_of(module):
+    return base_of(type(module)).__module__.partition(".")[0]
 
 
 def _is_alike(block, kind, name, adapter):
