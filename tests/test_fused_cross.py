@@ -24,17 +24,36 @@ from torch import nn
 import dynquant
 from dynquant.fused import Adapter, Attention, FeedForward
 
+# The first attention to a sequence makes the bias of positions for the others.
+T5 = {"d_model": 48, "d_kv": 12, "d_ff": 80, "num_layers": 2, "num_heads": 4, "vocab_size": 99}
 SIZES = {**SEQUENCES, "encoder_layers": 1}
 # Norms in front (Whisper, mBART, M2M100) and behind (BART, Marian); key without bias in Whisper.
 MODELS = {
     "Whisper": {**SIZES, "max_source_positions": 20, "num_mel_bins": 8, "max_target_positions": 40},
     **dict.fromkeys(("Bart", "MBart", "Marian", "M2M100"), SIZES),
+    "T5": T5,
 }
 # Both layers: one projection before the attention to the second sequence, and one behind each.
 OPS = {"query_key_value": 2, "scaled_dot_product": 4, "linear_block": 6, "feed_forward": 2}
 PROMPT = torch.randint(3, 99, (2, 4), generator=torch.Generator().manual_seed(1))
 NEXT = torch.randint(3, 99, (2, 1), generator=torch.Generator().manual_seed(2))
 STATES = torch.randn(2, 9, 48, generator=torch.Generator().manual_seed(3))
+
+
+# What T5 calls the parts of a layer.
+T5_NAMES = {
+    "encoder_attn_layer_norm": "layer.1.layer_norm",
+    "self_attn.k_proj": "layer.0.SelfAttention.k",
+    "encoder_attn.q_proj": "layer.1.EncDecAttention.q",
+    "fc1": "layer.2.DenseReluDense.wi",
+}
+
+
+def part_of(model, layer, name):
+    """A part of a layer of the decoder."""
+    if hasattr(model.decoder, "block"):
+        return model.decoder.block[layer].get_submodule(T5_NAMES[name])
+    return model.decoder.layers[layer].get_submodule(name)
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -137,7 +156,7 @@ def test_an_attention_whose_layer_is_hooked(made):
     _, model = made
     expected = after_prompt(model)[0][0]
     model, seen = copy.deepcopy(model), []
-    norm = model.decoder.layers[0].encoder_attn_layer_norm
+    norm = part_of(model, 0, "encoder_attn_layer_norm")
     norm.register_forward_hook(lambda *given: seen.append(1))
     found, _, ops = after_prompt(model)
     assert len(seen) == 2 and ops["query_key_value"] == 2
@@ -149,7 +168,7 @@ def test_a_hook_is_called_and_changes_no_bit(made, name):
     _, model = made
     expected = after_prompt(model)[0][0]
     model, seen = copy.deepcopy(model), []
-    part = model.decoder.layers[1].get_submodule(name)
+    part = part_of(model, 1, name)
     handle = part.register_forward_hook(lambda *given: seen.append(1))
     found = after_prompt(model)[0]
     assert len(seen) == 2

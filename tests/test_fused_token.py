@@ -386,10 +386,9 @@ def test_norms_of_heads():
 @pytest.mark.parametrize(
     ("attention", "options", "message"),
     [
-        (NAMED, {"cache": "cache"}, "with index, output"),
-        ({**NAMED, "index": "n", "output": None}, {"cache": "cache"}, "with index, output"),
+        (NAMED, {"cache": "cache"}, "with index and output"),
+        ({**NAMED, "index": "n", "output": None}, {"cache": "cache"}, "with index and output"),
         ({**NAMED, "kv_heads": "n"}, {}, "where key and value are named"),
-        ({**NAMED, "index": "n"}, {"cache": "cache", "bias": "b"}, "no bias"),
         ({**NAMED, "index": "n"}, {"cache": "cache", "family": "torch_layer"}, "of transformers"),
         ({**NAMED, "index": "n"}, {}, "they go with a cache"),
         ({**NAMED, "query_norm": "n"}, {}, "name both, or neither"),

@@ -52,7 +52,6 @@ ENCODERS = {
     "DistilBert": (DISTILBERT, "transformer.layer"),
     "ModernBert": ({**TEXT, "global_attn_every_n_layers": 2, "local_attention": 6}, "layers"),
 }
-T5 = {"d_model": 48, "d_kv": 12, "d_ff": 80, "num_layers": 2, "num_heads": 4, "vocab_size": 99}
 GPT2 = {"n_embd": 48, "n_layer": 2, "n_head": 4, "vocab_size": 99, "n_positions": 40}
 
 
@@ -239,18 +238,6 @@ def test_rms_norms_are_ops_wherever_they_are(name, count):
         # What a norm gives for another dtype than its own is up to its library.
         half = x.bfloat16()
         assert_same(norms[0](half), plain(norms[0], half))
-
-
-@pytest.mark.parametrize("activation", ["relu", "gated-gelu"])
-def test_t5(activation):
-    quantized, model = fused(small("T5", T5, feed_forward_proj=activation))
-    blocks = dynquant.fused_blocks(model)
-    assert len(blocks) == 4 and not any(blocks.values())
-    arguments = {"input_ids": IDS, "attention_mask": MASK, "decoder_input_ids": IDS}
-    with torch.no_grad():
-        result = first(model(**arguments, use_cache=False))
-        assert decibels(result, first(quantized(**arguments, use_cache=False))) > 25
-        assert_same(first(seen_one_by_one(model)(**arguments, use_cache=False)), result)
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])

@@ -121,7 +121,9 @@ class Adapter:
             where it is given. It runs as ops where an EncoderDecoderCache has its keys and values,
             for one new token of each sequence, and otherwise as it is.
         ignored: arguments that change nothing.
-        result: "tensor"; "tuple" for (result,); "weights" for (result, None).
+        result: "tensor"; "tuple" for (result,); "weights" for (result, None); "bias" for (result,
+            bias, None), where the core makes the bias by its method `compute_bias` if none is given
+            and it has_relative_attention_bias, and it is zero otherwise.
         whole: an attribute that has to be 0 or None, as chunk_size_feed_forward.
         family: how the arguments are read: "transformers", "torch_layer" or "torch_attention".
     """
@@ -170,11 +172,12 @@ class Adapter:
     def _check_cache(self):
         block = self.attention
         ready = block is not None and block.index and block.output
-        ready = ready and self.bias is None and self.family == "transformers"
-        if self.cache is not None and not ready:
+        if self.cache is not None and not (ready and self.family == "transformers"):
             raise ValueError(
-                "cache: it goes with an attention of transformers with index, output and no bias"
+                "cache: it goes with an attention of transformers with index and output"
             )
+        if self.result == "bias" and self.bias is None:
+            raise ValueError("result is 'bias': it goes with an argument for the bias")
         if self.cache is None and block is not None and (block.index or block.query_norm):
             raise ValueError("index, query_norm and key_norm: they go with a cache")
         alone = self.cache is not None and block.key and not block.query_norm
@@ -196,7 +199,7 @@ class Adapter:
 # What is told of parts besides the names of their attributes.
 _NO_NAMES = ("split", "residual", "first_token")
 SPLITS = (None, "gate_first", "up_first")
-RESULTS = {"tensor": 0, "tuple": 1, "weights": 2}  # values in a tuple; 0: a tensor alone
+RESULTS = {"tensor": 0, "tuple": 1, "weights": 2, "bias": 3}  # values in a tuple; 0: a tensor alone
 FAMILIES = ("transformers", "torch_layer", "torch_attention")
 
 # By "module.Class", so that no library is imported for its names.

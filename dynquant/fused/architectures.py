@@ -275,6 +275,25 @@ for _model, _prefix, _more in (
         cache="cache",
         cross="key_value_states",
     )
+# T5's first attention makes the bias of positions for the others, which take it as an argument.
+_t5_attention = Attention("q", "k", "v", "key_value_proj_dim", "o", **_in_cache)
+_behind_a_bias = {"bias": "position_bias", "cache": "cache", "result": "bias"}
+_attention_module(
+    _of("t5", "T5Attention"),
+    _t5_attention,
+    arguments=("hidden_states", "mask", "key_value_states", "position_bias", "cache"),
+    mask="mask",
+    cross="key_value_states",
+    **_behind_a_bias,
+)
+_layer(
+    _of("t5", "T5LayerSelfAttention"),
+    _within("SelfAttention", _t5_attention, core="SelfAttention", norm="layer_norm"),
+    None,
+    arguments=(*_MASKED, "position_bias", "cache"),
+    norm_first=True,
+    **_behind_a_bias,
+)
 _attention_module(
     _of("wav2vec2", "Wav2Vec2Attention"),
     _projections("out_proj"),

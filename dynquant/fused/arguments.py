@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 
+from dynquant.fused.biases import bias_of
 from dynquant.fused.caches import keys_and_values, own_of
 
 # Of transformers, whose masks are bool, or added to the scores; and of modules without a config.
@@ -45,6 +46,10 @@ class Call(NamedTuple):
     rest: dict | None = None
     batched: bool = True
     batch_first: bool = True
+
+    def added(self):
+        """What is added besides the input, which may want a gradient."""
+        return [self.residual, self.bias, self.mask]
 
     def restored(self, y):
         if not self.batched:
@@ -120,8 +125,10 @@ def _of_attention(parts, x, weights, read):
     if (rotary is None) != (adapter.rotary is None):
         return None
     implementation = _implementation_of(core)
-    if not _can_mask(implementation, mask):
+    if not _can_run(adapter, implementation, mask):
         return None
+    if bias is None and adapter.result == "bias":
+        bias = bias_of(parts, x)
     own = read.get("is_causal", getattr(core, "is_causal", True))
     causal = implementation == "sdpa" and mask is None and own
     return Call(x, mask, bias, rotary, causal, weights=weights)
@@ -130,27 +137,33 @@ def _of_attention(parts, x, weights, read):
 def _of_token(parts, x, weights, read, given):
     """One new token for each sequence: it sees all that the cache has."""
     adapter = parts.adapter
-    cache, mask, rotary = (read.get(n) for n in (adapter.cache, adapter.mask, adapter.rotary))
-    if cache is None or not _is_token(parts, x, mask):
+    cache, rotary = read.get(adapter.cache), read.get(adapter.rotary)
+    mask, bias = read.get(adapter.mask), read.get(adapter.bias)
+    if cache is None or not _is_token(parts, x, mask, bias):
         return None
     if adapter.cross is None and own_of(cache) is not cache:
         return None
     if weights and adapter.feed_forward is not None or (rotary is None) != (adapter.rotary is None):
         return None
-    named = adapter.arguments[0], adapter.cache, adapter.mask, adapter.rotary
+    if bias is None and adapter.result == "bias":
+        bias = bias_of(parts, x, own_of(cache))
+    named = adapter.mask, adapter.bias, adapter.rotary, adapter.cache, adapter.cross
+    named = adapter.arguments[0], *named
     rest = {name: value for name, value in given if name not in named}
-    return Call(x, mask, rotary=rotary, weights=weights, cache=cache, rest=rest)
+    return Call(x, mask, bias, rotary, weights=weights, cache=cache, rest=rest)
 
 
 def _of_cross_token(parts, x, weights, read):
     """One new token for each sequence, and a second sequence whose keys and values are known."""
-    mask = read.get(parts.adapter.mask)
-    if not _is_token(parts, x, mask):
+    mask, bias = read.get(parts.adapter.mask), read.get(parts.adapter.bias)
+    if not _is_token(parts, x, mask, bias):
         return None
     found = keys_and_values(read.get(parts.adapter.cache), parts.number_in_cache())
     if found is None or not all(_are_heads_for(one, x) for one in found):
         return None
-    return Call(x, mask, weights=weights, cross=found)
+    if bias is None and parts.adapter.result == "bias":
+        bias = bias_of(parts, x, keys=found[0].shape[2])
+    return Call(x, mask, bias, weights=weights, cross=found)
 
 
 def _are_heads_for(keys, x):
@@ -158,13 +171,13 @@ def _are_heads_for(keys, x):
     return keys.dim() == 4 and keys.shape[0] == x.shape[0] and keys.dtype == x.dtype
 
 
-def _is_token(parts, x, mask):
+def _is_token(parts, x, mask, bias):
     """Whether it is one token of each sequence, for keys and values that want no gradient."""
     if x.dim() != 3 or x.shape[1] != 1 or torch.is_grad_enabled():
         return False
-    if not _can_mask(_implementation_of(parts.attention.core), mask):
+    if not _can_run(parts.adapter, _implementation_of(parts.attention.core), mask):
         return False
-    return mask is None or _is_mask(mask, x, keys=None)
+    return all(one is None or _is_mask(one, x, keys=None) for one in (mask, bias))
 
 
 def with_argument(parts, name, value, args, kwargs):
@@ -175,8 +188,10 @@ def with_argument(parts, name, value, args, kwargs):
     return (*args[:index], value, *args[index + 1 :]), kwargs
 
 
-def _can_mask(implementation, mask):
-    """Whether an implementation of attention takes masks as they are known."""
+def _can_run(adapter, implementation, mask):
+    """Whether an implementation of attention takes masks and gives results as they are known."""
+    if adapter.result == "bias" and implementation != "sdpa":
+        return False  # the eager one's weights are always returned
     if implementation == "eager" and getattr(mask, "dtype", None) == torch.bool:
         return False  # it would be added
     return implementation in _IMPLEMENTATIONS

@@ -27,9 +27,10 @@ class FusedBlock(Swapped):
         call = None
         if not self.training:
             call = READERS[parts.adapter.family](parts, args, kwargs)
-        if call is None or not runs_as_op(call.x, lambda: (call.residual, *parts.parameters())):
+        if call is None or not runs_as_op(call.x, lambda: call.added() + parts.parameters()):
             return super().forward(*args, **kwargs)
-        asked = parts.adapter.result != "tensor" and (call.weights or not all_idle(self))
+        kind = parts.adapter.result
+        asked = kind in ("tuple", "weights") and (call.weights or not all_idle(self))
         if asked and call.cache is not None:
             call = call._replace(cache=updated_once(call.cache))
         if plan is not None and not _has_any_global_hook():
@@ -40,15 +41,16 @@ class FusedBlock(Swapped):
             result = call.restored(result)
         else:
             return super().forward(*args, **kwargs)
-        if parts.adapter.result == "tensor":
+        if kind == "tensor":
             return result
         # Returned weights of an attention are those of the float one.
         if asked and call.cache is not None:
             args, kwargs = with_argument(parts, parts.adapter.cache, call.cache, args, kwargs)
-        weights = super().forward(*args, **kwargs)[1:] if asked else ()
-        if parts.adapter.result == "tuple":
-            return result, *weights
-        return result, *(weights or (None,))
+        if asked:
+            return result, *super().forward(*args, **kwargs)[1:]
+        if kind == "tuple":
+            return (result,)
+        return (result, None) if kind == "weights" else (result, call.bias, None)
 
     def why_not(self):
         """What stands against running fused now, or ""."""

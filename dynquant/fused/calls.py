@@ -128,13 +128,15 @@ def _behind_cache(query, key, value, call, numbers):
     found = own_of(call.cache).update(
         key.transpose(1, 2), value.transpose(1, 2), index, kwargs=call.rest
     )
-    return _attended(query, found, call.mask, scale)
+    return _attended(query, found, call, scale)
 
 
-def _attended(query, found, mask, scale):
+def _attended(query, found, call, scale):
     """[batch, 1, features] of all heads, for keys and values as a cache has them."""
     keys, values = (one.transpose(1, 2) for one in found)
-    return _scaled_dot_product(query, keys, values, mask, None, False, scale, False).flatten(2)
+    return _scaled_dot_product(
+        query, keys, values, call.mask, call.bias, False, scale, False
+    ).flatten(2)
 
 
 def cross_arguments(parts, numbers, before, after, scheme):
@@ -156,7 +158,7 @@ def cross(arguments, call, residual):
     """
     query, output, head_dim, scale = arguments
     query = linear_block(query, call.x).unflatten(-1, (-1, head_dim))
-    attended = _attended(query, call.cross, call.mask, scale)
+    attended = _attended(query, call.cross, call, scale)
     return linear_block(output, attended, call.x if residual else None)
 
 
@@ -169,7 +171,7 @@ def attention_in_parts(parts, call, integers, numbers):
     found = parts.attention
     if call.cross is not None:
         query = found.query(call.x).unflatten(-1, (-1, found.head_dim))
-        return _output(found, _attended(query, call.cross, call.mask, numbers[0]))
+        return _output(found, _attended(query, call.cross, call, numbers[0]))
     if found.key is None:
         counts = parts.heads, parts.kv_heads, parts.kv_heads
         rows = found.query(call.x)

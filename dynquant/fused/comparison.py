@@ -74,7 +74,13 @@ def _block_difference(module, parts, what, kwargs, attention):
         found = compute(parts, Plan(module, parts), call, kind)
         if differs := _differs(found, _first(expected), kind, what):
             return differs
-    return ""
+    return _bias_difference(parts, call, expected, what)
+
+
+def _bias_difference(parts, call, expected, what):
+    if parts.adapter.result != "bias":
+        return ""
+    return _differs(call.bias, expected[1], "float", f"the bias of {what}")
 
 
 def _token_difference(module, parts, what, kwargs):
@@ -95,6 +101,7 @@ def _token_difference(module, parts, what, kwargs):
         _differs(kept[0], keys, "float", f"the keys of {what}")
         or _differs(kept[1], values, "float", f"the values of {what}")
         or _differs(found, _first(expected), "float", what)
+        or _bias_difference(parts, call, expected, what)
     )
 
 
@@ -147,6 +154,23 @@ def _decibels(found, expected):
 
 def _samples(parts):
     """(what it is, arguments) to call a block with."""
+    for what, arguments in _whole_samples(parts):
+        yield what, arguments
+        if parts.adapter.result == "bias":
+            without = {name: one for name, one in arguments.items() if name != parts.adapter.bias}
+            yield f"{what} without a bias", _anew(parts, without)
+
+
+def _anew(parts, arguments):
+    """The same, with a cache that is not used yet."""
+    cache = arguments.get(parts.adapter.cache)
+    if cache is None or not _updates(parts, arguments):
+        return arguments
+    return {**arguments, parts.adapter.cache: with_own(cache, own_of(cache).fresh())}
+
+
+def _whole_samples(parts):
+    """With everything that the block can be given."""
     adapter, attention = parts.adapter, parts.attention
     generator, dtype = torch.Generator().manual_seed(0), parts.dtype()
 
@@ -163,7 +187,7 @@ def _samples(parts):
         return
     seen = torch.arange(_LENGTH) < torch.tensor([[_LENGTH], [_LENGTH // 2]])
     if parts.runs_without_cache:
-        arguments = _of_attention(parts, random, _LENGTH)
+        arguments = _of_attention(parts, random, _LENGTH, _LENGTH)
         yield "a random batch", _with_mask(arguments, parts, None)
         yield "a padded batch", _with_mask(arguments, parts, seen)
     if adapter.cache is not None and parts.number_in_cache() is not None:
@@ -172,7 +196,7 @@ def _samples(parts):
 
 def _tokens(parts, random, seen):
     adapter = parts.adapter
-    arguments = _of_attention(parts, random, 1)
+    arguments = _of_attention(parts, random, 1, _LENGTH)
     shape = _BATCH, parts.kv_heads, _LENGTH - 1, parts.attention.head_dim
     tokens = random(*shape), random(*shape)
     # The new token is the last, and is seen.
@@ -185,17 +209,18 @@ def _tokens(parts, random, seen):
     both = with_own(second, RecordedCache(*tokens))
     yield "a token beside a second sequence", {**arguments, adapter.cache: both, adapter.mask: None}
     sequence = random(_BATCH, _LENGTH - 1, parts.attention.key.in_features)
+    arguments = _of_attention(parts, random, 1, _LENGTH - 1)
     for what, keys in (("a second sequence", None), ("a padded second sequence", seen[:, :-1])):
         given = {**arguments, adapter.cache: second, adapter.cross: sequence}
         yield what, _with_mask(given, parts, keys)
 
 
-def _of_attention(parts, random, rows):
+def _of_attention(parts, random, rows, keys):
     """The arguments of an attention but for its mask."""
     adapter, attention = parts.adapter, parts.attention
     arguments = {adapter.arguments[0]: random(_BATCH, rows, attention.query.in_features)}
     if adapter.bias is not None:
-        arguments[adapter.bias] = random(_BATCH, parts.heads, rows, rows)
+        arguments[adapter.bias] = random(_BATCH, parts.heads, rows, keys)
     if adapter.rotary is not None:
         angles = random(1, rows, attention.head_dim // 2).repeat(1, 1, 2)
         arguments[adapter.rotary] = (angles.cos(), angles.sin())

@@ -12,6 +12,7 @@ from dynquant.fused.classes import base_of
 from dynquant.fused.parts import part_of
 
 _NEUTRAL = (nn.Dropout, nn.Identity)  # in eval mode
+_LOOKED_UP = (nn.Embedding,)  # what the same code does nothing else with
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _MISSING = object()
 
@@ -77,7 +78,7 @@ def _has_alike_inside(block, kind, known, adapter, parts):
     named = {path for path, part in parts.items() if isinstance(part, nn.Module) and path != core}
     holders = {path.rpartition(".")[0] for path in named}
     for path, module in block.named_modules():
-        if path == "" or type(module) in _NEUTRAL or _is_within(path, named):
+        if path == "" or type(module) in (*_NEUTRAL, *_LOOKED_UP) or _is_within(path, named):
             continue
         if not module._modules and path.rpartition(".")[0] not in holders:
             continue  # a leaf of a module that has a twin itself

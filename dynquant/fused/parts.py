@@ -216,7 +216,15 @@ class Parts:
 
     def parameters(self):
         """Those that may want a gradient; a quantized linear layer has none."""
-        return parameters_of(self.norms())
+        looked_up = [one for table in self._embeddings() for one in table.parameters()]
+        return [*parameters_of(self.norms()), *looked_up]
+
+    def _embeddings(self):
+        """What a core makes the bias of its positions of, by calling it."""
+        if self.adapter.result != "bias" or self.attention is None:
+            return []
+        children = self.attention.core._modules.values()
+        return [one for one in children if isinstance(one, nn.Embedding)]
 
     def children(self):
         """(parent, name, module) of everything in the block."""
@@ -243,6 +251,7 @@ class Parts:
             return False
         called = {id(one) for part in self.linears.values() for one in part.modules()}
         called |= {id(norm.module) for norm in self.attention.head_norms}
+        called |= {id(one) for one in self._embeddings()}
         return not self.disturbance(called | {id(self.attention.dropout)})
 
 
