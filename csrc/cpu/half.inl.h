@@ -198,15 +198,10 @@ inline void half_rest(const HalfGemmArgs& a, const float* x, const T* w, int64_t
   }
 }
 
-template <int R>
-struct RowsOfX {
-  static constexpr int kCount = R;
-};
-
-// f(a value of the type RowsOfX<rows>)
+// f(a value of the type Count<rows>)
 template <class Isa, int R, class F>
 inline void with_rows(int64_t rows, const F& f) {
-  if (rows == R) return f(RowsOfX<R>());
+  if (rows == R) return f(Count<R>());
   if constexpr (R > 1) return with_rows<Isa, R - 1>(rows, f);
 }
 

@@ -9,6 +9,12 @@
 namespace dynquant {
 namespace {
 
+// A number as a type.
+template <int N>
+struct Count {
+  static constexpr int kCount = N;
+};
+
 // `count` values, fewer than a register holds, filled up with zeros.
 template <class Isa, class T>
 inline typename Isa::Float load_part(const T* p, int64_t count) {
