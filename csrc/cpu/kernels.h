@@ -230,8 +230,10 @@ struct DivideArgs {
 
 // out[h][r] = the sum of weights[h][r][j] * vectors[h][j] over n vectors of dim values. Each output
 // is a sum of partial sums like those of HalfGemmArgs, of which partial j takes vectors j,
-// j + kPartials, ... Where there is more than one head, some are read side by side, which is
-// for vectors that come from memory: from a cache, one call after the other is faster.
+// j + kPartials, ... Where there is more than one head, heads_together(dim) are read side by
+// side, which is for vectors that come from memory: from a cache, one call after the other is
+// faster.
+constexpr int heads_together(int64_t dim) { return dim <= 64 ? 4 : dim <= 128 ? 2 : 1; }
 struct WeightedSumsArgs {
   const float* weights;   // [heads, rows, n]
   int64_t weight_stride;  // between rows

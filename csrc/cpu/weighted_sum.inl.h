@@ -106,9 +106,9 @@ inline void heads_strip(const WeightedSumsArgs& a, const float* weights, const T
   }
 }
 
-template <class Isa, int Width, class T>
+template <class Isa, int Heads, class T>
 inline void weighted_sums_of(const WeightedSumsArgs& a, const T* vectors) {
-  constexpr int kHeads = kSumColumns / Width, kRows = kHeads < 2 ? 1 : 2;
+  constexpr int Width = kSumColumns / Heads, kRows = Heads < 2 ? 1 : 2;
   // f(its weights, vectors and outputs) for a row of a head and some columns.
   const auto with = [&](int64_t head, int64_t row, int64_t first, const auto& f) {
     const int64_t r = head * a.rows + row;
@@ -117,10 +117,10 @@ inline void weighted_sums_of(const WeightedSumsArgs& a, const T* vectors) {
   };
   for (int64_t first = 0; first < a.dim; first += Width) {
     int64_t head = 0;
-    if constexpr (kHeads > 1) {
-      for (; head + kHeads <= a.heads; head += kHeads) {
+    if constexpr (Heads > 1) {
+      for (; head + Heads <= a.heads; head += Heads) {
         for (int64_t row = 0; row < a.rows; ++row) {
-          with(head, row, first, [&](auto... of) { heads_strip<Isa, Width, kHeads>(a, of...); });
+          with(head, row, first, [&](auto... of) { heads_strip<Isa, Width, Heads>(a, of...); });
         }
       }
     }
@@ -139,9 +139,14 @@ inline void weighted_sums_of(const WeightedSumsArgs& a, const T* vectors) {
 template <class Isa>
 void weighted_sums(const WeightedSumsArgs& a) {
   with_type(a.vectors, a.dtype, [&](const auto* vectors) {
-    if (a.dim <= kSumColumns / 4) return weighted_sums_of<Isa, kSumColumns / 4>(a, vectors);
-    if (a.dim <= kSumColumns / 2) return weighted_sums_of<Isa, kSumColumns / 2>(a, vectors);
-    weighted_sums_of<Isa, kSumColumns>(a, vectors);
+    switch (heads_together(a.dim)) {
+      case 4:
+        return weighted_sums_of<Isa, 4>(a, vectors);
+      case 2:
+        return weighted_sums_of<Isa, 2>(a, vectors);
+      default:
+        return weighted_sums_of<Isa, 1>(a, vectors);
+    }
   });
 }
 

@@ -9,8 +9,6 @@
 namespace dynquant {
 namespace {
 
-int64_t filled_up(int64_t n) { return ceil_div(n, kPartials) * kPartials; }
-
 template <class T>
 void gather(const char* row, int64_t stride, int64_t n, float* to) {
   for (int64_t i = 0; i < n; ++i) {

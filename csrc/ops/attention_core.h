@@ -59,10 +59,9 @@ struct QuantizedHeads {
   int32_t* zero_points_of(int64_t head) const { return zero_point + head * value_stride; }
 };
 
-// Where rows of scores of some length begin that are filled up, in values.
-inline int64_t score_stride_of(int64_t keys) {
-  return ceil_div(keys, kPartials) * kPartials + kPartials;
-}
+// How many values a row of scores has where it is filled up, and from one such row to the next.
+inline int64_t filled_up(int64_t keys) { return ceil_div(keys, kPartials) * kPartials; }
+inline int64_t score_stride_of(int64_t keys) { return filled_up(keys) + kPartials; }
 
 struct AttentionShape {
   int64_t batch, rows, keys, heads, kv_heads, dim;

@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import torch
 
-from dynquant.fused.biases import bias_of
 from dynquant.fused.caches import keys_and_values, own_of
 
 # Of transformers, whose masks are bool, or added to the scores; and of modules without a config.
@@ -21,7 +20,7 @@ class Call(NamedTuple):
         x: [batch, length, features]; [..., features] for a feed-forward block.
         mask: bool (True: seen) or float (added to the scores), which broadcasts to
             [batch, heads, length, length]; or None.
-        bias: float, likewise.
+        bias: float of x's dtype, likewise.
         rotary: cosines and sines [batch or 1, length, head_dim], or None.
         causal: whether a position sees no later one.
         residual: what a linear block adds, or None.
@@ -118,17 +117,13 @@ def _of_attention(parts, x, weights, read):
     if weights and adapter.feed_forward is not None:
         return None
     mask, bias, rotary = (read.get(n) for n in (adapter.mask, adapter.bias, adapter.rotary))
-    if x.dim() != 3 or any(
-        one is not None and not _is_mask(one, x, x.shape[1]) for one in (mask, bias)
-    ):
+    if x.dim() != 3 or not _can_add(mask, bias, x, x.shape[1]):
         return None
     if (rotary is None) != (adapter.rotary is None):
         return None
-    implementation = _implementation_of(core)
+    implementation = implementation_of(core)
     if not _can_run(adapter, implementation, mask):
         return None
-    if bias is None and adapter.result == "bias":
-        bias = bias_of(parts, x)
     own = read.get("is_causal", getattr(core, "is_causal", True))
     causal = implementation == "sdpa" and mask is None and own
     return Call(x, mask, bias, rotary, causal, weights=weights)
@@ -145,10 +140,8 @@ def _of_token(parts, x, weights, read, given):
         return None
     if weights and adapter.feed_forward is not None or (rotary is None) != (adapter.rotary is None):
         return None
-    if bias is None and adapter.result == "bias":
-        bias = bias_of(parts, x, own_of(cache))
-    named = adapter.mask, adapter.bias, adapter.rotary, adapter.cache, adapter.cross
-    named = adapter.arguments[0], *named
+    own = adapter.mask, adapter.bias, adapter.rotary, adapter.cache, adapter.cross
+    named = adapter.arguments[0], *own
     rest = {name: value for name, value in given if name not in named}
     return Call(x, mask, bias, rotary, weights=weights, cache=cache, rest=rest)
 
@@ -158,12 +151,11 @@ def _of_cross_token(parts, x, weights, read):
     mask, bias = read.get(parts.adapter.mask), read.get(parts.adapter.bias)
     if not _is_token(parts, x, mask, bias):
         return None
-    found = keys_and_values(read.get(parts.adapter.cache), parts.number_in_cache())
+    cache = read.get(parts.adapter.cache)
+    found = keys_and_values(cache, parts.number_in_cache())
     if found is None or not all(_are_heads_for(one, x) for one in found):
         return None
-    if bias is None and parts.adapter.result == "bias":
-        bias = bias_of(parts, x, keys=found[0].shape[2])
-    return Call(x, mask, bias, weights=weights, cross=found)
+    return Call(x, mask, bias, weights=weights, cache=cache, cross=found)
 
 
 def _are_heads_for(keys, x):
@@ -175,9 +167,9 @@ def _is_token(parts, x, mask, bias):
     """Whether it is one token of each sequence, for keys and values that want no gradient."""
     if x.dim() != 3 or x.shape[1] != 1 or torch.is_grad_enabled():
         return False
-    if not _can_run(parts.adapter, _implementation_of(parts.attention.core), mask):
+    if not _can_run(parts.adapter, implementation_of(parts.attention.core), mask):
         return False
-    return all(one is None or _is_mask(one, x, keys=None) for one in (mask, bias))
+    return _can_add(mask, bias, x, keys=None)
 
 
 def with_argument(parts, name, value, args, kwargs):
@@ -197,7 +189,7 @@ def _can_run(adapter, implementation, mask):
     return implementation in _IMPLEMENTATIONS
 
 
-def _implementation_of(core):
+def implementation_of(core):
     """core.config._attn_implementation, which costs 3 microseconds, without what is around it.
 
     Returns:
@@ -208,6 +200,13 @@ def _implementation_of(core):
         return ""
     found = config.__dict__.get("_attn_implementation_internal")
     return config._attn_implementation if found is None else found
+
+
+def _can_add(mask, bias, x, keys):
+    """Whether both are None or as the ops take them, for as many keys or any."""
+    if bias is not None and not (_is_mask(bias, x, keys) and bias.dtype == x.dtype):
+        return False
+    return mask is None or _is_mask(mask, x, keys)
 
 
 def _is_mask(mask, x, keys):

@@ -8,6 +8,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from dynquant.fused import calls
 from dynquant.fused.arguments import READERS, with_argument
+from dynquant.fused.biases import with_bias
 from dynquant.fused.caches import updated_once
 from dynquant.fused.classes import Swapped
 from dynquant.fused.functions import runs_as_op
@@ -30,17 +31,21 @@ class FusedBlock(Swapped):
         if call is None or not runs_as_op(call.x, lambda: call.added() + parts.parameters()):
             return super().forward(*args, **kwargs)
         kind = parts.adapter.result
+        as_one = plan is not None and not _has_any_global_hook()
+        if not as_one and (not parts.can_call_linears() or _trains(parts.linears)):
+            return super().forward(*args, **kwargs)
+        # Where a bias is returned, there are no weights.
         asked = kind in ("tuple", "weights") and (call.weights or not all_idle(self))
         if asked and call.cache is not None:
             call = call._replace(cache=updated_once(call.cache))
-        if plan is not None and not _has_any_global_hook():
+        if kind == "bias":
+            call = with_bias(parts, call)
+        if as_one:
             result = compute(parts, plan, call, self._settings[0])
-        elif parts.can_call_linears() and not _trains(parts.linears):
+        else:
             numbers = numbers_of(self, parts)
             result = calls.attention_in_parts(parts, call, self._integers(), numbers)
             result = call.restored(result)
-        else:
-            return super().forward(*args, **kwargs)
         if kind == "tensor":
             return result
         # Returned weights of an attention are those of the float one.

@@ -4,7 +4,8 @@ import torch
 
 from dynquant.fused import inline
 from dynquant.fused.adapters import RESULTS
-from dynquant.fused.arguments import READERS
+from dynquant.fused.arguments import READERS, implementation_of
+from dynquant.fused.biases import with_bias
 from dynquant.fused.block import compute
 from dynquant.fused.caches import RecordedCache, of_two_sequences, own_of, with_own
 from dynquant.fused.plan import Plan
@@ -39,6 +40,11 @@ def difference(module, parts, attention):
     """Why the fused form of `module`, not fused yet, cannot take its place, or ""."""
     if elsewhere := _elsewhere(next(iter(parts.linears.values()))):
         return elsewhere
+    if (
+        parts.adapter.result == "bias"
+        and (way := implementation_of(parts.attention.core)) != "sdpa"
+    ):
+        return f"its attention is {way!r}; it runs as ops where it is 'sdpa'"
     try:
         return _difference(module, parts, attention)
     except Exception as error:
@@ -67,7 +73,7 @@ def _block_difference(module, parts, what, kwargs, attention):
     expected = module.forward(**kwargs)
     if unlike := _unlike(expected, parts.adapter.result):
         return unlike
-    call = READERS[parts.adapter.family](parts, (), kwargs)
+    call = _call_of(parts, kwargs)
     if call is None:
         return f"could not be compared: {what} is not what its ops take"
     for kind in {"float", attention} if parts.attention else {"float"}:
@@ -75,6 +81,13 @@ def _block_difference(module, parts, what, kwargs, attention):
         if differs := _differs(found, _first(expected), kind, what):
             return differs
     return _bias_difference(parts, call, expected, what)
+
+
+def _call_of(parts, kwargs):
+    call = READERS[parts.adapter.family](parts, (), kwargs)
+    if call is None or parts.adapter.result != "bias":
+        return call
+    return with_bias(parts, call)
 
 
 def _bias_difference(parts, call, expected, what):
@@ -92,7 +105,7 @@ def _token_difference(module, parts, what, kwargs):
         return unlike
     if not cache.is_used_as_by_ops(parts.number_in_cache()):
         return "its cache is updated in another way"
-    call = READERS[parts.adapter.family](parts, (), {**kwargs, name: with_own(kwargs[name], again)})
+    call = _call_of(parts, {**kwargs, name: with_own(kwargs[name], again)})
     if call is None:
         return f"could not be compared: {what} is not what its ops take"
     found = compute(parts, Plan(module, parts), call, "float")
@@ -211,7 +224,7 @@ def _tokens(parts, random, seen):
     sequence = random(_BATCH, _LENGTH - 1, parts.attention.key.in_features)
     arguments = _of_attention(parts, random, 1, _LENGTH - 1)
     for what, keys in (("a second sequence", None), ("a padded second sequence", seen[:, :-1])):
-        given = {**arguments, adapter.cache: second, adapter.cross: sequence}
+        given = {**arguments, adapter.cache: both, adapter.cross: sequence}
         yield what, _with_mask(given, parts, keys)
 
 

@@ -12,7 +12,7 @@ from dynquant.fused.classes import base_of
 from dynquant.fused.parts import part_of
 
 _NEUTRAL = (nn.Dropout, nn.Identity)  # in eval mode
-_LOOKED_UP = (nn.Embedding,)  # what the same code does nothing else with
+_TABLES = (nn.Embedding,)  # code that calls one in the other's place only looks it up
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _MISSING = object()
 
@@ -33,29 +33,35 @@ def stranger_in(block: nn.Module, adapter: Adapter) -> str:
     """Why a module between the block and its parts may do what its adapter does not say, or "".
 
     A few tokens do not show all that it does, a window that it attends within, say. So it has to be
-    of the library of the block, or of a class that is known itself.
+    of transformers as the block is, or of a class that is known itself. Who registers a block of
+    another library knows what is in it.
     """
-    library = _library_of(block)
+    if not _is_of_transformers(base_of(type(block))):
+        return ""
     for path in _between(adapter):
         module = part_of(block, path)
-        if not isinstance(module, nn.Module) or isinstance(module, _CONTAINERS):
+        kind = base_of(type(module))
+        if not isinstance(module, nn.Module) or kind in _CONTAINERS or _is_of_transformers(kind):
             continue
-        if _library_of(module) != library and known_as(module) is None:
-            kind = name_of(base_of(type(module)))
-            return f"{path} is of class {kind}; register an adapter for it if it is known"
+        if known_as(module) is None:
+            return f"{path} is of class {name_of(kind)}; register an adapter for it if it is known"
     return ""
 
 
 def _between(adapter):
     """The names of the modules inside a block that hold what an adapter names."""
-    steps = [name.split(".") for name in adapter.names()]
-    if adapter.attention is not None and adapter.attention.core:
-        steps.append([*adapter.attention.core.split("."), ""])
-    return sorted({".".join(path[:end]) for path in steps for end in range(1, len(path))})
+    found = {holder for name in adapter.names() for holder in _holders_of(name)}
+    core = adapter.attention.core if adapter.attention is not None else ""
+    return sorted((found | {core, *_holders_of(core)}) - {""})
 
 
-def _library_of(module):
-    return base_of(type(module)).__module__.partition(".")[0]
+def _holders_of(name):
+    steps = name.split(".")
+    return [".".join(steps[:end]) for end in range(1, len(steps))]
+
+
+def _is_of_transformers(kind):
+    return kind.__module__.partition(".")[0] == "transformers"
 
 
 def _is_alike(block, kind, name, adapter):
@@ -78,7 +84,7 @@ def _has_alike_inside(block, kind, known, adapter, parts):
     named = {path for path, part in parts.items() if isinstance(part, nn.Module) and path != core}
     holders = {path.rpartition(".")[0] for path in named}
     for path, module in block.named_modules():
-        if path == "" or type(module) in (*_NEUTRAL, *_LOOKED_UP) or _is_within(path, named):
+        if path == "" or type(module) in (*_NEUTRAL, *_TABLES) or _is_within(path, named):
             continue
         if not module._modules and path.rpartition(".")[0] not in holders:
             continue  # a leaf of a module that has a twin itself
