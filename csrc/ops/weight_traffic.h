@@ -1,5 +1,5 @@
-// Which weights, keys and values a thread has read lately: a product of few rows may read those from
-// memory another way.
+// Which weights, keys and values a thread has read lately: a product of few rows may read those
+// from memory another way.
 #pragma once
 
 #include <stdint.h>
