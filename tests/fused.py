@@ -36,6 +36,7 @@ SEQUENCES = {
     "decoder_start_token_id": 1,
     "forced_eos_token_id": 2,
 }
+T5 = {"d_model": 48, "d_kv": 12, "d_ff": 80, "num_layers": 2, "num_heads": 4, "vocab_size": 99}
 WHISPER = {**SEQUENCES, "max_source_positions": 20, "num_mel_bins": 8}
 LENGTHS = (12, 5)
 MASK = (torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]).long()

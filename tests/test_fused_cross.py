@@ -10,6 +10,7 @@ import torch
 from compare import assert_same
 from fused import (
     SEQUENCES,
+    T5,
     Counting,
     assert_alike,
     decibels,
@@ -24,8 +25,6 @@ from torch import nn
 import dynquant
 from dynquant.fused import Adapter, Attention, FeedForward
 
-# The first attention to a sequence makes the bias of positions for the others.
-T5 = {"d_model": 48, "d_kv": 12, "d_ff": 80, "num_layers": 2, "num_heads": 4, "vocab_size": 99}
 SIZES = {**SEQUENCES, "encoder_layers": 1}
 # Norms in front (Whisper, mBART, M2M100) and behind (BART, Marian); key without bias in Whisper.
 MODELS = {

@@ -6,19 +6,18 @@ import re
 import pytest
 import torch
 from compare import assert_same
-from fused import IDS, MASK, decibels, fused, ops_of, randomized, seen_one_by_one, small
+from fused import IDS, MASK, T5, decibels, fused, ops_of, randomized, seen_one_by_one, small
 
 import dynquant
 from dynquant.fused import Adapter, Attention
 
-SIZES = {"d_model": 48, "d_kv": 12, "d_ff": 80, "num_layers": 3, "num_heads": 4, "vocab_size": 99}
+SIZES = {**T5, "num_layers": 3}
+MODELS = [("T5", "relu"), ("T5", "gated-gelu"), ("MT5", "gated-gelu")]
 WHOLE = {"input_ids": IDS, "attention_mask": MASK, "decoder_input_ids": IDS, "use_cache": False}
 TOKEN = {"decoder_start_token_id": 0, "max_new_tokens": 6, "min_new_tokens": 6}
 
 
-@pytest.fixture(
-    scope="module", params=[("T5", "relu"), ("T5", "gated-gelu"), ("MT5", "gated-gelu")]
-)
+@pytest.fixture(scope="module", params=MODELS)
 def made(request):
     name, activation = request.param
     return fused(small(name, SIZES, feed_forward_proj=activation))
@@ -46,8 +45,9 @@ def test_whole_sequences(made):
     assert ops_of(model, **WHOLE)["attention"] == 6  # self-attention of all layers
 
 
-def test_in_floats():
-    quantized, model = fused(small("T5", SIZES), attention="float")
+@pytest.mark.parametrize(("name", "activation"), MODELS)
+def test_in_floats(name, activation):
+    quantized, model = fused(small(name, SIZES, feed_forward_proj=activation), attention="float")
     assert decibels(output(model), output(quantized)) > 40
 
 

@@ -228,12 +228,13 @@ struct DivideArgs {
   int64_t y_stride;  // bytes
 };
 
+// How many heads are read side by side where their vectors come from memory. From a cache, a call
+// for each is faster.
+constexpr int heads_together(int64_t dim) { return dim <= 64 ? 4 : dim <= 128 ? 2 : 1; }
+
 // out[h][r] = the sum of weights[h][r][j] * vectors[h][j] over n vectors of dim values. Each output
 // is a sum of partial sums like those of HalfGemmArgs, of which partial j takes vectors j,
-// j + kPartials, ... Where there is more than one head, heads_together(dim) are read side by
-// side, which is for vectors that come from memory: from a cache, one call after the other is
-// faster.
-constexpr int heads_together(int64_t dim) { return dim <= 64 ? 4 : dim <= 128 ? 2 : 1; }
+// j + kPartials, ...
 struct WeightedSumsArgs {
   const float* weights;   // [heads, rows, n]
   int64_t weight_stride;  // between rows

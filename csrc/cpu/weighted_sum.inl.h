@@ -20,9 +20,9 @@ constexpr int kVectors = 4;
 // The vector that is fetched meanwhile, where heads are side by side.
 constexpr int64_t kFetchedVector = 2;
 
-// Adds Count vectors of one partial sum, each kPartials behind the one before, to that sum of each
+// Adds some vectors of one partial sum, each kPartials behind the one before, to that sum of each
 // of Rows rows of weights, which are weight_stride and sums_stride apart.
-template <class Isa, int Rows, int Count, class T>
+template <class Isa, int Rows, int Vectors, class T>
 inline void add_vectors(const float* weights, int64_t weight_stride, const T* vectors,
                         int64_t vector_stride, int64_t columns, float* sums, int64_t sums_stride) {
   each_registers<Isa>(columns, [&](int64_t i, auto isa, auto part) {
@@ -31,7 +31,7 @@ inline void add_vectors(const float* weights, int64_t weight_stride, const T* ve
 #pragma GCC unroll 4
     for (int r = 0; r < Rows; ++r) sum[r] = Many::load(sums + r * sums_stride + i);
 #pragma GCC unroll 4
-    for (int t = 0; t < Count; ++t) {
+    for (int t = 0; t < Vectors; ++t) {
       const auto vector = part.load(vectors + t * kPartials * vector_stride + i);
 #pragma GCC unroll 4
       for (int r = 0; r < Rows; ++r) {
@@ -82,9 +82,9 @@ inline void rows_strip(const WeightedSumsArgs& a, const float* weights, const T*
 }
 
 // One row of weights of each of Heads heads, and at most Width columns of the vectors, which are
-// read in the order in which they lie in memory, vector by vector of each head in turn: memory
-// gives more to several streams of reads than to one. Four heads are 1.2 to 1.4 times as fast on an
-// AMD Zen 3 as one after the other; from a cache, 0.7 times.
+// read in the order in which they lie in memory, vector by vector of each head in turn: several
+// streams (far.inl.h). Four heads are 1.2 to 1.4 times as fast on an AMD Zen 3 as one after the
+// other; from a cache, 0.8 to 0.9 times.
 template <class Isa, int Width, int Heads, class T>
 inline void heads_strip(const WeightedSumsArgs& a, const float* weights, const T* vectors,
                         int64_t columns, float* out) {
@@ -108,29 +108,29 @@ inline void heads_strip(const WeightedSumsArgs& a, const float* weights, const T
 
 template <class Isa, int Heads, class T>
 inline void weighted_sums_of(const WeightedSumsArgs& a, const T* vectors) {
-  constexpr int Width = kSumColumns / Heads, kRows = Heads < 2 ? 1 : 2;
+  constexpr int kWidth = kSumColumns / Heads, kRows = Heads < 2 ? 1 : 2;
   // f(its weights, vectors and outputs) for a row of a head and some columns.
   const auto with = [&](int64_t head, int64_t row, int64_t first, const auto& f) {
     const int64_t r = head * a.rows + row;
     f(a.weights + r * a.weight_stride, vectors + head * a.head_stride + first,
-      a.dim - first < Width ? a.dim - first : Width, a.out + r * a.out_stride + first);
+      a.dim - first < kWidth ? a.dim - first : kWidth, a.out + r * a.out_stride + first);
   };
-  for (int64_t first = 0; first < a.dim; first += Width) {
+  for (int64_t first = 0; first < a.dim; first += kWidth) {
     int64_t head = 0;
     if constexpr (Heads > 1) {
       for (; head + Heads <= a.heads; head += Heads) {
         for (int64_t row = 0; row < a.rows; ++row) {
-          with(head, row, first, [&](auto... of) { heads_strip<Isa, Width, Heads>(a, of...); });
+          with(head, row, first, [&](auto... of) { heads_strip<Isa, kWidth, Heads>(a, of...); });
         }
       }
     }
     for (; head < a.heads; ++head) {
       int64_t row = 0;
       for (; row + kRows <= a.rows; row += kRows) {
-        with(head, row, first, [&](auto... of) { rows_strip<Isa, Width, kRows>(a, of...); });
+        with(head, row, first, [&](auto... of) { rows_strip<Isa, kWidth, kRows>(a, of...); });
       }
       for (; row < a.rows; ++row) {
-        with(head, row, first, [&](auto... of) { rows_strip<Isa, Width, 1>(a, of...); });
+        with(head, row, first, [&](auto... of) { rows_strip<Isa, kWidth, 1>(a, of...); });
       }
     }
   }

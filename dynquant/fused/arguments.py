@@ -140,8 +140,8 @@ def _of_token(parts, x, weights, read, given):
         return None
     if weights and adapter.feed_forward is not None or (rotary is None) != (adapter.rotary is None):
         return None
-    own = adapter.mask, adapter.bias, adapter.rotary, adapter.cache, adapter.cross
-    named = adapter.arguments[0], *own
+    roles = adapter.mask, adapter.bias, adapter.rotary, adapter.cache, adapter.cross
+    named = adapter.arguments[0], *roles
     rest = {name: value for name, value in given if name not in named}
     return Call(x, mask, bias, rotary, weights=weights, cache=cache, rest=rest)
 
@@ -182,11 +182,16 @@ def with_argument(parts, name, value, args, kwargs):
 
 def _can_run(adapter, implementation, mask):
     """Whether an implementation of attention takes masks and gives results as they are known."""
-    if adapter.result == "bias" and implementation != "sdpa":
-        return False  # the eager one's weights are always returned
+    if always_gives_weights(adapter, implementation):
+        return False
     if implementation == "eager" and getattr(mask, "dtype", None) == torch.bool:
         return False  # it would be added
     return implementation in _IMPLEMENTATIONS
+
+
+def always_gives_weights(adapter, implementation):
+    """Whether they are returned unasked, as the eager attention's are beside a bias."""
+    return adapter.result == "bias" and implementation != "sdpa"
 
 
 def implementation_of(core):

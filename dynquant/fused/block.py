@@ -48,10 +48,9 @@ class FusedBlock(Swapped):
             result = call.restored(result)
         if kind == "tensor":
             return result
-        # Returned weights of an attention are those of the float one.
-        if asked and call.cache is not None:
-            args, kwargs = with_argument(parts, parts.adapter.cache, call.cache, args, kwargs)
-        if asked:
+        if asked:  # returned weights of an attention are those of the float one
+            if call.cache is not None:
+                args, kwargs = with_argument(parts, parts.adapter.cache, call.cache, args, kwargs)
             return result, *super().forward(*args, **kwargs)[1:]
         if kind == "tuple":
             return (result,)

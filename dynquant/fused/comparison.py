@@ -4,7 +4,7 @@ import torch
 
 from dynquant.fused import inline
 from dynquant.fused.adapters import RESULTS
-from dynquant.fused.arguments import READERS, implementation_of
+from dynquant.fused.arguments import READERS, always_gives_weights, implementation_of
 from dynquant.fused.biases import with_bias
 from dynquant.fused.block import compute
 from dynquant.fused.caches import RecordedCache, of_two_sequences, own_of, with_own
@@ -40,10 +40,8 @@ def difference(module, parts, attention):
     """Why the fused form of `module`, not fused yet, cannot take its place, or ""."""
     if elsewhere := _elsewhere(next(iter(parts.linears.values()))):
         return elsewhere
-    if (
-        parts.adapter.result == "bias"
-        and (way := implementation_of(parts.attention.core)) != "sdpa"
-    ):
+    way = parts.attention and implementation_of(parts.attention.core)
+    if always_gives_weights(parts.adapter, way):
         return f"its attention is {way!r}; it runs as ops where it is 'sdpa'"
     try:
         return _difference(module, parts, attention)
@@ -98,14 +96,14 @@ def _bias_difference(parts, call, expected, what):
 
 def _token_difference(module, parts, what, kwargs):
     name = parts.adapter.cache
-    cache = own_of(kwargs[name])
-    again = cache.fresh()
-    expected = module.forward(**kwargs)
+    given = kwargs[name]
+    cache, again = own_of(given).fresh(), own_of(given).fresh()
+    expected = module.forward(**{**kwargs, name: with_own(given, cache)})
     if unlike := _unlike(expected, parts.adapter.result):
         return unlike
     if not cache.is_used_as_by_ops(parts.number_in_cache()):
         return "its cache is updated in another way"
-    call = _call_of(parts, {**kwargs, name: with_own(kwargs[name], again)})
+    call = _call_of(parts, {**kwargs, name: with_own(given, again)})
     if call is None:
         return f"could not be compared: {what} is not what its ops take"
     found = compute(parts, Plan(module, parts), call, "float")
@@ -171,15 +169,7 @@ def _samples(parts):
         yield what, arguments
         if parts.adapter.result == "bias":
             without = {name: one for name, one in arguments.items() if name != parts.adapter.bias}
-            yield f"{what} without a bias", _anew(parts, without)
-
-
-def _anew(parts, arguments):
-    """The same, with a cache that is not used yet."""
-    cache = arguments.get(parts.adapter.cache)
-    if cache is None or not _updates(parts, arguments):
-        return arguments
-    return {**arguments, parts.adapter.cache: with_own(cache, own_of(cache).fresh())}
+            yield f"{what} without a bias", without
 
 
 def _whole_samples(parts):

@@ -110,8 +110,8 @@ def _why_not(block, parts, attention):
     """What stands against fusing it, or ""."""
     if isinstance(parts, Chain):
         return chain_difference(parts)
-    stranger = stranger_in(block, parts.adapter)
-    return parts.obstacle or stranger or difference(block, parts, attention)
+    stranger = parts.obstacle or stranger_in(block, parts.adapter)
+    return stranger or difference(block, parts, attention)
 
 
 def _run_functions_as_ops(parts):

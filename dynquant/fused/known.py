@@ -11,8 +11,8 @@ from dynquant.fused.alike import runs_the_same
 from dynquant.fused.classes import base_of
 from dynquant.fused.parts import part_of
 
-_NEUTRAL = (nn.Dropout, nn.Identity)  # in eval mode
-_TABLES = (nn.Embedding,)  # code that calls one in the other's place only looks it up
+# They do nothing in eval mode, or what the same code can only look up.
+_PASSED_OVER = (nn.Dropout, nn.Identity, nn.Embedding)
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _MISSING = object()
 
@@ -84,7 +84,7 @@ def _has_alike_inside(block, kind, known, adapter, parts):
     named = {path for path, part in parts.items() if isinstance(part, nn.Module) and path != core}
     holders = {path.rpartition(".")[0] for path in named}
     for path, module in block.named_modules():
-        if path == "" or type(module) in (*_NEUTRAL, *_TABLES) or _is_within(path, named):
+        if path == "" or type(module) in _PASSED_OVER or _is_within(path, named):
             continue
         if not module._modules and path.rpartition(".")[0] not in holders:
             continue  # a leaf of a module that has a twin itself
