@@ -5,6 +5,7 @@ from itertools import chain
 import torch
 
 from dynquant.fused.caches import own_of
+from dynquant.fused.growing import updated
 from dynquant.nn.linear import outputs_of
 from dynquant.ops.blocks import ACTIVATIONS
 
@@ -125,9 +126,8 @@ def token(arguments, call, residual):
 def _behind_cache(query, key, value, call, numbers):
     """[batch, 1, features] of all heads, for which keys and values of the call's cache are read."""
     scale, index = numbers
-    found = own_of(call.cache).update(
-        key.transpose(1, 2), value.transpose(1, 2), index, kwargs=call.rest
-    )
+    heads = key.transpose(1, 2), value.transpose(1, 2)
+    found = updated(own_of(call.cache), *heads, index, call.rest)
     return _attended(query, found, call, scale)
 
 

@@ -1,0 +1,109 @@
+"""Keys and values of a cache that take in a token where they are, and not in a copy of all."""
+
+import sys
+import weakref
+
+import torch
+
+# Fewer keys are copied in the time that it takes to find out where they are.
+_LEAST = 1 << 15
+
+
+class _Room:
+    """The memory of the keys and values that a cache's layer had after its last update."""
+
+    def __init__(self):
+        self._tokens = 0  # how many it is for; 0 where it was not made here
+
+    def note(self, layer):
+        # Weakly: memory ends when the layer lets it go.
+        self._keys, self._values = weakref.ref(layer.keys), weakref.ref(layer.values)
+
+    def is_of(self, layer):
+        """Whether nobody has given the layer others since."""
+        return self._keys() is layer.keys and self._values() is layer.values
+
+    def take(self, layer, key, value):
+        """Puts them behind the layer's own."""
+        length = layer.keys.shape[2] + key.shape[2]
+        tokens = self._tokens
+        if length > tokens:
+            tokens = length + length // 4 + 64
+        longer = (
+            self._longer(rows, new, length, tokens)
+            for rows, new in ((layer.keys, key), (layer.values, value))
+        )
+        layer.keys, layer.values = longer
+        self._tokens = tokens
+
+    def _longer(self, rows, new, length, tokens):
+        batch, heads, before, features = rows.shape
+        rows = rows.data  # or what autograd keeps of them would count as changed
+        strides = heads * tokens * features, tokens * features, features, 1
+        if tokens == self._tokens and rows.stride() == strides:
+            longer = rows.as_strided((batch, heads, length, features), strides)
+        else:
+            longer = rows.new_empty(batch, heads, tokens, features).narrow(2, 0, length)
+            longer.narrow(2, 0, before).copy_(rows)
+        longer.narrow(2, before, length - before).copy_(new)
+        return longer
+
+
+_ROOMS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+def updated(cache, key, value, index, rest):
+    """What cache.update(key, value, index, kwargs=rest) gives, and does to the cache.
+
+    A DynamicCache copies all keys and values for each token: of a long text, that takes longer than
+    the attention. Here a layer that nobody has changed since its last update gets keys and values
+    with room behind them, and later tokens are written there. What somebody else still has of them
+    ends before that.
+    """
+    layer = _growing_layer(cache, index)
+    if layer is None:
+        return cache.update(key, value, index, kwargs=rest)
+    room = _ROOMS.get(layer)
+    if room is not None and room.is_of(layer) and _fit(layer, key, value):
+        room.take(layer, key, value)
+    else:
+        cache.update(key, value, index, kwargs=rest)
+        room = _ROOMS[layer] = _Room()
+    room.note(layer)
+    return layer.keys, layer.values
+
+
+def _growing_layer(cache, index):
+    """The cache's layer, where it has many keys, and an update only puts others behind them."""
+    library = sys.modules.get("transformers.cache_utils")
+    if library is None or type(cache) is not library.DynamicCache or cache.offloading:
+        return None
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return None  # neither follows what is written where
+    if not 0 <= index < len(cache.layers):
+        return None
+    layer = cache.layers[index]
+    if type(layer) is not library.DynamicLayer or not layer.is_initialized:
+        return None
+    if layer.keys.numel() < _LEAST:
+        return None
+    return layer if _is_own(cache, library) and _is_own(layer, library) else None
+
+
+def _is_own(cache, library):
+    """Whether its update is the one of transformers: some tools put another in its place."""
+    code = getattr(type(cache).update, "__globals__", None)
+    return code is library.__dict__ and "update" not in cache.__dict__
+
+
+def _fit(layer, key, value):
+    """Whether these can be written behind what the layer has."""
+    keys, values = layer.keys, layer.values
+    return keys.shape[2] == values.shape[2] and _fits(keys, key) and _fits(values, value)
+
+
+def _fits(rows, new):
+    if rows.is_inference() and not torch.is_inference_mode_enabled():
+        return False  # it must not be written to
+    kind = rows.dtype, rows.device, rows.shape[:2], rows.shape[3]
+    return kind == (new.dtype, new.device, new.shape[:2], new.shape[3])
