@@ -1,7 +1,14 @@
 """Blocks of known architectures as single ops, and the adapters that tell what their parts are."""
 
 from dynquant.fused import architectures  # noqa: F401 (registers them)
-from dynquant.fused.adapters import Adapter, Attention, FeedForward, LinearBlock, register
+from dynquant.fused.adapters import (
+    Adapter,
+    Attention,
+    FeedForward,
+    LinearBlock,
+    Sublayers,
+    register,
+)
 from dynquant.fused.fuse import fuse, fused_blocks
 
 __all__ = [
@@ -9,6 +16,7 @@ __all__ = [
     "Attention",
     "FeedForward",
     "LinearBlock",
+    "Sublayers",
     "fuse",
     "fused_blocks",
     "register",

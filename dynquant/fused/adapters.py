@@ -95,6 +95,34 @@ class LinearBlock:
 
 
 @dataclass(frozen=True)
+class Sublayers:
+    """What an inline block is for one token behind a cache, by names in the block.
+
+    Its attention, one to a second sequence where that is given, and its feed-forward block, each
+    with a norm and the sum with its input. The attentions are blocks that are known themselves.
+
+    Args:
+        attention, attention_norm: self-attention.
+        feed_forward_norm: that of the adapter's feed-forward block.
+        cross, cross_norm: the attention to a second sequence, if any.
+        second, second_mask: the arguments of forward with that sequence and its mask.
+    """
+
+    attention: str
+    attention_norm: str
+    feed_forward_norm: str
+    cross: str | None = None
+    cross_norm: str | None = None
+    second: str | None = None
+    second_mask: str | None = None
+
+    def __post_init__(self):
+        given = self.cross, self.cross_norm, self.second, self.second_mask
+        if any(given) and not all(given):
+            raise ValueError("cross, cross_norm, second and second_mask: name all, or none of them")
+
+
+@dataclass(frozen=True)
 class Adapter:
     """How the forward of one class of modules is made of linear layers and what is beside them.
 
@@ -108,6 +136,7 @@ class Adapter:
         inline: that forward computes more than the feed-forward block, which is all that is named
             here: it calls up, the activation and down, one after the other, and these calls run as
             one op.
+        sublayers: what an inline block runs as for one token behind a cache.
         residual: whether each of them adds its input.
         norm_first: whether each norm is applied to the input (True) or to the result (False); a
             name for an attribute that tells.
@@ -133,6 +162,7 @@ class Adapter:
     feed_forward: FeedForward | None = None
     linear_block: LinearBlock | None = None
     inline: bool = False
+    sublayers: Sublayers | None = None
     residual: bool = False
     norm_first: bool | str = False
     mask: str | None = None
@@ -153,7 +183,10 @@ class Adapter:
             )
         if self.inline:
             self._check_inline()
-        self._check_cache()
+        if self.sublayers is not None:
+            self._check_sublayers()
+        else:
+            self._check_cache()
         if not self.arguments:
             raise ValueError("arguments is empty; the first names the input of forward")
         for name, allowed in (("result", RESULTS), ("family", FAMILIES)):
@@ -168,6 +201,12 @@ class Adapter:
             raise ValueError("inline: it goes with feed_forward alone, without norm and residual")
         if block.gate or block.split or any("." in name for name in self.names()):
             raise ValueError("inline: up, activation and down are attributes of the block itself")
+
+    def _check_sublayers(self):
+        if not self.inline or self.cache is None or self.mask is None:
+            raise ValueError("sublayers: they go with inline, and with names for cache and mask")
+        if self.rotary is not None or self.bias is not None or self.cross is not None:
+            raise ValueError("sublayers: they go without rotary, bias and cross")
 
     def _check_cache(self):
         block = self.attention

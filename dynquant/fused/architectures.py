@@ -8,7 +8,14 @@ fused, and left alone.
 
 import dataclasses
 
-from dynquant.fused.adapters import Adapter, Attention, FeedForward, LinearBlock, register
+from dynquant.fused.adapters import (
+    Adapter,
+    Attention,
+    FeedForward,
+    LinearBlock,
+    Sublayers,
+    register,
+)
 
 _NOT_READ = frozenset({"position_ids", "token_type_ids"})  # passed on to layers that ignore them
 _MASKED = ("hidden_states", "attention_mask")
@@ -323,14 +330,40 @@ for _name, _norm_first, _whole in (
         norm_first=_norm_first,
         whole=_whole,
     )
-# Their decoders, and OPT's.
-_register(
-    _of("whisper", "WhisperDecoderLayer")
-    + _of("mbart", "MBartDecoderLayer")
-    + _of("bart", "BartDecoderLayer")
-    + _of("opt", "OPTDecoderLayer"),
-    Adapter(arguments=("hidden_states",), feed_forward=_plain, inline=True),
+# Their decoders, and OPT's, which has no second sequence.
+_attention_module(
+    _of("opt", "OPTAttention"),
+    _projections("out_proj", **_in_cache),
+    arguments=("hidden_states", "cache", "attention_mask", "output_attentions"),
+    cache="cache",
 )
+_one_sequence = Sublayers("self_attn", "self_attn_layer_norm", "final_layer_norm")
+_with_a_second = dataclasses.replace(
+    _one_sequence,
+    cross="encoder_attn",
+    cross_norm="encoder_attn_layer_norm",
+    second="encoder_hidden_states",
+    second_mask="encoder_attention_mask",
+)
+for _names, _norm_first, _sublayers in (
+    (_of("whisper", "WhisperDecoderLayer"), True, _with_a_second),
+    (_of("mbart", "MBartDecoderLayer"), True, _with_a_second),
+    (_of("bart", "BartDecoderLayer"), False, _with_a_second),
+    (_of("opt", "OPTDecoderLayer"), "do_layer_norm_before", _one_sequence),
+):
+    _second = (_sublayers.second, _sublayers.second_mask) if _sublayers.second else ()
+    _register(
+        _names,
+        Adapter(
+            arguments=(*_MASKED, *_second, "cache", "use_cache"),
+            feed_forward=_plain,
+            inline=True,
+            sublayers=_sublayers,
+            norm_first=_norm_first,
+            mask="attention_mask",
+            cache="cache",
+        ),
+    )
 
 _modernbert = Attention("Wqkv", None, None, "head_dim", "Wo", dropout="out_drop")
 _modernbert_mlp = FeedForward(up="Wi", activation="act", down="Wo", split="gate_first")

@@ -36,7 +36,8 @@ class Swapped:
 
 def swap_class(module, kind, *settings):
     """Gives the instance the class of `kind` that is made for its own."""
-    module.__class__ = fused_class(base_of(type(module)), kind, settings)
+    unswap_class(module)
+    module.__class__ = fused_class(type(module), kind, settings)
 
 
 def unswap_class(module):

@@ -7,13 +7,15 @@ from dynquant.fused.adapters import RESULTS
 from dynquant.fused.arguments import READERS, always_gives_weights, implementation_of
 from dynquant.fused.biases import with_bias
 from dynquant.fused.block import compute
-from dynquant.fused.caches import RecordedCache, of_two_sequences, own_of, with_own
+from dynquant.fused.caches import own_of, with_own
+from dynquant.fused.classes import base_of
+from dynquant.fused.parts import dtype_of
 from dynquant.fused.plan import Plan
+from dynquant.fused.samples import BATCH, LENGTH, samples_of, samples_of_sublayers
 
 # Below it a block computes something else than its adapter says. Bytes that round otherwise leave
 # 40 dB and more, integers in the attention 30.
 LEAST_DB = {"integer": 20, "float": 35}
-_BATCH, _LENGTH = 2, 9
 
 
 @torch.no_grad()
@@ -23,7 +25,7 @@ def chain_difference(chain):
         if elsewhere := _elsewhere(run.linear):
             return elsewhere
         generator = torch.Generator().manual_seed(0)
-        x = torch.randn(_BATCH, _LENGTH, run.linear.in_features, generator=generator)
+        x = torch.randn(BATCH, LENGTH, run.linear.in_features, generator=generator)
         x = expected = x.to(run.dtype())
         try:
             for _, module in run.modules:
@@ -50,7 +52,7 @@ def difference(module, parts, attention):
 
 
 def _difference(module, parts, attention):
-    for what, kwargs in _samples(parts):
+    for what, kwargs in samples_of(parts):
         if parts.adapter.inline:
             differs = _inline_difference(module, parts, what, kwargs)
         elif _updates(parts, kwargs):
@@ -132,6 +134,42 @@ def _inline_difference(module, parts, what, kwargs):
     return _differs(found, expected, "float", what)
 
 
+@torch.no_grad()
+def sublayers_difference(block, parts, sublayers):
+    """Why the ops of an inline block's sublayers cannot take the place of its forward, or "".
+
+    Args:
+        block: whose attentions are fused.
+        sublayers: its Sublayers.
+    """
+    dtype = dtype_of([norm.module for norm in sublayers.norms])
+    cross = sublayers.cross and sublayers.cross.parts
+    samples = samples_of_sublayers(parts.adapter, sublayers.attention.parts, cross, dtype)
+    try:
+        for what, kwargs in samples:
+            if differs := _sublayers_difference(block, parts, sublayers, what, kwargs):
+                return differs
+    except Exception as error:
+        return f"could not be compared: {type(error).__name__}: {error}"
+    return ""
+
+
+def _sublayers_difference(block, parts, sublayers, what, kwargs):
+    name = parts.adapter.cache
+    given = kwargs[name]
+    caches = [own_of(given).fresh() for _ in range(2)]
+    one, other = ({**kwargs, name: with_own(given, cache)} for cache in caches)
+    expected = base_of(type(block)).forward(block, **one)
+    if unlike := _unlike(expected, "tensor"):
+        return unlike
+    found = sublayers.run((), other)
+    if found is None:
+        return f"could not be compared: {what} is not what its ops take"
+    if [len(cache.calls) for cache in caches] != [1, 1]:
+        return "its cache is updated in another way"
+    return _differs(found, expected, "float", what)
+
+
 def _unlike(result, form):
     """Why forward does not return what an adapter says, or ""."""
     expected = RESULTS[form]
@@ -161,92 +199,3 @@ def _differs(found, expected, kind, what):
 def _decibels(found, expected):
     noise, signal = (found - expected).square().sum(), expected.square().sum()
     return float("inf") if noise == 0 else float(10 * torch.log10(signal / noise))
-
-
-def _samples(parts):
-    """(what it is, arguments) to call a block with."""
-    for what, arguments in _whole_samples(parts):
-        yield what, arguments
-        if parts.adapter.result == "bias":
-            without = {name: one for name, one in arguments.items() if name != parts.adapter.bias}
-            yield f"{what} without a bias", without
-
-
-def _whole_samples(parts):
-    """With everything that the block can be given."""
-    adapter, attention = parts.adapter, parts.attention
-    generator, dtype = torch.Generator().manual_seed(0), parts.dtype()
-
-    def random(*shape):
-        return torch.randn(*shape, generator=generator).to(dtype)
-
-    if attention is None:
-        width = next(iter(parts.linears.values())).in_features
-        arguments = {adapter.arguments[0]: random(_BATCH, _LENGTH, width)}
-        if adapter.linear_block is not None and adapter.linear_block.residual is not None:
-            wide = parts.linear_block.linear.out_features
-            arguments[adapter.linear_block.residual] = random(_BATCH, _LENGTH, wide)
-        yield "a random batch", arguments
-        return
-    seen = torch.arange(_LENGTH) < torch.tensor([[_LENGTH], [_LENGTH // 2]])
-    if parts.runs_without_cache:
-        arguments = _of_attention(parts, random, _LENGTH, _LENGTH)
-        yield "a random batch", _with_mask(arguments, parts, None)
-        yield "a padded batch", _with_mask(arguments, parts, seen)
-    if adapter.cache is not None and parts.number_in_cache() is not None:
-        yield from _tokens(parts, random, seen)
-
-
-def _tokens(parts, random, seen):
-    adapter = parts.adapter
-    arguments = _of_attention(parts, random, 1, _LENGTH)
-    shape = _BATCH, parts.kv_heads, _LENGTH - 1, parts.attention.head_dim
-    tokens = random(*shape), random(*shape)
-    # The new token is the last, and is seen.
-    for what, keys in (("a token", None), ("a token of a padded batch", seen.flip(1))):
-        given = {**arguments, adapter.cache: RecordedCache(*tokens)}
-        yield what, _with_mask(given, parts, keys)
-    if adapter.cross is None:
-        return
-    second = of_two_sequences(parts.number_in_cache(), random(*shape), random(*shape))
-    both = with_own(second, RecordedCache(*tokens))
-    yield "a token beside a second sequence", {**arguments, adapter.cache: both, adapter.mask: None}
-    sequence = random(_BATCH, _LENGTH - 1, parts.attention.key.in_features)
-    arguments = _of_attention(parts, random, 1, _LENGTH - 1)
-    for what, keys in (("a second sequence", None), ("a padded second sequence", seen[:, :-1])):
-        given = {**arguments, adapter.cache: both, adapter.cross: sequence}
-        yield what, _with_mask(given, parts, keys)
-
-
-def _of_attention(parts, random, rows, keys):
-    """The arguments of an attention but for its mask."""
-    adapter, attention = parts.adapter, parts.attention
-    arguments = {adapter.arguments[0]: random(_BATCH, rows, attention.query.in_features)}
-    if adapter.bias is not None:
-        arguments[adapter.bias] = random(_BATCH, parts.heads, rows, keys)
-    if adapter.rotary is not None:
-        angles = random(1, rows, attention.head_dim // 2).repeat(1, 1, 2)
-        arguments[adapter.rotary] = (angles.cos(), angles.sin())
-    if adapter.family == "torch_attention":
-        arguments.update(dict.fromkeys(adapter.arguments, arguments["query"]), need_weights=False)
-    return arguments
-
-
-def _with_mask(arguments, parts, seen):
-    """seen: bool [batch, keys], or None for all."""
-    adapter, core = parts.adapter, parts.attention.core
-    if adapter.family != "transformers":
-        if not core.batch_first:
-            x = next(iter(arguments.values())).transpose(0, 1)
-            arguments = {k: x if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
-        name = "key_padding_mask" if adapter.family == "torch_attention" else "src_key_padding_mask"
-        return arguments if seen is None else {**arguments, name: ~seen}
-    mask = None
-    if seen is not None:
-        rows = next(iter(arguments.values())).shape[1]
-        mask = seen[:, None, None, :].expand(-1, 1, rows, -1)
-        config = getattr(core, "config", None)
-        if config is None or config._attn_implementation != "sdpa":
-            dtype = next(iter(arguments.values())).dtype
-            mask = torch.where(mask, 0.0, torch.finfo(dtype).min).to(dtype)
-    return {**arguments, adapter.mask: mask}

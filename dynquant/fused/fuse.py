@@ -7,7 +7,13 @@ from torch import nn
 
 from dynquant.fused.block import FusedBlock, FusedTorchLayer
 from dynquant.fused.classes import swap_class
-from dynquant.fused.comparison import LEAST_DB, chain_difference, difference
+from dynquant.fused.comparison import (
+    LEAST_DB,
+    chain_difference,
+    difference,
+    sublayers_difference,
+)
+from dynquant.fused.decoder import FusedDecoder, sublayers_of
 from dynquant.fused.embeddings import FusedEmbeddings, sum_names
 from dynquant.fused.functions import FusedActivation, FusedNorm, norm_of
 from dynquant.fused.inline import FusedInline
@@ -78,7 +84,10 @@ def _fuse(model, attention):
             swap_class(block, FusedSequential)
         else:
             swap_class(block, _kind_of(parts.adapter), attention, parts.known_as)
-        _run_functions_as_ops(parts)
+        _run_as_ops(parts.norms(), parts.activations())
+    for block, parts in whole:
+        if isinstance(block, FusedInline) and parts.adapter.sublayers is not None:
+            _fuse_sublayers(block, attention)
     for module in list(model.modules()) if whole else ():
         names = sum_names(module)
         if names is not None:
@@ -89,6 +98,15 @@ def _fuse(model, attention):
         elif not module._modules and (kind := norm_of(module)) in _SLOW_NORMS:
             swap_class(module, FusedNorm, kind)
     _warn(blocks, reasons)
+
+
+def _fuse_sublayers(block, attention):
+    """Lets an inline block run all that it is as ops, where its attentions do, and it fits."""
+    parts, plan = block._current_plan()
+    sublayers = None if plan is None else sublayers_of(block, parts, plan)
+    if sublayers is not None and not sublayers_difference(block, parts, sublayers):
+        _run_as_ops(sublayers.norms)
+        swap_class(block, FusedDecoder, attention, parts.known_as)
 
 
 def _kind_of(adapter):
@@ -114,11 +132,11 @@ def _why_not(block, parts, attention):
     return stranger or difference(block, parts, attention)
 
 
-def _run_functions_as_ops(parts):
-    """So that the block gives the same bits where it does not run fused."""
-    for norm in parts.norms():
+def _run_as_ops(norms, activations=()):
+    """So that a block gives the same bits where it does not run fused."""
+    for norm in norms:
         swap_class(norm.module, FusedNorm, norm.kind)
-    for function, activation in parts.activations():
+    for function, activation in activations:
         if isinstance(function, nn.Module):
             swap_class(function, FusedActivation, activation)
 

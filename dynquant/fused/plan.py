@@ -41,6 +41,11 @@ class Watched:
             else:
                 self._absent += (own, name)
 
+    def norm(self, norm):
+        """That a Norm has the same parameters and epsilon."""
+        self.entries(norm.module._parameters, norm.module._parameters)
+        self.attributes(norm.module, "eps", "variance_epsilon")
+
     def update(self, fixed):
         """All of what another one gave."""
         for own, more in zip(self._lists, fixed, strict=True):
@@ -107,8 +112,7 @@ class Plan:
             watched.entries(linear._buffers, linear._buffers)
             watched.entries(linear._parameters, linear._parameters)
         for norm in parts.norms():
-            watched.entries(norm.module._parameters, norm.module._parameters)
-            watched.attributes(norm.module, "eps", "variance_epsilon")
+            watched.norm(norm)
         if isinstance(parts.adapter.norm_first, str):
             watched.attributes(module, parts.adapter.norm_first)
         if self.token is not None:

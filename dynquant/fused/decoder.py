@@ -1,0 +1,154 @@
+"""A decoder's layer, for one token behind a cache: the ops of its attentions and of what is beside.
+
+For anything else it runs its own forward, in which the feed-forward block is one op.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch.nn.modules.module import _has_any_global_hook
+
+from dynquant.fused import calls
+from dynquant.fused.adapters import Adapter
+from dynquant.fused.arguments import READERS
+from dynquant.fused.block import FusedBlock
+from dynquant.fused.functions import Norm, norm_of, runs_as_op
+from dynquant.fused.inline import FusedInline
+from dynquant.fused.parts import Parts, numbers_of, part_of
+from dynquant.fused.plan import Watched, holds
+
+
+class FusedDecoder(FusedInline):
+    """A layer whose adapter has `sublayers`, all of which run as ops."""
+
+    def forward(self, *args, **kwargs):
+        if not (self.training or _has_any_global_hook() or torch.compiler.is_compiling()):
+            sublayers = self._current_sublayers()
+            result = None if sublayers is None else sublayers.run(args, kwargs)
+            if result is not None:
+                return result
+        return super().forward(*args, **kwargs)
+
+    def _current_sublayers(self):
+        parts = self.__dict__.get("_parts")
+        if parts is not None and parts.sublayers is not None and holds(parts.sublayers.fixed):
+            return parts.sublayers
+        parts, plan = self._current_plan()
+        parts.sublayers = None if plan is None else sublayers_of(self, parts, plan)
+        return parts.sublayers
+
+
+class Attending(NamedTuple):
+    """One of the attentions: its Parts, and what its function in calls takes as arguments."""
+
+    parts: Parts
+    arguments: tuple
+
+    def read(self, x, cache, mask, rest, second=None):
+        """A Call, or None where these are not what its ops take."""
+        adapter = self.parts.adapter
+        named = {**rest, adapter.cache: cache, adapter.mask: mask}
+        if second is not None:
+            named[adapter.cross] = second
+        call = READERS[adapter.family](self.parts, (x,), named)
+        return None if call is None or call.weights else call
+
+
+class Sublayers(NamedTuple):
+    """What a layer is made of, and what its ops take besides what a call brings.
+
+    Attributes:
+        adapter: of the layer.
+        attention, cross: an Attending each; cross is None where there is none to a second sequence.
+        feed_forward: what calls.feed_forward takes.
+        norms: those around them.
+        fixed: what has to hold for that, for `holds`.
+    """
+
+    adapter: Adapter
+    attention: Attending
+    cross: Attending | None
+    feed_forward: tuple
+    norms: list
+    fixed: tuple
+
+    def run(self, args, kwargs):
+        """What the layer's forward gives, or None where these ops cannot do it."""
+        adapter, names = self.adapter, self.adapter.sublayers
+        rest = dict(zip(adapter.arguments, args, strict=False))
+        if len(args) > len(adapter.arguments) or not rest.keys().isdisjoint(kwargs):
+            return None
+        rest.update(kwargs)
+        roles = adapter.arguments[0], adapter.cache, adapter.mask, names.second, names.second_mask
+        x, cache, mask, second, second_mask = (rest.pop(name, None) for name in roles)
+        if cache is None or not isinstance(x, torch.Tensor) or not runs_as_op(x):
+            return None
+        # Both are read before anything runs: the cache takes in a token once.
+        call, other = self.attention.read(x, cache, mask, rest), None
+        if call is None:
+            return None
+        if second is not None:
+            other = self.cross and self.cross.read(x, cache, second_mask, rest, second)
+            if other is None:
+                return None
+        x = calls.token(self.attention.arguments, call, residual=True)
+        if other is not None:
+            x = calls.cross(self.cross.arguments, other._replace(x=x), residual=True)
+        return calls.feed_forward(self.feed_forward, x, residual=True)
+
+
+def sublayers_of(layer, parts, plan):
+    """The Sublayers of a layer, or None where one of them does not run as ops.
+
+    Args:
+        layer: an inline block whose adapter has `sublayers`.
+        parts, plan: of the layer.
+    """
+    if not plan.fixed or not holds(plan.fixed):
+        return None
+    names, found = parts.adapter.sublayers, parts.feed_forward
+    making = _Making(layer, parts.adapter.norm_first, plan.fixed)
+    try:
+        attention = making.attention(names.attention, names.attention_norm, "token")
+        cross = names.cross and making.attention(names.cross, names.cross_norm, "cross")
+        block = found.up, found.gate, found.down, found.activation, found.split
+        ends = making.ends(names.feed_forward_norm)
+    except LookupError:
+        return None
+    feed_forward = calls.feed_forward_arguments(*block, *ends, parts.scheme)
+    return Sublayers(parts.adapter, attention, cross, feed_forward, making.norms, making.fixed())
+
+
+class _Making:
+    """What Sublayers are made with: LookupErrors where something is not there or is no op."""
+
+    def __init__(self, layer, norm_first, fixed):
+        self._layer, self._watched, self.norms = layer, Watched(), []
+        self._watched.update(fixed)
+        self._first = norm_first
+        if isinstance(norm_first, str):
+            self._first = getattr(layer, norm_first)
+            self._watched.attributes(layer, norm_first)
+
+    def fixed(self):
+        return self._watched.fixed()
+
+    def ends(self, name):
+        """The norms before and behind a sublayer: the one of that name, and None."""
+        module = part_of(self._layer, name)
+        if module is None or norm_of(module) != "layer":
+            raise LookupError(name)
+        norm = Norm("layer", module)
+        self.norms.append(norm)
+        self._watched.norm(norm)
+        return (norm, None) if self._first else (None, norm)
+
+    def attention(self, name, norm, kind):
+        block = part_of(self._layer, name)
+        parts, plan = block._current_plan() if isinstance(block, FusedBlock) else (None, None)
+        if plan is None or not plan.fixed or getattr(plan, kind) is None:
+            raise LookupError(name)
+        self._watched.update(plan.fixed)
+        take = calls.token_arguments if kind == "token" else calls.cross_arguments
+        numbers = numbers_of(block, parts)
+        return Attending(parts, take(parts, numbers, *self.ends(norm), parts.scheme))
