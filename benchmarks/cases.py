@@ -46,14 +46,20 @@ def speech(length):
     return {"kind": "speech", "length": length}
 
 
-def token(layers, cached):
-    """One token after `cached` ones, by layers of the shape of Qwen2-0.5B with random weights."""
-    return {"kind": "token", "layers": layers, "cached": cached}
+def tokens(layers, count, cached):
+    """Tokens one after another behind `cached` ones, by layers of the shape of Qwen2-0.5B."""
+    return {"kind": "tokens", "layers": layers, "tokens": count, "cached": cached}
 
 
-def transcript(layers, cached, frames):
-    """One token after `cached` ones for so many frames of speech, by the shape of whisper-base."""
-    return {"kind": "transcript", "layers": layers, "cached": cached, "frames": frames}
+def transcript(layers, count, cached, frames):
+    """The same for so many frames of speech, by the shape of whisper-base's decoder."""
+    return {
+        "kind": "transcript",
+        "layers": layers,
+        "tokens": count,
+        "cached": cached,
+        "frames": frames,
+    }
 
 
 def encode(texts):
@@ -173,60 +179,74 @@ def _speech(length):
     return FirstOutput(encoder).eval(), (frames,)
 
 
-class NextToken(nn.Module):
-    """The last hidden state of one more token, after those whose keys and values are kept."""
+class Decoding(nn.Module):
+    """The last hidden states of tokens, one after another, behind others that a cache has.
 
-    def __init__(self, model, cached):
+    Attributes:
+        kept: keys and values of those, [layers, 2, batch, heads, tokens, features].
+        heard: those of a second sequence likewise, or None.
+        states: that sequence, or None.
+    """
+
+    def __init__(self, model, kept, heard=None, states=None):
         super().__init__()
         self.model = model
-        config = model.config
-        heads, features = config.num_key_value_heads, config.hidden_size
-        shape = (config.num_hidden_layers, 2, 1, heads, cached)
-        shape += (features // config.num_attention_heads,)
-        self.register_buffer("kept", _normal(np.random.default_rng(1), *shape))
+        for name, tensor in (("kept", kept), ("heard", heard), ("states", states)):
+            self.register_buffer(name, tensor)
 
     def forward(self, ids):
-        return self.model(input_ids=ids, cache=_cache_of(self.kept), use_cache=True)[0]
+        """ids: [batch, length]."""
+        cache = self.cache(*self.tensors())
+        states = [self.one(token, cache) for token in ids.split(1, 1)]
+        return torch.cat(states, 1)
 
+    def one(self, token, cache, **arguments):
+        if self.states is not None:
+            arguments["encoder_hidden_states"] = self.states
+        return self.model(input_ids=token, cache=cache, use_cache=True, **arguments)[0]
 
-class NextTokenOfTranscript(nn.Module):
-    """The same in a decoder that attends to an encoder's output as well, whose keys are kept."""
+    def tensors(self):
+        """Keys and values of each layer, and those of the second sequence."""
+        given = self.kept if self.heard is None else [*self.kept, *self.heard]
+        return [each for pair in given for each in pair]
 
-    def __init__(self, decoder, cached, frames):
-        super().__init__()
-        self.decoder = decoder
-        config, generator = decoder.config, np.random.default_rng(1)
-        heads, features = config.decoder_attention_heads, config.d_model
-        for name, length in (("kept", cached), ("heard", frames)):
-            shape = config.decoder_layers, 2, 1, heads, length, features // heads
-            self.register_buffer(name, _normal(generator, *shape))
-        self.register_buffer("states", _normal(generator, 1, frames, features))
-
-    def forward(self, ids):
+    def cache(self, *tensors):
+        """A cache with these."""
         from transformers import EncoderDecoderCache
 
-        heard = _cache_of(self.heard[..., :1, :])
-        for layer, (keys, values) in zip(heard.layers, self.heard, strict=True):
-            layer.keys, layer.values = keys, values  # an update would copy all of them
-        return self.decoder(
-            input_ids=ids,
-            encoder_hidden_states=self.states,
-            cache=EncoderDecoderCache(_cache_of(self.kept), heard),
-            use_cache=True,
-        )[0]
+        own = 2 * len(self.kept)
+        cache = _cache_of(tensors[:own])
+        return cache if self.heard is None else EncoderDecoderCache(cache, _cache_of(tensors[own:]))
 
 
-def _cache_of(kept):
-    """kept: [layers, 2, batch, heads, tokens, features], keys and then values."""
+class DecodingStep(nn.Module):
+    """One token of a Decoding, with nothing kept between calls."""
+
+    def __init__(self, decoding):
+        super().__init__()
+        self.decoding = decoding
+
+    def forward(self, token, position, *tensors):
+        """The token's last hidden state, and keys and values with its own."""
+        cache = self.decoding.cache(*tensors)
+        state = self.decoding.one(token, cache, position_ids=position)
+        own = getattr(cache, "self_attention_cache", cache)
+        return state, *(each for layer in own.layers for each in (layer.keys, layer.values))
+
+
+def _cache_of(tensors):
+    """A cache with keys and values of each layer, which are not copied."""
     from transformers import DynamicCache
 
     cache = DynamicCache()
-    for layer, (keys, values) in enumerate(kept):
-        cache.update(keys, values, layer)
+    for index, (keys, values) in enumerate(zip(tensors[::2], tensors[1::2], strict=True)):
+        cache.update(keys[..., :1, :], values[..., :1, :], index)
+        layer = cache.layers[index]
+        layer.keys, layer.values = keys, values
     return cache
 
 
-def _token(layers, cached):
+def _tokens(layers, tokens, cached):
     from transformers import Qwen2Config, Qwen2Model
 
     config = Qwen2Config(
@@ -237,10 +257,11 @@ def _token(layers, cached):
         num_key_value_heads=2,
         vocab_size=1000,
     )
-    return NextToken(_initialized(Qwen2Model(config)), cached).eval(), (torch.tensor([[7]]),)
+    kept = _normal(np.random.default_rng(1), layers, 2, 1, 2, cached, 64)
+    return Decoding(_initialized(Qwen2Model(config)), kept).eval(), (_ids(tokens),)
 
 
-def _transcript(layers, cached, frames):
+def _transcript(layers, tokens, cached, frames):
     from transformers import WhisperConfig, WhisperModel
 
     config = WhisperConfig(
@@ -258,8 +279,15 @@ def _transcript(layers, cached, frames):
         eos_token_id=2,
         decoder_start_token_id=1,
     )
+    generator = np.random.default_rng(1)
+    kept, heard = (_normal(generator, layers, 2, 1, 8, n, 64) for n in (cached, frames))
+    states = _normal(generator, 1, frames, 512)
     decoder = _initialized(WhisperModel(config)).decoder
-    return NextTokenOfTranscript(decoder, cached, frames).eval(), (torch.tensor([[7]]),)
+    return Decoding(decoder, kept, heard, states).eval(), (_ids(tokens),)
+
+
+def _ids(tokens):
+    return torch.from_numpy(np.random.default_rng(2).integers(3, 1000, (1, tokens)))
 
 
 class TextEncoder(nn.Module):
@@ -301,7 +329,7 @@ _BUILDERS = {
     "recurrent": _recurrent,
     "encoder": _encoder,
     "speech": _speech,
-    "token": _token,
+    "tokens": _tokens,
     "transcript": _transcript,
     "encode": _encode,
 }

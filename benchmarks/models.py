@@ -3,9 +3,9 @@
 minilm is all-MiniLM-L6-v2; bert-base has random weights. Texts of 32x8..128 have lengths of 8 to
 128 tokens and are padded. The name of a recurrent layer tells its size, the number of layers, and
 batch x length. wav2vec2-1x500 is the transformer of wav2vec2-base for ten seconds of speech, and
-qwen2-8-1+128 one token after 128 others, by eight layers of the shape of Qwen2-0.5B; whisper-6-1+32
-one token of a transcript after 32 others, by the decoder of whisper-base for 30 seconds of speech;
-they have random weights. encode-500 is run where it is named: the `encode` of
+qwen2-8-16+128 sixteen tokens, one after another, behind 128 others, by eight layers of the shape of
+Qwen2-0.5B; whisper-6-16+32 those of a transcript behind 32 others, by the decoder of whisper-base for
+30 seconds of speech; they have random weights. encode-500 is run where it is named: the `encode` of
 sentence-transformers for 500 texts of 3 to 100 words.
 """
 
@@ -45,8 +45,9 @@ CASES = {
     **dict(_encoders()),
     **dict(_recurrent()),
     "wav2vec2-1x500": cases.speech(500),
-    "qwen2-8-1+128": cases.token(8, 128),
-    "whisper-6-1+32": cases.transcript(6, 32, 1500),
+    "qwen2-8-16+128": cases.tokens(8, 16, 128),
+    "qwen2-8-16+2000": cases.tokens(8, 16, 2000),
+    "whisper-6-16+32": cases.transcript(6, 16, 32, 1500),
     ENCODE: cases.encode(500),
 }
 # What int8 costs grows over layers and steps, and the inputs are random: engines with one scale for

@@ -117,7 +117,7 @@ OTHERS = {
             ("M2M100", SEQUENCES, TRANSLATED),
         )
     },
-    "OPT": (OPT, DECODERS, TOKENS, (0, 2, 0)),
+    "OPT": (OPT, DECODERS + _layers("decoder.layers", ".self_attn"), TOKENS, (0, 2, 0)),
     "GPT2": (GPT2, _layers("h"), {"input_ids": IDS}, (0, 2, 0)),
     "GPTNeoX": (TEXT, _layers("layers", ".mlp"), TOKENS, (0, 2, 0)),
     # An encoder whose layers run the code of Llama's.

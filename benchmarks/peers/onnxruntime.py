@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from benchmarks import made
-from benchmarks.cases import Encoder
+from benchmarks.cases import Decoding, DecodingStep, Encoder
 from benchmarks.peers.base import Peer, Unsupported
 
 TRIAL_SECONDS = 0.1
@@ -41,7 +41,8 @@ class OnnxRuntime(Peer):
         model = self._float_model(module, inputs)
         arrays, exact = self.prepare(inputs), module(*inputs).numpy()
         per_channel, per_tensor = (
-            self._call(self._session(self._quantized(model, choice))) for choice in (True, False)
+            self._call(module, self._session(self._quantized(model, choice)))
+            for choice in (True, False)
         )
         most = np.square(per_channel(*arrays) - exact).mean() * 10 ** (FAIR_DB / 10)
         fair = np.square(per_tensor(*arrays) - exact).mean() <= most
@@ -53,7 +54,9 @@ class OnnxRuntime(Peer):
 
     def _float_model(self, module, inputs):
         """What quantize_dynamic takes: an ONNX model, or the path of one."""
-        return _linear_model(module) if isinstance(module, nn.Linear) else _export(module, inputs)
+        if isinstance(module, nn.Linear):
+            return _linear_model(module)
+        return _export_step(module) if isinstance(module, Decoding) else _export(module, inputs)
 
     def _quantized(self, model, per_channel):
         with tempfile.TemporaryDirectory() as folder:
@@ -79,9 +82,29 @@ class OnnxRuntime(Peer):
         options.log_severity_level = 3
         return self.onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
-    def _call(self, session):
+    def _call(self, module, session):
+        if isinstance(module, Decoding):
+            return self._tokens(module, session)
         names = [value.name for value in session.get_inputs()]
         return lambda *x: session.run(None, dict(zip(names, x, strict=True)))[0]
+
+    def _tokens(self, module, session):
+        """Token by token: what the model gives for one is handed on to the next as it is."""
+        value = self.onnxruntime.OrtValue.ortvalue_from_numpy
+        names = [each.name for each in session.get_inputs()]
+        kept, cached = [value(each.numpy()) for each in module.tensors()], module.kept.shape[-2]
+
+        def call(ids):
+            given, states = kept, []
+            for index in range(ids.shape[1]):
+                token = value(ids[:, index : index + 1]), value(np.full_like(ids[:, :1], cached + index))
+                inputs = dict(zip(names, (*token, *given), strict=True))
+                state, *own = session.run_with_ort_values(None, inputs)
+                states.append(state.numpy())
+                given = [*own, *given[len(own) :]]
+            return np.concatenate(states, 1)
+
+        return call
 
     def prepare(self, inputs):
         return tuple(x.numpy() for x in inputs)
@@ -159,12 +182,28 @@ def _linear_model(linear):
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
 
 
-def _export(module, inputs):
+def _export(module, inputs, **options):
     import onnx
 
     buffer = io.BytesIO()
-    torch.onnx.export(module, inputs, buffer, dynamo=False)
+    torch.onnx.export(module, inputs, buffer, dynamo=False, **options)
     return onnx.load_from_string(buffer.getvalue())
+
+
+def _export_step(decoding):
+    """One token, with the number of those before it left open."""
+    own, all_of_them = 2 * len(decoding.kept), decoding.tensors()
+    names = [f"kept_{index}" for index in range(len(all_of_them))]
+    token = torch.tensor([[7]])
+    inputs = (token, torch.full_like(token, decoding.kept.shape[-2]), *all_of_them)
+    given = ["state", *(f"with_{name}" for name in names[:own])]
+    return _export(
+        DecodingStep(decoding),
+        inputs,
+        input_names=["token", "position", *names],
+        output_names=given,
+        dynamic_axes={name: {2: "tokens"} for name in (*names[:own], *given[1:])},
+    )
 
 
 def _mean_seconds(call, arrays):

@@ -197,16 +197,13 @@ def always_gives_weights(adapter, implementation):
 def implementation_of(core):
     """core.config._attn_implementation, which costs 3 microseconds, without what is around it.
 
-    A config's own __getattribute__ is code of Python, too.
-
     Returns:
         the name; "" where there is no config.
     """
     config = getattr(core, "config", None)
     if config is None:
         return ""
-    own = object.__getattribute__(config, "__dict__")
-    found = own.get("_attn_implementation_internal")
+    found = config.__dict__.get("_attn_implementation_internal")
     return config._attn_implementation if found is None else found
 
 
