@@ -28,10 +28,11 @@ from dynquant.fused import Adapter, Attention, register
 CONFIG = {**TEXT, "num_key_value_heads": 2, "head_dim": 12}
 GPT2 = {"n_embd": 48, "n_layer": 2, "n_head": 4, "vocab_size": 99, "n_positions": 40}
 # Qwen 3 has norms of heads, Gemma adds 1 to the weights of norms, Phi-3 and GPT-2 have one linear
-# layer for query, key and value.
+# layer for query, key and value. The second layer of SmolLM3 has no rotary embedding.
 MODELS = {
     **dict.fromkeys(("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Phi3"), CONFIG),
     "GPT2": GPT2,
+    "SmolLM3": {**CONFIG, "no_rope_layers": [1, 0]},
 }
 OPS = {"query_key_value": 2, "scaled_dot_product": 2, "linear_block": 2, "feed_forward": 2}
 PROMPT = torch.randint(3, 99, (2, 7), generator=torch.Generator().manual_seed(1))
@@ -256,6 +257,17 @@ def test_another_number_is_noticed(llama, name):
     assert_close(model, quantized)
 
 
+def test_a_rotary_embedding_that_is_switched_is_noticed():
+    quantized, model = fused(small("SmolLM3", MODELS["SmolLM3"]))
+    before = after_prompt(model)[0][0]
+    for one in (model, quantized):
+        for layer, rotates in zip(one.layers, (0, 1), strict=True):
+            layer.self_attn.use_rope = rotates
+    found, _, ops = after_prompt(model)
+    assert runs_as_ops(ops) and decibels(found[0], before) < 60
+    assert_close(model, quantized)
+
+
 @pytest.mark.parametrize("names", [["k_norm"], ["q_norm", "k_norm"]])
 def test_another_epsilon_of_the_heads_is_noticed(names):
     quantized, model = fused(small("Qwen3", CONFIG))
@@ -391,6 +403,8 @@ def test_norms_of_heads():
         ({**NAMED, "kv_heads": "n"}, {}, "where key and value are named"),
         ({**NAMED, "index": "n"}, {"cache": "cache", "family": "torch_layer"}, "of transformers"),
         ({**NAMED, "index": "n"}, {}, "they go with a cache"),
+        ({**NAMED, "rotates": "n"}, {}, "they go with a cache"),
+        ({**NAMED, "index": "n", "rotates": "n"}, {"cache": "cache"}, "for the rotary embedding"),
         ({**NAMED, "query_norm": "n"}, {}, "name both, or neither"),
         ({**NAMED, "query_norm": "n", "key_norm": "n"}, {}, "they go with a cache"),
     ],

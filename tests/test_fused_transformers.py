@@ -124,7 +124,7 @@ OTHERS = {
     "EuroBert": (DECODER, _layers("layers"), TOKENS, (2, 2, 0)),
     # Their attention runs as ops for one token behind a cache: test_fused_token.py.
     **dict.fromkeys(
-        ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Phi3"),
+        ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Phi3", "SmolLM3"),
         (DECODER, _layers("layers"), TOKENS, (0, 2, 0)),
     ),
     "Granite": (
@@ -133,7 +133,7 @@ OTHERS = {
         TOKENS,
         (0, 2, 0),
     ),
-    **dict.fromkeys(("Gemma2", "SmolLM3"), (DECODER, _layers("layers", ".mlp"), TOKENS, (0, 2, 0))),
+    "Gemma2": (DECODER, _layers("layers", ".mlp"), TOKENS, (0, 2, 0)),
 }
 
 

@@ -393,11 +393,15 @@ void AttentionCore::attend(const AttentionHeads& of, int64_t b, int64_t kv_begin
   }
 }
 
-// Within a quarter of what it takes on AVX512-VNNI, for 16 to 512 rows of 32 to 128 values.
+// Within a quarter of what it takes on AVX512-VNNI, for 16 to 512 rows of 32 to 128 values; for
+// fewer, what it takes to read keys and values, between a cache's rate and the memory's.
 double AttentionCore::nanoseconds() const {
+  constexpr double kByte = 0.05;
   const double keys = static_cast<double>(shape_.keys), dim = static_cast<double>(shape_.dim);
   const double row = 110.0 + 1.3 * dim + keys * (0.72 + 0.011 * dim);
-  return static_cast<double>(shape_.batch * shape_.heads * shape_.rows) * row;
+  const double read = keys * dim * 2 * static_cast<double>(bytes_) * kByte;
+  return std::max(static_cast<double>(shape_.batch * shape_.heads * shape_.rows) * row,
+                  static_cast<double>(shape_.batch * shape_.kv_heads) * read);
 }
 
 void AttentionCore::attend_all(const AttentionHeads& of) const {

@@ -21,8 +21,10 @@ class Attention:
         dropout: what is called with the result of the output projection, if it is a module.
         scale: the attribute with what the scores are multiplied by; 1 / sqrt(head_dim) without it.
         query_norm, key_norm: RMS norms of each head, if any. They go with a cache alone, as the
-            next one does.
+            next two do.
         index: the attribute with the number of the layer in the cache.
+        rotates: the attribute that says whether the layer applies the rotary embedding that it is
+            called with, where some do not.
     """
 
     query: str
@@ -38,6 +40,7 @@ class Attention:
     query_norm: str | None = None
     key_norm: str | None = None
     index: str | None = None
+    rotates: str | None = None
 
     def __post_init__(self):
         if (self.key is None) != (self.value is None):
@@ -217,8 +220,10 @@ class Adapter:
             )
         if self.result == "bias" and self.bias is None:
             raise ValueError("result is 'bias': it goes with an argument for the bias")
-        if self.cache is None and block is not None and (block.index or block.query_norm):
-            raise ValueError("index, query_norm and key_norm: they go with a cache")
+        if self.cache is None and block is not None and _goes_with_a_cache(block):
+            raise ValueError("index, query_norm, key_norm and rotates: they go with a cache")
+        if block is not None and block.rotates and self.rotary is None:
+            raise ValueError("rotates: it goes with an argument for the rotary embedding")
         alone = self.cache is not None and block.key and not block.query_norm
         if self.cross is not None and (not alone or self.rotary or self.feed_forward):
             raise ValueError(
@@ -233,6 +238,10 @@ class Adapter:
         found = [name for key, name in items if key not in _NO_NAMES]
         found += [self.whole, self.norm_first]
         return [name for name in found if isinstance(name, str) and name]
+
+
+def _goes_with_a_cache(attention):
+    return attention.index or attention.query_norm or attention.rotates
 
 
 # What is told of parts besides the names of their attributes.

@@ -210,6 +210,7 @@ _behind_a_cache = {
 _layer_arguments = (*_MASKED, "position_ids", "cache", "use_cache", "position_embeddings")
 _in_cache = {"scale": "scaling", "index": "layer_idx"}
 _token = _projections("o_proj", **_in_cache)
+_token_rotated_or_not = dataclasses.replace(_token, rotates="use_rope")
 _token_normed = dataclasses.replace(_token, query_norm="q_norm", key_norm="k_norm")
 _phi3 = Attention(
     *("qkv_proj", None, None, "head_dim", "o_proj"), kv_heads="num_key_value_heads", **_in_cache
@@ -219,6 +220,7 @@ for _model, _prefix, _names, _block in (
     ("mistral", "Mistral", _token, _gated),
     ("qwen2", "Qwen2", _token, _gated),
     ("qwen3", "Qwen3", _token_normed, _gated),
+    ("smollm3", "SmolLM3", _token_rotated_or_not, _gated),
     ("phi3", "Phi3", _phi3, _phi3_mlp),
 ):
     _attention_module(_of(_model, f"{_prefix}Attention"), _names, **_behind_a_cache)

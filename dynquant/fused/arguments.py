@@ -119,7 +119,7 @@ def _of_attention(parts, x, weights, read):
     mask, bias, rotary = (read.get(n) for n in (adapter.mask, adapter.bias, adapter.rotary))
     if x.dim() != 3 or not _can_add(mask, bias, x, x.shape[1]):
         return None
-    if (rotary is None) != (adapter.rotary is None):
+    if (rotary is None) == parts.rotates():
         return None
     implementation = implementation_of(core)
     if not _can_run(adapter, implementation, mask):
@@ -132,13 +132,17 @@ def _of_attention(parts, x, weights, read):
 def _of_token(parts, x, weights, read, given):
     """One new token for each sequence: it sees all that the cache has."""
     adapter = parts.adapter
-    cache, rotary = read.get(adapter.cache), read.get(adapter.rotary)
+    cache, rotary = read.get(adapter.cache), None
     mask, bias = read.get(adapter.mask), read.get(adapter.bias)
+    if parts.rotates():
+        rotary = read.get(adapter.rotary)
+        if rotary is None:
+            return None
     if cache is None or not _is_token(parts, x, mask, bias):
         return None
     if adapter.cross is None and own_of(cache) is not cache:
         return None
-    if weights and adapter.feed_forward is not None or (rotary is None) != (adapter.rotary is None):
+    if weights and adapter.feed_forward is not None:
         return None
     roles = adapter.mask, adapter.bias, adapter.rotary, adapter.cache, adapter.cross
     named = adapter.arguments[0], *roles

@@ -83,6 +83,7 @@ class Parts:
         self.linears = {}
         self.obstacle = ""
         self.plan = self.sublayers = None
+        self._rotates = None
         self._children = [
             (parent, key, child, type(child))
             for parent in module.modules()
@@ -114,8 +115,11 @@ class Parts:
             self.attention = self._attention(module, adapter.attention)
             self.runs_without_cache = _runs_without_cache(adapter, self.attention)
             if adapter.attention.index:
-                holder, _, own = adapter.attention.index.rpartition(".")
-                self._number = part_of(module, holder), own
+                self._number = _place_of(module, adapter.attention.index)
+            if name := adapter.attention.rotates:
+                if part_of(module, name) is None:
+                    raise _Obstacle(f"{name} is missing")
+                self._rotates = _place_of(module, name)
         if adapter.linear_block is not None:
             self.linear_block = self._linear_block(module, adapter.linear_block)
 
@@ -201,6 +205,12 @@ class Parts:
         """That of the attention, where there may be a cache."""
         return getattr(*self._number)
 
+    def rotates(self):
+        """Whether its rotary embedding is applied."""
+        if self._rotates is None:
+            return self.adapter.rotary is not None
+        return bool(getattr(*self._rotates))
+
     def norms(self):
         found = (self.attention, self.feed_forward, self.linear_block)
         norms = [part.norm for part in found if part is not None and part.norm is not None]
@@ -279,6 +289,12 @@ def part_of(module, name, missing=None):
     for step in name.split(".") if name else ():
         module = getattr(module, step, missing)
     return module
+
+
+def _place_of(module, name):
+    """The holder of an attribute, and its own name."""
+    holder, _, own = name.rpartition(".")
+    return part_of(module, holder), own
 
 
 def _runs_without_cache(adapter, attention):

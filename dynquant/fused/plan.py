@@ -117,7 +117,7 @@ class Plan:
             watched.attributes(module, parts.adapter.norm_first)
         if self.token is not None:
             names = parts.adapter.attention
-            for name in filter(None, (names.scale, names.index)):
+            for name in filter(None, (names.scale, names.index, names.rotates)):
                 holder, _, own = name.rpartition(".")
                 watched.attributes(part_of(module, holder), own)
         self.fixed = watched.fixed()
