@@ -96,9 +96,10 @@ class OnnxRuntime(Peer):
 
         def call(ids):
             given, states = kept, []
-            for index in range(ids.shape[1]):
-                token = value(ids[:, index : index + 1]), value(np.full_like(ids[:, :1], cached + index))
-                inputs = dict(zip(names, (*token, *given), strict=True))
+            positions = np.arange(cached, cached + ids.shape[1])
+            for token, position in zip(ids.T, positions, strict=True):
+                numbers = value(token.reshape(-1, 1)), value(position.reshape(1, 1))
+                inputs = dict(zip(names, (*numbers, *given), strict=True))
                 state, *own = session.run_with_ort_values(None, inputs)
                 states.append(state.numpy())
                 given = [*own, *given[len(own) :]]
