@@ -135,34 +135,34 @@ def _inline_difference(module, parts, what, kwargs):
 
 
 @torch.no_grad()
-def sublayers_difference(block, parts, sublayers):
+def sublayers_difference(block, plan):
     """Why the ops of an inline block's sublayers cannot take the place of its forward, or "".
 
     Args:
         block: whose attentions are fused.
-        sublayers: its Sublayers.
+        plan: its TokenPlan.
     """
-    dtype = dtype_of([norm.module for norm in sublayers.norms])
-    cross = sublayers.cross and sublayers.cross.parts
-    samples = samples_of_sublayers(parts.adapter, sublayers.attention.parts, cross, dtype)
+    dtype = dtype_of([norm.module for norm in plan.norms])
+    cross = plan.cross and plan.cross.parts
+    samples = samples_of_sublayers(plan.adapter, plan.attention.parts, cross, dtype)
     try:
         for what, kwargs in samples:
-            if differs := _sublayers_difference(block, parts, sublayers, what, kwargs):
+            if differs := _sublayers_difference(block, plan, what, kwargs):
                 return differs
     except Exception as error:
         return f"could not be compared: {type(error).__name__}: {error}"
     return ""
 
 
-def _sublayers_difference(block, parts, sublayers, what, kwargs):
-    name = parts.adapter.cache
+def _sublayers_difference(block, plan, what, kwargs):
+    name = plan.adapter.cache
     given = kwargs[name]
     caches = [own_of(given).fresh() for _ in range(2)]
     one, other = ({**kwargs, name: with_own(given, cache)} for cache in caches)
     expected = base_of(type(block)).forward(block, **one)
     if unlike := _unlike(expected, "tensor"):
         return unlike
-    found = sublayers.run((), other)
+    found = plan.run((), other)
     if found is None:
         return f"could not be compared: {what} is not what its ops take"
     if [len(cache.calls) for cache in caches] != [1, 1]:

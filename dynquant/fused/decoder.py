@@ -23,19 +23,19 @@ class FusedDecoder(FusedInline):
 
     def forward(self, *args, **kwargs):
         if not (self.training or _has_any_global_hook() or torch.compiler.is_compiling()):
-            sublayers = self._current_sublayers()
-            result = None if sublayers is None else sublayers.run(args, kwargs)
+            plan = self._current_token_plan()
+            result = None if plan is None else plan.run(args, kwargs)
             if result is not None:
                 return result
         return super().forward(*args, **kwargs)
 
-    def _current_sublayers(self):
+    def _current_token_plan(self):
         parts = self.__dict__.get("_parts")
-        if parts is not None and parts.sublayers is not None and holds(parts.sublayers.fixed):
-            return parts.sublayers
+        if parts is not None and parts.token_plan is not None and holds(parts.token_plan.fixed):
+            return parts.token_plan
         parts, plan = self._current_plan()
-        parts.sublayers = None if plan is None else sublayers_of(self, parts, plan)
-        return parts.sublayers
+        parts.token_plan = None if plan is None else token_plan_of(self, parts, plan)
+        return parts.token_plan
 
 
 class Attending(NamedTuple):
@@ -54,7 +54,7 @@ class Attending(NamedTuple):
         return None if call is None or call.weights else call
 
 
-class Sublayers(NamedTuple):
+class TokenPlan(NamedTuple):
     """What a layer is made of, and what its ops take besides what a call brings.
 
     Attributes:
@@ -97,8 +97,8 @@ class Sublayers(NamedTuple):
         return calls.feed_forward(self.feed_forward, x, residual=True)
 
 
-def sublayers_of(layer, parts, plan):
-    """The Sublayers of a layer, or None where one of them does not run as ops.
+def token_plan_of(layer, parts, plan):
+    """The TokenPlan of a layer, or None where one of them does not run as ops.
 
     Args:
         layer: an inline block whose adapter has `sublayers`.
@@ -116,11 +116,11 @@ def sublayers_of(layer, parts, plan):
     except LookupError:
         return None
     feed_forward = calls.feed_forward_arguments(*block, *ends, parts.scheme)
-    return Sublayers(parts.adapter, attention, cross, feed_forward, making.norms, making.fixed())
+    return TokenPlan(parts.adapter, attention, cross, feed_forward, making.norms, making.fixed())
 
 
 class _Making:
-    """What Sublayers are made with: LookupErrors where something is not there or is no op."""
+    """What a TokenPlan is made with: LookupErrors where something is not there or is no op."""
 
     def __init__(self, layer, norm_first, fixed):
         self._layer, self._watched, self.norms = layer, Watched(), []

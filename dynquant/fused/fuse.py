@@ -13,7 +13,7 @@ from dynquant.fused.comparison import (
     difference,
     sublayers_difference,
 )
-from dynquant.fused.decoder import FusedDecoder, sublayers_of
+from dynquant.fused.decoder import FusedDecoder, token_plan_of
 from dynquant.fused.embeddings import FusedEmbeddings, sum_names
 from dynquant.fused.functions import FusedActivation, FusedNorm, norm_of
 from dynquant.fused.inline import FusedInline
@@ -78,16 +78,17 @@ def _fuse(model, attention):
         if reason:
             reasons[name] = reason
         else:
-            whole.append((block, parts))
-    for block, parts in whole:
+            whole.append((name, block, parts))
+    for _, block, parts in whole:
         if isinstance(parts, Chain):
             swap_class(block, FusedSequential)
         else:
             swap_class(block, _kind_of(parts.adapter), attention, parts.known_as)
         _run_as_ops(parts.norms(), parts.activations())
-    for block, parts in whole:
-        if isinstance(block, FusedInline) and parts.adapter.sublayers is not None:
-            _fuse_sublayers(block, attention)
+    for name, block, parts in whole:
+        composed = isinstance(block, FusedInline) and parts.adapter.sublayers is not None
+        if composed and (reason := _fuse_sublayers(block, attention)):
+            reasons[f"{name} around its attentions"] = reason
     for module in list(model.modules()) if whole else ():
         names = sum_names(module)
         if names is not None:
@@ -101,12 +102,20 @@ def _fuse(model, attention):
 
 
 def _fuse_sublayers(block, attention):
-    """Lets an inline block run all that it is as ops, where its attentions do, and it fits."""
+    """Lets an inline block run all that it is as ops, where its attentions do.
+
+    Returns:
+        why it cannot, though they do, or "".
+    """
     parts, plan = block._current_plan()
-    sublayers = None if plan is None else sublayers_of(block, parts, plan)
-    if sublayers is not None and not sublayers_difference(block, parts, sublayers):
-        _run_as_ops(sublayers.norms)
-        swap_class(block, FusedDecoder, attention, parts.known_as)
+    of_token = None if plan is None else token_plan_of(block, parts, plan)
+    if of_token is None:
+        return ""
+    if reason := sublayers_difference(block, of_token):
+        return reason
+    _run_as_ops(of_token.norms)
+    swap_class(block, FusedDecoder, attention, parts.known_as)
+    return ""
 
 
 def _kind_of(adapter):

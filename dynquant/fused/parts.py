@@ -71,7 +71,7 @@ class Parts:
         runs_without_cache: whether the attention runs as ops where there is no cache.
         scheme: how the linear layers quantize their inputs: per_token, symmetric, activation_bits.
         plan: the last Plan that was made from them, or None.
-        sublayers: the last Sublayers (decoder.py) likewise.
+        token_plan: the last TokenPlan (decoder.py) likewise.
         heads, kv_heads: of the attention.
     """
 
@@ -82,7 +82,7 @@ class Parts:
         self.runs_without_cache = False
         self.linears = {}
         self.obstacle = ""
-        self.plan = self.sublayers = None
+        self.plan = self.token_plan = None
         self._rotates = None
         self._children = [
             (parent, key, child, type(child))
