@@ -1,4 +1,4 @@
-"""Layers of decoders as ops, for one token behind a cache, with their norms and sums."""
+"""Layers of decoders as ops, for tokens behind a cache, with their norms and sums."""
 
 import copy
 import pickle
@@ -104,11 +104,18 @@ def test_the_same_bits_as_in_parts(made):
     assert_same(after_prompt(model, (NEXT, NEXT))[0], expected)
 
 
-def test_a_prompt_is_the_models_own(made):
-    _, quantized, model = made
-    found, ops = after_prompt(model, (PROMPT[:, :3],))
-    assert ops["query_key_value"] == 0 and ops["feed_forward"] == 2
-    assert decibels(found, after_prompt(quantized, (PROMPT[:, :3],))[0]) > 90
+@pytest.mark.parametrize("count", [3, 17])
+def test_several_tokens(made, count):
+    """Few of them run as ops."""
+    name, quantized, model = made
+    ids = torch.randint(3, 99, (2, count), generator=torch.Generator().manual_seed(4))
+    found, ops = after_prompt(model, (ids,))
+    assert ops["query_key_value"] == (2 if count == 3 else 0) and ops["feed_forward"] == 2
+    assert decibels(found, after_prompt(quantized, (ids,))[0]) > 90
+    if count == 3:
+        assert ops["layer_norm"] <= 1
+        with in_parts(model):
+            assert_same(after_prompt(model, (ids,))[0], found)
 
 
 def test_padding(made):

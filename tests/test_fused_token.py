@@ -1,4 +1,4 @@
-"""One token behind a cache: the attention of decoders, in parts of ops."""
+"""Tokens behind a cache: the attention of decoders, in parts of ops."""
 
 import copy
 import pickle
@@ -98,13 +98,36 @@ def test_a_prompt_is_computed_as_before(made):
         assert decibels(found, quantized(input_ids=PROMPT, use_cache=True)[0]) > 90
 
 
-@pytest.mark.parametrize("tokens", [1, 3])
-def test_several_tokens_behind_a_cache(llama, tokens):
+@pytest.mark.parametrize("tokens", [2, 5, 16, 17])
+def test_several_tokens_behind_a_cache(made, tokens):
+    quantized, model = made
+    given = torch.randint(3, 99, (2, tokens), generator=torch.Generator().manual_seed(3))
+    found, cache, ops = after_prompt(model, given)
+    assert runs_as_ops(ops) == (tokens <= 16)
+    expected, other, _ = after_prompt(quantized, given)
+    # Among so many bytes, one or another rounds otherwise.
+    assert decibels(found[0], expected[0]) > 45
+    assert_alike(cache, other, 45)
+
+
+def test_several_tokens_are_those_that_come_one_by_one(made):
+    _, model = made
+    given = torch.randint(3, 99, (2, 4), generator=torch.Generator().manual_seed(3))
+    found = after_prompt(model, given)[0][0]
+    with torch.no_grad():
+        cache = model(input_ids=PROMPT, use_cache=True).cache
+        each = [model(input_ids=token, cache=cache)[0] for token in given.split(1, 1)]
+    assert decibels(found, torch.cat(each, 1)) > 90
+
+
+def test_a_mask_of_several_tokens(llama):
+    """Each of them may see others of those before: it need not be causal."""
     quantized, model = llama
-    given = PROMPT[:, :tokens]
-    found, _, ops = after_prompt(model, given)
-    assert runs_as_ops(ops) == (tokens == 1)
-    assert decibels(found[0], after_prompt(quantized, given)[0][0]) > 90
+    seen = torch.rand(2, 1, 3, 10, generator=torch.Generator().manual_seed(3)) < 0.7
+    seen[..., 0] = True
+    given = {"tokens": PROMPT[:, :3], "attention_mask": seen}
+    assert runs_as_ops(after_prompt(model, **given)[2])
+    assert_close(model, quantized, **given)
 
 
 def test_padding(made):
@@ -154,20 +177,22 @@ def test_a_static_cache(llama):
     assert decibels(caches[0].layers[1].keys, caches[1].layers[1].keys) > 90
 
 
-@pytest.mark.parametrize("options", [{}, {"num_beams": 3}])
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"prompt_lookup_num_tokens": 4}])
 def test_generate(options):
     import transformers
 
     model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**CONFIG))
     quantized, model = fused(model)
-    options |= {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
-    mask = torch.ones_like(PROMPT)
+    prompt, mask = PROMPT, torch.ones_like(PROMPT)
     mask[0, :2] = 0
-    found, expected = (
-        one.generate(PROMPT, attention_mask=mask, **options) for one in (model, quantized)
-    )
-    assert found.shape == (2, 15)
-    assert_same(found, expected)
+    if "prompt_lookup_num_tokens" in options:  # several tokens at once, and caches that are cropped
+        prompt, mask = PROMPT[1:, [0, 1, 2, 3, 0, 1, 2]], None
+    options |= {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    with Counting() as counting:
+        found = model.generate(prompt, attention_mask=mask, **options)
+    assert counting.found["query_key_value"] > 0
+    assert found.shape == (len(prompt), 15)
+    assert_same(found, quantized.generate(prompt, attention_mask=mask, **options))
 
 
 def test_16_bits():

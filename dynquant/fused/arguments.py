@@ -11,6 +11,8 @@ _IMPLEMENTATIONS = ("sdpa", "eager", "")
 # Models of transformers hand all that they are called with down to their layers. A cache itself
 # comes as an argument of its own, and what is returned besides is collected by hooks.
 _FOR_THE_MODEL = frozenset({"use_cache", "return_dict", "output_hidden_states"})
+# So many new tokens at once: with more, a model's own attention is about as fast.
+_FEW = 16
 
 
 class Call(NamedTuple):
@@ -26,7 +28,7 @@ class Call(NamedTuple):
         residual: what a linear block adds, or None.
         weights: whether the weights of the attention are asked for.
         cache: what keeps the keys and values of earlier tokens, or None; the mask is then
-            [batch, 1 or heads, 1, keys].
+            [batch, 1 or heads, 1 or length, keys].
         cross: keys and values [batch, heads, tokens, features] of a second sequence, which the
             attention is to, or None.
         rest: what it is called with besides keys and values.
@@ -87,9 +89,9 @@ def of_transformers(parts, args, kwargs):
     if parts.attention is None:
         return None
     if adapter.cross in read:
-        return _of_cross_token(parts, x, weights, read)
+        return _of_cross_tokens(parts, x, weights, read)
     if read.get(adapter.cache) is not None or not parts.runs_without_cache:
-        return _of_token(parts, x, weights, read, given)
+        return _of_tokens(parts, x, weights, read, given)
     return _of_attention(parts, x, weights, read)
 
 
@@ -129,8 +131,8 @@ def _of_attention(parts, x, weights, read):
     return Call(x, mask, bias, rotary, causal, weights=weights)
 
 
-def _of_token(parts, x, weights, read, given):
-    """One new token for each sequence: it sees all that the cache has."""
+def _of_tokens(parts, x, weights, read, given):
+    """New tokens of each sequence: one sees all that the cache has, of several a mask tells."""
     adapter = parts.adapter
     cache, rotary = read.get(adapter.cache), None
     mask, bias = read.get(adapter.mask), read.get(adapter.bias)
@@ -138,7 +140,9 @@ def _of_token(parts, x, weights, read, given):
         rotary = read.get(adapter.rotary)
         if rotary is None:
             return None
-    if cache is None or not _is_token(parts, x, mask, bias):
+    if cache is None or not _are_tokens(parts, x, mask, bias):
+        return None
+    if x.shape[1] > 1 and (mask is None or adapter.bias is not None):
         return None
     if adapter.cross is None and own_of(cache) is not cache:
         return None
@@ -150,10 +154,10 @@ def _of_token(parts, x, weights, read, given):
     return Call(x, mask, bias, rotary, weights=weights, cache=cache, rest=rest)
 
 
-def _of_cross_token(parts, x, weights, read):
-    """One new token for each sequence, and a second sequence whose keys and values are known."""
+def _of_cross_tokens(parts, x, weights, read):
+    """New tokens of each sequence, and a second sequence whose keys and values are known."""
     mask, bias = read.get(parts.adapter.mask), read.get(parts.adapter.bias)
-    if not _is_token(parts, x, mask, bias):
+    if not _are_tokens(parts, x, mask, bias):
         return None
     cache = read.get(parts.adapter.cache)
     found = keys_and_values(cache, parts.number_in_cache())
@@ -167,9 +171,9 @@ def _are_heads_for(keys, x):
     return keys.dim() == 4 and keys.shape[0] == x.shape[0] and keys.dtype == x.dtype
 
 
-def _is_token(parts, x, mask, bias):
-    """Whether it is one token of each sequence, for keys and values that want no gradient."""
-    if x.dim() != 3 or x.shape[1] != 1 or torch.is_grad_enabled():
+def _are_tokens(parts, x, mask, bias):
+    """Whether x is few tokens of each sequence, for keys and values that want no gradient."""
+    if x.dim() != 3 or not 1 <= x.shape[1] <= _FEW or torch.is_grad_enabled():
         return False
     if not _can_run(parts.adapter, implementation_of(parts.attention.core), mask):
         return False

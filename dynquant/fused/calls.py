@@ -111,7 +111,7 @@ def token_arguments(parts, numbers, before, after, scheme):
 
 
 def token(arguments, call, residual):
-    """An attention block for one token of each sequence, behind those of the call's cache.
+    """An attention block for new tokens of each sequence, behind those of the call's cache.
 
     Args:
         arguments: what token_arguments gave.
@@ -151,7 +151,7 @@ def cross_arguments(parts, numbers, before, after, scheme):
 
 
 def cross(arguments, call, residual):
-    """An attention block for one token, to the second sequence of the call.
+    """An attention block for new tokens, to the second sequence of the call.
 
     Args:
         arguments: what cross_arguments gave.

@@ -35,8 +35,8 @@ def fuse(model: nn.Module, inplace: bool = False, *, attention: str = "integer")
 
     Modules, their names, the state dict, copies, pickles and saving stay what they are: instances
     of the blocks get a class derived from their own. What a fused block cannot do (gradients,
-    hooks and adapters on what is inside, autocast, returned attention weights, caches but for one
-    token at a time in some decoders, arguments that are not known) runs for that call as it did
+    hooks and adapters on what is inside, autocast, returned attention weights, caches but for few
+    tokens at a time in some decoders, arguments that are not known) runs for that call as it did
     before, by the same float functions.
 
     Args:
@@ -56,7 +56,7 @@ def fuse(model: nn.Module, inplace: bool = False, *, attention: str = "integer")
 
     Warns:
         UserWarning: about known blocks that stay as they are, and why: each is compared with the
-            original on a random and on a padded batch, or on one token behind a cache. Also where
+            original on a random and on a padded batch, or on tokens behind a cache. Also where
             no block is known.
     """
     if not isinstance(model, nn.Module):

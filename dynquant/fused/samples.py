@@ -49,16 +49,24 @@ def _whole_samples(parts):
 
 def _tokens(parts, random, seen):
     adapter = parts.adapter
-    arguments = attention_arguments(parts, random, 1, LENGTH)
-    shape = BATCH, parts.kv_heads, LENGTH - 1, parts.attention.head_dim
-    tokens = random(*shape), random(*shape)
-    # The new token is the last, and is seen.
+
+    def new(rows):
+        """Arguments for so many tokens, and keys and values of those before them."""
+        shape = BATCH, parts.kv_heads, LENGTH - rows, parts.attention.head_dim
+        return attention_arguments(parts, random, rows, LENGTH), (random(*shape), random(*shape))
+
+    arguments, tokens = new(1)
+    # The last key is the new token's own, and is seen.
     for what, keys in (("a token", None), ("a token of a padded batch", seen.flip(1))):
         given = {**arguments, adapter.cache: RecordedCache(*tokens)}
         yield what, with_mask(given, parts, keys)
+    if adapter.bias is None:
+        several, before = new(3)
+        given = {**several, adapter.cache: RecordedCache(*before)}
+        yield "tokens of a padded batch", with_mask(given, parts, seen.flip(1))
     if adapter.cross is None:
         return
-    second = of_two_sequences(parts.number_in_cache(), random(*shape), random(*shape))
+    second = of_two_sequences(parts.number_in_cache(), *new(1)[1])
     both = with_own(second, RecordedCache(*tokens))
     yield "a token beside a second sequence", {**arguments, adapter.cache: both, adapter.mask: None}
     sequence = random(BATCH, LENGTH - 1, parts.attention.key.in_features)
@@ -69,7 +77,7 @@ def _tokens(parts, random, seen):
 
 
 def samples_of_sublayers(adapter, attention, cross, dtype):
-    """(what it is, arguments) to call an inline block with, one token behind a cache.
+    """(what it is, arguments) to call an inline block with, behind a cache.
 
     Args:
         adapter: of the block.
