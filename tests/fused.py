@@ -137,3 +137,27 @@ def ops_of(model, **arguments):
     for name in ("attention", "feed_forward"):
         found[name] += found["encoder"] * layers
     return {name: found[name] for name in ("attention", "feed_forward", "linear_block")}
+
+
+class Doubled(nn.Module):
+    def forward(self, x):
+        return x * 2
+
+
+def parametrize_weight(norm):
+    torch.nn.utils.parametrize.register_parametrization(norm, "weight", Doubled())
+
+
+def plain_weight(norm):
+    """A tensor that is no parameter in the place of one."""
+    weight = norm.weight.detach() * 2
+    del norm.weight
+    norm.weight = weight
+
+
+def parametrize_bias(norm):
+    torch.nn.utils.parametrize.register_parametrization(norm, "bias", Doubled())
+
+
+# Ways to keep the parameters of a norm elsewhere.
+ELSEWHERE = (parametrize_weight, plain_weight, parametrize_bias)

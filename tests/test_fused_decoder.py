@@ -2,12 +2,23 @@
 
 import copy
 import pickle
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 
 import pytest
 import torch
 from compare import assert_same
-from fused import SEQUENCES, TEXT, WHISPER, Counting, decibels, fused, randomized, small
+from fused import (
+    ELSEWHERE,
+    SEQUENCES,
+    TEXT,
+    WHISPER,
+    Counting,
+    decibels,
+    fused,
+    randomized,
+    small,
+)
 from torch import nn
 
 import dynquant
@@ -168,12 +179,17 @@ def replace_weight(norm):
     norm.weight = double(norm.weight)
 
 
+def elsewhere(change, layer):
+    change(layer.final_layer_norm)
+
+
 CHANGES = {
     "weight of a norm": lambda layer: replace_weight(layer.self_attn_layer_norm),
     "weight of a norm in place": lambda layer: layer.final_layer_norm.weight.data.mul_(2),
     "epsilon": lambda layer: setattr(layer.encoder_attn_layer_norm, "eps", 0.5),
     "scale": lambda layer: setattr(layer.encoder_attn, "scaling", 0.1),
     "bias": lambda layer: setattr(layer.fc2, "bias", double(layer.fc2.bias)),
+    **{change.__name__: partial(elsewhere, change) for change in ELSEWHERE},
     "another norm": lambda layer: setattr(layer, "final_layer_norm", nn.Identity()),
     "another linear layer": lambda layer: setattr(layer.encoder_attn, "q_proj", nn.Linear(48, 48)),
     "another attention": lambda layer: setattr(layer, "self_attn", copy.deepcopy(layer.self_attn)),
@@ -260,7 +276,10 @@ def test_hidden_states_are_captured(bart):
     assert len(output.hidden_states) == 3
     assert_same(output[0], expected)
     assert_same(output.hidden_states[-1], expected)
-    assert_same(after_prompt(model)[0], expected)
+    # The hooks stay, and do nothing.
+    found, ops = after_prompt(model)
+    assert ops["layer_norm"] <= 1
+    assert_same(found, expected)
 
 
 def test_the_first_token_behind_a_new_second_sequence(bart):
@@ -294,6 +313,49 @@ def test_calls_of_a_layer(bart):
     assert decibels(found, expected) > 90
     with pytest.raises(TypeError, match="multiple values"):
         layer(x, hidden_states=x, cache=started())
+    # An argument of the attentions that the layer itself gives to one of them.
+    cache = started()
+    with pytest.raises(TypeError, match="multiple values"):
+        layer(x, **{**named, "cache": cache}, key_value_states=STATES)
+    alone = layer._base.forward(layer, x, cache=started(), key_value_states=STATES)
+    assert_same(layer(x, cache=started(), key_value_states=STATES), alone)
+
+
+def test_what_a_cache_is_told(bart):
+    """The same as by the layer's own forward."""
+    from transformers import DynamicCache
+
+    class Told(DynamicCache):
+        def update(self, key, value, index, **kwargs):
+            told.append((index, kwargs))
+            return super().update(key, value, index, **kwargs)
+
+    _, model = bart
+    found = []
+    for way in (nullcontext, partial(in_parts, model)):
+        told, cache = [], new_cache(model)
+        cache.self_attention_cache = Told()
+        with torch.no_grad(), way():
+            stack(model)(input_ids=PROMPT, encoder_hidden_states=STATES, cache=cache)
+            stack(model)(input_ids=NEXT, encoder_hidden_states=STATES, cache=cache, use_cache=True)
+        found.append(told[-2:])
+    assert found[0] == found[1]
+
+
+def test_a_forward_that_is_patched_later(bart):
+    from transformers.models.bart.modeling_bart import BartDecoderLayer
+
+    _, model = bart
+    expected, own = after_prompt(model)[0], BartDecoderLayer.forward
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BartDecoderLayer, "forward", lambda *given, **named: own(*given, **named) * 2)
+        assert decibels(after_prompt(model)[0], expected) < 20
+    assert_same(after_prompt(model)[0], expected)
+
+
+@torch.no_grad()
+def test_the_class_of_a_layer(bart):
+    layer = layers_of(bart[1])[0]
     assert base_of(type(layer)).__name__ == "BartDecoderLayer"
 
 

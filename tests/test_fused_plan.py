@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from compare import assert_same
-from fused import IDS, fused, hidden, small
+from fused import ELSEWHERE, IDS, decibels, fused, hidden, small
 from torch import nn
 
 import dynquant
@@ -149,6 +149,20 @@ def test_a_change_is_noticed(model, change):
     assert not torch.equal(after, before)
     assert_same(after, hidden(copy.deepcopy(model)))  # a copy keeps no plan
     assert_same(after, hidden(model))
+
+
+@pytest.mark.parametrize("change", ELSEWHERE, ids=lambda change: change.__name__)
+@pytest.mark.parametrize("name", ["encoder.layer.1.output.LayerNorm", "embeddings.LayerNorm"])
+def test_a_norm_whose_parameters_are_elsewhere(change, name):
+    quantized, model = fused(small("Bert"), attention="float")
+    before = hidden(model)
+    for one in (model, quantized):
+        norm = one.get_submodule(name)
+        norm.weight.data.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(0))
+        norm.bias.data.normal_(generator=torch.Generator().manual_seed(0))
+        change(norm)
+    found = hidden(model)
+    assert decibels(found, before) < 20 and decibels(found, hidden(quantized)) > 35
 
 
 def hook_on(module, called):

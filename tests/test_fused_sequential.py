@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 from compare import assert_same, assert_same_state
-from fused import decibels, fused, randomized
+from fused import ELSEWHERE, decibels, fused, randomized
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -227,6 +227,17 @@ class TestUnfusedForACall:
     def test_slices(self, made):
         _, model = made
         assert_same(run(model[5:], run(model[:5])), run(model))
+
+
+@pytest.mark.parametrize("change", ELSEWHERE, ids=lambda change: change.__name__)
+def test_a_norm_whose_parameters_are_elsewhere(made, change):
+    quantized, model = made
+    before = run(model)
+    for one in (model, quantized):
+        one[5].bias.data.fill_(0.5)
+        change(one[5])
+    found = run(model)
+    assert decibels(found, before) < 40 and decibels(found, run(quantized)) > 60
 
 
 class TestState:

@@ -117,21 +117,22 @@ OTHERS = {
             ("M2M100", SEQUENCES, TRANSLATED),
         )
     },
-    "OPT": (OPT, DECODERS + _layers("decoder.layers", ".self_attn"), TOKENS, (0, 2, 0)),
+    # Few tokens with a mask run as those behind a cache do.
+    "OPT": (OPT, DECODERS + _layers("decoder.layers", ".self_attn"), TOKENS, (0, 2, 2)),
     "GPT2": (GPT2, _layers("h"), {"input_ids": IDS}, (0, 2, 0)),
     "GPTNeoX": (TEXT, _layers("layers", ".mlp"), TOKENS, (0, 2, 0)),
     # An encoder whose layers run the code of Llama's.
     "EuroBert": (DECODER, _layers("layers"), TOKENS, (2, 2, 0)),
-    # Their attention runs as ops for one token behind a cache: test_fused_token.py.
+    # Behind a cache: test_fused_token.py.
     **dict.fromkeys(
         ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Phi3", "SmolLM3"),
-        (DECODER, _layers("layers"), TOKENS, (0, 2, 0)),
+        (DECODER, _layers("layers"), TOKENS, (0, 2, 2)),
     ),
     "Granite": (
         DECODER,
         _layers("layers", ".self_attn") + _layers("layers", ".mlp"),
         TOKENS,
-        (0, 2, 0),
+        (0, 2, 2),
     ),
     "Gemma2": (DECODER, _layers("layers", ".mlp"), TOKENS, (0, 2, 0)),
 }

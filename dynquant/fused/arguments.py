@@ -118,10 +118,11 @@ def _of_attention(parts, x, weights, read):
     adapter, core = parts.adapter, parts.attention.core
     if weights and adapter.feed_forward is not None:
         return None
-    mask, bias, rotary = (read.get(n) for n in (adapter.mask, adapter.bias, adapter.rotary))
+    mask, bias = read.get(adapter.mask), read.get(adapter.bias)
+    rotary = read.get(adapter.rotary) if parts.rotates() else None
     if x.dim() != 3 or not _can_add(mask, bias, x, x.shape[1]):
         return None
-    if (rotary is None) == parts.rotates():
+    if parts.rotates() and rotary is None:
         return None
     implementation = implementation_of(core)
     if not _can_run(adapter, implementation, mask):
@@ -134,12 +135,10 @@ def _of_attention(parts, x, weights, read):
 def _of_tokens(parts, x, weights, read, given):
     """New tokens of each sequence: one sees all that the cache has, of several a mask tells."""
     adapter = parts.adapter
-    cache, rotary = read.get(adapter.cache), None
     mask, bias = read.get(adapter.mask), read.get(adapter.bias)
-    if parts.rotates():
-        rotary = read.get(adapter.rotary)
-        if rotary is None:
-            return None
+    cache, rotary = read.get(adapter.cache), read.get(adapter.rotary) if parts.rotates() else None
+    if parts.rotates() and rotary is None:
+        return None
     if cache is None or not _are_tokens(parts, x, mask, bias):
         return None
     if x.shape[1] > 1 and (mask is None or adapter.bias is not None):

@@ -109,10 +109,8 @@ def _token_difference(module, parts, what, kwargs):
     if call is None:
         return f"could not be compared: {what} is not what its ops take"
     found = compute(parts, Plan(module, parts), call, "float")
-    kept, (keys, values, _) = again.calls[0][0], cache.calls[0][0]
     return (
-        _differs(kept[0], keys, "float", f"the keys of {what}")
-        or _differs(kept[1], values, "float", f"the values of {what}")
+        _kept_differ(again, cache, what)
         or _differs(found, _first(expected), "float", what)
         or _bias_difference(parts, call, expected, what)
     )
@@ -165,9 +163,16 @@ def _sublayers_difference(block, plan, what, kwargs):
     found = plan.run((), other)
     if found is None:
         return f"could not be compared: {what} is not what its ops take"
-    if [len(cache.calls) for cache in caches] != [1, 1]:
+    if not all(cache.is_used_as_by_ops(plan.attention.parts.number_in_cache()) for cache in caches):
         return "its cache is updated in another way"
-    return _differs(found, expected, "float", what)
+    return _kept_differ(*caches, what) or _differs(found, expected, "float", what)
+
+
+def _kept_differ(cache, other, what):
+    """Whether two RecordedCaches were given other keys or values."""
+    pairs = zip(cache.calls[0][0], other.calls[0][0], ("keys", "values"), strict=False)
+    found = (_differs(kept, one, "float", f"the {name} of {what}") for kept, one, name in pairs)
+    return next(filter(None, found), "")
 
 
 def _unlike(result, form):

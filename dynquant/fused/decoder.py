@@ -6,7 +6,6 @@ For anything else it runs its own forward, in which the feed-forward block is on
 from typing import NamedTuple
 
 import torch
-from torch.nn.modules.module import _has_any_global_hook
 
 from dynquant.fused import calls
 from dynquant.fused.adapters import Adapter
@@ -21,32 +20,52 @@ from dynquant.fused.plan import Watched, holds
 class FusedDecoder(FusedInline):
     """A layer whose adapter has `sublayers`, all of which run as ops."""
 
-    def forward(self, *args, **kwargs):
-        if not (self.training or _has_any_global_hook() or torch.compiler.is_compiling()):
-            plan = self._current_token_plan()
-            result = None if plan is None else plan.run(args, kwargs)
-            if result is not None:
-                return result
-        return super().forward(*args, **kwargs)
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        cls._compared = (cls._base.forward,)  # in a tuple, so that it is no method
 
-    def _current_token_plan(self):
-        parts = self.__dict__.get("_parts")
-        if parts is not None and parts.token_plan is not None and holds(parts.token_plan.fixed):
-            return parts.token_plan
+    def forward(self, *args, **kwargs):
+        if self._runs_as_written():
+            return self._base.forward(self, *args, **kwargs)
+        parts, plan, token_plan = self._current_plans()
+        result = None if token_plan is None else token_plan.run(args, kwargs)
+        return self._run_in_parts(parts, plan, args, kwargs) if result is None else result
+
+    def _current_plans(self):
+        """The parts, their Plan and a TokenPlan, each of these None where something is against."""
+        parts, (compared,) = self.__dict__.get("_parts"), self._compared
+        is_patched = self._base.forward is not compared
+        kept = None if parts is None or is_patched else parts.token_plan
+        if kept is not None and holds(kept.fixed):
+            return parts, parts.plan, kept
         parts, plan = self._current_plan()
-        parts.token_plan = None if plan is None else token_plan_of(self, parts, plan)
-        return parts.token_plan
+        made = None if plan is None or is_patched else token_plan_of(self, parts, plan)
+        parts.token_plan = made if made is not None and made.fixed else None
+        return parts, plan, made
 
 
 class Attending(NamedTuple):
-    """One of the attentions: its Parts, and what its function in calls takes as arguments."""
+    """One of the attentions.
+
+    Attributes:
+        parts: its Parts.
+        arguments: what its function in calls takes.
+        roles: the names of what a Call is made of.
+    """
 
     parts: Parts
     arguments: tuple
+    roles: frozenset
 
     def read(self, x, cache, mask, rest, second=None):
-        """A Call, or None where these are not what its ops take."""
+        """A Call, or None where these are not what its ops take.
+
+        Args:
+            rest: what the layer was called with besides, and hands on.
+        """
         adapter = self.parts.adapter
+        if not self.roles.isdisjoint(rest):
+            return None
         named = {**rest, adapter.cache: cache, adapter.mask: mask}
         if second is not None:
             named[adapter.cross] = second
@@ -62,7 +81,7 @@ class TokenPlan(NamedTuple):
         attention, cross: an Attending each; cross is None where there is none to a second sequence.
         feed_forward: what calls.feed_forward takes.
         norms: those around them.
-        fixed: what has to hold for that, for `holds`.
+        fixed: what has to hold for that, for `holds`; None where it cannot be kept.
     """
 
     adapter: Adapter
@@ -70,17 +89,18 @@ class TokenPlan(NamedTuple):
     cross: Attending | None
     feed_forward: tuple
     norms: list
-    fixed: tuple
+    fixed: tuple | None
 
     def run(self, args, kwargs):
         """What the layer's forward gives, or None where these ops cannot do it."""
         adapter, names = self.adapter, self.adapter.sublayers
-        rest = dict(zip(adapter.arguments, args, strict=False))
-        if len(args) > len(adapter.arguments) or not rest.keys().isdisjoint(kwargs):
+        given = dict(zip(adapter.arguments, args, strict=False))
+        if len(args) > len(adapter.arguments) or not given.keys().isdisjoint(kwargs):
             return None
-        rest.update(kwargs)
+        given.update(kwargs)
         roles = adapter.arguments[0], adapter.cache, adapter.mask, names.second, names.second_mask
-        x, cache, mask, second, second_mask = (rest.pop(name, None) for name in roles)
+        x, cache, mask, second, second_mask = map(given.get, roles)
+        rest = {name: one for name, one in given.items() if name not in adapter.arguments}
         if cache is None or not isinstance(x, torch.Tensor) or not runs_as_op(x):
             return None
         # Both are read before anything runs: the cache takes in a token once.
@@ -104,8 +124,6 @@ def token_plan_of(layer, parts, plan):
         layer: an inline block whose adapter has `sublayers`.
         parts, plan: of the layer.
     """
-    if not plan.fixed or not holds(plan.fixed):
-        return None
     names, found = parts.adapter.sublayers, parts.feed_forward
     making = _Making(layer, parts.adapter.norm_first, plan.fixed)
     try:
@@ -124,14 +142,14 @@ class _Making:
 
     def __init__(self, layer, norm_first, fixed):
         self._layer, self._watched, self.norms = layer, Watched(), []
-        self._watched.update(fixed)
-        self._first = norm_first
+        self._first, self._kept = norm_first, True
+        self._watch(fixed)
         if isinstance(norm_first, str):
             self._first = getattr(layer, norm_first)
             self._watched.attributes(layer, norm_first)
 
     def fixed(self):
-        return self._watched.fixed()
+        return self._watched.fixed() if self._kept else None
 
     def ends(self, name):
         """The norms before and behind a sublayer: the one of that name, and None."""
@@ -146,9 +164,17 @@ class _Making:
     def attention(self, name, norm, kind):
         block = part_of(self._layer, name)
         parts, plan = block._current_plan() if isinstance(block, FusedBlock) else (None, None)
-        if plan is None or not plan.fixed or getattr(plan, kind) is None:
+        if plan is None or getattr(plan, kind) is None:
             raise LookupError(name)
-        self._watched.update(plan.fixed)
+        self._watch(plan.fixed)
         take = calls.token_arguments if kind == "token" else calls.cross_arguments
-        numbers = numbers_of(block, parts)
-        return Attending(parts, take(parts, numbers, *self.ends(norm), parts.scheme))
+        arguments = take(parts, numbers_of(block, parts), *self.ends(norm), parts.scheme)
+        adapter = parts.adapter
+        named = adapter.arguments[0], adapter.cache, adapter.mask, adapter.bias, adapter.cross
+        return Attending(parts, arguments, frozenset(filter(None, (*named, adapter.rotary))))
+
+    def _watch(self, fixed):
+        """What a Plan depends on, where that can be kept."""
+        self._kept = self._kept and fixed is not None
+        if self._kept:
+            self._watched.update(fixed)

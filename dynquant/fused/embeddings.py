@@ -79,7 +79,9 @@ class FusedEmbeddings(Swapped):
         )
 
     def _is_as_named(self, names):
-        return _as_named(self, names) and isinstance(self._modules[names.norm], FusedNorm)
+        norm = self._modules[names.norm]
+        is_op = isinstance(norm, FusedNorm) and norm_of(norm) == "layer"
+        return is_op and _as_named(self, names)
 
     def _fits(self, ids, names):
         if not isinstance(ids, torch.Tensor) or ids.dim() != 2 or self.training:

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from dynquant.fused import calls
 from dynquant.fused.classes import Swapped
+from dynquant.fused.hooks import has_others_for_parameters
 from dynquant.nn.quantize import remembered
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -60,7 +61,7 @@ def norm_of(module):
         the name, "" for nn.Identity, None for a module that computes anything else.
     """
     if isinstance(module, FusedNorm):
-        return module._settings[0]
+        return None if has_others_for_parameters(module) else module._settings[0]
     if type(module) is nn.Identity:
         return ""
     if type(module) is nn.LayerNorm:
@@ -132,6 +133,8 @@ class FusedNorm(Swapped):
     def forward(self, *args, **kwargs):
         simple = len(args) == 1 and not kwargs and not self.training
         if not simple or not runs_as_op(args[0], self._parameters.values):
+            return super().forward(*args, **kwargs)
+        if has_others_for_parameters(self):
             return super().forward(*args, **kwargs)
         weight = self._parameters.get("weight")
         if weight is not None and weight.dtype != args[0].dtype:  # the result's may be either

@@ -1,11 +1,12 @@
 """Keys and values of a cache that take in a token where they are, and not in a copy of all."""
 
+import functools
 import sys
 import weakref
 
 import torch
 
-# Fewer keys are copied in the time that it takes to find out where they are.
+# Of so many numbers in the keys, a copy takes less time than finding out all of this.
 _LEAST = 1 << 15
 
 
@@ -20,15 +21,15 @@ class _Room:
         self._keys, self._values = weakref.ref(layer.keys), weakref.ref(layer.values)
 
     def is_of(self, layer):
-        """Whether nobody has given the layer others since."""
+        """Whether the layer has the same as then."""
         return self._keys() is layer.keys and self._values() is layer.values
 
     def take(self, layer, key, value):
-        """Puts them behind the layer's own."""
+        """Puts them behind the layer's own, which nobody else holds."""
         length = layer.keys.shape[2] + key.shape[2]
         tokens = self._tokens
         if length > tokens:
-            tokens = length + length // 4 + 64
+            tokens = length + length // 4 + 16
         longer = (
             self._longer(rows, new, length, tokens)
             for rows, new in ((layer.keys, key), (layer.values, value))
@@ -38,15 +39,15 @@ class _Room:
 
     def _longer(self, rows, new, length, tokens):
         batch, heads, before, features = rows.shape
-        rows = rows.data  # or what autograd keeps of them would count as changed
         strides = heads * tokens * features, tokens * features, features, 1
         if tokens == self._tokens and rows.stride() == strides:
             longer = rows.as_strided((batch, heads, length, features), strides)
         else:
-            longer = rows.new_empty(batch, heads, tokens, features).narrow(2, 0, length)
+            # Zeros, since whoever saves the keys saves what is behind them as well.
+            longer = rows.new_zeros(batch, heads, tokens, features).narrow(2, 0, length)
             longer.narrow(2, 0, before).copy_(rows)
         longer.narrow(2, before, length - before).copy_(new)
-        return longer
+        return longer.data  # no view, which would hold what it is a view of
 
 
 _ROOMS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
@@ -57,14 +58,14 @@ def updated(cache, key, value, index, rest):
 
     A DynamicCache copies all keys and values for each token: of a long text, that takes longer than
     the attention. Here a layer that nobody has changed since its last update gets keys and values
-    with room behind them, and later tokens are written there. What somebody else still has of them
-    ends before that.
+    with room behind them, and later tokens are written there, for as long as nobody else holds that
+    memory.
     """
     layer = _growing_layer(cache, index)
     if layer is None:
         return cache.update(key, value, index, kwargs=rest)
     room = _ROOMS.get(layer)
-    if room is not None and room.is_of(layer) and _fit(layer, key, value):
+    if room is not None and room.is_of(layer) and _can_take(layer, key, value):
         room.take(layer, key, value)
     else:
         cache.update(key, value, index, kwargs=rest)
@@ -96,14 +97,41 @@ def _is_own(cache, library):
     return code is library.__dict__ and "update" not in cache.__dict__
 
 
-def _fit(layer, key, value):
-    """Whether these can be written behind what the layer has."""
-    keys, values = layer.keys, layer.values
-    return keys.shape[2] == values.shape[2] and _fits(keys, key) and _fits(values, value)
+def _can_take(layer, key, value):
+    """Whether these can be written behind what the layer has, and nobody would see it."""
+    keys, values = layer.keys.shape, layer.values.shape
+    if keys[2] != values[2] or not (_fits(layer.keys, key) and _fits(layer.values, value)):
+        return False
+    alone = _holders_of_one()
+    return alone is not None and _holders(layer) == alone
 
 
 def _fits(rows, new):
+    if not type(rows) is type(new) is torch.Tensor:
+        return False
     if rows.is_inference() and not torch.is_inference_mode_enabled():
         return False  # it must not be written to
     kind = rows.dtype, rows.device, rows.shape[:2], rows.shape[3]
     return kind == (new.dtype, new.device, new.shape[:2], new.shape[3])
+
+
+def _holders(layer):
+    """How often keys and values are held: as objects, as tensors and as memory."""
+    counts = sys.getrefcount(layer.keys), sys.getrefcount(layer.values)
+    tensors = layer.keys._use_count(), layer.values._use_count()
+    return *counts, *tensors, _uses(layer.keys), _uses(layer.values)
+
+
+def _uses(tensor):
+    return torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
+
+
+@functools.cache
+def _holders_of_one():
+    """The same of what nobody else holds; None where torch does not tell."""
+    alone = type("Layer", (), {})()
+    alone.keys, alone.values = torch.zeros(2), torch.zeros(2)
+    try:
+        return _holders(alone)
+    except AttributeError:
+        return None

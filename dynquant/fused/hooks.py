@@ -2,6 +2,8 @@
 
 import sys
 
+import torch
+
 _CAPTURING = "transformers.utils.output_capturing"
 
 
@@ -14,7 +16,15 @@ def all_idle(module):
 
 def disturbed(module):
     """Whether calling the module does more than its class says: hooks, training, a replacement."""
-    return module.training or "forward" in module.__dict__ or not all_idle(module)
+    if module.training or "forward" in module.__dict__ or has_others_for_parameters(module):
+        return True
+    return not all_idle(module)
+
+
+def has_others_for_parameters(module):
+    """Whether its weight or bias is a plain tensor, or computed: ops look for parameters."""
+    plain = (isinstance(module.__dict__.get(name), torch.Tensor) for name in ("weight", "bias"))
+    return "parametrizations" in module._modules or any(plain)
 
 
 def first_disturbance(named, besides=frozenset()):
@@ -24,12 +34,16 @@ def first_disturbance(named, besides=frozenset()):
         besides: ids of modules that do not count.
     """
     for name, module in named:
-        # This line says it for nearly all; a function for each would cost as much again.
+        # These lines say it for nearly all; a function for each would cost as much again.
+        own = module.__dict__
         if not (
             module.training
             or module._forward_hooks
             or module._forward_pre_hooks
-            or "forward" in module.__dict__
+            or "forward" in own
+            or "weight" in own
+            or "bias" in own
+            or "parametrizations" in module._modules
         ):
             continue
         if disturbed(module) and id(module) not in besides:
@@ -40,6 +54,8 @@ def first_disturbance(named, besides=frozenset()):
 def _why(module):
     if module.training:
         return "is in training mode"
+    if has_others_for_parameters(module):
+        return "has something else for a parameter"
     return "has hooks" if "forward" not in module.__dict__ else "has another forward"
 
 

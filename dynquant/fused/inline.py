@@ -13,9 +13,15 @@ class FusedInline(FusedBlock):
     """A layer whose adapter is `inline`: a decoder's, with a cache and a second sequence."""
 
     def forward(self, *args, **kwargs):
-        parts, plan = self._current_plan()
-        as_written = self.training or _has_any_global_hook() or torch.compiler.is_compiling()
-        if plan is None or as_written:
+        if self._runs_as_written():
+            return self._base.forward(self, *args, **kwargs)
+        return self._run_in_parts(*self._current_plan(), args, kwargs)
+
+    def _runs_as_written(self):
+        return self.training or _has_any_global_hook() or torch.compiler.is_compiling()
+
+    def _run_in_parts(self, parts, plan, args, kwargs):
+        if plan is None:
             return self._base.forward(self, *args, **kwargs)
         return run(self, parts, plan, *args, **kwargs)
 

@@ -105,6 +105,8 @@ class Plan:
         """Watches what the arguments were taken from."""
         if any(norm.kind == "rms_plus_one" for norm in parts.norms()):
             return  # its weight is computed from one that may be written to
+        if any(one._forward_hooks or one._forward_pre_hooks for _, _, one in parts.children()):
+            return  # whether they do anything is asked at each call
         watched = Watched()
         for parent, key, child in parts.children():
             watched.child(parent, key, child)
