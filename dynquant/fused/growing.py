@@ -77,14 +77,16 @@ def updated(cache, key, value, index, rest):
 def _growing_layer(cache, index):
     """The cache's layer, where it has many keys, and an update only puts others behind them."""
     library = sys.modules.get("transformers.cache_utils")
-    if library is None or type(cache) is not library.DynamicCache or cache.offloading:
+    if library is None or type(cache) is not library.DynamicCache:
+        return None
+    if getattr(cache, "offloading", True):  # or of a version that does it otherwise
         return None
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return None  # neither follows what is written where
     if not 0 <= index < len(cache.layers):
         return None
     layer = cache.layers[index]
-    if type(layer) is not library.DynamicLayer or not layer.is_initialized:
+    if type(layer) is not library.DynamicLayer or not getattr(layer, "is_initialized", False):
         return None
     if layer.keys.numel() < _LEAST:
         return None
