@@ -45,7 +45,7 @@ class Onnx(_Backend):
         options = self.onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = self.threads, 1
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(self.spin)))
-        file = next((folder / "onnx").glob("*qint8*.onnx")).name
+        file = next((folder / "onnx").glob("*int8*.onnx")).name
         return self.library.SentenceTransformer(
             str(folder),
             device="cpu",
