@@ -231,6 +231,11 @@ class Adapter:
                 "query_norm and rotary"
             )
 
+    def roles(self) -> tuple[str | None, ...]:
+        """The arguments of forward that its ops take, None for those that it has not."""
+        first = self.arguments[0]
+        return first, self.mask, self.bias, self.rotary, self.cache, self.cross
+
     def names(self) -> list[str]:
         """The attributes of a block that it names, with dots where they lie deeper."""
         parts = (self.attention, self.feed_forward, self.linear_block)

@@ -88,6 +88,10 @@ def of_transformers(parts, args, kwargs):
         return Call(x)
     if parts.attention is None:
         return None
+    if not parts.rotates():
+        read.pop(adapter.rotary, None)
+    elif adapter.rotary not in read:
+        return None
     if adapter.cross in read:
         return _of_cross_tokens(parts, x, weights, read)
     if read.get(adapter.cache) is not None or not parts.runs_without_cache:
@@ -118,11 +122,8 @@ def _of_attention(parts, x, weights, read):
     adapter, core = parts.adapter, parts.attention.core
     if weights and adapter.feed_forward is not None:
         return None
-    mask, bias = read.get(adapter.mask), read.get(adapter.bias)
-    rotary = read.get(adapter.rotary) if parts.rotates() else None
+    mask, bias, rotary = (read.get(n) for n in (adapter.mask, adapter.bias, adapter.rotary))
     if x.dim() != 3 or not _can_add(mask, bias, x, x.shape[1]):
-        return None
-    if parts.rotates() and rotary is None:
         return None
     implementation = implementation_of(core)
     if not _can_run(adapter, implementation, mask):
@@ -135,10 +136,8 @@ def _of_attention(parts, x, weights, read):
 def _of_tokens(parts, x, weights, read, given):
     """New tokens of each sequence: one sees all that the cache has, of several a mask tells."""
     adapter = parts.adapter
+    cache, rotary = read.get(adapter.cache), read.get(adapter.rotary)
     mask, bias = read.get(adapter.mask), read.get(adapter.bias)
-    cache, rotary = read.get(adapter.cache), read.get(adapter.rotary) if parts.rotates() else None
-    if parts.rotates() and rotary is None:
-        return None
     if cache is None or not _are_tokens(parts, x, mask, bias):
         return None
     if x.shape[1] > 1 and (mask is None or adapter.bias is not None):
@@ -147,9 +146,8 @@ def _of_tokens(parts, x, weights, read, given):
         return None
     if weights and adapter.feed_forward is not None:
         return None
-    roles = adapter.mask, adapter.bias, adapter.rotary, adapter.cache, adapter.cross
-    named = adapter.arguments[0], *roles
-    rest = {name: value for name, value in given if name not in named}
+    roles = adapter.roles()
+    rest = {name: value for name, value in given if name not in roles}
     return Call(x, mask, bias, rotary, weights=weights, cache=cache, rest=rest)
 
 

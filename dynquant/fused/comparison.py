@@ -11,7 +11,7 @@ from dynquant.fused.caches import own_of, with_own
 from dynquant.fused.classes import base_of
 from dynquant.fused.parts import dtype_of
 from dynquant.fused.plan import Plan
-from dynquant.fused.samples import BATCH, LENGTH, samples_of, samples_of_sublayers
+from dynquant.fused.samples import BATCH, LENGTH, random_of, samples_of, samples_of_sublayers
 
 # Below it a block computes something else than its adapter says. Bytes that round otherwise leave
 # 40 dB and more, integers in the attention 30.
@@ -24,9 +24,7 @@ def chain_difference(chain):
     for run in chain.runs:
         if elsewhere := _elsewhere(run.linear):
             return elsewhere
-        generator = torch.Generator().manual_seed(0)
-        x = torch.randn(BATCH, LENGTH, run.linear.in_features, generator=generator)
-        x = expected = x.to(run.dtype())
+        x = expected = random_of(run.dtype())(BATCH, LENGTH, run.linear.in_features)
         try:
             for _, module in run.modules:
                 expected = module.forward(expected)

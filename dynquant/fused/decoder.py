@@ -50,12 +50,10 @@ class Attending(NamedTuple):
     Attributes:
         parts: its Parts.
         arguments: what its function in calls takes.
-        roles: the names of what a Call is made of.
     """
 
     parts: Parts
     arguments: tuple
-    roles: frozenset
 
     def read(self, x, cache, mask, rest, second=None):
         """A Call, or None where these are not what its ops take.
@@ -64,7 +62,7 @@ class Attending(NamedTuple):
             rest: what the layer was called with besides, and hands on.
         """
         adapter = self.parts.adapter
-        if not self.roles.isdisjoint(rest):
+        if not rest.keys().isdisjoint(adapter.roles()):
             return None
         named = {**rest, adapter.cache: cache, adapter.mask: mask}
         if second is not None:
@@ -125,7 +123,7 @@ def token_plan_of(layer, parts, plan):
         parts, plan: of the layer.
     """
     names, found = parts.adapter.sublayers, parts.feed_forward
-    making = _Making(layer, parts.adapter.norm_first, plan.fixed)
+    making = _Making(layer, plan)
     try:
         attention = making.attention(names.attention, names.attention_norm, "token")
         cross = names.cross and making.attention(names.cross, names.cross_norm, "cross")
@@ -140,13 +138,10 @@ def token_plan_of(layer, parts, plan):
 class _Making:
     """What a TokenPlan is made with: LookupErrors where something is not there or is no op."""
 
-    def __init__(self, layer, norm_first, fixed):
-        self._layer, self._watched, self.norms = layer, Watched(), []
-        self._first, self._kept = norm_first, True
-        self._watch(fixed)
-        if isinstance(norm_first, str):
-            self._first = getattr(layer, norm_first)
-            self._watched.attributes(layer, norm_first)
+    def __init__(self, layer, plan):
+        self._layer, self._plan, self.norms = layer, plan, []
+        self._watched, self._kept = Watched(), True
+        self._watch(plan.fixed)
 
     def fixed(self):
         return self._watched.fixed() if self._kept else None
@@ -159,7 +154,7 @@ class _Making:
         norm = Norm("layer", module)
         self.norms.append(norm)
         self._watched.norm(norm)
-        return (norm, None) if self._first else (None, norm)
+        return self._plan.around(norm)
 
     def attention(self, name, norm, kind):
         block = part_of(self._layer, name)
@@ -168,10 +163,8 @@ class _Making:
             raise LookupError(name)
         self._watch(plan.fixed)
         take = calls.token_arguments if kind == "token" else calls.cross_arguments
-        arguments = take(parts, numbers_of(block, parts), *self.ends(norm), parts.scheme)
-        adapter = parts.adapter
-        named = adapter.arguments[0], adapter.cache, adapter.mask, adapter.bias, adapter.cross
-        return Attending(parts, arguments, frozenset(filter(None, (*named, adapter.rotary))))
+        numbers = numbers_of(block, parts)
+        return Attending(parts, take(parts, numbers, *self.ends(norm), parts.scheme))
 
     def _watch(self, fixed):
         """What a Plan depends on, where that can be kept."""

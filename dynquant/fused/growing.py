@@ -3,6 +3,7 @@
 import functools
 import sys
 import weakref
+from types import SimpleNamespace
 
 import torch
 
@@ -131,8 +132,7 @@ def _uses(tensor):
 @functools.cache
 def _holders_of_one():
     """The same of what nobody else holds; None where torch does not tell."""
-    alone = type("Layer", (), {})()
-    alone.keys, alone.values = torch.zeros(2), torch.zeros(2)
+    alone = SimpleNamespace(keys=torch.zeros(2), values=torch.zeros(2))
     try:
         return _holders(alone)
     except AttributeError:

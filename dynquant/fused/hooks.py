@@ -23,8 +23,10 @@ def disturbed(module):
 
 def has_others_for_parameters(module):
     """Whether its weight or bias is a plain tensor, or computed: ops look for parameters."""
-    plain = (isinstance(module.__dict__.get(name), torch.Tensor) for name in ("weight", "bias"))
-    return "parametrizations" in module._modules or any(plain)
+    if "parametrizations" in module._modules:
+        return True
+    own = module.__dict__
+    return isinstance(own.get("weight"), torch.Tensor) or isinstance(own.get("bias"), torch.Tensor)
 
 
 def first_disturbance(named, besides=frozenset()):

@@ -115,11 +115,11 @@ class Parts:
             self.attention = self._attention(module, adapter.attention)
             self.runs_without_cache = _runs_without_cache(adapter, self.attention)
             if adapter.attention.index:
-                self._number = _place_of(module, adapter.attention.index)
+                self._number = place_of(module, adapter.attention.index)
             if name := adapter.attention.rotates:
                 if part_of(module, name) is None:
                     raise _Obstacle(f"{name} is missing")
-                self._rotates = _place_of(module, name)
+                self._rotates = place_of(module, name)
         if adapter.linear_block is not None:
             self.linear_block = self._linear_block(module, adapter.linear_block)
 
@@ -291,7 +291,7 @@ def part_of(module, name, missing=None):
     return module
 
 
-def _place_of(module, name):
+def place_of(module, name):
     """The holder of an attribute, and its own name."""
     holder, _, own = name.rpartition(".")
     return part_of(module, holder), own

@@ -5,7 +5,7 @@ At one short text, finding it out anew at each call takes as long as the ops.
 
 from dynquant import _C
 from dynquant.fused import calls
-from dynquant.fused.parts import numbers_of, part_of
+from dynquant.fused.parts import numbers_of, place_of
 
 
 class Watched:
@@ -75,11 +75,10 @@ class Plan:
 
     def __init__(self, module, parts):
         first = parts.adapter.norm_first
-        if isinstance(first, str):
-            first = getattr(module, first)
+        self._norm_first = getattr(module, first) if isinstance(first, str) else first
 
         def ends(norm):
-            return (*((norm, None) if first else (None, norm)), parts.scheme)
+            return *self.around(norm), parts.scheme
 
         self.attention = self.token = self.cross = self.fixed = None
         self.feed_forward = self.linear_block = None
@@ -101,6 +100,10 @@ class Plan:
             linear, norm, activation, _ = parts.linear_block
             self.linear_block = calls.linear_block_arguments(linear, activation, *ends(norm))
 
+    def around(self, norm):
+        """The norms before and behind what has this one."""
+        return (norm, None) if self._norm_first else (None, norm)
+
     def keep(self, module, parts):
         """Watches what the arguments were taken from."""
         if any(norm.kind == "rms_plus_one" for norm in parts.norms()):
@@ -120,6 +123,5 @@ class Plan:
         if self.token is not None:
             names = parts.adapter.attention
             for name in filter(None, (names.scale, names.index, names.rotates)):
-                holder, _, own = name.rpartition(".")
-                watched.attributes(part_of(module, holder), own)
+                watched.attributes(*place_of(module, name))
         self.fixed = watched.fixed()
