@@ -23,7 +23,7 @@ struct Avx2 : Ymm {
   static constexpr int kOffset = 128;
   // No register is left for weights: each is an operand in memory, once for each row.
   static constexpr bool kKeepsWeights = false;
-  static constexpr int kFarPanels = 4;
+  static constexpr Reading kReading = {4, 2, 0, true};
   // Measured on an AMD EPYC (Zen 3) of 2.45 GHz, weights in the L2 cache.
   static constexpr Costs kCosts = {0.016, 0.019, 0.28, 28.0};
   static constexpr Costs kHalfCosts = {0.022, 0.022, 0.0, 6.0};

@@ -12,7 +12,7 @@ struct Avx512Vnni : Zmm {
   static constexpr int kTemporaries = 0;
   static constexpr int kGroupBytes = kGroup;
   static constexpr bool kKeepsWeights = true;
-  static constexpr int kFarPanels = 1;
+  static constexpr Reading kReading = {8, kTileRows, 4096, false};
   static constexpr Costs kCosts = {0.0043, 0.011, 0.13, 6.0};
   static constexpr Costs kHalfCosts = {0.022, 0.022, 0.0, 6.0};
   using Weights = __m512i;

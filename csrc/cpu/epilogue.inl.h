@@ -94,6 +94,15 @@ inline void finish(const typename Isa::Int (&acc)[R][V], const TileOut<Out>& at)
   }
 }
 
+// The same, where the output tells whether its rows are pairs.
+template <class Isa, int R, int V, class Out>
+inline void finish_rows(const typename Isa::Int (&acc)[R][V], const TileOut<Out>& at) {
+  if constexpr (R % 2 == 0 && !kIsInt32<Out>) {
+    if (at.pairs) return finish<Isa, true>(acc, at);
+  }
+  finish<Isa, false>(acc, at);
+}
+
 // Calls f with a typed null pointer that stands for the output's type.
 template <class F>
 inline void with_out_type(Dtype dtype, F f) {

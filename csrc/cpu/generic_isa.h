@@ -9,7 +9,7 @@
 //   kTemporaries     registers that a product takes beside its operands and its sum
 //   kGroupBytes      bytes of a row's four k as `stage` lays them and `load_activation` reads them
 //   kOffset          what `stage` takes from each byte
-//   kFarPanels       panels from memory that few rows go through side by side (far.inl.h)
+//   kReading         how weights are read
 //   kKeepsWeights    whether weights stay in registers for all rows of a tile, or `dot` reads them
 //   Float Int Mask   registers; Weights Activation, what `dot` takes
 //   float part       load store set mul div add_float sub_float min max is_nan unordered
@@ -50,7 +50,7 @@ struct GenericIsa {
   static constexpr int kTemporaries = 0;
   static constexpr int kOffset = 0;
   static constexpr bool kKeepsWeights = true;
-  static constexpr int kFarPanels = 4;
+  static constexpr Reading kReading = {4, 2, 0, true};
   static constexpr int kGroupBytes = kGroup;
   // Measured as the set `scalar` on an Intel Cascade Lake of 2.5 GHz.
   static constexpr Costs kCosts = {0.4, 0.33, 4.8, 65.0};

@@ -282,6 +282,14 @@ struct Costs {
   double panel_row;        // the epilogue of one row of one panel
 };
 
+// How a product reads weights, where that is measured to pay.
+struct Reading {
+  int panels;         // from memory, that few rows go through side by side (far.inl.h)
+  int rows;           // that are few
+  int64_t far_ahead;  // bytes from memory that are fetched ahead in each of those panels, 0: none
+  bool near_ahead;    // whether a single row fetches what comes from a cache
+};
+
 // How the bytes of staged rows lie. A row is a run of groups of four k, behind which the product
 // may keep what belongs to the row. Where tile_rows is 1, it lies on its own. Else tile_rows rows
 // share a tile, the rows' next kTileLine bytes one after the other, and a block of them is tile

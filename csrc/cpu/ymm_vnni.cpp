@@ -14,7 +14,7 @@ struct YmmVnni : Ymm {
   static constexpr int kGroupBytes = kGroup;
   static constexpr int kOffset = 0;
   static constexpr bool kKeepsWeights = true;
-  static constexpr int kFarPanels = 1;
+  static constexpr Reading kReading = {8, kTileRows, 4096, false};
   // Measured as avx512vnni_ymm on an Intel Cascade Lake of 2.5 GHz, weights in the L2 cache.
   static constexpr Costs kCosts = {0.0065, 0.016, 0.23, 31.0};
   static constexpr Costs kHalfCosts = {0.022, 0.022, 0.0, 6.0};

@@ -770,7 +770,7 @@ void test_unit(const Kernels& kernels, const Product& product, std::mt19937& ran
 void test_product(const Kernels& kernels, const Product& product, std::mt19937& random) {
   test_unit(kernels, product, random);
   for (int64_t m = 1; m < 9; ++m) {  // whole panels side by side
-    for (int64_t n : {128, 256, 455}) {
+    for (int64_t n : {128, 256, 455, 580}) {
       for (int64_t k : {1, 4, 8, 37}) test_gemm(kernels, product, Case(m, n, k, random));
     }
   }
