@@ -15,13 +15,15 @@
 //   float part       load store set mul div add_float sub_float min max is_nan unordered
 //                    is_negative either any no_mask select with_sign_of magnitude lookup
 //                    round_to_int to_float power_of_two reduce_min reduce_max reduce_add
+//                    reduce_adds
 //   integer part     load_int store_int set_int add sub mul_int min_int max_int high_byte
 //                    store_bytes store_saturated load_bytes load_nibbles
 //   product          stage load_weights load_activation dot, and keep, which hides a value from
 //                    the optimizer. stage gives what the products of those four k have too much in
 //                    every column: 0 where kOffset is 0
 // min and max give their second operand where either is NaN, which `unordered` detects. Integer
-// arithmetic wraps. reduce_add adds the upper half of the lanes to the lower until one is left.
+// arithmetic wraps. reduce_add adds the upper half of the lanes to the lower until one is left,
+// reduce_adds does so for each of kLanes registers and gives the register of what they leave.
 // is_negative reads the sign bit, with_sign_of(a, b) is a's magnitude with b's sign bit, and
 // power_of_two(n) is 2^n for n in -126..127, 0 for -127, and any value for other n.
 // lookup(table, x) takes from kTableEntries floats, aligned to 32 bytes, those whose numbers are
@@ -164,6 +166,11 @@ struct GenericIsa {
       for (int i = 0; i < step; ++i) x.v[i] += x.v[i + step];
     }
     return x.v[0];
+  }
+  static inline Float reduce_adds(const Float (&x)[Lanes]) {
+    Float sums;
+    for (int i = 0; i < Lanes; ++i) sums.v[i] = reduce_add(x[i]);
+    return sums;
   }
 
   static inline Int load_int(const int32_t* p) {  // column sums lie wherever the packed bytes do

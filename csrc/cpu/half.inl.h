@@ -103,15 +103,38 @@ struct Partials {
     }
   }
 
-  inline float total(int r, int v) {
+  static constexpr int kPairsOfTile = R * V;
+  // Room for the sums of all, by whole registers.
+  static constexpr int kTotals = (kPairsOfTile + Isa::kLanes - 1) / Isa::kLanes * Isa::kLanes;
+
+  // The sum of row r and row v of W becomes number r * V + v. As many at once as a register has
+  // lanes, where more than half of these are used: alone, each takes 8 instructions, together 3.
+  inline void total(float (&totals)[kTotals]) {
+    constexpr int kLanes = Isa::kLanes, kRest = kPairsOfTile % kLanes;
+    constexpr int kTogether = kRest * 2 > kLanes ? kTotals : kPairsOfTile - kRest;
+#pragma GCC unroll 64
+    for (int first = 0; first < kTogether; first += kLanes) {
+      typename Isa::Float some[kLanes];
+#pragma GCC unroll 64
+      for (int i = 0; i < kLanes; ++i) {
+        some[i] = first + i < kPairsOfTile ? joined(first + i) : some[0];
+      }
+      Isa::store(totals + first, Isa::reduce_adds(some));
+    }
+#pragma GCC unroll 64
+    for (int i = kTogether; i < kPairsOfTile; ++i) totals[i] = Isa::reduce_add(joined(i));
+  }
+
+ private:
+  // The partial sums of a pair in one register.
+  inline typename Isa::Float joined(int pair) {
+    auto& of = sum[pair / V][pair % V];
 #pragma GCC unroll 64
     for (int step = P / 2; step > 0; step /= 2) {
 #pragma GCC unroll 64
-      for (int p = 0; p < step; ++p) {
-        sum[r][v][p] = Isa::add_float(sum[r][v][p], sum[r][v][p + step]);
-      }
+      for (int p = 0; p < step; ++p) of[p] = Isa::add_float(of[p], of[p + step]);
     }
-    return Isa::reduce_add(sum[r][v][0]);
+    return of[0];
   }
 };
 
@@ -146,10 +169,12 @@ __attribute__((noinline)) void half_tile(const float* x, int64_t x_stride, int64
     for (int v = 0; v < V; ++v) copy_tail(w + at(v) + i, k - i, w_tail + v * kPartials);
     partials.add(x_tail, kPartials, w_tail, [](int v) { return v * kPartials; });
   }
+  float totals[Partials<Isa, R, V>::kTotals];
+  partials.total(totals);
 #pragma GCC unroll 64
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 64
-    for (int v = 0; v < V; ++v) sums[r * kHalfColumns + Tile::sum_at(v)] = partials.total(r, v);
+    for (int v = 0; v < V; ++v) sums[r * kHalfColumns + Tile::sum_at(v)] = totals[r * V + v];
   }
 }
 
@@ -196,13 +221,6 @@ inline void half_rest(const HalfGemmArgs& a, const float* x, const T* w, int64_t
   for (; c < columns; ++c) {
     half_tile<Isa, R, 1, false>(x, a.x_stride, a.k, w + c * stride, stride, 0, sums + c);
   }
-}
-
-// f(a value of the type Count<rows>)
-template <int R, class F>
-inline void with_rows(int64_t rows, const F& f) {
-  if (rows == R) return f(Count<R>());
-  if constexpr (R > 1) return with_rows<R - 1>(rows, f);
 }
 
 template <class Isa, class T>

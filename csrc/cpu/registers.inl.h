@@ -15,6 +15,13 @@ struct Count {
   static constexpr int kCount = N;
 };
 
+// f(a value of the type Count<rows>), where rows are 1 to R.
+template <int R, class F>
+inline void with_rows(int64_t rows, const F& f) {
+  if (rows == R) return f(Count<R>());
+  if constexpr (R > 1) return with_rows<R - 1>(rows, f);
+}
+
 // `count` values, fewer than a register holds, filled up with zeros.
 template <class Isa, class T>
 inline typename Isa::Float load_part(const T* p, int64_t count) {

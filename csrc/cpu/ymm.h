@@ -89,6 +89,21 @@ struct Ymm {
     half = _mm_add_ps(half, _mm_movehl_ps(half, half));
     return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
   }
+  static inline Float reduce_adds(const Float (&x)[kLanes]) {
+    Float halves[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const Float a = x[i], b = x[4 + i];
+      halves[i] =
+          _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+    }
+    const auto pairs = [&](int i) {
+      const Float a = halves[i], b = halves[i + 1];
+      return _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x44), _mm256_shuffle_ps(a, b, 0xEE));
+    };
+    const Float a = pairs(0), b = pairs(2);
+    return _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x88), _mm256_shuffle_ps(a, b, 0xDD));
+  }
 
   static inline Int load_int(const int32_t* p) {
     return _mm256_loadu_si256(reinterpret_cast<const Int*>(p));

@@ -81,6 +81,26 @@ struct Zmm {
     four = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
   }
+  static inline Float reduce_adds(const Float (&x)[kLanes]) {
+    Float quarters[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      // By halves, then by quarters, of which one of each of four registers is left.
+      const auto halves = [&](int first) {
+        const Float a = x[first + i], b = x[first + 4 + i];
+        return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xEE));
+      };
+      const Float a = halves(0), b = halves(8);
+      quarters[i] =
+          _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xDD));
+    }
+    const auto pairs = [&](int i) {
+      const Float a = quarters[i], b = quarters[i + 1];
+      return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xEE));
+    };
+    const Float a = pairs(0), b = pairs(2);
+    return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xDD));
+  }
 
   static inline Int load_int(const int32_t* p) { return _mm512_loadu_si512(p); }
   static inline void store_int(int32_t* p, Int x) { _mm512_storeu_si512(p, x); }
