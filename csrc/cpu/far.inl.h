@@ -4,7 +4,7 @@
 // times with four on an AMD Zen 3. They have to alternate as finely as this: 1 KB of each in turn
 // is slower, 4 KB no better than one stream. An Intel Ice Lake gives 1.1 to 1.2 times with four,
 // 1.2 to 1.25 with eight, which sixteen do not exceed, and 1.25 to 1.45 where the program fetches
-// ahead in each: 4 KB is best, with four panels it gains nothing.
+// 4 KB ahead in each of eight, into the L1 cache: 1 KB ahead, or in four panels, gains nothing.
 //
 // The sums of a panel wait in the L1 cache for its turn, so where the weight comes from a cache it
 // is slower than panel by panel: 0.9 times from the L3 cache, 0.55 to 0.8 from the L2 cache. How

@@ -108,7 +108,7 @@ struct Partials {
   static constexpr int kTotals = (kPairsOfTile + Isa::kLanes - 1) / Isa::kLanes * Isa::kLanes;
 
   // The sum of row r and row v of W becomes number r * V + v. As many at once as a register has
-  // lanes, where more than half of these are used: alone, each takes 8 instructions, together 3.
+  // lanes, where more than half of these are used: that takes 3 instructions for each, not 6 to 8.
   inline void total(float (&totals)[kTotals]) {
     constexpr int kLanes = Isa::kLanes, kRest = kPairsOfTile % kLanes;
     constexpr int kTogether = kRest * 2 > kLanes ? kTotals : kPairsOfTile - kRest;

@@ -21,7 +21,7 @@ constexpr int64_t kDepth = 16;
 // The vector that is fetched meanwhile, where heads are side by side.
 constexpr int64_t kFetchedVector = 2;
 
-// Partial sums of all rows together that stay in registers, four of each.
+// Partial sums of all rows together that stay in registers, each in four of them.
 template <class Isa>
 constexpr int kSumsAtOnce = Isa::kRegisters < 32 ? 2 : 4;
 
