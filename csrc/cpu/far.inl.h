@@ -9,7 +9,8 @@
 // The sums of a panel wait in the L1 cache for its turn, so where the weight comes from a cache it
 // is slower than panel by panel: 0.9 times from the L3 cache, 0.55 to 0.8 from the L2 cache. How
 // many rows are few depends on the sums that a set takes in one instruction: AVX2 loses from three
-// on, the sets with VPDPBUSD gain up to the six of a tile (1.1 to 1.2 times).
+// on (Zen 3), the sets with VPDPBUSD gain up to the six of a tile (1.1 to 1.2 times, Ice Lake,
+// whose L1 cache has 48 KB; with one of 32 KB it is not measured).
 #pragma once
 
 #include "group.inl.h"
@@ -82,7 +83,7 @@ __attribute__((noinline)) void panels_side_by_side(const GemmArgs& a, int64_t n0
       const int8_t* from = weights + s * panel_stride;
       if constexpr (Isa::kReading.far_ahead > 0) {
 #pragma GCC unroll 16
-        for (int64_t c = 0; c < kTurn * kStep; c += 64) {
+        for (int64_t c = 0; c < kTurn * kStep; c += kLine) {
           __builtin_prefetch(from + Isa::kReading.far_ahead + c);
         }
       }

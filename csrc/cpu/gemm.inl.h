@@ -25,14 +25,14 @@ struct Ahead {
 constexpr int64_t kStaysInL2 = 1024 * 1024;  // weights of which nothing needs to be fetched ahead
 constexpr int64_t kStaysInL1 = 32 * 1024;    // a panel of which every strip finds the start there
 constexpr int64_t kLongTileMostRows = 32;
-constexpr int64_t kLine = 64;
 // Strips that fetch the next panel; the others find it there. A weight that outgrows the L2 cache
 // comes from farther away, and more slowly than four strips would have it.
 constexpr int64_t kFetchStrips = 4;
 constexpr int64_t kFarFetchStrips = 16;
 // This panel, on its way from the L2 to the L1 cache: a tile narrower than a panel reads a line
-// here and there, which no prefetcher follows well. A single row, where the set has several panels
-// for it, is 1.03 to 1.08 times as fast on an AMD Zen 3.
+// here and there, which no prefetcher follows well. A single row of AVX2
+// is 1.03 to 1.08 times as fast on an AMD Zen 3; one of AVX-512 is 0.8 times as fast on an Intel
+// Ice Lake where the L2 cache has the weight.
 constexpr int64_t kNearGroups = 8;
 
 // Where nothing is fetched ahead, its instructions would cost up to a tenth.
@@ -145,7 +145,7 @@ inline void gemm_by(const GemmArgs& a, Out*) {
   const int64_t fetching = strips < most_fetching ? strips : most_fetching;
   const int64_t panel_stride = kPanelColumns * kGroup * (1 + a.groups);
   int64_t n0 = a.n_begin;
-  if (a.is_far) n0 = side_by_side<Isa, Isa::kReading.rows, Out>(a, n0, panel_stride);
+  if (a.is_far) n0 = side_by_side<Isa, Isa::kReading.few_rows, Out>(a, n0, panel_stride);
   for (; n0 < a.n_end; n0 += kPanelColumns) {
     const int64_t columns = a.n_end - n0 < kPanelColumns ? a.n_end - n0 : kPanelColumns;
     const int8_t* panel = a.panels + n0 / kPanelColumns * panel_stride;

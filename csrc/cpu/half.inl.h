@@ -103,31 +103,31 @@ struct Partials {
     }
   }
 
-  static constexpr int kPairsOfTile = R * V;
+  static constexpr int kSums = R * V;
   // Room for the sums of all, by whole registers.
-  static constexpr int kTotals = (kPairsOfTile + Isa::kLanes - 1) / Isa::kLanes * Isa::kLanes;
+  static constexpr int kTotals = (kSums + Isa::kLanes - 1) / Isa::kLanes * Isa::kLanes;
 
   // The sum of row r and row v of W becomes number r * V + v. As many at once as a register has
   // lanes, where more than half of these are used: that takes 3 instructions for each, not 6 to 8.
   inline void total(float (&totals)[kTotals]) {
-    constexpr int kLanes = Isa::kLanes, kRest = kPairsOfTile % kLanes;
-    constexpr int kTogether = kRest * 2 > kLanes ? kTotals : kPairsOfTile - kRest;
+    constexpr int kLanes = Isa::kLanes, kRest = kSums % kLanes;
+    constexpr int kTogether = kRest * 2 > kLanes ? kTotals : kSums - kRest;
 #pragma GCC unroll 64
     for (int first = 0; first < kTogether; first += kLanes) {
       typename Isa::Float some[kLanes];
 #pragma GCC unroll 64
       for (int i = 0; i < kLanes; ++i) {
-        some[i] = first + i < kPairsOfTile ? joined(first + i) : some[0];
+        some[i] = first + i < kSums ? join(first + i) : some[0];
       }
       Isa::store(totals + first, Isa::reduce_adds(some));
     }
 #pragma GCC unroll 64
-    for (int i = kTogether; i < kPairsOfTile; ++i) totals[i] = Isa::reduce_add(joined(i));
+    for (int i = kTogether; i < kSums; ++i) totals[i] = Isa::reduce_add(join(i));
   }
 
  private:
-  // The partial sums of a pair in one register.
-  inline typename Isa::Float joined(int pair) {
+  // Brings the partial sums of a pair into one register.
+  inline typename Isa::Float join(int pair) {
     auto& of = sum[pair / V][pair % V];
 #pragma GCC unroll 64
     for (int step = P / 2; step > 0; step /= 2) {

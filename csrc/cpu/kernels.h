@@ -285,7 +285,7 @@ struct Costs {
 // How a product reads weights, where that is measured to pay.
 struct Reading {
   int panels;         // from memory, that few rows go through side by side (far.inl.h)
-  int rows;           // that are few
+  int few_rows;       // at most
   int64_t far_ahead;  // bytes from memory that are fetched ahead in each of those panels, 0: none
   bool near_ahead;    // whether a single row fetches what comes from a cache
 };

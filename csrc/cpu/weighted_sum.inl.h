@@ -21,7 +21,7 @@ constexpr int64_t kDepth = 16;
 // The vector that is fetched meanwhile, where heads are side by side.
 constexpr int64_t kFetchedVector = 2;
 
-// Partial sums of all rows together that stay in registers, each in four of them.
+// Partial sums of all rows together that stay in registers (each in four, by each_registers).
 template <class Isa>
 constexpr int kSumsAtOnce = Isa::kRegisters < 32 ? 2 : 4;
 
@@ -108,10 +108,10 @@ inline void heads_strip(const WeightedSumsArgs& a, const float* weights, const T
   for (int64_t j = 0; j < a.n; ++j) {
 #pragma GCC unroll 4
     for (int head = 0; head < Heads; ++head) {
-      constexpr int64_t kLine = 64 / sizeof(T);
+      constexpr int64_t kLineValues = 64 / sizeof(T);
       const T* vector = vectors + head * a.head_stride + j * a.vector_stride;
       const T* fetched = vector + kFetchedVector * a.vector_stride;
-      for (int64_t i = 0; i < a.dim; i += kLine) __builtin_prefetch(fetched + i);
+      for (int64_t i = 0; i < a.dim; i += kLineValues) __builtin_prefetch(fetched + i);
       add_vectors<Isa, 1, 1>(weights + head * a.rows * a.weight_stride + j, 0, vector, 0, 1, a.dim,
                              partials[head][j % kPartials], 0, 0);
     }
@@ -121,11 +121,13 @@ inline void heads_strip(const WeightedSumsArgs& a, const float* weights, const T
   }
 }
 
-// Rows rows of one head.
-template <class Isa, int Rows, class T>
+// Rows rows of one head, whose vectors have at most Widest columns, or any number where that is all
+// that a strip has.
+template <class Isa, int Widest, int Rows, class T>
 inline void rows_of_head(const WeightedSumsArgs& a, const float* weights, const T* vectors,
                          float* out) {
-  constexpr int kWidth = kSumColumns / (Rows > 2 ? 4 : Rows);
+  constexpr int kShare = kSumColumns / (Rows > 2 ? 4 : Rows);
+  constexpr int kWidth = kShare < Widest ? kShare : Widest;
   for (int64_t first = 0; first < a.dim; first += kWidth) {
     const int64_t columns = a.dim - first < kWidth ? a.dim - first : kWidth;
     rows_strip<Isa, kWidth, Rows>(a, weights, vectors + first, columns, out + first);
@@ -134,6 +136,7 @@ inline void rows_of_head(const WeightedSumsArgs& a, const float* weights, const 
 
 template <class Isa, int Heads, class T>
 inline void weighted_sums_of(const WeightedSumsArgs& a, const T* vectors) {
+  constexpr int kWidest = kSumColumns / Heads;
   // f(its weights, vectors and outputs) for a row of a head
   const auto with = [&](int64_t head, int64_t row, const auto& f) {
     const int64_t r = head * a.rows + row;
@@ -143,8 +146,7 @@ inline void weighted_sums_of(const WeightedSumsArgs& a, const T* vectors) {
   if constexpr (Heads > 1) {
     for (; head + Heads <= a.heads; head += Heads) {
       for (int64_t row = 0; row < a.rows; ++row) {
-        with(head, row,
-             [&](auto... of) { heads_strip<Isa, kSumColumns / Heads, Heads>(a, of...); });
+        with(head, row, [&](auto... of) { heads_strip<Isa, kWidest, Heads>(a, of...); });
       }
     }
   }
@@ -152,7 +154,7 @@ inline void weighted_sums_of(const WeightedSumsArgs& a, const T* vectors) {
   for (; head < a.heads; ++head) {
     for (int64_t row = 0; row < a.rows; row += kRows) {
       with_rows<kRows>(a.rows - row < kRows ? a.rows - row : kRows, [&](auto count) {
-        with(head, row, [&](auto... of) { rows_of_head<Isa, count.kCount>(a, of...); });
+        with(head, row, [&](auto... of) { rows_of_head<Isa, kWidest, count.kCount>(a, of...); });
       });
     }
   }

@@ -74,7 +74,7 @@ Split choose_split(int64_t m, int64_t n, int64_t k, int64_t threads, const Costs
 }
 
 Split in_small_parts(const Split& split, int64_t n) {
-  constexpr int64_t kPanelsTogether = 4;              // that kernels read side by side
+  constexpr int64_t kPanelsTogether = 4;  // all or half of those that a set reads side by side
   constexpr int64_t kLeastParts = 4, kMostParts = 8;  // of a thread
   const int64_t units = ceil_div(panels_of(n), kPanelsTogether);
   if (split.rows != 1 || split.columns == 1 || units < kLeastParts * split.columns) return split;

@@ -789,6 +789,7 @@ void test_product(const Kernels& kernels, const Product& product, std::mt19937& 
     }
   }
   test_gemm(kernels, product, Case(33, 1100, 1027, random));  // more panels than a window holds
+  for (int64_t m : {1, 2, 4, 6}) test_gemm(kernels, product, Case(m, 600, 1027, random));
   // Weights that outgrow the L2 cache have tiles of their own.
   for (int64_t m : {8, 11, 13}) {
     test_gemm(kernels, product, Case(m, 1090, 1025, random));
@@ -833,6 +834,12 @@ void test_kernels(const Kernels& kernels) {
     for (int64_t dim : {1, 7, 8, 33, 63, 64, 65, 128, 150, 256, 260}) {
       for (int64_t rows : {1, 3}) test_weighted_sums(kernels, 1, rows, n, dim, random);
       for (int64_t heads : {2, 4, 7}) test_weighted_sums(kernels, heads, 2, n, dim, random);
+    }
+  }
+  for (int64_t rows : {1, 2, 4, 5, 7}) {  // more vectors than are taken together, and more rows
+    for (int64_t n : {271, 272, 300}) {
+      for (int64_t dim : {24, 64, 100, 200, 300})
+        test_weighted_sums(kernels, 1, rows, n, dim, random);
     }
   }
   test_product(kernels, kernels.product, random);
