@@ -94,7 +94,6 @@ inline int64_t index_at(const BagArgs& a, int64_t i) {
 }
 
 constexpr int64_t kAhead = 16;  // rows that are fetched from memory at the same time
-constexpr int64_t kLineBytes = 64;
 
 // Asks for bytes [begin, end) of a row that comes later, and for its parameters. GCC drops
 // the call of a function that does nothing else, as if it had no effect.
@@ -102,7 +101,7 @@ __attribute__((always_inline)) inline void prefetch_row(const BagArgs& a, int64_
                                                         int64_t end) {
   const int64_t index = index_at(a, i);
   const uint8_t* row = a.rows + index * a.row_bytes;
-  for (int64_t byte = begin; byte < end; byte += kLineBytes) __builtin_prefetch(row + byte);
+  for (int64_t byte = begin; byte < end; byte += kLine) __builtin_prefetch(row + byte);
   __builtin_prefetch(a.qparams + 2 * index);
 }
 

@@ -30,9 +30,9 @@ constexpr int64_t kLongTileMostRows = 32;
 constexpr int64_t kFetchStrips = 4;
 constexpr int64_t kFarFetchStrips = 16;
 // This panel, on its way from the L2 to the L1 cache: a tile narrower than a panel reads a line
-// here and there, which no prefetcher follows well. A single row of AVX2
-// is 1.03 to 1.08 times as fast on an AMD Zen 3; one of AVX-512 is 0.8 times as fast on an Intel
-// Ice Lake where the L2 cache has the weight.
+// here and there, which no prefetcher follows well. A single row of AVX2 is 1.03 to 1.08 times as
+// fast on an AMD Zen 3; one of AVX-512 is 0.8 times as fast on an Intel Ice Lake where the L2 cache
+// has the weight.
 constexpr int64_t kNearGroups = 8;
 
 // Where nothing is fetched ahead, its instructions would cost up to a tenth.

@@ -10,8 +10,6 @@
 namespace dynquant {
 namespace {
 
-constexpr int64_t kLine = 64;  // bytes of a line of the caches
-
 // Registers that a tile of R rows by V registers of columns works with. The operand of which there
 // are fewer registers stays in them, the other streams past.
 template <class Isa>

@@ -127,15 +127,7 @@ struct Partials {
 
  private:
   // Brings the partial sums of a pair into one register.
-  inline typename Isa::Float join(int pair) {
-    auto& of = sum[pair / V][pair % V];
-#pragma GCC unroll 64
-    for (int step = P / 2; step > 0; step /= 2) {
-#pragma GCC unroll 64
-      for (int p = 0; p < step; ++p) of[p] = Isa::add_float(of[p], of[p + step]);
-    }
-    return of[0];
-  }
+  inline typename Isa::Float join(int pair) { return sum_by_halves<Isa>(sum[pair / V][pair % V]); }
 };
 
 // The last values of a row, filled up to 16 with zeros.

@@ -41,6 +41,8 @@ struct PackedHeader {
   int64_t k;
 };
 
+constexpr int64_t kLine = 64;  // bytes of a line of the caches
+
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t groups_of(int64_t k) { return ceil_div(k, kGroup); }
 constexpr int64_t panels_of(int64_t n) { return ceil_div(n, kPanelColumns); }

@@ -32,14 +32,7 @@ class RowSum {
     sums_[part] = Isa::add_float(sums_[part], values);
   }
   // One register of which reduce_add gives the sum.
-  inline typename Isa::Float joined() {
-#pragma GCC unroll 4
-    for (int step = kParts / 2; step > 0; step /= 2) {
-#pragma GCC unroll 16
-      for (int i = 0; i < step; ++i) sums_[i] = Isa::add_float(sums_[i], sums_[i + step]);
-    }
-    return sums_[0];
-  }
+  inline typename Isa::Float joined() { return sum_by_halves<Isa>(sums_); }
 
  private:
   typename Isa::Float sums_[kParts];

@@ -276,7 +276,7 @@ void quantize_vectors(const QuantizeVectorsArgs& a) {
       const auto* vectors = x + first * a.x_stride;
       for (int64_t i = 0; i < count; ++i) {
         const char* later = reinterpret_cast<const char*>(vectors + i * a.x_stride) + a.ahead;
-        for (int64_t b = 0; b < ahead_bytes; b += 64) __builtin_prefetch(later + b);
+        for (int64_t b = 0; b < ahead_bytes; b += kLine) __builtin_prefetch(later + b);
         v.set(i, a.range == nullptr ? range_of<Isa>(vectors + i * a.x_stride, a.k)
                                     : a.range[first + i]);
       }

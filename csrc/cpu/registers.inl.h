@@ -22,6 +22,17 @@ inline void with_rows(int64_t rows, const F& f) {
   if constexpr (R > 1) return with_rows<R - 1>(rows, f);
 }
 
+// The sum of N registers, a power of two: the upper half is added to the lower until one is left.
+template <class Isa, int N>
+inline typename Isa::Float sum_by_halves(typename Isa::Float (&of)[N]) {
+#pragma GCC unroll 64
+  for (int half = N / 2; half > 0; half /= 2) {
+#pragma GCC unroll 64
+    for (int i = 0; i < half; ++i) of[i] = Isa::add_float(of[i], of[i + half]);
+  }
+  return of[0];
+}
+
 // `count` values, fewer than a register holds, filled up with zeros.
 template <class Isa, class T>
 inline typename Isa::Float load_part(const T* p, int64_t count) {

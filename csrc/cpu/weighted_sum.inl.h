@@ -65,12 +65,7 @@ inline void store_sums(const float (&partials)[kPartials][Width], int64_t column
     typename Isa::Float sum[kPartials];
 #pragma GCC unroll 16
     for (int p = 0; p < kPartials; ++p) sum[p] = Isa::load(partials[p] + i);
-#pragma GCC unroll 4
-    for (int half = kPartials / 2; half > 0; half /= 2) {
-#pragma GCC unroll 8
-      for (int p = 0; p < half; ++p) sum[p] = Isa::add_float(sum[p], sum[p + half]);
-    }
-    part.store(out + i, sum[0]);
+    part.store(out + i, sum_by_halves<Isa>(sum));
   });
 }
 
@@ -86,13 +81,14 @@ inline void rows_strip(const WeightedSumsArgs& a, const float* weights, const T*
                                         a.vector_stride, rounds, columns,
                                         partials[0][j % kPartials], kPartials * Width, Width);
   };
-  int64_t j = 0;
-  for (int64_t rounds; (rounds = (a.n - j) / kPartials) > 0;) {
-    rounds = rounds < kDepth ? rounds : kDepth;
-    for (int64_t p = 0; p < kPartials; p += kSums) add(j + p, rounds, Count<kSums>());
-    j += rounds * kPartials;
+  const int64_t rounds = a.n / kPartials;
+  for (int64_t done = 0; done < rounds; done += kDepth) {
+    const int64_t count = rounds - done < kDepth ? rounds - done : kDepth;
+    for (int64_t p = 0; p < kPartials; p += kSums) {
+      add(done * kPartials + p, count, Count<kSums>());
+    }
   }
-  for (; j < a.n; ++j) add(j, 1, Count<1>());
+  for (int64_t j = rounds * kPartials; j < a.n; ++j) add(j, 1, Count<1>());
   for (int r = 0; r < Rows; ++r) store_sums<Isa>(partials[r], columns, out + r * a.out_stride);
 }
 
@@ -108,10 +104,10 @@ inline void heads_strip(const WeightedSumsArgs& a, const float* weights, const T
   for (int64_t j = 0; j < a.n; ++j) {
 #pragma GCC unroll 4
     for (int head = 0; head < Heads; ++head) {
-      constexpr int64_t kLineValues = 64 / sizeof(T);
+      constexpr int64_t kValues = kLine / sizeof(T);
       const T* vector = vectors + head * a.head_stride + j * a.vector_stride;
       const T* fetched = vector + kFetchedVector * a.vector_stride;
-      for (int64_t i = 0; i < a.dim; i += kLineValues) __builtin_prefetch(fetched + i);
+      for (int64_t i = 0; i < a.dim; i += kValues) __builtin_prefetch(fetched + i);
       add_vectors<Isa, 1, 1>(weights + head * a.rows * a.weight_stride + j, 0, vector, 0, 1, a.dim,
                              partials[head][j % kPartials], 0, 0);
     }
@@ -121,8 +117,7 @@ inline void heads_strip(const WeightedSumsArgs& a, const float* weights, const T
   }
 }
 
-// Rows rows of one head, whose vectors have at most Widest columns, or any number where that is all
-// that a strip has.
+// Rows rows of one head, in strips of at most Widest columns.
 template <class Isa, int Widest, int Rows, class T>
 inline void rows_of_head(const WeightedSumsArgs& a, const float* weights, const T* vectors,
                          float* out) {

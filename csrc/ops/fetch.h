@@ -31,7 +31,6 @@ class Fetch {
 
  private:
   static constexpr int64_t kFewRows = 96;  // with more, waiting for a weight hardly counts
-  static constexpr int64_t kLine = 64;
   static constexpr int64_t kMostBytes = 256 * 1024;   // of an L2 cache that holds more than that
   static constexpr int64_t kMostAtOnce = 16 * kLine;  // as many as can be under way
 
