@@ -5,7 +5,7 @@ minilm is all-MiniLM-L6-v2; bert-base has random weights. Texts of 32x8..128 hav
 batch x length. wav2vec2-1x500 is the transformer of wav2vec2-base for ten seconds of speech, and
 qwen2-8-16+128 sixteen tokens, one after another, behind 128 others, by eight layers of the shape of
 Qwen2-0.5B; whisper-6-16+32 the same of a transcript, behind 32, by the decoder of whisper-base for
-30 seconds of speech. These have random weights. encode-500 is run where it is named: the `encode`
+30 seconds of speech, of which whisper-6-96+4 is the whole. These have random weights. encode-500 is run where it is named: the `encode`
 of sentence-transformers for 500 texts of 3 to 100 words.
 """
 
@@ -48,6 +48,7 @@ CASES = {
     "qwen2-8-16+128": cases.tokens(8, 16, 128),
     "qwen2-8-16+2000": cases.tokens(8, 16, 2000),
     "whisper-6-16+32": cases.transcript(6, 16, 32, 1500),
+    "whisper-6-96+4": cases.transcript(6, 96, 4, 1500),
     ENCODE: cases.encode(500),
 }
 # What int8 costs grows over layers and steps, and the inputs are random: engines with one scale for

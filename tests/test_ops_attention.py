@@ -88,7 +88,8 @@ def test_scaled_dot_product(isa, threads, seed):  # noqa: F811
         DTYPES[rng.integers(3)],
     )
     query = heads(rng, batch, rows, count, dim, dtype)
-    key, value = (heads(rng, batch, keys, kv, dim, dtype) for _ in range(2))
+    kept = DTYPES[rng.integers(3)] if dtype == torch.float32 else dtype
+    key, value = (heads(rng, batch, keys, kv, dim, kept) for _ in range(2))
     if rng.random() < 0.2:
         value[0, rng.integers(keys), 0, 0] = np.nan
     shape = batch, count, rows, keys
@@ -121,6 +122,19 @@ def test_is_close_to_torch(integers, causal):
     assert noise < (0.02 if integers else 1e-6)
 
 
+@pytest.mark.parametrize("rows", [1, 5, 60])
+@pytest.mark.parametrize("integers", [False, True])
+@pytest.mark.parametrize("kept", [torch.bfloat16, torch.float16])
+def test_keys_and_values_in_16_bits_count_as_they_are(isa, kept, integers, rows):
+    rng = np.random.default_rng(4)
+    query = heads(rng, 2, rows, 4, 40, torch.float32)
+    key, value = (heads(rng, 2, 90, 2, 40, kept) for _ in range(2))
+    found = ops.scaled_dot_product(query, key, value, integers=integers)
+    wide = ops.scaled_dot_product(query, key.float(), value.float(), integers=integers)
+    assert found.dtype == torch.float32
+    assert_same(found, wide)
+
+
 @pytest.mark.parametrize("integers", [False, True])
 def test_a_row_that_is_masked_as_a_whole_is_that_of_torch(integers):
     query, key, value = (torch.randn(2, 5, 3, 8) for _ in range(3))
@@ -138,12 +152,13 @@ def test_a_row_that_is_masked_as_a_whole_is_that_of_torch(integers):
 
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("shape", [(9, 9, 64), (7, 7, 66), (6, 3, 128), (10, 2, 200)])
-def test_keys_and_values_from_memory(isa, threads, rows, shape):  # noqa: F811
+@pytest.mark.parametrize("kept", [torch.float32, torch.float16])
+def test_keys_and_values_from_memory(isa, threads, rows, shape, kept):  # noqa: F811
     """Heads that are read side by side have the bits of each alone."""
     rng = np.random.default_rng(2)
     keys, (count, kv, dim) = 1000, shape
     query = heads(rng, 2, rows, count, dim, torch.float32)
-    key, value = (heads(rng, 2, keys, kv, dim, torch.float32) for _ in range(2))
+    key, value = (heads(rng, 2, keys, kv, dim, kept) for _ in range(2))
     mask = torch.from_numpy(rng.random((2, 1, rows, keys)) < 0.7)
     whole = ops.scaled_dot_product(query, key, value, mask, integers=False)
     for h in range(count):
@@ -325,6 +340,9 @@ class TestErrors:
             ({"key": torch.randn(2, 0, 3, 8), "value": torch.randn(2, 0, 3, 8)}, "a row at least"),
             ({"value": torch.randn(2, 4, 3, 8)}, "value must have the shape of key"),
             ({"value": torch.randn(2, 5, 3, 8).half()}, "value must have dtype float32"),
+            ({"key": torch.randn(2, 5, 3, 8).half()}, "value must have dtype float16"),
+            ({"key": torch.randn(2, 5, 3, 8).double()}, "key must have dtype float32, bfloat16"),
+            ({"query": torch.randn(2, 5, 3, 8).half()}, "key must have dtype float16"),
             ({"mask": torch.ones(5, 5)}, "mask must have four dimensions"),
             ({"mask": torch.ones(2, 2, 5, 5)}, "mask must spread to"),
             ({"mask": torch.ones(2, 1, 5, 5, dtype=torch.int32)}, "mask must have dtype bool"),

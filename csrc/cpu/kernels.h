@@ -10,6 +10,10 @@ namespace dynquant {
 
 enum class Dtype : int32_t { f32, bf16, f16, i32 };
 
+constexpr int64_t bytes_of(Dtype dtype) {
+  return dtype == Dtype::bf16 || dtype == Dtype::f16 ? 2 : 4;
+}
+
 // What a run of activation values spans. `lo` <= 0 <= `hi`; `has_nan` covers NaN alone, an infinity
 // shows in `lo` or `hi`.
 struct Range {

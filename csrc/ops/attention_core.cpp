@@ -43,7 +43,7 @@ Added::Added(const Tensor& given, const char* name, bool may_be_bool, const int6
 void Added::widen(const Kernels& kernels, const char* row, int64_t n, float* to) const {
   if (is_bool_) {
     for (int64_t i = 0; i < n; ++i) to[i] = row[i * strides_[3]] != 0 ? 0.0f : -INFINITY;
-  } else if (strides_[3] == (dtype_ == Dtype::f32 ? 4 : 2)) {
+  } else if (strides_[3] == bytes_of(dtype_)) {
     kernels.widen(row, dtype_, n, to);
   } else if (dtype_ == Dtype::f32) {
     gather<float>(row, strides_[3], n, to);
@@ -74,13 +74,14 @@ struct AttentionCore::Place {
   int64_t head, query, kv, first_row;
 };
 
-AttentionCore::AttentionCore(const Kernels& kernels, Dtype dtype, const AttentionShape& shape,
-                             const std::optional<Tensor>& mask,
+AttentionCore::AttentionCore(const Kernels& kernels, Dtype dtype, Dtype kept_dtype,
+                             const AttentionShape& shape, const std::optional<Tensor>& mask,
                              const std::optional<Tensor>& position_bias, bool is_causal,
                              std::optional<double> scale, bool integers)
     : kernels_(kernels),
       dtype_(dtype),
-      bytes_(dtype == Dtype::f32 ? 4 : 2),
+      kept_dtype_(kept_dtype),
+      kept_bytes_(bytes_of(kept_dtype)),
       shape_(shape),
       causal_(is_causal),
       integers_(integers) {
@@ -94,13 +95,13 @@ AttentionCore::AttentionCore(const Kernels& kernels, Dtype dtype, const Attentio
   check(std::isfinite(scale_), "scale must be finite, got ", scale.value_or(usual));
 }
 
-void AttentionCore::quantize(const Heads& from, int64_t b, int64_t first_head, int64_t heads,
-                             int64_t begin, int64_t end, bool symmetric,
+void AttentionCore::quantize(const Heads& from, Dtype dtype, int64_t b, int64_t first_head,
+                             int64_t heads, int64_t begin, int64_t end, bool symmetric,
                              const QuantizedHeads& to) const {
   QuantizeVectorsArgs a = {};
-  a.dtype = dtype_;
+  a.dtype = dtype;
   a.count = heads;
-  a.x_stride = from.head_stride / bytes_;
+  a.x_stride = from.head_stride / bytes_of(dtype);
   a.k = shape_.dim;
   a.ahead = 4 * from.row_stride;
   a.symmetric = symmetric;
@@ -134,7 +135,7 @@ void AttentionCore::sum_values(const Memory& memory, int64_t keys) const {
 void AttentionCore::transpose(const Heads& value, int64_t b, int64_t kv_head,
                               const Memory& memory) const {
   for (int64_t j = 0; j < shape_.keys; ++j) {
-    kernels_.widen(value.at(b, j, kv_head), dtype_, shape_.dim, memory.queries);
+    kernels_.widen(value.at(b, j, kv_head), kept_dtype_, shape_.dim, memory.queries);
     for (int64_t i = 0; i < shape_.dim; ++i) {
       memory.transposed[i * shape_.keys + j] = memory.queries[i];
     }
@@ -255,8 +256,9 @@ void AttentionCore::widen(const Heads& query, int64_t b, int64_t head, int64_t b
 void AttentionCore::multiply_keys(const float* queries, int64_t m, const Heads& key, int64_t b,
                                   int64_t kv_head, int64_t keys, const Scored& to) const {
   const int64_t d = shape_.dim;
-  kernels_.half_gemm({queries, d, m, key.at(b, 0, kv_head), dtype_, key.row_stride / bytes_, d, 0,
-                      keys, nullptr, to.scores, Dtype::f32, to.stride});
+  kernels_.half_gemm({queries, d, m, key.at(b, 0, kv_head), kept_dtype_,
+                      key.row_stride / kept_bytes_, d, 0, keys, nullptr, to.scores, Dtype::f32,
+                      to.stride});
 }
 
 void AttentionCore::divide(const float* results, const float* sums, const Heads& out, int64_t b,
@@ -378,9 +380,9 @@ void AttentionCore::attend(const AttentionHeads& of, int64_t b, int64_t kv_begin
   for (int64_t first = kv_begin; first < kv_end; first += together) {
     const int64_t count = std::min(together, kv_end - first);
     if (integers_) {
-      quantize(of.query, b, first * group, count * group, begin, end, false, memory.query);
-      quantize(of.key, b, first, count, 0, s, true, memory.key);
-      quantize(of.value, b, first, count, 0, s, true, memory.value);
+      quantize(of.query, dtype_, b, first * group, count * group, begin, end, false, memory.query);
+      quantize(of.key, kept_dtype_, b, first, count, 0, s, true, memory.key);
+      quantize(of.value, kept_dtype_, b, first, count, 0, s, true, memory.value);
     }
     for (int64_t head = 0; head < count * group; ++head) {
       const Place place = {first * group + head, head, head / group, begin};
@@ -400,7 +402,7 @@ double AttentionCore::nanoseconds() const {
   constexpr double kByte = 0.0125;
   const double keys = static_cast<double>(shape_.keys), dim = static_cast<double>(shape_.dim);
   const double row = 110.0 + 1.3 * dim + keys * (0.72 + 0.011 * dim);
-  const double read = keys * dim * 2 * static_cast<double>(bytes_) * kByte;
+  const double read = keys * dim * 2 * static_cast<double>(kept_bytes_) * kByte;
   return std::max(static_cast<double>(shape_.batch * shape_.heads * shape_.rows) * row,
                   static_cast<double>(shape_.batch * shape_.kv_heads) * read);
 }

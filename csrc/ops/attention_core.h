@@ -69,7 +69,8 @@ struct AttentionShape {
 
 class AttentionCore {
  public:
-  AttentionCore(const Kernels& kernels, Dtype dtype, const AttentionShape& shape,
+  // `dtype` is that of query and output, `kept_dtype` that of key and value.
+  AttentionCore(const Kernels& kernels, Dtype dtype, Dtype kept_dtype, const AttentionShape& shape,
                 const std::optional<Tensor>& mask, const std::optional<Tensor>& position_bias,
                 bool is_causal, std::optional<double> scale, bool integers);
 
@@ -97,7 +98,7 @@ class AttentionCore {
 
   double nanoseconds() const;  // on one thread
   // Rows [begin, end) of `heads` heads.
-  void quantize(const Heads& from, int64_t b, int64_t first_head, int64_t heads, int64_t begin,
+  void quantize(const Heads& from, Dtype dtype, int64_t b, int64_t first_head, int64_t heads, int64_t begin,
                 int64_t end, bool symmetric, const QuantizedHeads& to) const;
   // Key and value of a quantized key-value head, as weights.
   void pack(const Memory& memory, int64_t kv_head) const;
@@ -127,8 +128,8 @@ class AttentionCore {
                      int64_t keys, const Scored& to) const;
 
   const Kernels& kernels_;
-  const Dtype dtype_;
-  const int64_t bytes_;
+  const Dtype dtype_, kept_dtype_;
+  const int64_t kept_bytes_;
   const AttentionShape shape_;
   std::optional<Added> added_[2];  // in this order: position_bias, mask
   const bool causal_, integers_;

@@ -50,14 +50,14 @@ void AttentionCore::attend_few(const AttentionHeads& of, int64_t b, int64_t kv_b
       a.weight_stride = stride;
       a.rows = group * m;
       a.vectors = of.value.at(b, 0, first);
-      a.dtype = dtype_;
-      a.vector_stride = of.value.row_stride / bytes_;
+      a.dtype = kept_dtype_;
+      a.vector_stride = of.value.row_stride / kept_bytes_;
       a.n = s;
       a.dim = d;
       a.out = results;
       a.out_stride = d;
       a.heads = heads;
-      a.head_stride = of.value.head_stride / bytes_;
+      a.head_stride = of.value.head_stride / kept_bytes_;
       kernels_.weighted_sums(a);
       for (int64_t i = 0; i < heads * group; ++i) {
         divide(results + i * m * d, sums + i * m, of.out, b, first * group + i, row, last, fetch);

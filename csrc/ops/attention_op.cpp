@@ -15,7 +15,7 @@ class SelfAttention {
         inputs_(std::move(inputs)),
         output_(std::move(out)),
         shape_(inputs_.shape()),
-        core_(rows_.kernels, rows_.dtype, shape_, mask, position_bias, is_causal, scale, integers) {
+        core_(rows_.kernels, rows_.dtype, rows_.dtype, shape_, mask, position_bias, is_causal, scale, integers) {
     check(output_.k() == inputs_.key_at(), "packed_out must have K = ", inputs_.key_at(), ", got ",
           output_.k());
   }

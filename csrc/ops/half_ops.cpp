@@ -50,7 +50,7 @@ HalfWeight check_half_weight(const Tensor& weight, const char* name, bool fp32_t
 
 void half_matmul(const Kernels& kernels, const FloatMatrix& x, const HalfWeight& weight,
                  const float* bias, void* out, Dtype out_dtype, int64_t out_stride) {
-  const int64_t out_bytes = out_dtype == Dtype::f32 ? 4 : 2;
+  const int64_t out_bytes = bytes_of(out_dtype);
   const int64_t block =
       std::max<int64_t>(6, kBlockBytes / (std::max<int64_t>(weight.k, 1) * 4) / 6 * 6);
   const Split split = choose_split(x.m, weight.n, weight.k, num_threads(), kernels.half_costs, 1);

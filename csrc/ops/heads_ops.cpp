@@ -29,8 +29,13 @@ Tensor scaled_dot_product(const Tensor& query, const Tensor& key, const Tensor& 
                           const std::optional<Tensor>& position_bias, bool is_causal,
                           std::optional<double> scale, bool integers) {
   const Dtype dtype = check_float(query, "query");
-  check_tensor(key, "key", {query.scalar_type()});
-  check_tensor(value, "value", {query.scalar_type()});
+  if (dtype == Dtype::f32) {  // of few rows, reading key and value takes longer than widening them
+    check_float(key, "key");
+  } else {
+    check_tensor(key, "key", {query.scalar_type()});
+  }
+  check_tensor(value, "value", {key.scalar_type()});
+  const Dtype kept_dtype = check_float(key, "key");
   const HeadsOf q(query, "query"), k(key, "key"), v(value, "value");
   const AttentionShape shape = {query.size(0), query.size(1), key.size(1),
                                 query.size(2), key.size(2),   query.size(3)};
@@ -44,7 +49,7 @@ Tensor scaled_dot_product(const Tensor& query, const Tensor& key, const Tensor& 
   check(shape.kv_heads > 0 && shape.heads % shape.kv_heads == 0,
         "the heads of the query must be a multiple of those of key and value, got ", shape.heads,
         " and ", shape.kv_heads);
-  const AttentionCore core(kernels_in_use(), dtype, shape, mask, position_bias, is_causal, scale,
+  const AttentionCore core(kernels_in_use(), dtype, kept_dtype, shape, mask, position_bias, is_causal, scale,
                            integers);
   Tensor out = empty({shape.batch, shape.rows, shape.heads, shape.dim}, query.scalar_type());
   const int64_t head = shape.dim * static_cast<int64_t>(out.element_size());
@@ -55,7 +60,7 @@ Tensor scaled_dot_product(const Tensor& query, const Tensor& key, const Tensor& 
                            shape.rows * shape.heads * head, shape.heads * head, head}};
   // Smaller ones are read as fast either way.
   constexpr int64_t kFarBytes = 1 << 20;
-  const int64_t read = 2 * shape.batch * shape.keys * shape.kv_heads * head;
+  const int64_t read = 2 * shape.batch * shape.keys * shape.kv_heads * shape.dim * bytes_of(kept_dtype);
   heads.is_far = core.are_few(shape.rows) && read >= kFarBytes &&
                  comes_from_memory(v.heads.data, read, num_threads());
   core.attend_all(heads);

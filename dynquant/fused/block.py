@@ -44,7 +44,7 @@ class FusedBlock(Swapped):
             result = compute(parts, plan, call, self._settings[0])
         else:
             numbers = numbers_of(self, parts)
-            result = calls.attention_in_parts(parts, call, self._integers(), numbers)
+            result = calls.attention_in_parts(parts, call, self.in_integers(), numbers)
             result = call.restored(result)
         if kind == "tensor":
             return result
@@ -85,7 +85,8 @@ class FusedBlock(Swapped):
         parts = self.__dict__["_parts"] = Parts(self, self._settings[1], kinds)
         return parts
 
-    def _integers(self):
+    def in_integers(self):
+        """Whether its attention is computed in integers where it can be."""
         return self._settings[0] == "integer"
 
 
@@ -108,7 +109,7 @@ def compute(parts, plan, call, attention):
     if plan.linear_block is not None:
         return calls.linear_block(plan.linear_block, x, call.residual)
     if call.cross is not None:
-        x = calls.cross(plan.cross, call, residual)
+        x = calls.cross(plan.cross, call, residual, integers)
     elif call.cache is not None:
         x = calls.token(plan.token, call, residual)
     elif plan.attention is not None:

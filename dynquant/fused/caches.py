@@ -28,8 +28,13 @@ def keys_and_values(cache, index):
     """Of the second sequence, [batch, heads, tokens, features] each, or None."""
     if not getattr(cache, "is_updated", {}).get(index):
         return None
-    layer = cache.cross_attention_cache.layers[index]
+    layer = second_of(cache, index)
     return layer.keys, layer.values
+
+
+def second_of(cache, index):
+    """What an EncoderDecoderCache has of the second sequence for that number of a layer."""
+    return cache.cross_attention_cache.layers[index]
 
 
 def of_two_sequences(index, keys, values):

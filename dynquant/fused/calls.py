@@ -4,8 +4,9 @@ from itertools import chain
 
 import torch
 
-from dynquant.fused.caches import own_of
+from dynquant.fused.caches import own_of, second_of
 from dynquant.fused.growing import updated
+from dynquant.fused.narrowing import narrowed
 from dynquant.nn.linear import outputs_of
 from dynquant.ops.blocks import ACTIVATIONS
 
@@ -147,19 +148,28 @@ def cross_arguments(parts, numbers, before, after, scheme):
     found = parts.attention
     query = linear_block_arguments(found.query, "none", before, None, scheme)
     output = linear_block_arguments(found.output, "none", None, after, scheme)
-    return query, output, found.head_dim, numbers[0]
+    return query, output, found.head_dim, numbers
 
 
-def cross(arguments, call, residual):
+def cross(arguments, call, residual, integers):
     """An attention block for new tokens, to the second sequence of the call.
 
     Args:
         arguments: what cross_arguments gave.
+        integers: whether attention is computed in integers elsewhere: rounded keys and values may
+            be read here then.
     """
-    query, output, head_dim, scale = arguments
+    query, output, head_dim, numbers = arguments
     query = linear_block(query, call.x).unflatten(-1, (-1, head_dim))
-    attended = _attended(query, call.cross, call, scale)
+    attended = _to_second(query, call, numbers, integers)
     return linear_block(output, attended, call.x if residual else None)
+
+
+def _to_second(query, call, numbers, integers):
+    """[batch, 1, features] of all heads, for the second sequence of the call."""
+    scale, index = numbers
+    found = narrowed(second_of(call.cache, index)) if integers else call.cross
+    return _attended(query, found, call, scale)
 
 
 def attention_in_parts(parts, call, integers, numbers):
@@ -171,7 +181,7 @@ def attention_in_parts(parts, call, integers, numbers):
     found = parts.attention
     if call.cross is not None:
         query = found.query(call.x).unflatten(-1, (-1, found.head_dim))
-        return _output(found, _attended(query, call.cross, call, numbers[0]))
+        return _output(found, _to_second(query, call, numbers, integers))
     if found.key is None:
         counts = parts.heads, parts.kv_heads, parts.kv_heads
         rows = found.query(call.x)

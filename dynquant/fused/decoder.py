@@ -50,10 +50,12 @@ class Attending(NamedTuple):
     Attributes:
         parts: its Parts.
         arguments: what its function in calls takes.
+        in_integers: of its block.
     """
 
     parts: Parts
     arguments: tuple
+    in_integers: bool
 
     def read(self, x, cache, mask, rest, second=None):
         """A Call, or None where these are not what its ops take.
@@ -111,7 +113,8 @@ class TokenPlan(NamedTuple):
                 return None
         x = calls.token(self.attention.arguments, call, residual=True)
         if other is not None:
-            x = calls.cross(self.cross.arguments, other._replace(x=x), residual=True)
+            given, integers = self.cross.arguments, self.cross.in_integers
+            x = calls.cross(given, other._replace(x=x), residual=True, integers=integers)
         return calls.feed_forward(self.feed_forward, x, residual=True)
 
 
@@ -164,7 +167,8 @@ class _Making:
         self._watch(plan.fixed)
         take = calls.token_arguments if kind == "token" else calls.cross_arguments
         numbers = numbers_of(block, parts)
-        return Attending(parts, take(parts, numbers, *self.ends(norm), parts.scheme))
+        arguments = take(parts, numbers, *self.ends(norm), parts.scheme)
+        return Attending(parts, arguments, block.in_integers())
 
     def _watch(self, fixed):
         """What a Plan depends on, where that can be kept."""

@@ -109,7 +109,8 @@ def _(
 
     Args:
         query: fp32, bf16 or fp16 [B, L, H, D], any strides.
-        key, value: [B, S, KV, D] of query's dtype, any strides; KV divides H.
+        key, value: [B, S, KV, D] of query's dtype, any strides; KV divides H. Beside a query in
+            fp32 both may be bf16 or fp16: their values are those in fp32.
         mask: bool (True: attended to), or floats that are added; of four dimensions that spread to
             [B, H, L, S], any strides. A row that is masked as a whole gives 0, as in torch.
         position_bias: floats likewise.
@@ -125,8 +126,10 @@ def _(
     """
     check_device(query=query, key=key, value=value, mask=mask, position_bias=position_bias)
     check_dtype("query", query, *FLOAT_DTYPES)
+    kept = FLOAT_DTYPES if query.dtype == torch.float32 else (query.dtype,)
+    check_dtype("key", key, *kept)
+    check_dtype("value", value, key.dtype)
     for name, values in (("query", query), ("key", key), ("value", value)):
-        check_dtype(name, values, query.dtype)
         _check_heads(name, values)
     batch, rows, heads, dim = query.shape
     torch._check(
