@@ -266,6 +266,7 @@ RIGHT = {
     "rotary": _of_a_seed(test_ops_attention.test_rotary),
     "query_key_value": _of_a_seed(test_ops_attention.test_query_key_value_is_its_parts),
     "scaled_dot_product": _of_a_seed(test_ops_attention.test_scaled_dot_product),
+    "attend": _of_a_seed(test_ops_attention.test_attend_is_its_parts),
     "attention": _of_a_seed(test_ops_attention.test_attention_is_its_parts),
     "encoder": _of_a_seed(test_ops_encoder.test_is_its_parts),
     "lstm_dynamic": _recurrent("lstm", "int8"),

@@ -94,6 +94,10 @@ BLOCKS = {
         *("norm_q_weight", "norm_q_eps", "norm_k_weight", "norm_k_eps"),
         *(*(f"norm_before{part}" for part in _NORM), *_SCHEME),
     ),
+    "attend": (
+        *("x", "key", "value", *_weights("out", "q"), "mask", "position_bias", "scale"),
+        *(*_ENDS, *_SCHEME),
+    ),
     "attention": (
         *("x", *_weights("q", "k", "v", "out"), "heads", "kv_heads", *_ADDED, "cos", "sin"),
         *("integers", *_ENDS, *_SCHEME),
@@ -255,7 +259,10 @@ def valid_block_arguments(name, m=(M,), n=N, k=K, dtype=torch.float32, per_chann
         values |= {f"norm_after_{part}": floats(n) for part in ("weight", "bias")}
     if name == "rotary":
         values["x"] = values["query"]
-    if name in ("attention", "encoder", "query_key_value"):
+    if name == "attend":
+        for kept in ("key", "value"):
+            values[kept] = values[kept].transpose(1, 2)
+    if name in ("attend", "attention", "encoder", "query_key_value"):
         values["x"] = floats(batch, rows, k)
         values["residual"] = floats(batch, rows, k)
     if name == "query_key_value":

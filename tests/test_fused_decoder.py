@@ -94,9 +94,7 @@ def in_parts(model):
 
 
 def expected_ops(name):
-    projections = 3 if name in TWO else 1
-    found = {"query_key_value": 2, "linear_block": 2 * projections, "feed_forward": 2}
-    return {**found, "scaled_dot_product": 4 if name in TWO else 2}
+    return {"query_key_value": 2, "attend": 4 if name in TWO else 2, "feed_forward": 2}
 
 
 def test_a_token_is_ops_alone(made):

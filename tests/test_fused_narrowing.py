@@ -171,6 +171,9 @@ def test_memory_ends(end):
     assert kept() is None
 
 
+_READING = ("attend.", "scaled_dot_product.")
+
+
 class KeysOf(TorchDispatchMode):
     """Records the dtypes of keys that attention reads."""
 
@@ -179,7 +182,7 @@ class KeysOf(TorchDispatchMode):
         self.found = []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function.__name__.startswith("scaled_dot_product") and function.namespace == "dynquant":
+        if function.namespace == "dynquant" and function.__name__.startswith(_READING):
             self.found.append(args[1].dtype)
         return function(*args, **(kwargs or {}))
 

@@ -34,7 +34,7 @@ MODELS = {
     "GPT2": GPT2,
     "SmolLM3": {**CONFIG, "no_rope_layers": [1, 0]},
 }
-OPS = {"query_key_value": 2, "scaled_dot_product": 2, "linear_block": 2, "feed_forward": 2}
+OPS = {"query_key_value": 2, "attend": 2, "feed_forward": 2}
 PROMPT = torch.randint(3, 99, (2, 7), generator=torch.Generator().manual_seed(1))
 NEXT = torch.randint(3, 99, (2, 1), generator=torch.Generator().manual_seed(2))
 

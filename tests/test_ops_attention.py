@@ -298,6 +298,44 @@ def test_attention_is_its_parts(isa, threads, seed):  # noqa: F811
     assert_same(result, composed(*arguments))
 
 
+@settings(max_examples=40)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_attend_is_its_parts(isa, threads, seed):  # noqa: F811
+    rng = np.random.default_rng(seed)
+    batch, rows = int(rng.choice([0, 1, 2, 5])), int(rng.choice([1, 1, 3, 50]))
+    keys = int(rng.choice([1, 7, 40]))
+    kv, dim, k = int(rng.choice([1, 2])), int(rng.choice([4, 8, 34])), int(rng.choice([9, 64]))
+    count, dtype = kv * int(rng.choice([1, 3])), DTYPES[rng.integers(3)]
+    n = k if rng.random() < 0.5 else 70
+    kept_dtype = DTYPES[rng.integers(3)] if dtype == torch.float32 else dtype
+    kept = [heads(rng, batch, keys, kv, dim, kept_dtype) for _ in range(2)]
+    shape = batch, count, rows, keys
+    added = drawn_mask(rng, shape), drawn_mask(rng, shape, may_be_bool=False)
+    scale = None if rng.random() < 0.5 else 0.25
+    projection, out = weights(rng, count * dim, k, True), weights(rng, n, count * dim, True)
+    before, schemes = norm_of(rng, k, int(rng.integers(3))), drawn_scheme(rng)
+    after = norm_of(rng, n, int(rng.integers(3)))
+    if rng.random() < 0.5:
+        x = heads(rng, batch, rows, 1, k, dtype)[:, :, 0]
+        query = ops.linear_dynamic(normalized(x, *before), *projection, *schemes)
+        query = query.unflatten(-1, (count, dim))
+    else:
+        x = query = heads(rng, batch, rows, count, dim, dtype)
+        projection, before = (None, None, None), (0, None, None, 0.0)
+    residual = None
+    if rng.random() < 0.5:
+        residual = torch.from_numpy(rng.standard_normal((batch, rows, n)).astype(np.float32))
+        residual = residual.to(dtype)
+    found = ops.attend(
+        *(x, *(one.transpose(1, 2) for one in kept), *out, *projection, *added, scale, residual),
+        *(*before, *after, *schemes),
+    )
+    attended = ops.scaled_dot_product(query, *kept, *added, False, scale, False)
+    y = ops.linear_dynamic(attended.flatten(2), *out, *schemes)
+    assert found.is_contiguous() and found.dtype == dtype
+    assert_same(found, normalized(y if residual is None else residual + y, *after))
+
+
 @pytest.mark.parametrize("integers", [False, True])
 def test_neither_padding_nor_the_batch_changes_anything(isa, integers):
     rng = np.random.default_rng(5)
@@ -354,6 +392,51 @@ class TestErrors:
         arguments = {"query": self.x, "key": self.x, "value": self.x} | changes
         with pytest.raises(RuntimeError, match=text):
             ops.scaled_dot_product(**arguments)
+
+    @pytest.mark.parametrize(
+        "changes, text",
+        [
+            ({"x": torch.randn(2, 5, 8)}, "x must have four dimensions"),
+            ({"key": torch.randn(2, 3, 4, 7)}, r"key must have the shape \[2, KV, S, 8\]"),
+            ({"x": torch.randn(2, 5, 2, 8)}, "packed_out must have K = 16"),
+            ({"key": torch.randn(2, 4, 8)}, "key must have four dimensions"),
+            ({"key": torch.randn(2, 2, 4, 8)}, "value must have the shape of key"),
+            ({"value": torch.randn(2, 3, 4, 8).half()}, "value must have dtype float32"),
+            ({"residual": torch.randn(2, 5, 7)}, "residual must have"),
+            ({"mask": torch.ones(1, 1, 5, 5)}, "mask must spread to"),
+            ({"norm_before": 1}, "norm_before belongs to packed_q"),
+            ({"norm_before_weight": torch.ones(8)}, "norm_before_weight"),
+            ({"norm_after": 3}, "norm_after must be"),
+            ({"activation_bits": 4}, "activation_bits must be 8 or 16"),
+        ],
+    )
+    def test_attend(self, changes, text):
+        packed, scale, bias = weights(np.random.default_rng(0), 6, 24, True)
+        kept = torch.randn(2, 3, 4, 8)
+        given = {"x": self.x, "key": kept, "value": kept, "packed_out": packed}
+        given |= {"weight_scale_out": scale, "bias_out": bias}
+        assert ops.attend(**given).shape == (2, 5, 6)
+        with pytest.raises(RuntimeError, match=text):
+            ops.attend(**given | changes)
+        meta = {
+            name: one.to("meta") if isinstance(one, torch.Tensor) else one
+            for name, one in (given | changes).items()
+        }
+        with pytest.raises(RuntimeError):
+            ops.attend(**meta)
+
+    def test_attend_with_another_projection(self):
+        rng = np.random.default_rng(0)
+        kept, x = torch.randn(2, 3, 4, 8), torch.randn(2, 5, 10)
+        for n, width, text in (
+            (20, 24, "packed_q must have N, a multiple"),
+            (16, 24, "packed_out"),
+        ):
+            q, out = weights(rng, n, 10, True), weights(rng, 6, width, True)
+            with pytest.raises(RuntimeError, match=text):
+                ops.attend(x, kept, kept, *out, *q)
+        with pytest.raises(RuntimeError, match="packed_q and weight_scale_q must both"):
+            ops.attend(x, kept, kept, *weights(rng, 6, 24, True), q[0])
 
     def test_rotary(self):
         for cos in (torch.ones(5, 3), torch.ones(4, 8), torch.ones(3, 5, 8), torch.ones(5, 10)):

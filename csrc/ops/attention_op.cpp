@@ -4,8 +4,6 @@
 namespace dynquant {
 namespace {
 
-constexpr ColumnNames kOut = {"packed_out", "weight_scale_out", "bias_out"};
-
 class SelfAttention {
  public:
   SelfAttention(BlockRows rows, QueryKeyValue inputs, Int8Product out,
@@ -15,7 +13,8 @@ class SelfAttention {
         inputs_(std::move(inputs)),
         output_(std::move(out)),
         shape_(inputs_.shape()),
-        core_(rows_.kernels, rows_.dtype, rows_.dtype, shape_, mask, position_bias, is_causal, scale, integers) {
+        core_(rows_.kernels, rows_.dtype, rows_.dtype, shape_, mask, position_bias, is_causal,
+              scale, integers) {
     check(output_.k() == inputs_.key_at(), "packed_out must have K = ", inputs_.key_at(), ", got ",
           output_.k());
   }

@@ -89,6 +89,11 @@ STABLE_TORCH_LIBRARY(dynquant, m) {
       "Tensor? norm_before_weight=None, Tensor? norm_before_bias=None, "
       "float norm_before_eps=0.0, bool per_token=True, "
       "bool symmetric=False, int activation_bits=8) -> (Tensor, Tensor, Tensor)");
+  m.def(("attend(Tensor x, Tensor key, Tensor value, Tensor packed_out, Tensor weight_scale_out, "
+         "Tensor? bias_out, Tensor? packed_q=None, Tensor? weight_scale_q=None, "
+         "Tensor? bias_q=None, Tensor? mask=None, Tensor? position_bias=None, float? scale=None, " +
+         ends)
+            .c_str());
   m.def(("attention(Tensor x, Tensor packed_q, Tensor weight_scale_q, Tensor? bias_q, "
          "Tensor? packed_k, Tensor? weight_scale_k, Tensor? bias_k, Tensor? packed_v, "
          "Tensor? weight_scale_v, Tensor? bias_v, Tensor packed_out, Tensor weight_scale_out, "
@@ -176,6 +181,7 @@ STABLE_TORCH_LIBRARY_IMPL(dynquant, CPU, m) {
   ops.add<&dynquant::rotary>("rotary");
   ops.add<&dynquant::scaled_dot_product>("scaled_dot_product");
   ops.add<&dynquant::query_key_value>("query_key_value");
+  ops.add<&dynquant::attend>("attend");
   ops.add<&dynquant::attention>("attention");
   ops.add<&dynquant::encoder>("encoder");
   ops.add<&dynquant::linear_half>("linear_half", "linear_half.inference");

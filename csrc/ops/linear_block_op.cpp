@@ -1,6 +1,6 @@
 // linear_block: norm, product, activation, residual, norm, in blocks of rows that stay in the L2
 // cache.
-#include "block.h"
+#include "linear_block.h"
 #include "ops.h"
 
 namespace dynquant {
@@ -61,6 +61,11 @@ class LinearBlock {
 
 }  // namespace
 
+Tensor linear_block(const Tensor& x, Int8Product linear, int64_t activation, BlockEnds ends) {
+  BlockRows rows(x, linear, linear.n(), std::move(ends));
+  return LinearBlock(std::move(rows), std::move(linear), activation).run();
+}
+
 Tensor linear_block(const Tensor& x, const Tensor& packed, const Tensor& weight_scale,
                     const std::optional<Tensor>& bias, int64_t activation,
                     const std::optional<Tensor>& residual, int64_t norm_before,
@@ -73,8 +78,7 @@ Tensor linear_block(const Tensor& x, const Tensor& packed, const Tensor& weight_
   BlockEnds ends(linear.k(), linear.n(), residual, norm_before, norm_before_weight,
                  norm_before_bias, norm_before_eps, norm_after, norm_after_weight, norm_after_bias,
                  norm_after_eps, per_token, symmetric, activation_bits);
-  BlockRows rows(x, linear, linear.n(), std::move(ends));
-  return LinearBlock(std::move(rows), std::move(linear), activation).run();
+  return linear_block(x, std::move(linear), activation, std::move(ends));
 }
 
 }  // namespace dynquant

@@ -79,6 +79,17 @@ std::tuple<Tensor, Tensor, Tensor> query_key_value(
     const std::optional<Tensor>& norm_k_weight, double norm_k_eps, int64_t norm_before,
     const std::optional<Tensor>& norm_before_weight, const std::optional<Tensor>& norm_before_bias,
     double norm_before_eps, bool per_token, bool symmetric, int64_t activation_bits);
+Tensor attend(const Tensor& x, const Tensor& key, const Tensor& value, const Tensor& packed_out,
+              const Tensor& weight_scale_out, const std::optional<Tensor>& bias_out,
+              const std::optional<Tensor>& packed_q, const std::optional<Tensor>& weight_scale_q,
+              const std::optional<Tensor>& bias_q, const std::optional<Tensor>& mask,
+              const std::optional<Tensor>& position_bias, std::optional<double> scale,
+              const std::optional<Tensor>& residual, int64_t norm_before,
+              const std::optional<Tensor>& norm_before_weight,
+              const std::optional<Tensor>& norm_before_bias, double norm_before_eps,
+              int64_t norm_after, const std::optional<Tensor>& norm_after_weight,
+              const std::optional<Tensor>& norm_after_bias, double norm_after_eps, bool per_token,
+              bool symmetric, int64_t activation_bits);
 Tensor attention(const Tensor& x, const Tensor& packed_q, const Tensor& weight_scale_q,
                  const std::optional<Tensor>& bias_q, const std::optional<Tensor>& packed_k,
                  const std::optional<Tensor>& weight_scale_k, const std::optional<Tensor>& bias_k,

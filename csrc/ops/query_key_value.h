@@ -11,6 +11,7 @@ namespace dynquant {
 constexpr ColumnNames kQuery = {"packed_q", "weight_scale_q", "bias_q"};
 constexpr ColumnNames kKey = {"packed_k", "weight_scale_k", "bias_k"};
 constexpr ColumnNames kValue = {"packed_v", "weight_scale_v", "bias_v"};
+constexpr ColumnNames kOut = {"packed_out", "weight_scale_out", "bias_out"};
 
 inline void check_sequences(const Tensor& x) {
   check(x.dim() == 3, "x must have three dimensions [B, L, K], got ", ShapeOf(x));

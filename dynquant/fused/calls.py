@@ -21,7 +21,7 @@ _ops = torch.ops.dynquant
 _attention, _feed_forward = _ops.attention.default, _ops.feed_forward.default
 _linear_block, _embedding_sum = _ops.linear_block.default, _ops.embedding_sum.default
 _query_key_value = _ops.query_key_value.default
-_scaled_dot_product = _ops.scaled_dot_product.default
+_scaled_dot_product, _attend = _ops.scaled_dot_product.default, _ops.attend.default
 encoder = _ops.encoder.default
 
 
@@ -106,7 +106,7 @@ def token_arguments(parts, numbers, before, after, scheme):
     return (
         (*chain(*weights), parts.heads, parts.kv_heads),
         (*weights_and_eps, *_norm(before), *unusual(scheme)),
-        linear_block_arguments(found.output, "none", None, after, scheme),
+        _attend_arguments(found.output, None, None, after, scheme),
         numbers,
     )
 
@@ -120,16 +120,26 @@ def token(arguments, call, residual):
     before, after, output, numbers = arguments
     cos, sin = call.rotary or (None, None)
     query, key, value = _query_key_value(call.x, *before, cos, sin, *after)
-    attended = _behind_cache(query, key, value, call, numbers)
-    return linear_block(output, attended, call.x if residual else None)
-
-
-def _behind_cache(query, key, value, call, numbers):
-    """[batch, 1, features] of all heads, for which keys and values of the call's cache are read."""
     scale, index = numbers
+    found = _taken_in(key, value, call, index)
+    return _attend_to(output, query, found, call, scale, call.x if residual else None)
+
+
+def _taken_in(key, value, call, index):
+    """All keys and values of the call's cache, which takes in these [batch, 1, heads, head_dim]."""
     heads = key.transpose(1, 2), value.transpose(1, 2)
-    found = updated(own_of(call.cache), *heads, index, call.rest)
-    return _attended(query, found, call, scale)
+    return updated(own_of(call.cache), *heads, index, call.rest)
+
+
+def _attend_arguments(output, query, before, after, scheme):
+    """What the op attend takes of the linear layers; query is None where there is none."""
+    return (*weight_of(output), *weight_of(query)), _ends(before, after, scheme)
+
+
+def _attend_to(arguments, x, found, call, scale, residual):
+    """An attention for keys and values as a cache has them, to the residual and the norm."""
+    weights, ends = arguments
+    return _attend(x, *found, *weights, call.mask, call.bias, scale, residual, *ends)
 
 
 def _attended(query, found, call, scale):
@@ -146,9 +156,7 @@ def cross_arguments(parts, numbers, before, after, scheme):
     Takes what attention_arguments takes.
     """
     found = parts.attention
-    query = linear_block_arguments(found.query, "none", before, None, scheme)
-    output = linear_block_arguments(found.output, "none", None, after, scheme)
-    return query, output, found.head_dim, numbers
+    return _attend_arguments(found.output, found.query, before, after, scheme), numbers
 
 
 def cross(arguments, call, residual, integers):
@@ -159,17 +167,14 @@ def cross(arguments, call, residual, integers):
         integers: whether attention is computed in integers elsewhere: rounded keys and values may
             be read here then.
     """
-    query, output, head_dim, numbers = arguments
-    query = linear_block(query, call.x).unflatten(-1, (-1, head_dim))
-    attended = _to_second(query, call, numbers, integers)
-    return linear_block(output, attended, call.x if residual else None)
+    weights, (scale, index) = arguments
+    found = _of_second(call, index, integers)
+    return _attend_to(weights, call.x, found, call, scale, call.x if residual else None)
 
 
-def _to_second(query, call, numbers, integers):
-    """[batch, 1, features] of all heads, for the second sequence of the call."""
-    scale, index = numbers
-    found = narrowed(second_of(call.cache, index)) if integers else call.cross
-    return _attended(query, found, call, scale)
+def _of_second(call, index, integers):
+    """Keys and values of the call's second sequence."""
+    return narrowed(second_of(call.cache, index)) if integers else call.cross
 
 
 def attention_in_parts(parts, call, integers, numbers):
@@ -179,9 +184,10 @@ def attention_in_parts(parts, call, integers, numbers):
         numbers: as for attention_arguments.
     """
     found = parts.attention
+    scale, index = numbers
     if call.cross is not None:
         query = found.query(call.x).unflatten(-1, (-1, found.head_dim))
-        return _output(found, _to_second(query, call, numbers, integers))
+        return _output(found, _attended(query, _of_second(call, index, integers), call, scale))
     if found.key is None:
         counts = parts.heads, parts.kv_heads, parts.kv_heads
         rows = found.query(call.x)
@@ -196,10 +202,10 @@ def attention_in_parts(parts, call, integers, numbers):
     if call.rotary is not None:
         query, key = (_ops.rotary(heads, *call.rotary) for heads in (query, key))
     if call.cache is not None:
-        result = _behind_cache(query, key, value, call, numbers)
+        result = _attended(query, _taken_in(key, value, call, index), call, scale)
     else:
         result = _scaled_dot_product(
-            query, key, value, call.mask, call.bias, call.causal, numbers[0], integers
+            query, key, value, call.mask, call.bias, call.causal, scale, integers
         ).flatten(2)
     return _output(found, result)
 

@@ -19,8 +19,9 @@ from dynquant.onnx.products import (
 from dynquant.onnx.recurrent import recurrence
 
 _FUSED = (
-    *("linear_block", "feed_forward", "attention", "query_key_value", "scaled_dot_product"),
-    *("rotary", "encoder", "embedding_sum", "activation", "layer_norm", "rms_norm", "softmax"),
+    *("linear_block", "feed_forward", "attention", "query_key_value", "attend"),
+    *("scaled_dot_product", "rotary", "encoder", "embedding_sum", "activation"),
+    *("layer_norm", "rms_norm", "softmax"),
 )
 
 

@@ -242,6 +242,95 @@ def _(
     return tuple(x.new_empty((batch, rows, count, dim)) for count in counts)
 
 
+@fake("attend")
+def _(
+    x,
+    key,
+    value,
+    packed_out,
+    weight_scale_out,
+    bias_out,
+    packed_q=None,
+    weight_scale_q=None,
+    bias_q=None,
+    mask=None,
+    position_bias=None,
+    scale=None,
+    residual=None,
+    norm_before=0,
+    norm_before_weight=None,
+    norm_before_bias=None,
+    norm_before_eps=0.0,
+    norm_after=0,
+    norm_after_weight=None,
+    norm_after_bias=None,
+    norm_after_eps=0.0,
+    per_token=True,
+    symmetric=False,
+    activation_bits=8,
+):
+    """Attention to keys and values that are there already, a cache's, to its end in one call.
+
+    norm_after(residual + out(scaled_dot_product(query, key, value))), in fp32, where the query is
+    x, or has the heads of q(norm_before(x)). Equal in bits to a norm, linear_dynamic,
+    scaled_dot_product with integers=False, linear_dynamic, a sum and a norm called one after the
+    other on tensors of x's dtype.
+
+    Args:
+        x: fp32, bf16 or fp16: the query [B, L, H, D], or where packed_q is given [B, L, K], any
+            strides.
+        key, value: [B, KV, S, D], as caches have them, otherwise as in scaled_dot_product.
+        packed_out, weight_scale_out, bias_out: a packed weight [N, H * D], its scale, its bias or
+            None.
+        packed_q, weight_scale_q, bias_q: a packed weight [H * D, K] likewise, or None.
+        mask, position_bias, scale: as in scaled_dot_product.
+        residual: [B, L, N] of x's dtype, or None.
+        norm_before, norm_before_weight, norm_before_bias, norm_before_eps: 0 none, 1 layer norm, 2
+            RMS norm over K, with their arguments as in layer_norm and rms_norm; with packed_q.
+        norm_after, norm_after_weight, norm_after_bias, norm_after_eps: the same over N.
+        per_token, symmetric, activation_bits: as in linear_dynamic, for the projections.
+
+    Returns:
+        [B, L, N] in x's dtype.
+
+    Raises:
+        RuntimeError: another dtype, device or shape, or a number that is not one of those named.
+    """
+    given = locals()
+    check_device(**tensors_of(given))
+    check_dtype("x", x, *FLOAT_DTYPES)
+    for name, values in (("key", key), ("value", value)):
+        torch._check(
+            values.dim() == 4,
+            lambda name=name, values=values: (
+                f"{name} must have four dimensions [B, heads, rows, D], got {list(values.shape)}"
+            ),
+        )
+    dim = key.shape[3]
+    if packed_q is None:
+        torch._check(
+            norm_before == 0,
+            lambda: f"norm_before belongs to packed_q, which is not given, got {norm_before}",
+        )
+        query = x
+        _check_heads("x", query)
+    else:
+        torch._check(x.dim() == 3, lambda: f"x must have three dimensions, got {list(x.shape)}")
+        columns = columns_of("q", packed_q, x.shape[2], weight_scale_q, bias_q)
+        torch._check(
+            dim > 0 and columns % dim == 0,
+            lambda: f"packed_q must have N, a multiple of D = {dim}, that of key, got {columns}",
+        )
+        query = x.new_empty((*x.shape[:2], columns // dim, dim))
+    kept = (one.transpose(1, 2) for one in (key, value))
+    heads = torch.ops.dynquant.scaled_dot_product(
+        query, *kept, mask, position_bias, False, scale, False
+    )
+    n = columns_of("out", packed_out, heads.shape[2] * dim, weight_scale_out, bias_out)
+    check_ends(heads.flatten(2) if packed_q is None else x, n, given)
+    return x.new_empty((*heads.shape[:2], n))
+
+
 @fake("attention")
 def _(
     x,

@@ -52,6 +52,29 @@ def _scores_and_sums(query, key, *arguments, out_shape=None, **options):
     return 4 * batch * heads * length * key[1] * size
 
 
+@register_flop_formula(OPS.attend)
+def _attend(
+    x,
+    key,
+    value,
+    packed_out,
+    scale_out,
+    bias_out,
+    packed_q=None,
+    *arguments,
+    out_shape=None,
+    **options,
+):
+    size = key[3]
+    heads = x[2] if packed_q is None else _C.columns_of(packed_q[0], x[2]) // size
+    query = (*x[:2], heads, size)
+    return (
+        (0 if packed_q is None else _product(x, packed_q))
+        + _scores_and_sums(query, (key[0], key[2]))
+        + _product((*x[:2], heads * size), packed_out)
+    )
+
+
 @register_flop_formula(OPS.query_key_value)
 def _query_key_value(
     x,

@@ -1,0 +1,53 @@
+// attend: an attention for keys and values that are there already, a cache's, to the residual and
+// the norm behind its output projection.
+#include "linear_block.h"
+#include "query_key_value.h"
+
+namespace dynquant {
+
+Tensor attend(const Tensor& x, const Tensor& key, const Tensor& value, const Tensor& packed_out,
+              const Tensor& weight_scale_out, const std::optional<Tensor>& bias_out,
+              const std::optional<Tensor>& packed_q, const std::optional<Tensor>& weight_scale_q,
+              const std::optional<Tensor>& bias_q, const std::optional<Tensor>& mask,
+              const std::optional<Tensor>& position_bias, std::optional<double> scale,
+              const std::optional<Tensor>& residual, int64_t norm_before,
+              const std::optional<Tensor>& norm_before_weight,
+              const std::optional<Tensor>& norm_before_bias, double norm_before_eps,
+              int64_t norm_after, const std::optional<Tensor>& norm_after_weight,
+              const std::optional<Tensor>& norm_after_bias, double norm_after_eps, bool per_token,
+              bool symmetric, int64_t activation_bits) {
+  std::optional<Int8Product> projection =
+      optional_product(packed_q, weight_scale_q, bias_q, kQuery);
+  Int8Product out(packed_out, weight_scale_out, bias_out, kOut);
+  constexpr int64_t kNone = 0;
+  BlockEnds behind(out.k(), out.n(), residual, kNone, std::nullopt, std::nullopt, 0.0, norm_after,
+                   norm_after_weight, norm_after_bias, norm_after_eps, per_token, symmetric,
+                   activation_bits);
+  const HeadsOf keys(key, "key", HeadsOf::Order::heads_first);
+  const HeadsOf values(value, "value", HeadsOf::Order::heads_first);
+  const auto query = [&] {
+    if (!projection.has_value()) {
+      const HeadsOf given(x, "x");
+      const RowNorm none(norm_before, norm_before_weight, norm_before_bias, norm_before_eps,
+                         given.dim, kNormBefore);
+      check(none.is_none(), "norm_before belongs to packed_q, which is not given, got ",
+            norm_before);
+      return given;
+    }
+    check_sequences(x);
+    BlockEnds before(projection->k(), projection->n(), std::nullopt, norm_before,
+                     norm_before_weight, norm_before_bias, norm_before_eps, kNone, std::nullopt,
+                     std::nullopt, 0.0, per_token, symmetric, activation_bits);
+    const int64_t n = projection->n();
+    check(keys.dim > 0 && n % keys.dim == 0, "packed_q must have N, a multiple of D = ", keys.dim,
+          ", that of key, got ", n);
+    return HeadsOf(linear_block(x, *std::move(projection), kNone, std::move(before)), keys.dim);
+  }();
+  check(out.k() == query.count * query.dim, "packed_out must have K = ", query.count * query.dim,
+        ", from the heads of the query, got ", out.k());
+  const Tensor heads = attended(query, keys, values, mask, position_bias, false, scale, false,
+                                {query.batch, query.rows, query.count * query.dim});
+  return linear_block(heads, std::move(out), kNone, std::move(behind));
+}
+
+}  // namespace dynquant
