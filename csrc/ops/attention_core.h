@@ -98,8 +98,8 @@ class AttentionCore {
 
   double nanoseconds() const;  // on one thread
   // Rows [begin, end) of `heads` heads.
-  void quantize(const Heads& from, Dtype dtype, int64_t b, int64_t first_head, int64_t heads, int64_t begin,
-                int64_t end, bool symmetric, const QuantizedHeads& to) const;
+  void quantize(const Heads& from, Dtype dtype, int64_t b, int64_t first_head, int64_t heads,
+                int64_t begin, int64_t end, bool symmetric, const QuantizedHeads& to) const;
   // Key and value of a quantized key-value head, as weights.
   void pack(const Memory& memory, int64_t kv_head) const;
   // Whether a block reads the values of its own keys alone. Panels of the values are as long as
