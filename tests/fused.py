@@ -130,12 +130,16 @@ class Counting(TorchDispatchMode):
 
 @torch.no_grad()
 def ops_of(model, **arguments):
-    """How often a call of the model runs each op that takes the place of a block."""
+    """How often a call of the model runs each op that takes the place of a block.
+
+    `attend`, of tokens behind a cache or few tokens, counts as an attention.
+    """
     with Counting() as counting:
         model(**arguments)
     found, layers = counting.found, len(getattr(getattr(model, "encoder", None), "layer", ()))
     for name in ("attention", "feed_forward"):
         found[name] += found["encoder"] * layers
+    found["attention"] += found["attend"]
     return {name: found[name] for name in ("attention", "feed_forward", "linear_block")}
 
 

@@ -118,7 +118,7 @@ OTHERS = {
         )
     },
     # Few tokens with a mask run as those behind a cache do.
-    "OPT": (OPT, DECODERS + _layers("decoder.layers", ".self_attn"), TOKENS, (0, 2, 2)),
+    "OPT": (OPT, DECODERS + _layers("decoder.layers", ".self_attn"), TOKENS, (2, 2, 0)),
     "GPT2": (GPT2, _layers("h"), {"input_ids": IDS}, (0, 2, 0)),
     "GPTNeoX": (TEXT, _layers("layers", ".mlp"), TOKENS, (0, 2, 0)),
     # An encoder whose layers run the code of Llama's.
@@ -126,13 +126,13 @@ OTHERS = {
     # Behind a cache: test_fused_token.py.
     **dict.fromkeys(
         ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Phi3", "SmolLM3"),
-        (DECODER, _layers("layers"), TOKENS, (0, 2, 2)),
+        (DECODER, _layers("layers"), TOKENS, (2, 2, 0)),
     ),
     "Granite": (
         DECODER,
         _layers("layers", ".self_attn") + _layers("layers", ".mlp"),
         TOKENS,
-        (0, 2, 2),
+        (2, 2, 0),
     ),
     "Gemma2": (DECODER, _layers("layers", ".mlp"), TOKENS, (0, 2, 0)),
 }

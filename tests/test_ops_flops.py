@@ -97,6 +97,31 @@ def test_fused(as_ops, monkeypatch):
     )
 
 
+@pytest.mark.parametrize("projects", [False, True])
+def test_attend(projects):
+    ops = torch.ops.dynquant
+    key, query = torch.randn(2, 2, 9, 8), torch.randn(2, 3, 4, 8)
+    q, out = (
+        (ops.pack_weight(integers), scale, None)
+        for integers, scale in (
+            ops.quantize_weight(torch.randn(n, k)) for n, k in ((32, 20), (12, 32))
+        )
+    )
+    x = torch.randn(2, 3, 20)
+
+    def parts():
+        heads = ops.linear_dynamic(x, *q).unflatten(-1, (4, 8)) if projects else query
+        kept = key.transpose(1, 2)
+        attended = ops.scaled_dot_product(heads, kept, kept, integers=False)
+        return ops.linear_dynamic(attended.flatten(2), *out)
+
+    def whole():
+        given = (x, key, key, *out, *q) if projects else (query, key, key, *out)
+        return ops.attend(*given)
+
+    assert flops(whole) == flops(parts) > 0
+
+
 class TestTransformers:
     @pytest.fixture(autouse=True)
     def _is_installed(self):

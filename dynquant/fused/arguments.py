@@ -208,7 +208,7 @@ def implementation_of(core):
     config = getattr(core, "config", None)
     if config is None:
         return ""
-    found = object.__getattribute__(config, "__dict__").get("_attn_implementation_internal")
+    found = config.__dict__.get("_attn_implementation_internal")
     return config._attn_implementation if found is None else found
 
 
