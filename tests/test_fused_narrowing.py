@@ -8,7 +8,7 @@ import weakref
 import pytest
 import torch
 from compare import assert_same
-from fused import SEQUENCES, decibels, seen_one_by_one, small
+from fused import SEQUENCES, T5, decibels, seen_one_by_one, small
 from fused import fused as fused_pair
 from test_fused_cross import new_cache
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -220,6 +220,34 @@ def test_hooks_change_no_bit(bart):
     found, _, keys = one_by_one(seen_one_by_one(copy.deepcopy(model)))
     assert torch.float16 in keys[-1]
     assert_same(found, expected)
+
+
+def test_t5_and_an_attention_beside_a_hooked_norm(bart):
+    """Attentions that run as ops where their layer does not."""
+    t5 = fused_pair(small("T5", T5))
+    hooked = tuple(copy.deepcopy(one) for one in bart)
+    for one in hooked:
+        for layer in one.decoder.layers:
+            layer.encoder_attn_layer_norm.register_forward_hook(lambda *given: None)
+    for quantized, model in (t5, hooked):
+        found, _, keys = one_by_one(model)
+        assert torch.float16 in keys[2]
+        assert decibels(found, one_by_one(quantized)[0]) > 30  # bytes may round otherwise
+
+
+def test_a_compiled_decoder_reads_what_the_cache_has(bart):
+    """As the first call does that finds it, which a copy of the cache is new to."""
+    _, model = bart
+    cache, given = new_cache(), {"encoder_hidden_states": STATES, "use_cache": True}
+    for token in TOKENS[:, :4].split(1, 1):
+        model.decoder(input_ids=token, cache=cache, **given)
+    last = {"input_ids": TOKENS[:, 4:5], **given}
+    expected = model.decoder(cache=copy.deepcopy(cache), **last)[0]
+    narrow = model.decoder(cache=cache, **last)[0]
+    cache.self_attention_cache.crop(-1)
+    compiled = torch.compile(model.decoder, backend="eager")
+    found = compiled(cache=cache, **last)[0]
+    assert decibels(found, expected) > 90 > decibels(narrow, expected)
 
 
 def test_attention_in_floats_reads_what_the_cache_has(bart):

@@ -255,6 +255,16 @@ def test_query_key_value_is_its_parts(isa, threads, seed):  # noqa: F811
         assert_same(one, other)
 
 
+@pytest.mark.parametrize("integers", [False, True])
+def test_a_query_without_heads(integers):
+    key = torch.randn(2, 5, 2, 8)
+    query = key.new_empty(2, 3, 0, 8)
+    assert ops.scaled_dot_product(query, key, key, integers=integers).shape == (2, 3, 0, 8)
+    packed, scale, bias = weights(np.random.default_rng(0), 6, 0, True)
+    found = ops.attend(query, key.transpose(1, 2), key.transpose(1, 2), packed, scale, bias)
+    assert_same(found, bias.expand(2, 3, 6))
+
+
 def test_few_rows_of_floats_are_those_of_many(isa):
     """They sum the values without transposing them."""
     rng = np.random.default_rng(7)
@@ -397,8 +407,14 @@ class TestErrors:
         "changes, text",
         [
             ({"x": torch.randn(2, 5, 8)}, "x must have four dimensions"),
+            ({"x": torch.randn(2)}, "x must have the dimensions"),
+            ({"x": torch.ones(2, 5, 3, 8, dtype=torch.int8)}, "x must have dtype float32"),
+            ({"bias_q": torch.ones(6)}, "bias_q is given without packed_q"),
+            ({"weight_scale_q": torch.ones(6)}, "packed_q and weight_scale_q must both"),
+            ({"key": torch.randn(2, 3, 0, 8), "value": torch.randn(2, 3, 0, 8)}, "a row at least"),
+            ({"key": torch.randn(2, 2, 4, 8), "value": torch.randn(2, 2, 4, 8)}, "multiple"),
             ({"key": torch.randn(2, 3, 4, 7)}, r"key must have the shape \[2, KV, S, 8\]"),
-            ({"x": torch.randn(2, 5, 2, 8)}, "packed_out must have K = 16"),
+            ({"x": torch.randn(2, 5, 6, 8)}, "packed_out must have K = 48"),
             ({"key": torch.randn(2, 4, 8)}, "key must have four dimensions"),
             ({"key": torch.randn(2, 2, 4, 8)}, "value must have the shape of key"),
             ({"value": torch.randn(2, 3, 4, 8).half()}, "value must have dtype float32"),

@@ -23,6 +23,13 @@ Tensor attend(const Tensor& x, const Tensor& key, const Tensor& value, const Ten
   BlockEnds behind(out.k(), out.n(), residual, kNone, std::nullopt, std::nullopt, 0.0, norm_after,
                    norm_after_weight, norm_after_bias, norm_after_eps, per_token, symmetric,
                    activation_bits);
+  check_float(x, "x");
+  check(x.dim() >= 2, "x must have the dimensions [B, L, ...], got ", ShapeOf(x));
+  if (residual.has_value()) checked_residual(*residual, x, {x.size(0), x.size(1), out.n()});
+  const auto check_out = [&](int64_t k) {
+    check(out.k() == k, "packed_out must have K = ", k, ", from the heads of the query, got ",
+          out.k());
+  };
   const HeadsOf keys(key, "key", HeadsOf::Order::heads_first);
   const HeadsOf values(value, "value", HeadsOf::Order::heads_first);
   const auto query = [&] {
@@ -32,6 +39,7 @@ Tensor attend(const Tensor& x, const Tensor& key, const Tensor& value, const Ten
                          given.dim, kNormBefore);
       check(none.is_none(), "norm_before belongs to packed_q, which is not given, got ",
             norm_before);
+      check_out(given.count * given.dim);
       return given;
     }
     check_sequences(x);
@@ -41,10 +49,9 @@ Tensor attend(const Tensor& x, const Tensor& key, const Tensor& value, const Ten
     const int64_t n = projection->n();
     check(keys.dim > 0 && n % keys.dim == 0, "packed_q must have N, a multiple of D = ", keys.dim,
           ", that of key, got ", n);
+    check_out(n);
     return HeadsOf(linear_block(x, *std::move(projection), kNone, std::move(before)), keys.dim);
   }();
-  check(out.k() == query.count * query.dim, "packed_out must have K = ", query.count * query.dim,
-        ", from the heads of the query, got ", out.k());
   const Tensor heads = attended(query, keys, values, mask, position_bias, false, scale, false,
                                 {query.batch, query.rows, query.count * query.dim});
   return linear_block(heads, std::move(out), kNone, std::move(behind));

@@ -409,7 +409,7 @@ double AttentionCore::nanoseconds() const {
 
 void AttentionCore::attend_all(const AttentionHeads& of) const {
   const int64_t pairs = shape_.batch * shape_.kv_heads;
-  if (pairs == 0 || shape_.rows == 0) return;
+  if (pairs == 0 || shape_.rows == 0 || shape_.heads == 0) return;
   const int64_t parts = threads_worth(Threads::kPool, nanoseconds());
   // Parts of the rows repeat the work on the keys: only where there are too few heads.
   const int64_t row_parts = parts <= pairs ? 1 : std::min(shape_.rows, ceil_div(parts, pairs));

@@ -92,9 +92,9 @@ void run_row_blocks(const Product& product, int64_t m, int64_t parts, int64_t ro
   });
 }
 
-inline Tensor checked_residual(const Tensor& residual, const Tensor& x, int64_t last) {
+inline Tensor checked_residual(const Tensor& residual, const Tensor& x,
+                               const std::vector<int64_t>& wanted) {
   check_tensor(residual, "residual", {x.scalar_type()});
-  const std::vector<int64_t> wanted = leading_shape(x, last);
   const auto given = residual.sizes();
   check(std::vector<int64_t>(given.begin(), given.end()) == wanted,
         "residual must have the shape of the result, got ", ShapeOf(residual));
@@ -137,7 +137,7 @@ class BlockRows {
         row_bytes_(n * bytes),
         shape_(leading_shape(x, n)) {
     if (ends.residual.has_value()) {
-      residual_ = rows_of(checked_residual(*ends.residual, x, n), "residual");
+      residual_ = rows_of(checked_residual(*ends.residual, x, shape_), "residual");
     }
   }
 

@@ -14,27 +14,33 @@ struct HeadsOf {
   enum class Order { rows_first, heads_first };
 
   Tensor holder;
+  Dtype dtype;
   Heads heads;
   Order order = Order::rows_first;
   int64_t batch, rows, count, dim;
 
   HeadsOf(const Tensor& x, const char* name, Order order_ = Order::rows_first)
-      : holder(x), order(order_) {
+      : holder(x), dtype(check_float(x, name)), order(order_) {
     const bool rows_first = order == Order::rows_first;
     check(x.dim() == 4, name, " must have four dimensions [B, ",
           rows_first ? "rows, heads" : "heads, rows", ", D], got ", ShapeOf(x));
     if (x.size(3) > 1 && x.stride(3) != 1) holder = torch::stable::contiguous(x);
     const int64_t row = rows_first ? 1 : 2, head = 3 - row;
     batch = x.size(0), rows = x.size(row), count = x.size(head), dim = x.size(3);
-    const int64_t bytes = static_cast<int64_t>(x.element_size());
+    const int64_t bytes = bytes_of(dtype);
     heads = {static_cast<char*>(const_cast<void*>(holder.const_data_ptr())),
              holder.stride(0) * bytes, holder.stride(row) * bytes, holder.stride(head) * bytes};
   }
 
   // The heads of `dim` values that lie together in each row of x[B, rows, K], which has no gaps.
   HeadsOf(const Tensor& x, int64_t dim_)
-      : holder(x), batch(x.size(0)), rows(x.size(1)), count(x.size(2) / dim_), dim(dim_) {
-    const int64_t head = dim * static_cast<int64_t>(x.element_size()), row = count * head;
+      : holder(x),
+        dtype(check_float(x, "x")),
+        batch(x.size(0)),
+        rows(x.size(1)),
+        count(x.size(2) / dim_),
+        dim(dim_) {
+    const int64_t head = dim * bytes_of(dtype), row = count * head;
     heads = {static_cast<char*>(const_cast<void*>(holder.const_data_ptr())), rows * row, row, head};
   }
 };

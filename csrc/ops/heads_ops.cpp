@@ -5,8 +5,8 @@
 namespace dynquant {
 
 Tensor rotary(const Tensor& x, const Tensor& cos, const Tensor& sin) {
-  const Dtype dtype = check_float(x, "x");
   const HeadsOf in(x, "x");
+  const Dtype dtype = in.dtype;
   const int64_t batch = in.batch, rows = in.rows, count = in.count, dim = in.dim;
   const Angles angles(cos, sin, batch, rows, dim);
   const Kernels& kernels = kernels_in_use();
@@ -28,7 +28,7 @@ Tensor attended(const HeadsOf& query, const HeadsOf& key, const HeadsOf& value,
                 const std::optional<Tensor>& mask, const std::optional<Tensor>& position_bias,
                 bool is_causal, std::optional<double> scale, bool integers,
                 const std::vector<int64_t>& shape_of_result) {
-  const Dtype dtype = check_float(query.holder, "query"), kept = check_float(key.holder, "key");
+  const Dtype dtype = query.dtype, kept = key.dtype;
   if (dtype != Dtype::f32) check_tensor(key.holder, "key", {query.holder.scalar_type()});
   check_tensor(value.holder, "value", {key.holder.scalar_type()});
   const AttentionShape shape = {query.batch, query.rows, key.rows,

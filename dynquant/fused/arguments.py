@@ -158,14 +158,17 @@ def _of_cross_tokens(parts, x, weights, read):
         return None
     cache = read.get(parts.adapter.cache)
     found = keys_and_values(cache, parts.number_in_cache())
-    if found is None or not all(_are_heads_for(one, x) for one in found):
+    dim = parts.attention.head_dim
+    if found is None or not all(_are_heads_for(one, x, dim) for one in found):
         return None
     return Call(x, mask, bias, weights=weights, cache=cache, cross=found)
 
 
-def _are_heads_for(keys, x):
+def _are_heads_for(keys, x, dim):
     """Whether they are of x's sequences: torch's attention would spread those of a single one."""
-    return keys.dim() == 4 and keys.shape[0] == x.shape[0] and keys.dtype == x.dtype
+    if keys.dim() != 4 or keys.dtype != x.dtype:
+        return False
+    return keys.shape[0] == x.shape[0] and keys.shape[3] == dim
 
 
 def _are_tokens(parts, x, mask, bias):

@@ -126,7 +126,7 @@ def token(arguments, call, residual):
 
 
 def _taken_in(key, value, call, index):
-    """All keys and values of the call's cache, which takes in these [batch, 1, heads, head_dim]."""
+    """All keys and values of the call's cache, which takes in these [batch, rows, heads, D]."""
     heads = key.transpose(1, 2), value.transpose(1, 2)
     return updated(own_of(call.cache), *heads, index, call.rest)
 
@@ -143,7 +143,7 @@ def _attend_to(arguments, x, found, call, scale, residual):
 
 
 def _attended(query, found, call, scale):
-    """[batch, 1, features] of all heads, for keys and values as a cache has them."""
+    """[batch, rows, features] of all heads, for keys and values as a cache has them."""
     keys, values = (one.transpose(1, 2) for one in found)
     return _scaled_dot_product(
         query, keys, values, call.mask, call.bias, False, scale, False

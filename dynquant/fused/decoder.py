@@ -113,8 +113,8 @@ class TokenPlan(NamedTuple):
                 return None
         x = calls.token(self.attention.arguments, call, residual=True)
         if other is not None:
-            given, integers = self.cross.arguments, self.cross.in_integers
-            x = calls.cross(given, other._replace(x=x), residual=True, integers=integers)
+            other, integers = other._replace(x=x), self.cross.in_integers
+            x = calls.cross(self.cross.arguments, other, residual=True, integers=integers)
         return calls.feed_forward(self.feed_forward, x, residual=True)
 
 

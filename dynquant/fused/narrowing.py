@@ -4,7 +4,7 @@ import weakref
 
 import torch
 
-# Of so many numbers in the keys, the processor's caches have what a token reads of them.
+# Of fewer numbers in the keys, the processor's caches may have what a token reads of them.
 _LEAST = 1 << 17
 # Where the greatest number is between these, fp16 has 11 bits of all that count beside it.
 _SMALLEST, _GREATEST = 2**-6, torch.finfo(torch.float16).max
@@ -14,7 +14,7 @@ class _Seen:
     """The keys and values that a cache's layer had at a call.
 
     Attributes:
-        narrow: both in fp16; () where that is not made, or has not the range.
+        narrow: both in fp16; None until that is made, () where fp16 has not their range.
     """
 
     def __init__(self, keys, values):
@@ -56,8 +56,7 @@ def narrowed(layer):
     seen = _SEEN.get(layer)
     if seen is not None and seen.is_of(keys, values):
         return seen.narrowed(keys, values)
-    if seen is not None:
-        del _SEEN[layer]
+    _SEEN.pop(layer, None)
     if keys.numel() >= _LEAST and all(_is_wide(one) for one in (keys, values)):
         if keys.is_inference() or values.is_inference():
             if not {"keys", "values"} <= vars(layer).keys():
@@ -78,7 +77,8 @@ def _tracked(tensor):
         return tensor
     place = tensor.storage_offset(), tensor.size(), tensor.stride()
     with torch.inference_mode(False):
-        return torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage(), *place)
+        empty = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+        return empty.set_(tensor.untyped_storage(), *place)
 
 
 def _has_range(tensor):

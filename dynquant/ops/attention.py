@@ -140,6 +140,15 @@ def _(
         value.shape == key.shape,
         lambda: f"value must have the shape of key, got {list(value.shape)}",
     )
+    torch._check(key.shape[1] > 0, lambda: f"key must have a row at least, got {list(key.shape)}")
+    kv_heads = key.shape[2]
+    torch._check(
+        kv_heads > 0 and heads % kv_heads == 0,
+        lambda: (
+            "the heads of the query must be a multiple of those of key and value, got "
+            f"{heads} and {kv_heads}"
+        ),
+    )
     _check_added(mask, position_bias, (batch, heads, rows, key.shape[1]))
     return query.new_empty(query.shape)
 
@@ -307,7 +316,12 @@ def _(
             ),
         )
     dim = key.shape[3]
+    torch._check(
+        (packed_q is None) == (weight_scale_q is None),
+        lambda: "packed_q and weight_scale_q must both be given or neither",
+    )
     if packed_q is None:
+        torch._check(bias_q is None, lambda: "bias_q is given without packed_q")
         torch._check(
             norm_before == 0,
             lambda: f"norm_before belongs to packed_q, which is not given, got {norm_before}",
