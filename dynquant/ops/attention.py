@@ -9,10 +9,10 @@ from dynquant.ops.blocks import check_ends, check_norm, check_norm_parts, column
 from dynquant.ops.library import FLOAT_DTYPES, check_bits, check_device, check_dtype, fake
 
 
-def _check_heads(name, x):
+def _check_heads(name, x, axes="rows, heads"):
     torch._check(
         x.dim() == 4,
-        lambda: f"{name} must have four dimensions [B, rows, heads, D], got {list(x.shape)}",
+        lambda: f"{name} must have four dimensions [B, {axes}, D], got {list(x.shape)}",
     )
 
 
@@ -309,12 +309,7 @@ def _(
     check_device(**tensors_of(given))
     check_dtype("x", x, *FLOAT_DTYPES)
     for name, values in (("key", key), ("value", value)):
-        torch._check(
-            values.dim() == 4,
-            lambda name=name, values=values: (
-                f"{name} must have four dimensions [B, heads, rows, D], got {list(values.shape)}"
-            ),
-        )
+        _check_heads(name, values, "heads, rows")
     dim = key.shape[3]
     torch._check(
         (packed_q is None) == (weight_scale_q is None),
