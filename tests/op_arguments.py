@@ -73,6 +73,7 @@ def _weights(*parts):
     return [f"{kind}_{part}" for part in parts for kind in ("packed", "weight_scale", "bias")]
 
 
+_KEPT = "key_scale", "value_scale"
 _ADDED = ("mask", "position_bias", "is_causal", "scale")
 BLOCKS = {
     "activation": ("x", "function"),
@@ -88,7 +89,7 @@ BLOCKS = {
         *(*_ENDS, *_SCHEME),
     ),
     "rotary": ("x", "cos", "sin"),
-    "scaled_dot_product": ("query", "key", "value", *_ADDED, "integers"),
+    "scaled_dot_product": ("query", "key", "value", *_ADDED, "integers", *_KEPT),
     "query_key_value": (
         *("x", *_weights("q", "k", "v"), "heads", "kv_heads", "cos", "sin"),
         *("norm_q_weight", "norm_q_eps", "norm_k_weight", "norm_k_eps"),
@@ -96,7 +97,7 @@ BLOCKS = {
     ),
     "attend": (
         *("x", "key", "value", *_weights("out", "q"), "mask", "position_bias", "scale"),
-        *(*_ENDS, *_SCHEME),
+        *(*_KEPT, *_ENDS, *_SCHEME),
     ),
     "attention": (
         *("x", *_weights("q", "k", "v", "out"), "heads", "kv_heads", *_ADDED, "cos", "sin"),
@@ -244,6 +245,8 @@ def valid_block_arguments(name, m=(M,), n=N, k=K, dtype=torch.float32, per_chann
         "is_causal": False,
         "scale": None,
         "integers": True,
+        "key_scale": None,
+        "value_scale": None,
         "cos": floats(rows, dim),
         "sin": floats(rows, dim),
         "heads": heads,

@@ -132,8 +132,13 @@ def scores(s, scale, added, reached):
 
 
 @ignoring_overflow
-def attention_head(query, key, value, scale, added, causal, integers=True, dtype="float32"):
-    """query [L, D], key and value [S, D], added: arrays that spread to [L, S]."""
+def attention_head(
+    query, key, value, scale, added, causal, integers=True, dtype="float32", kept_scales=None
+):
+    """query [L, D], key and value [S, D], added: arrays that spread to [L, S].
+
+    kept_scales: of integer keys and values, [S] each.
+    """
     shape = len(query), len(key)
     reached = np.tri(*shape, dtype=bool) if causal else np.ones(shape, bool)
     if integers:
@@ -145,6 +150,9 @@ def attention_head(query, key, value, scale, added, causal, integers=True, dtype
         values = np.ascontiguousarray(values.T)
         y = ref.linear_dynamic(weights, values, np.ones(1, F), None)
     else:
-        p, total = scores(ref.linear_half(query, key, None), scale, added, reached)
-        y = ref.linear_half(p, np.ascontiguousarray(value.T), None)
+        key_scale, value_scale = kept_scales or (F(1), F(1))
+        products = ref.linear_half(query, key, None) * key_scale
+        p, total = scores(products, scale, added, reached)
+        weights = np.where(reached, p * value_scale, F(0))
+        y = ref.linear_half(weights, np.ascontiguousarray(value.T), None)
     return ref.round_to(y / total, dtype)

@@ -1,4 +1,4 @@
-"""Keys and values of a second sequence that are read in 16 bits."""
+"""Keys and values of a second sequence that are read in int8."""
 
 import copy
 import gc
@@ -48,7 +48,21 @@ def layer_of(keys=None, values=None):
 
 
 def is_narrow(found):
-    return [one.dtype for one in found] == [torch.float16] * 2
+    """Whether a Kept is in int8, with scales."""
+    kept, *scales = {found.keys.dtype, found.values.dtype}, *found.scales
+    if torch.int8 not in kept:
+        assert scales == [None, None]
+        return False
+    assert kept == {torch.int8} and all(one.dtype == torch.float32 for one in scales)
+    return True
+
+
+def assert_of(found, layer):
+    """A Kept that has the rounded numbers of a layer."""
+    for q, scale, x in zip(found[:2], found.scales, (layer.keys, layer.values), strict=True):
+        expected, of_expected, _ = torch.ops.dynquant.quantize_activation(x, True, True)
+        assert_same(q, expected)
+        assert_same(scale, of_expected)
 
 
 def test_from_the_second_call_on():
@@ -57,8 +71,8 @@ def test_from_the_second_call_on():
     first = narrowed(layer)
     assert first[0] is keys and first[1] is values
     second, third = narrowed(layer), narrowed(layer)
-    assert_same(second[0], keys.half())
-    assert_same(second[1], values.half())
+    assert is_narrow(second)
+    assert_of(second, layer)
     assert second[0] is third[0] and second[1] is third[1]
     assert layer.keys is keys and layer.values is values
 
@@ -77,24 +91,27 @@ def test_other_dtypes_stay(dtype):
 
 
 @pytest.mark.parametrize("which", [0, 1])
-@pytest.mark.parametrize("value", [65505.0, -1e30, float("inf"), float("-inf"), float("nan")])
-def test_what_fp16_cannot_hold_stays(value, which):
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_what_is_not_finite_stays(value, which):
     given = [torch.randn(SHAPE) for _ in range(2)]
     given[which][1, 2, 3, 0] = value
     layer = layer_of(*given)
     for _ in range(3):
-        keys, values = narrowed(layer)
-        assert keys is layer.keys and values is layer.values
+        keys, values, scales = narrowed(layer)
+        assert keys is layer.keys and values is layer.values and scales == (None, None)
 
 
-@pytest.mark.parametrize("scale, narrow", [(1e-6, False), (1e-3, False), (0.1, True), (0.0, True)])
-def test_what_fp16_holds_in_few_bits_stays(scale, narrow):
+@pytest.mark.parametrize("scale", [1e-30, 1e-6, 1.0, 1e6, 1e30, 0.0])
+def test_numbers_of_any_size(scale):
     layer = layer_of(values=torch.rand(SHAPE) * scale)
     narrowed(layer)
     found = narrowed(layer)
-    assert is_narrow(found) == narrow
+    assert is_narrow(found)
+    wide = found.values * found.scales[1][..., None]
     if scale:
-        assert decibels(found[1].float(), layer.values) > 65
+        assert decibels(wide / scale, layer.values / scale) > 40
+    else:
+        assert (wide == 0).all()
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
@@ -109,8 +126,7 @@ def test_what_is_written_is_noticed(mode):
             assert not is_narrow(narrowed(layer))
             found = narrowed(layer)
             assert is_narrow(found)
-            assert_same(found[0], layer.keys.half())
-            assert_same(found[1], layer.values.half())
+            assert_of(found, layer)
 
 
 def test_what_is_replaced_is_noticed():
@@ -121,7 +137,7 @@ def test_what_is_replaced_is_noticed():
         narrowed(layer)
         cache.reorder_cache(torch.tensor([1, 0]))
         assert not is_narrow(narrowed(layer))
-    assert_same(narrowed(layer)[0], layer.keys.half())
+    assert_of(narrowed(layer), layer)
 
 
 def test_a_cache_of_inference_mode_afterwards():
@@ -152,7 +168,7 @@ def test_other_caches():
     assert is_narrow(found)
     layer.reset()
     assert not is_narrow(narrowed(layer))
-    assert_same(narrowed(layer)[0], layer.keys.half())
+    assert_of(narrowed(layer), layer)
 
 
 @pytest.mark.parametrize("end", ["layer", "keys"])
@@ -205,7 +221,7 @@ def test_tokens_of_a_decoder(bart, mode):
     with mode():
         found, cache, keys = one_by_one(model)
         expected, other, _ = one_by_one(quantized)
-    wide, narrow = torch.float32, torch.float16
+    wide, narrow = torch.float32, torch.int8
     assert keys[1] == [wide] * 4
     assert keys[2:] == [[wide, narrow] * 2] * 7
     assert decibels(found, expected) > 40
@@ -218,7 +234,7 @@ def test_hooks_change_no_bit(bart):
     _, model = bart
     expected = one_by_one(model)[0]
     found, _, keys = one_by_one(seen_one_by_one(copy.deepcopy(model)))
-    assert torch.float16 in keys[-1]
+    assert torch.int8 in keys[-1]
     assert_same(found, expected)
 
 
@@ -231,7 +247,7 @@ def test_t5_and_an_attention_beside_a_hooked_norm(bart):
             layer.encoder_attn_layer_norm.register_forward_hook(lambda *given: None)
     for quantized, model in (t5, hooked):
         found, _, keys = one_by_one(model)
-        assert torch.float16 in keys[2]
+        assert torch.int8 in keys[2]
         assert decibels(found, one_by_one(quantized)[0]) > 30  # bytes may round otherwise
 
 
@@ -254,7 +270,7 @@ def test_attention_in_floats_reads_what_the_cache_has(bart):
     quantized, _ = bart
     model = dynquant.fuse(quantized, attention="float")
     found, _, keys = one_by_one(model)
-    assert torch.float16 not in sum(keys, [])
+    assert torch.int8 not in sum(keys, [])
     assert decibels(found, one_by_one(quantized)[0]) > 40  # a byte may round otherwise
 
 

@@ -36,6 +36,21 @@ def heads(rng, batch, rows, count, dim, dtype):
     return values
 
 
+def quantized_heads(rng, *sizes):
+    """int8 [B, rows, heads, D] and fp32 [B, rows, heads], in layouts of their own."""
+    values = heads(rng, *sizes, torch.float32)
+    q, scale, _ = ops.quantize_activation(values, True, True)
+    laid_out = heads(rng, *sizes, torch.int8)
+    return laid_out.copy_(q), heads(rng, *sizes[:-1], 1, torch.float32)[..., 0].copy_(scale)
+
+
+def kept_heads(rng, dtype, *sizes):
+    """Keys or values in that dtype, and their scales, which floats have not."""
+    if dtype == torch.int8:
+        return quantized_heads(rng, *sizes)
+    return heads(rng, *sizes, dtype), None
+
+
 def drawn_mask(rng, shape, may_be_bool=True):
     """None, or something that spreads to [B, H, L, S] and may leave no key to a query."""
     if rng.random() < 0.3:
@@ -59,7 +74,7 @@ def added_rows(mask, batch, head):
     return [widened(part)]
 
 
-def expected_heads(query, key, value, mask, bias, causal, scale, integers):
+def expected_heads(query, key, value, mask, bias, causal, scale, integers, kept_scales=None):
     batch, rows, count, dim = query.shape
     out = np.zeros(query.shape, np.float32)
     for b in range(batch):
@@ -67,8 +82,9 @@ def expected_heads(query, key, value, mask, bias, causal, scale, integers):
             kv = h // (count // key.shape[2])
             added = added_rows(bias, b, h) + added_rows(mask, b, h)
             parts = (widened(part) for part in (query[b, :, h], key[b, :, kv], value[b, :, kv]))
+            scales = kept_scales and [one[b, :, kv].numpy() for one in kept_scales]
             out[b, :, h] = reference_float.attention_head(
-                *parts, scale, added, causal, integers, name_of(query.dtype)
+                *parts, scale, added, causal, integers, name_of(query.dtype), scales
             )
     return out
 
@@ -101,6 +117,28 @@ def test_scaled_dot_product(isa, threads, seed):  # noqa: F811
     assert result.is_contiguous() and result.dtype == dtype
     with np.errstate(all="ignore"):
         expected = expected_heads(query, key, value, mask, bias, causal, used, integers)
+    assert_same(result, expected)
+
+
+@settings(max_examples=40)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_keys_and_values_in_int8(isa, threads, seed):  # noqa: F811
+    rng = np.random.default_rng(seed)
+    batch, kv = (int(rng.integers(1, 3)) for _ in range(2))
+    rows = int(rng.choice([1, 2, 9, 50]))  # fewer and more than are transposed for
+    keys, dim = int(rng.choice([1, 15, 16, 70, 130])), int(rng.choice([1, 8, 30, 64, 65]))
+    count, dtype = kv * int(rng.choice([1, 2])), DTYPES[rng.integers(3)]
+    query = heads(rng, batch, rows, count, dim, dtype)
+    made = [quantized_heads(rng, batch, keys, kv, dim) for _ in range(2)]
+    (key, value), scales = zip(*made, strict=True)
+    mask = drawn_mask(rng, (batch, count, rows, keys))
+    causal = bool(rng.random() < 0.3)
+    if rng.random() < 0.2:
+        scales[rng.integers(2)][0, rng.integers(keys), 0] = np.nan
+    result = ops.scaled_dot_product(query, key, value, mask, None, causal, 0.3, False, *scales)
+    with np.errstate(all="ignore"):
+        given = query, key, value, mask, None, causal, 0.3, False, scales
+        expected = expected_heads(*given)
     assert_same(result, expected)
 
 
@@ -152,19 +190,24 @@ def test_a_row_that_is_masked_as_a_whole_is_that_of_torch(integers):
 
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("shape", [(9, 9, 64), (7, 7, 66), (6, 3, 128), (10, 2, 200)])
-@pytest.mark.parametrize("kept", [torch.float32, torch.float16])
+@pytest.mark.parametrize("kept", [torch.float32, torch.float16, torch.int8])
 def test_keys_and_values_from_memory(isa, threads, rows, shape, kept):  # noqa: F811
     """Heads that are read side by side have the bits of each alone."""
     rng = np.random.default_rng(2)
-    keys, (count, kv, dim) = 1000, shape
+    keys, (count, kv, dim) = 2000 if kept == torch.int8 else 1000, shape
     query = heads(rng, 2, rows, count, dim, torch.float32)
-    key, value = (heads(rng, 2, keys, kv, dim, kept) for _ in range(2))
+    made = [kept_heads(rng, kept, 2, keys, kv, dim) for _ in range(2)]
+    (key, value), scales = zip(*made, strict=True)
     mask = torch.from_numpy(rng.random((2, 1, rows, keys)) < 0.7)
-    whole = ops.scaled_dot_product(query, key, value, mask, integers=False)
+    rest = mask, None, False, None, False
+    whole = ops.scaled_dot_product(query, key, value, *rest, *scales)
     for h in range(count):
         one = slice(h // (count // kv), h // (count // kv) + 1)
+        part = (given if given is None else given[:1, :, one] for given in (key, value, *scales))
+        key_of_one, value_of_one, *scales_of_one = part
         alone = ops.scaled_dot_product(
-            query[:1, :, h : h + 1], key[:1, :, one], value[:1, :, one], mask[:1], integers=False
+            *(query[:1, :, h : h + 1], key_of_one, value_of_one, mask[:1], *rest[1:]),
+            *scales_of_one,
         )
         assert_same(whole[:1, :, h : h + 1], alone)
 
@@ -318,7 +361,10 @@ def test_attend_is_its_parts(isa, threads, seed):  # noqa: F811
     count, dtype = kv * int(rng.choice([1, 3])), DTYPES[rng.integers(3)]
     n = k if rng.random() < 0.5 else 70
     kept_dtype = DTYPES[rng.integers(3)] if dtype == torch.float32 else dtype
-    kept = [heads(rng, batch, keys, kv, dim, kept_dtype) for _ in range(2)]
+    if rng.random() < 0.3:
+        kept_dtype = torch.int8
+    made = [kept_heads(rng, kept_dtype, batch, keys, kv, dim) for _ in range(2)]
+    kept, scales = zip(*made, strict=True)
     shape = batch, count, rows, keys
     added = drawn_mask(rng, shape), drawn_mask(rng, shape, may_be_bool=False)
     scale = None if rng.random() < 0.5 else 0.25
@@ -337,10 +383,11 @@ def test_attend_is_its_parts(isa, threads, seed):  # noqa: F811
         residual = torch.from_numpy(rng.standard_normal((batch, rows, n)).astype(np.float32))
         residual = residual.to(dtype)
     found = ops.attend(
-        *(x, *(one.transpose(1, 2) for one in kept), *out, *projection, *added, scale, residual),
-        *(*before, *after, *schemes),
+        *(x, *(one.transpose(1, 2) for one in kept), *out, *projection, *added, scale),
+        *(one if one is None else one.transpose(1, 2) for one in scales),
+        *(residual, *before, *after, *schemes),
     )
-    attended = ops.scaled_dot_product(query, *kept, *added, False, scale, False)
+    attended = ops.scaled_dot_product(query, *kept, *added, False, scale, False, *scales)
     y = ops.linear_dynamic(attended.flatten(2), *out, *schemes)
     assert found.is_contiguous() and found.dtype == dtype
     assert_same(found, normalized(y if residual is None else residual + y, *after))
@@ -396,12 +443,47 @@ class TestErrors:
             ({"mask": torch.ones(2, 1, 5, 5, dtype=torch.int32)}, "mask must have dtype bool"),
             ({"position_bias": torch.ones(1, 1, 5, 5, dtype=torch.bool)}, "position_bias must"),
             ({"scale": float("nan")}, "scale must be finite"),
+            ({"key_scale": torch.ones(2, 5, 3)}, "key_scale goes with a key in int8"),
+            ({"value_scale": torch.ones(2, 5, 3)}, "value_scale goes with a value in int8"),
         ],
     )
     def test_scaled_dot_product(self, changes, text):
         arguments = {"query": self.x, "key": self.x, "value": self.x} | changes
         with pytest.raises(RuntimeError, match=text):
             ops.scaled_dot_product(**arguments)
+
+    @pytest.mark.parametrize(
+        "changes, text",
+        [
+            ({"key_scale": None}, "key_scale goes with a key in int8"),
+            ({"value_scale": None}, "value_scale goes with a value in int8"),
+            ({"key": x, "key_scale": None}, "value must have dtype (torch.)?float32"),
+            ({"value": x, "value_scale": None}, "value must have dtype (torch.)?int8"),
+            (
+                {"key_scale": torch.ones(2, 5, 3).half()},
+                "key_scale must have dtype (torch.)?float32",
+            ),
+            ({"key_scale": torch.ones(2, 3, 5)}, r"key_scale must have the shape \[2, 5, 3\]"),
+            ({"value_scale": torch.ones(2, 5)}, r"value_scale must have the shape \[2, 5, 3\]"),
+            ({"integers": True}, "integers must be False"),
+            (
+                {"key": torch.ones(2, 5, 3, 8, dtype=torch.uint8)},
+                "key must have dtype (torch.)?float32,",
+            ),
+        ],
+    )
+    def test_scaled_dot_product_in_int8(self, changes, text):
+        kept, scale = torch.ones(2, 5, 3, 8, dtype=torch.int8), torch.ones(2, 5, 3)
+        given = {"query": self.x, "key": kept, "value": kept, "integers": False}
+        given |= {"key_scale": scale, "value_scale": scale}
+        assert ops.scaled_dot_product(**given).shape == self.x.shape
+        for device in ("cpu", "meta"):
+            moved = {
+                name: one.to(device) if isinstance(one, torch.Tensor) else one
+                for name, one in (given | changes).items()
+            }
+            with pytest.raises(RuntimeError, match=text):
+                ops.scaled_dot_product(**moved)
 
     @pytest.mark.parametrize(
         "changes, text",
@@ -420,6 +502,7 @@ class TestErrors:
             ({"value": torch.randn(2, 3, 4, 8).half()}, "value must have dtype float32"),
             ({"residual": torch.randn(2, 5, 7)}, "residual must have"),
             ({"mask": torch.ones(1, 1, 5, 5)}, "mask must spread to"),
+            ({"key_scale": torch.ones(2, 3, 4)}, "key_scale goes with a key in int8"),
             ({"norm_before": 1}, "norm_before belongs to packed_q"),
             ({"norm_before_weight": torch.ones(8)}, "norm_before_weight"),
             ({"norm_after": 3}, "norm_after must be"),

@@ -29,6 +29,7 @@ inline uint32_t bits_of(float value) {
 }
 
 inline float widen(float value) { return value; }
+inline float widen(int8_t value) { return value; }
 inline float widen(Bfloat16 value) { return float_of(uint32_t{value.bits} << 16); }
 inline float widen(Half value) {
   const uint32_t sign = uint32_t{value.bits & 0x8000u} << 16;

@@ -1,5 +1,5 @@
-// The product of fp32 rows and a weight in 16 bits (or fp32) as it lies in memory, W[N, K] row by
-// row, written once over an `Isa` type.
+// The product of fp32 rows and a weight in 16 bits (or fp32, or int8) as it lies in memory, W[N, K]
+// row by row, written once over an `Isa` type.
 //
 // Each output is a sum of 16 partial sums: partial j takes the products of k = j, j + 16, ... in
 // that order, and then j takes in j + 8, j + 4, j + 2, j + 1. Every product and every sum is
@@ -200,18 +200,17 @@ inline void half_strip(const HalfGemmArgs& a, const float* x, const T* w, int64_
   }
 }
 
-// R rows of x and the last columns of W, fewer than a strip has.
-template <class Isa, int R, class T>
+// R rows of x and the last columns of W, fewer than a strip has, in tiles of V and fewer.
+template <class Isa, int R, int V, class T>
 inline void half_rest(const HalfGemmArgs& a, const float* x, const T* w, int64_t columns,
                       float* sums) {
-  constexpr int V = half_vectors<Isa>(R);
   const int64_t stride = a.weight_stride;
   int64_t c = 0;
   for (; c + V <= columns; c += V) {
     half_tile<Isa, R, V, false>(x, a.x_stride, a.k, w + c * stride, stride, 0, sums + c);
   }
-  for (; c < columns; ++c) {
-    half_tile<Isa, R, 1, false>(x, a.x_stride, a.k, w + c * stride, stride, 0, sums + c);
+  if constexpr (V > 1) {
+    if (c < columns) half_rest<Isa, R, V / 2>(a, x, w + c * stride, columns - c, sums + c);
   }
 }
 
@@ -253,8 +252,8 @@ inline void half_gemm_of(const HalfGemmArgs& a, const T* weight) {
   if (n == a.n_end) return;
   each_rows_of_x([&](int64_t m, auto of_x) {
     constexpr int kCount = of_x.kCount;
-    half_rest<Isa, kCount>(a, a.x + m * a.x_stride, weight + n * a.weight_stride, a.n_end - n,
-                           sums);
+    half_rest<Isa, kCount, half_vectors<Isa>(kCount)>(
+        a, a.x + m * a.x_stride, weight + n * a.weight_stride, a.n_end - n, sums);
     for (int64_t r = 0; r < kCount; ++r) {
       finish(sums + r * kHalfColumns, m + r, n, a.n_end - n);
     }
@@ -263,12 +262,13 @@ inline void half_gemm_of(const HalfGemmArgs& a, const T* weight) {
 
 template <class Isa>
 void half_gemm(const HalfGemmArgs& a) {
-  with_type(a.weight, a.weight_dtype, [&](const auto* weight) { half_gemm_of<Isa>(a, weight); });
+  with_type_or_int8(a.weight, a.weight_dtype,
+                    [&](const auto* weight) { half_gemm_of<Isa>(a, weight); });
 }
 
 template <class Isa>
 void widen_row(const void* x, Dtype dtype, int64_t k, float* out) {
-  with_type(x, dtype, [&](const auto* typed) {
+  with_type_or_int8(x, dtype, [&](const auto* typed) {
     int64_t i = 0;
     for (; i + Isa::kLanes <= k; i += Isa::kLanes) Isa::store(out + i, Isa::load(typed + i));
     for (; i < k; ++i) out[i] = widen(typed[i]);

@@ -8,9 +8,10 @@
 
 namespace dynquant {
 
-enum class Dtype : int32_t { f32, bf16, f16, i32 };
+enum class Dtype : int32_t { f32, bf16, f16, i32, i8 };
 
 constexpr int64_t bytes_of(Dtype dtype) {
+  if (dtype == Dtype::i8) return 1;
   return dtype == Dtype::bf16 || dtype == Dtype::f16 ? 2 : 4;
 }
 
@@ -107,7 +108,7 @@ struct RescaleArgs {
   EpilogueArgs epilogue;
 };
 
-// fp32 rows times the rows [n_begin, n_end) of a weight in bf16, fp16 or fp32, plus bias:
+// fp32 rows times the rows [n_begin, n_end) of a weight in bf16, fp16, fp32 or int8, plus bias:
 // out[m, n] = sum over k of x[m, k] * weight[n, k] + bias[n], in fp32, then rounded to out_dtype.
 // half.inl.h says in which order.
 struct HalfGemmArgs {

@@ -24,6 +24,12 @@ inline auto with_type(const void* x, Dtype dtype, F f) {
   }
 }
 
+// The same where there may be int8 as well.
+template <class F>
+inline auto with_type_or_int8(const void* x, Dtype dtype, F f) {
+  return dtype == Dtype::i8 ? f(static_cast<const int8_t*>(x)) : with_type(x, dtype, f);
+}
+
 // Calls f with a typed pointer to element `i` of a float output.
 template <class F>
 inline void with_output(void* out, Dtype dtype, int64_t i, F f) {

@@ -13,6 +13,7 @@ namespace {
 template <int N>
 struct Count {
   static constexpr int kCount = N;
+  constexpr operator int64_t() const { return N; }
 };
 
 // f(a value of the type Count<rows>), where rows are 1 to R.

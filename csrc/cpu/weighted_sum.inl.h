@@ -21,15 +21,28 @@ constexpr int64_t kDepth = 16;
 // The vector that is fetched meanwhile, where heads are side by side.
 constexpr int64_t kFetchedVector = 2;
 
+// The partial sums of one row, in rows of their own. One row more, since what 4 KiB lie between
+// waits for each other: a load behind a store, as of the same column of another row or head.
+template <int Width>
+using RowPartials = float[kPartials + 1][Width];
+
 // Partial sums of all rows together that stay in registers (each in four, by each_registers).
 template <class Isa>
 constexpr int kSumsAtOnce = Isa::kRegisters < 32 ? 2 : 4;
 
+// f(the columns of a strip that is Width wide at most), as a type where they fill it: then they
+// need no loop.
+template <int Width, class F>
+inline void with_columns(int64_t columns, const F& f) {
+  if (columns >= Width) return f(Count<Width>());
+  f(columns);
+}
+
 // Adds `rounds` vectors to each of Sums partial sums of each of Rows rows of weights, which are
 // weight_stride and sums_stride apart; sums of one row are sum_stride apart.
-template <class Isa, int Rows, int Sums, class T>
+template <class Isa, int Rows, int Sums, class T, class Columns>
 inline void add_vectors(const float* weights, int64_t weight_stride, const T* vectors,
-                        int64_t vector_stride, int64_t rounds, int64_t columns, float* sums,
+                        int64_t vector_stride, int64_t rounds, Columns columns, float* sums,
                         int64_t sums_stride, int64_t sum_stride) {
   each_registers<Isa>(columns, [&](int64_t i, auto isa, auto part) {
     using Many = decltype(isa);
@@ -60,7 +73,7 @@ inline void add_vectors(const float* weights, int64_t weight_stride, const T* ve
 
 // The partial sums of one row, of at most Width columns, become its output.
 template <class Isa, int Width>
-inline void store_sums(const float (&partials)[kPartials][Width], int64_t columns, float* out) {
+inline void store_sums(const RowPartials<Width>& partials, int64_t columns, float* out) {
   each_register<Isa>(columns, [&](int64_t i, auto part) {
     typename Isa::Float sum[kPartials];
 #pragma GCC unroll 16
@@ -70,16 +83,16 @@ inline void store_sums(const float (&partials)[kPartials][Width], int64_t column
 }
 
 // Rows rows of weights and at most Width columns of the vectors.
-template <class Isa, int Width, int Rows, class T>
+template <class Isa, int Width, int Rows, class T, class Columns>
 inline void rows_strip(const WeightedSumsArgs& a, const float* weights, const T* vectors,
-                       int64_t columns, float* out) {
+                       Columns columns, float* out) {
   constexpr int kSums = Rows < kSumsAtOnce<Isa> ? kSumsAtOnce<Isa> / Rows : 1;
-  alignas(64) float partials[Rows][kPartials][Width];
+  alignas(64) RowPartials<Width> partials[Rows];
   memset(partials, 0, sizeof partials);
   const auto add = [&](int64_t j, int64_t rounds, auto sums) {
-    add_vectors<Isa, Rows, sums.kCount>(weights + j, a.weight_stride, vectors + j * a.vector_stride,
-                                        a.vector_stride, rounds, columns,
-                                        partials[0][j % kPartials], kPartials * Width, Width);
+    add_vectors<Isa, Rows, sums.kCount>(
+        weights + j, a.weight_stride, vectors + j * a.vector_stride, a.vector_stride, rounds,
+        columns, partials[0][j % kPartials], sizeof *partials / sizeof(float), Width);
   };
   const int64_t rounds = a.n / kPartials;
   for (int64_t done = 0; done < rounds; done += kDepth) {
@@ -96,10 +109,10 @@ inline void rows_strip(const WeightedSumsArgs& a, const float* weights, const T*
 // in the order in which they lie in memory, vector by vector of each head in turn: several
 // streams (far.inl.h). Four heads are 1.2 to 1.4 times as fast on an AMD Zen 3 as one after the
 // other; from a cache, 0.8 to 0.9 times.
-template <class Isa, int Width, int Heads, class T>
+template <class Isa, int Width, int Heads, class T, class Columns>
 inline void heads_strip(const WeightedSumsArgs& a, const float* weights, const T* vectors,
-                        float* out) {
-  alignas(64) float partials[Heads][kPartials][Width];
+                        Columns columns, float* out) {
+  alignas(64) RowPartials<Width> partials[Heads];
   memset(partials, 0, sizeof partials);
   for (int64_t j = 0; j < a.n; ++j) {
 #pragma GCC unroll 4
@@ -107,13 +120,13 @@ inline void heads_strip(const WeightedSumsArgs& a, const float* weights, const T
       constexpr int64_t kValues = kLine / sizeof(T);
       const T* vector = vectors + head * a.head_stride + j * a.vector_stride;
       const T* fetched = vector + kFetchedVector * a.vector_stride;
-      for (int64_t i = 0; i < a.dim; i += kValues) __builtin_prefetch(fetched + i);
-      add_vectors<Isa, 1, 1>(weights + head * a.rows * a.weight_stride + j, 0, vector, 0, 1, a.dim,
-                             partials[head][j % kPartials], 0, 0);
+      for (int64_t i = 0; i < columns; i += kValues) __builtin_prefetch(fetched + i);
+      add_vectors<Isa, 1, 1>(weights + head * a.rows * a.weight_stride + j, 0, vector, 0, 1,
+                             columns, partials[head][j % kPartials], 0, 0);
     }
   }
   for (int head = 0; head < Heads; ++head) {
-    store_sums<Isa>(partials[head], a.dim, out + head * a.rows * a.out_stride);
+    store_sums<Isa>(partials[head], columns, out + head * a.rows * a.out_stride);
   }
 }
 
@@ -124,8 +137,9 @@ inline void rows_of_head(const WeightedSumsArgs& a, const float* weights, const 
   constexpr int kShare = kSumColumns / (Rows > 2 ? 4 : Rows);
   constexpr int kWidth = kShare < Widest ? kShare : Widest;
   for (int64_t first = 0; first < a.dim; first += kWidth) {
-    const int64_t columns = a.dim - first < kWidth ? a.dim - first : kWidth;
-    rows_strip<Isa, kWidth, Rows>(a, weights, vectors + first, columns, out + first);
+    with_columns<kWidth>(a.dim - first, [&](auto columns) {
+      rows_strip<Isa, kWidth, Rows>(a, weights, vectors + first, columns, out + first);
+    });
   }
 }
 
@@ -141,7 +155,11 @@ inline void weighted_sums_of(const WeightedSumsArgs& a, const T* vectors) {
   if constexpr (Heads > 1) {
     for (; head + Heads <= a.heads; head += Heads) {
       for (int64_t row = 0; row < a.rows; ++row) {
-        with(head, row, [&](auto... of) { heads_strip<Isa, kWidest, Heads>(a, of...); });
+        with(head, row, [&](const float* weights, const T* of, float* out) {
+          with_columns<kWidest>(a.dim, [&](auto columns) {
+            heads_strip<Isa, kWidest, Heads>(a, weights, of, columns, out);
+          });
+        });
       }
     }
   }
@@ -157,7 +175,7 @@ inline void weighted_sums_of(const WeightedSumsArgs& a, const T* vectors) {
 
 template <class Isa>
 void weighted_sums(const WeightedSumsArgs& a) {
-  with_type(a.vectors, a.dtype, [&](const auto* vectors) {
+  with_type_or_int8(a.vectors, a.dtype, [&](const auto* vectors) {
     switch (heads_together(a.dim)) {
       case 4:
         return weighted_sums_of<Isa, 4>(a, vectors);

@@ -26,6 +26,10 @@ struct Ymm {
   static inline Float load(const Half* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
+  static inline Float load(const int8_t* p) {
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+  }
   static inline void store(float* p, Float x) { _mm256_storeu_ps(p, x); }
   static inline void store(Bfloat16* p, Float x) {
     const Int bits = _mm256_castps_si256(x);

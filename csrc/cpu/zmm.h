@@ -27,6 +27,10 @@ struct Zmm {
   static inline Float load(const Half* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }
+  static inline Float load(const int8_t* p) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+  }
   static inline void store(float* p, Float x) { _mm512_storeu_ps(p, x); }
   static inline void store(Bfloat16* p, Float x) {
     const Int bits = _mm512_castps_si512(x);

@@ -10,6 +10,7 @@ Tensor attend(const Tensor& x, const Tensor& key, const Tensor& value, const Ten
               const std::optional<Tensor>& packed_q, const std::optional<Tensor>& weight_scale_q,
               const std::optional<Tensor>& bias_q, const std::optional<Tensor>& mask,
               const std::optional<Tensor>& position_bias, std::optional<double> scale,
+              const std::optional<Tensor>& key_scale, const std::optional<Tensor>& value_scale,
               const std::optional<Tensor>& residual, int64_t norm_before,
               const std::optional<Tensor>& norm_before_weight,
               const std::optional<Tensor>& norm_before_bias, double norm_before_eps,
@@ -30,8 +31,9 @@ Tensor attend(const Tensor& x, const Tensor& key, const Tensor& value, const Ten
     check(out.k() == k, "packed_out must have K = ", k, ", from the heads of the query, got ",
           out.k());
   };
-  const HeadsOf keys(key, "key", HeadsOf::Order::heads_first);
-  const HeadsOf values(value, "value", HeadsOf::Order::heads_first);
+  constexpr HeadsOf::Order kOrder = HeadsOf::Order::heads_first;
+  const KeptHeads keys(key, key_scale, "key", "key_scale", kOrder);
+  const KeptHeads values(value, value_scale, "value", "value_scale", kOrder);
   const auto query = [&] {
     if (!projection.has_value()) {
       const HeadsOf given(x, "x");

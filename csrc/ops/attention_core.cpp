@@ -253,12 +253,30 @@ void AttentionCore::widen(const Heads& query, int64_t b, int64_t head, int64_t b
   }
 }
 
+void AttentionCore::read_scales(const AttentionHeads& of, int64_t b, int64_t kv_head,
+                                Scored& to) const {
+  if (kept_dtype_ != Dtype::i8) return;
+  const auto read = [&](const Heads& scale, float* row) -> const float* {
+    const char* first = scale.at(b, 0, kv_head);
+    if (scale.row_stride == sizeof(float)) return reinterpret_cast<const float*>(first);
+    gather<float>(first, scale.row_stride, shape_.keys, row);
+    return row;
+  };
+  to.key_scale = read(of.key_scale, to.gathered[0]);
+  to.value_scale = read(of.value_scale, to.gathered[1]);
+}
+
 void AttentionCore::multiply_keys(const float* queries, int64_t m, const Heads& key, int64_t b,
                                   int64_t kv_head, int64_t keys, const Scored& to) const {
   const int64_t d = shape_.dim;
   kernels_.half_gemm({queries, d, m, key.at(b, 0, kv_head), kept_dtype_,
                       key.row_stride / kept_bytes_, d, 0, keys, nullptr, to.scores, Dtype::f32,
                       to.stride});
+  if (kept_dtype_ != Dtype::i8) return;
+  for (int64_t i = 0; i < m; ++i) {
+    float* row = to.scores + i * to.stride;
+    for (int64_t j = 0; j < keys; ++j) row[j] *= to.key_scale[j];
+  }
 }
 
 void AttentionCore::divide(const float* results, const float* sums, const Heads& out, int64_t b,
@@ -299,7 +317,7 @@ void AttentionCore::attend_rows(const AttentionHeads& of, int64_t b, const Place
     multiply_keys(memory.queries, m, of.key, b, kv_head, s, memory);
   }
 
-  const float* value_scale = integers_ ? memory.value.scales_of(place.kv) : nullptr;
+  const float* value_scale = integers_ ? memory.value.scales_of(place.kv) : memory.value_scale;
   score(memory, value_scale, b, place.head, begin, end, s);
 
   if (integers_) {
@@ -333,6 +351,7 @@ void AttentionCore::attend(const AttentionHeads& of, int64_t b, int64_t kv_begin
   const int64_t value_bytes = integers_ ? panels_of(d) * panel_bytes(s) : 0;
   const int64_t float_values = integers_ ? 0 : d * s, float_queries = integers_ ? 0 : block * d;
   const int64_t kv_heads = integers_ ? together : 0, query_heads = kv_heads * group;
+  const int64_t given_scales = kept_dtype_ == Dtype::i8 ? s : 0;
   // A line more between heads: at powers of two they would share few cache sets.
   const int64_t kv_bytes = s * d + kTileLine, query_bytes = rows * d + kTileLine;
   const int64_t kv_values = filled + kPartials, query_values = filled_up(rows) + kPartials;
@@ -357,7 +376,9 @@ void AttentionCore::attend(const AttentionHeads& of, int64_t b, int64_t kv_begin
                                      key_bytes,
                                      value_bytes,
                                      floats(float_queries),
-                                     floats(float_values)});
+                                     floats(float_values),
+                                     floats(given_scales),
+                                     floats(given_scales)});
   memory.scores = pieces.next<float>(block * stride);
   memory.results = pieces.next<float>(block * d);
   memory.sums = pieces.next<float>(block);
@@ -376,6 +397,9 @@ void AttentionCore::attend(const AttentionHeads& of, int64_t b, int64_t kv_begin
   memory.values = pieces.next<int8_t>(value_bytes);
   memory.queries = pieces.next<float>(float_queries);
   memory.transposed = pieces.next<float>(float_values);
+  if (given_scales > 0) {
+    for (float*& row : memory.gathered) row = pieces.next<float>(given_scales);
+  }
 
   for (int64_t first = kv_begin; first < kv_end; first += together) {
     const int64_t count = std::min(together, kv_end - first);
@@ -387,7 +411,10 @@ void AttentionCore::attend(const AttentionHeads& of, int64_t b, int64_t kv_begin
     for (int64_t head = 0; head < count * group; ++head) {
       const Place place = {first * group + head, head, head / group, begin};
       if (head % group == 0 && integers_) pack(memory, place.kv);
-      if (head % group == 0 && !integers_) transpose(of.value, b, first + place.kv, memory);
+      if (head % group == 0 && !integers_) {
+        transpose(of.value, b, first + place.kv, memory);
+        read_scales(of, b, first + place.kv, memory);
+      }
       for (int64_t row = begin; row < end; row += block) {
         attend_rows(of, b, place, row, std::min(row + block, end), memory, fetch);
       }

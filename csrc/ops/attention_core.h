@@ -21,7 +21,8 @@ struct Heads {
 // The vectors of an attention. `out` may not be one of the others.
 struct AttentionHeads {
   Heads query, key, value, out;
-  bool is_far = false;  // key and value come from memory
+  Heads key_scale = {}, value_scale = {};  // one value for each vector, where these are in int8
+  bool is_far = false;                     // key and value come from memory
 };
 
 // What is added to the scores: a tensor of four dimensions that spreads to [B, H, L, S]. bool says
@@ -69,7 +70,8 @@ struct AttentionShape {
 
 class AttentionCore {
  public:
-  // `dtype` is that of query and output, `kept_dtype` that of key and value.
+  // `dtype` is that of query and output, `kept_dtype` that of key and value, which may be int8
+  // where these are not quantized here.
   AttentionCore(const Kernels& kernels, Dtype dtype, Dtype kept_dtype, const AttentionShape& shape,
                 const std::optional<Tensor>& mask, const std::optional<Tensor>& position_bias,
                 bool is_causal, std::optional<double> scale, bool integers);
@@ -123,7 +125,9 @@ class AttentionCore {
   // Results, each divided by its sum, to rows [begin, end) of a head.
   void divide(const float* results, const float* sums, const Heads& out, int64_t b, int64_t head,
               int64_t begin, int64_t end, Fetch& fetch) const;
-  // The products of m rows of queries and the keys of a head.
+  // The scales of a head's keys and values, where these are in int8.
+  void read_scales(const AttentionHeads& of, int64_t b, int64_t kv_head, Scored& to) const;
+  // The products of m rows of queries and the keys of a head, of which `to` has the scales.
   void multiply_keys(const float* queries, int64_t m, const Heads& key, int64_t b, int64_t kv_head,
                      int64_t keys, const Scored& to) const;
 
@@ -143,6 +147,9 @@ struct AttentionCore::Scored {
   Range* ranges;
   float* added[2];
   const char* added_from[2] = {nullptr, nullptr};
+  // Of a head's keys and values in int8, next to each other; else null.
+  const float *key_scale, *value_scale;
+  float* gathered[2];  // room for them
 };
 
 }  // namespace dynquant

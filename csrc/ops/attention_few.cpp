@@ -13,10 +13,12 @@ void AttentionCore::attend_few(const AttentionHeads& of, int64_t b, int64_t kv_b
   const int64_t stride = score_stride_of(s);
   const int64_t fitting = std::max(kWholeRows, kScoreBytes / (stride * 4)) / (group * together);
   const int64_t block = std::clamp<int64_t>(fitting, 1, rows), most = together * group * block;
+  const int64_t scales = kept_dtype_ == Dtype::i8 ? s : 0;
   const auto floats = [](int64_t count) { return count * static_cast<int64_t>(sizeof(float)); };
   Pieces pieces(Purpose::attention,
                 {floats(most * stride), floats(most), most * static_cast<int64_t>(sizeof(Range)),
-                 floats(stride), floats(stride), floats(group * block * d), floats(most * d)});
+                 floats(stride), floats(stride), floats(group * block * d), floats(most * d),
+                 floats(scales), floats(scales)});
   Scored scored = {};
   scored.stride = stride;
   float* const scores = pieces.next<float>(most * stride);
@@ -25,6 +27,9 @@ void AttentionCore::attend_few(const AttentionHeads& of, int64_t b, int64_t kv_b
   for (float*& row : scored.added) row = pieces.next<float>(stride);
   float* const queries = pieces.next<float>(group * block * d);
   float* const results = pieces.next<float>(most * d);
+  if (scales > 0) {
+    for (float*& row : scored.gathered) row = pieces.next<float>(scales);
+  }
 
   for (int64_t first = kv_begin; first < kv_end; first += together) {
     const int64_t heads = std::min(together, kv_end - first);
@@ -40,9 +45,10 @@ void AttentionCore::attend_few(const AttentionHeads& of, int64_t b, int64_t kv_b
           for (int64_t g = 0; g < group; ++g) {
             widen(of.query, b, head + g, row, last, queries + g * m * d);
           }
+          read_scales(of, b, kv_head, scored);
           multiply_keys(queries, group * m, of.key, b, kv_head, keys, scored);
         }
-        score(scored, nullptr, b, head, row, last, keys);
+        score(scored, scored.value_scale, b, head, row, last, keys);
       }
       // All keys, whatever the block: a value that is not finite counts with p = 0 too.
       WeightedSumsArgs a = {};

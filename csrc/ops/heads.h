@@ -20,7 +20,10 @@ struct HeadsOf {
   int64_t batch, rows, count, dim;
 
   HeadsOf(const Tensor& x, const char* name, Order order_ = Order::rows_first)
-      : holder(x), dtype(check_float(x, name)), order(order_) {
+      : HeadsOf(x, check_float(x, name), name, order_) {}
+
+  HeadsOf(const Tensor& x, Dtype dtype_, const char* name, Order order_)
+      : holder(x), dtype(dtype_), order(order_) {
     const bool rows_first = order == Order::rows_first;
     check(x.dim() == 4, name, " must have four dimensions [B, ",
           rows_first ? "rows, heads" : "heads, rows", ", D], got ", ShapeOf(x));
@@ -45,8 +48,39 @@ struct HeadsOf {
   }
 };
 
+// The heads of keys or values, in floats, or in int8 with the scale of each vector: [B, rows,
+// heads] or [B, heads, rows], as the vectors lie.
+struct KeptHeads : HeadsOf {
+  std::optional<Tensor> scale_holder;
+  Heads scale = {};
+
+  KeptHeads(const Tensor& x, const std::optional<Tensor>& scale_, const char* name,
+            const char* scale_name, Order order_ = Order::rows_first)
+      : HeadsOf(x, kept_dtype(x, name), name, order_), scale_holder(scale_) {
+    const bool is_int8 = dtype == Dtype::i8;
+    check(is_int8 == scale_.has_value(), scale_name, " goes with a ", name,
+          " in int8 and with no other, got a ", name,
+          is_int8 ? " in int8 without it" : " in floats");
+    if (!is_int8) return;
+    check_tensor(*scale_, scale_name, {ScalarType::Float});
+    check_shape(*scale_, scale_name, {x.size(0), x.size(1), x.size(2)});
+    constexpr int64_t kBytes = sizeof(float);
+    const int64_t row = order == Order::rows_first ? 1 : 2;
+    scale = {static_cast<char*>(const_cast<void*>(scale_->const_data_ptr())),
+             scale_->stride(0) * kBytes, scale_->stride(row) * kBytes,
+             scale_->stride(3 - row) * kBytes};
+  }
+
+ private:
+  static Dtype kept_dtype(const Tensor& x, const char* name) {
+    check_tensor(x, name,
+                 {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half, ScalarType::Char});
+    return x.scalar_type() == ScalarType::Char ? Dtype::i8 : check_float(x, name);
+  }
+};
+
 // scaled_dot_product of these, into a tensor of that shape, which has as many values as the query.
-Tensor attended(const HeadsOf& query, const HeadsOf& key, const HeadsOf& value,
+Tensor attended(const HeadsOf& query, const KeptHeads& key, const KeptHeads& value,
                 const std::optional<Tensor>& mask, const std::optional<Tensor>& position_bias,
                 bool is_causal, std::optional<double> scale, bool integers,
                 const std::vector<int64_t>& shape);

@@ -24,12 +24,14 @@ Tensor rotary(const Tensor& x, const Tensor& cos, const Tensor& sin) {
   return y;
 }
 
-Tensor attended(const HeadsOf& query, const HeadsOf& key, const HeadsOf& value,
+Tensor attended(const HeadsOf& query, const KeptHeads& key, const KeptHeads& value,
                 const std::optional<Tensor>& mask, const std::optional<Tensor>& position_bias,
                 bool is_causal, std::optional<double> scale, bool integers,
                 const std::vector<int64_t>& shape_of_result) {
   const Dtype dtype = query.dtype, kept = key.dtype;
-  if (dtype != Dtype::f32) check_tensor(key.holder, "key", {query.holder.scalar_type()});
+  if (dtype != Dtype::f32) {
+    check_tensor(key.holder, "key", {query.holder.scalar_type(), ScalarType::Char});
+  }
   check_tensor(value.holder, "value", {key.holder.scalar_type()});
   const AttentionShape shape = {query.batch, query.rows, key.rows,
                                 query.count, key.count,  query.dim};
@@ -45,6 +47,8 @@ Tensor attended(const HeadsOf& query, const HeadsOf& key, const HeadsOf& value,
   check(shape.kv_heads > 0 && shape.heads % shape.kv_heads == 0,
         "the heads of the query must be a multiple of those of key and value, got ", shape.heads,
         " and ", shape.kv_heads);
+  check(kept != Dtype::i8 || !integers,
+        "integers must be False where key is in int8: it takes keys in floats, got True");
   const AttentionCore core(kernels_in_use(), dtype, kept, shape, mask, position_bias, is_causal,
                            scale, integers);
   Tensor out = empty(shape_of_result, query.holder.scalar_type());
@@ -53,7 +57,9 @@ Tensor attended(const HeadsOf& query, const HeadsOf& key, const HeadsOf& value,
                           key.heads,
                           value.heads,
                           {static_cast<char*>(out.mutable_data_ptr()),
-                           shape.rows * shape.heads * head, shape.heads * head, head}};
+                           shape.rows * shape.heads * head, shape.heads * head, head},
+                          key.scale,
+                          value.scale};
   // Smaller ones are read as fast either way.
   constexpr int64_t kFarBytes = 1 << 20;
   const int64_t vectors = 2 * shape.batch * shape.keys * shape.kv_heads;
@@ -67,8 +73,12 @@ Tensor attended(const HeadsOf& query, const HeadsOf& key, const HeadsOf& value,
 Tensor scaled_dot_product(const Tensor& query, const Tensor& key, const Tensor& value,
                           const std::optional<Tensor>& mask,
                           const std::optional<Tensor>& position_bias, bool is_causal,
-                          std::optional<double> scale, bool integers) {
-  const HeadsOf q(query, "query"), k(key, "key"), v(value, "value");
+                          std::optional<double> scale, bool integers,
+                          const std::optional<Tensor>& key_scale,
+                          const std::optional<Tensor>& value_scale) {
+  const HeadsOf q(query, "query");
+  const KeptHeads k(key, key_scale, "key", "key_scale");
+  const KeptHeads v(value, value_scale, "value", "value_scale");
   return attended(q, k, v, mask, position_bias, is_causal, scale, integers,
                   {q.batch, q.rows, q.count, q.dim});
 }

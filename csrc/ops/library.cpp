@@ -79,7 +79,7 @@ STABLE_TORCH_LIBRARY(dynquant, m) {
   m.def(
       "scaled_dot_product(Tensor query, Tensor key, Tensor value, Tensor? mask=None, "
       "Tensor? position_bias=None, bool is_causal=False, float? scale=None, "
-      "bool integers=True) -> Tensor");
+      "bool integers=True, Tensor? key_scale=None, Tensor? value_scale=None) -> Tensor");
   m.def(
       "query_key_value(Tensor x, Tensor packed_q, Tensor weight_scale_q, Tensor? bias_q, "
       "Tensor? packed_k, Tensor? weight_scale_k, Tensor? bias_k, Tensor? packed_v, "
@@ -91,7 +91,8 @@ STABLE_TORCH_LIBRARY(dynquant, m) {
       "bool symmetric=False, int activation_bits=8) -> (Tensor, Tensor, Tensor)");
   m.def(("attend(Tensor x, Tensor key, Tensor value, Tensor packed_out, Tensor weight_scale_out, "
          "Tensor? bias_out, Tensor? packed_q=None, Tensor? weight_scale_q=None, "
-         "Tensor? bias_q=None, Tensor? mask=None, Tensor? position_bias=None, float? scale=None, " +
+         "Tensor? bias_q=None, Tensor? mask=None, Tensor? position_bias=None, float? scale=None, "
+         "Tensor? key_scale=None, Tensor? value_scale=None, " +
          ends)
             .c_str());
   m.def(("attention(Tensor x, Tensor packed_q, Tensor weight_scale_q, Tensor? bias_q, "

@@ -67,7 +67,9 @@ Tensor rotary(const Tensor& x, const Tensor& cos, const Tensor& sin);
 Tensor scaled_dot_product(const Tensor& query, const Tensor& key, const Tensor& value,
                           const std::optional<Tensor>& mask,
                           const std::optional<Tensor>& position_bias, bool is_causal,
-                          std::optional<double> scale, bool integers);
+                          std::optional<double> scale, bool integers,
+                          const std::optional<Tensor>& key_scale,
+                          const std::optional<Tensor>& value_scale);
 std::tuple<Tensor, Tensor, Tensor> query_key_value(
     const Tensor& x, const Tensor& packed_q, const Tensor& weight_scale_q,
     const std::optional<Tensor>& bias_q, const std::optional<Tensor>& packed_k,
@@ -84,6 +86,7 @@ Tensor attend(const Tensor& x, const Tensor& key, const Tensor& value, const Ten
               const std::optional<Tensor>& packed_q, const std::optional<Tensor>& weight_scale_q,
               const std::optional<Tensor>& bias_q, const std::optional<Tensor>& mask,
               const std::optional<Tensor>& position_bias, std::optional<double> scale,
+              const std::optional<Tensor>& key_scale, const std::optional<Tensor>& value_scale,
               const std::optional<Tensor>& residual, int64_t norm_before,
               const std::optional<Tensor>& norm_before_weight,
               const std::optional<Tensor>& norm_before_bias, double norm_before_eps,

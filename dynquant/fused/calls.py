@@ -6,7 +6,7 @@ import torch
 
 from dynquant.fused.caches import own_of, second_of
 from dynquant.fused.growing import updated
-from dynquant.fused.narrowing import narrowed
+from dynquant.fused.narrowing import Kept, narrowed
 from dynquant.nn.linear import outputs_of
 from dynquant.ops.blocks import ACTIVATIONS
 
@@ -126,9 +126,13 @@ def token(arguments, call, residual):
 
 
 def _taken_in(key, value, call, index):
-    """All keys and values of the call's cache, which takes in these [batch, rows, heads, D]."""
+    """All keys and values of the call's cache, which takes in these [batch, rows, heads, D].
+
+    Returns:
+        a Kept.
+    """
     heads = key.transpose(1, 2), value.transpose(1, 2)
-    return updated(own_of(call.cache), *heads, index, call.rest)
+    return Kept(*updated(own_of(call.cache), *heads, index, call.rest))
 
 
 def _attend_arguments(output, query, before, after, scheme):
@@ -137,16 +141,17 @@ def _attend_arguments(output, query, before, after, scheme):
 
 
 def _attend_to(arguments, x, found, call, scale, residual):
-    """An attention for keys and values as a cache has them, to the residual and the norm."""
+    """An attention to a Kept, to the residual and the norm."""
     weights, ends = arguments
-    return _attend(x, *found, *weights, call.mask, call.bias, scale, residual, *ends)
+    keys, values, scales = found
+    return _attend(x, keys, values, *weights, call.mask, call.bias, scale, *scales, residual, *ends)
 
 
 def _attended(query, found, call, scale):
-    """[batch, rows, features] of all heads, for keys and values as a cache has them."""
-    keys, values = (one.transpose(1, 2) for one in found)
+    """[batch, rows, features] of all heads, for a Kept."""
+    keys, values, scales = found.by_rows()
     return _scaled_dot_product(
-        query, keys, values, call.mask, call.bias, False, scale, False
+        query, keys, values, call.mask, call.bias, False, scale, False, *scales
     ).flatten(2)
 
 
@@ -173,8 +178,8 @@ def cross(arguments, call, residual, integers):
 
 
 def _of_second(call, index, integers):
-    """Keys and values of the call's second sequence."""
-    return narrowed(second_of(call.cache, index)) if integers else call.cross
+    """Keys and values of the call's second sequence, a Kept."""
+    return narrowed(second_of(call.cache, index)) if integers else Kept(*call.cross)
 
 
 def attention_in_parts(parts, call, integers, numbers):

@@ -1,20 +1,39 @@
-"""Keys and values of a second sequence in 16 bits: each token reads all of them."""
+"""Keys and values of a second sequence in int8: each token reads all of them."""
 
 import weakref
+from typing import NamedTuple
 
 import torch
 
 # Of fewer numbers in the keys, the processor's caches may have what a token reads of them.
 _LEAST = 1 << 17
-# Where the greatest number is between these, fp16 has 11 bits of all that count beside it.
-_SMALLEST, _GREATEST = 2**-6, torch.finfo(torch.float16).max
+
+_quantize = torch.ops.dynquant.quantize_activation
+
+
+class Kept(NamedTuple):
+    """Keys and values, as the op attend takes them.
+
+    Attributes:
+        keys, values: [batch, heads, tokens, features] in a float dtype, or in int8.
+        scales: of these, fp32 [batch, heads, tokens] each; None each beside floats.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    scales: tuple = (None, None)
+
+    def by_rows(self):
+        """The same as scaled_dot_product takes them: tokens before heads."""
+        scales = (one if one is None else one.transpose(1, 2) for one in self.scales)
+        return Kept(self.keys.transpose(1, 2), self.values.transpose(1, 2), tuple(scales))
 
 
 class _Seen:
     """The keys and values that a cache's layer had at a call.
 
     Attributes:
-        narrow: both in fp16; None until that is made, () where fp16 has not their range.
+        narrow: both in int8, a Kept; None until that is made, () where they are not finite.
     """
 
     def __init__(self, keys, values):
@@ -31,20 +50,19 @@ class _Seen:
 
     def narrowed(self, keys, values):
         if self.narrow is None:
-            has_range = _has_range(keys) and _has_range(values)
-            self.narrow = (keys.half(), values.half()) if has_range else ()
-        return self.narrow or (keys, values)
+            self.narrow = _quantized(keys, values)
+        return self.narrow or Kept(keys, values)
 
 
 _SEEN: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def narrowed(layer):
-    """layer.keys and layer.values, or the same in fp16 where that has been worth it.
+    """layer.keys and layer.values, or the same in int8 where that has been worth it, as a Kept.
 
     A token's attention to a second sequence takes as long as it takes to read these. The sequence
-    does not change from token to token: where a layer has the same as at the last call, they are
-    rounded once and kept beside it for the calls to come. They are not where each token brings
+    does not change from token to token: where a layer has the same as at the last call, each vector
+    is rounded once and kept beside it for the calls to come. They are not where each token brings
     others, as a search with beams does.
 
     Args:
@@ -52,7 +70,7 @@ def narrowed(layer):
     """
     keys, values = layer.keys, layer.values
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return keys, values
+        return Kept(keys, values)
     seen = _SEEN.get(layer)
     if seen is not None and seen.is_of(keys, values):
         return seen.narrowed(keys, values)
@@ -60,10 +78,10 @@ def narrowed(layer):
     if keys.numel() >= _LEAST and all(_is_wide(one) for one in (keys, values)):
         if keys.is_inference() or values.is_inference():
             if not {"keys", "values"} <= vars(layer).keys():
-                return keys, values
+                return Kept(keys, values)
             layer.keys, layer.values = keys, values = _tracked(keys), _tracked(values)
         _SEEN[layer] = _Seen(keys, values)
-    return keys, values
+    return Kept(keys, values)
 
 
 def _is_wide(tensor):
@@ -81,8 +99,10 @@ def _tracked(tensor):
         return empty.set_(tensor.untyped_storage(), *place)
 
 
-def _has_range(tensor):
-    """Whether fp16 holds the numbers as precisely as they count; not where one is NaN."""
-    least, most = torch.aminmax(tensor)
-    greatest = max(-least.item(), most.item())
-    return greatest == 0 or _SMALLEST <= greatest <= _GREATEST
+def _quantized(keys, values):
+    """Both with a scale for each vector, a Kept; () where one is not finite."""
+    (keys, key_scale, _), (values, value_scale, _) = (
+        _quantize(one, per_token=True, symmetric=True) for one in (keys, values)
+    )
+    scales = key_scale, value_scale
+    return Kept(keys, values, scales) if all(one.isfinite().all() for one in scales) else ()

@@ -38,6 +38,22 @@ def _(x, cos, sin):
     return x.new_empty(x.shape)
 
 
+def _check_scales(name, values, scales):
+    torch._check(
+        (values.dtype == torch.int8) == (scales is not None),
+        lambda: f"{name}_scale goes with a {name} in int8 and with no other, got {values.dtype}",
+    )
+    if scales is not None:
+        check_dtype(f"{name}_scale", scales, torch.float32)
+        torch._check(
+            scales.shape == values.shape[:3],
+            lambda: (
+                f"{name}_scale must have the shape {list(values.shape[:3])}, "
+                f"got {list(scales.shape)}"
+            ),
+        )
+
+
 def _check_angles(cos, sin, batch, rows, dim):
     for name, values in (("cos", cos), ("sin", sin)):
         check_dtype(name, values, *FLOAT_DTYPES)
@@ -99,6 +115,8 @@ def _(
     is_causal=False,
     scale=None,
     integers=True,
+    key_scale=None,
+    value_scale=None,
 ):
     """Attention of heads: softmax(query @ key.T * scale + position_bias + mask) @ value.
 
@@ -110,27 +128,37 @@ def _(
     Args:
         query: fp32, bf16 or fp16 [B, L, H, D], any strides.
         key, value: [B, S, KV, D] of query's dtype, any strides; KV divides H. Beside a query in
-            fp32 both may be bf16 or fp16: their values are those in fp32.
+            fp32 both may be bf16 or fp16: their values are those in fp32. With integers=False both
+            may be int8, and count as key * key_scale and value * value_scale.
         mask: bool (True: attended to), or floats that are added; of four dimensions that spread to
             [B, H, L, S], any strides. A row that is masked as a whole gives 0, as in torch.
         position_bias: floats likewise.
         is_causal: query i attends to the keys up to i.
         scale: 1 / sqrt(D) where it is None.
         integers: both products in integers; otherwise in fp32.
+        key_scale, value_scale: fp32 [B, S, KV], the scale of each vector of key and value, any
+            strides; where these are in int8.
 
     Returns:
         [B, L, H, D] in query's dtype, contiguous.
 
     Raises:
-        RuntimeError: another dtype, device or shape; no key; more than 65,536 keys in integers.
+        RuntimeError: another dtype, device or shape; no key; more than 65,536 keys in integers;
+            scales beside floats, or int8 without them.
     """
-    check_device(query=query, key=key, value=value, mask=mask, position_bias=position_bias)
+    check_device(**tensors_of(locals()))
     check_dtype("query", query, *FLOAT_DTYPES)
     kept = FLOAT_DTYPES if query.dtype == torch.float32 else (query.dtype,)
-    check_dtype("key", key, *kept)
+    check_dtype("key", key, *kept, torch.int8)
     check_dtype("value", value, key.dtype)
     for name, values in (("query", query), ("key", key), ("value", value)):
         _check_heads(name, values)
+    for name, values, scales in (("key", key, key_scale), ("value", value, value_scale)):
+        _check_scales(name, values, scales)
+    torch._check(
+        key.dtype != torch.int8 or not integers,
+        lambda: "integers must be False where key is in int8, got True",
+    )
     batch, rows, heads, dim = query.shape
     torch._check(
         key.shape[0] == batch and key.shape[3] == dim and dim > 0,
@@ -265,6 +293,8 @@ def _(
     mask=None,
     position_bias=None,
     scale=None,
+    key_scale=None,
+    value_scale=None,
     residual=None,
     norm_before=0,
     norm_before_weight=None,
@@ -293,6 +323,7 @@ def _(
             None.
         packed_q, weight_scale_q, bias_q: a packed weight [H * D, K] likewise, or None.
         mask, position_bias, scale: as in scaled_dot_product.
+        key_scale, value_scale: [B, KV, S], otherwise as in scaled_dot_product.
         residual: [B, L, N] of x's dtype, or None.
         norm_before, norm_before_weight, norm_before_bias, norm_before_eps: 0 none, 1 layer norm, 2
             RMS norm over K, with their arguments as in layer_norm and rms_norm; with packed_q.
@@ -332,8 +363,9 @@ def _(
         )
         query = x.new_empty((*x.shape[:2], columns // dim, dim))
     kept = (one.transpose(1, 2) for one in (key, value))
+    scales = (one if one is None else one.transpose(1, 2) for one in (key_scale, value_scale))
     heads = torch.ops.dynquant.scaled_dot_product(
-        query, *kept, mask, position_bias, False, scale, False
+        query, *kept, mask, position_bias, False, scale, False, *scales
     )
     n = columns_of("out", packed_out, heads.shape[2] * dim, weight_scale_out, bias_out)
     check_ends(heads.flatten(2) if packed_q is None else x, n, given)

@@ -340,7 +340,8 @@ void test_16_bits(const Kernels& kernels, Dtype dtype) {
 }
 
 // The sum in the order that half.inl.h specifies.
-float half_sum(const float* x, const Half* w, int64_t k) {
+template <class T>
+float half_sum(const float* x, const T* w, int64_t k) {
   float partial[16] = {};
   for (int64_t i = 0; i < k; ++i) partial[i % 16] += x[i] * widen(w[i]);
   for (int step = 8; step > 0; step /= 2) {
@@ -349,16 +350,29 @@ float half_sum(const float* x, const Half* w, int64_t k) {
   return partial[0];
 }
 
+void draw(std::mt19937& random, Half* value) {
+  narrow(std::normal_distribution<float>()(random), value);
+}
+void draw(std::mt19937& random, int8_t* value) {
+  *value = static_cast<int8_t>(std::uniform_int_distribution<int>(-128, 127)(random));
+}
+
+constexpr Dtype dtype_of(Half) { return Dtype::f16; }
+constexpr Dtype dtype_of(int8_t) { return Dtype::i8; }
+
+// T: of the weight.
+template <class T>
 void test_half_gemm(const Kernels& kernels, int64_t m, int64_t n, int64_t k, std::mt19937& random) {
   std::normal_distribution<float> real;
   std::vector<float> x(static_cast<size_t>(m * k)), bias(static_cast<size_t>(n));
-  std::vector<Half> weight(static_cast<size_t>(n * k)), out(static_cast<size_t>(m * n));
+  std::vector<T> weight(static_cast<size_t>(n * k));
+  std::vector<Half> out(static_cast<size_t>(m * n));
   std::vector<float> y(out.size());
   for (float& value : x) value = real(random);
   for (float& value : bias) value = real(random);
-  for (Half& value : weight) narrow(real(random), &value);
-  HalfGemmArgs a = {x.data(), k, m,           weight.data(), Dtype::f16, k, k,
-                    0,        n, bias.data(), y.data(),      Dtype::f32, n};
+  for (T& value : weight) draw(random, &value);
+  HalfGemmArgs a = {x.data(), k, m,           weight.data(), dtype_of(T()), k, k,
+                    0,        n, bias.data(), y.data(),      Dtype::f32,    n};
   kernels.half_gemm(a);
   a.bias = nullptr;
   a.out = out.data();
@@ -372,22 +386,23 @@ void test_half_gemm(const Kernels& kernels, int64_t m, int64_t n, int64_t k, std
     expect(out[i].bits == rounded.bits, kernels.name, "16-bit weight and output", m, n, k);
   }
   std::vector<float> widened(weight.size());
-  kernels.widen(weight.data(), Dtype::f16, n * k, widened.data());
+  kernels.widen(weight.data(), dtype_of(T()), n * k, widened.data());
   for (size_t i = 0; i < weight.size(); ++i) {
     expect(same(widened[i], widen(weight[i])), kernels.name, "widened", m, n, k);
   }
 }
 
+template <class T>
 void test_weighted_sums(const Kernels& kernels, int64_t heads, int64_t rows, int64_t n, int64_t dim,
                         std::mt19937& random) {
   std::normal_distribution<float> real;
   const int64_t stride = dim + 3, head_stride = n * stride + 5;
   std::vector<float> weights(static_cast<size_t>(heads * rows * n));
   std::vector<float> out(static_cast<size_t>(heads * rows * dim));
-  std::vector<Half> vectors(static_cast<size_t>(heads * head_stride)), column;
+  std::vector<T> vectors(static_cast<size_t>(heads * head_stride)), column;
   for (float& value : weights) value = real(random);
-  for (Half& value : vectors) narrow(real(random), &value);
-  kernels.weighted_sums({weights.data(), n, rows, vectors.data(), Dtype::f16, stride, n, dim,
+  for (T& value : vectors) draw(random, &value);
+  kernels.weighted_sums({weights.data(), n, rows, vectors.data(), dtype_of(T()), stride, n, dim,
                          out.data(), dim, heads, head_stride});
   for (int64_t i = 0; i < heads * rows * dim; ++i) {
     const int64_t row = i / dim, first = row / rows * head_stride + i % dim;
@@ -817,6 +832,28 @@ void test_product(const Kernels& kernels, const Product& product, std::mt19937& 
   }
 }
 
+// What reads vectors of T as they lie in memory.
+template <class T>
+void test_products_in_floats(const Kernels& kernels, std::mt19937& random) {
+  for (int64_t m : {0, 1, 2, 3, 4, 5, 6, 7, 13}) {
+    for (int64_t n : {0, 1, 2, 3, 5, 8, 9, 63, 64, 65, 128, 200}) {
+      for (int64_t k : {0, 1, 15, 16, 17, 32, 47}) test_half_gemm<T>(kernels, m, n, k, random);
+    }
+  }
+  for (int64_t n : {1, 15, 16, 17, 40}) {
+    for (int64_t dim : {1, 7, 8, 33, 63, 64, 65, 128, 150, 256, 260}) {
+      for (int64_t rows : {1, 3}) test_weighted_sums<T>(kernels, 1, rows, n, dim, random);
+      for (int64_t heads : {2, 4, 7}) test_weighted_sums<T>(kernels, heads, 2, n, dim, random);
+    }
+  }
+  for (int64_t rows : {1, 2, 4, 5, 7}) {  // more vectors than are taken together, and more rows
+    for (int64_t n : {271, 272, 300}) {
+      for (int64_t dim : {24, 64, 100, 200, 300})
+        test_weighted_sums<T>(kernels, 1, rows, n, dim, random);
+    }
+  }
+}
+
 void test_kernels(const Kernels& kernels) {
   std::mt19937 random(1);
   for (int64_t k = 0; k < 140; ++k) {
@@ -825,23 +862,8 @@ void test_kernels(const Kernels& kernels) {
   for (int64_t dim = 0; dim < 140; ++dim) {
     for (int bits : {4, 8}) test_embedding(kernels, dim, bits, random);
   }
-  for (int64_t m : {0, 1, 2, 3, 4, 5, 6, 7, 13}) {
-    for (int64_t n : {0, 1, 2, 3, 5, 8, 9, 63, 64, 65, 128, 200}) {
-      for (int64_t k : {0, 1, 15, 16, 17, 32, 47}) test_half_gemm(kernels, m, n, k, random);
-    }
-  }
-  for (int64_t n : {1, 15, 16, 17, 40}) {
-    for (int64_t dim : {1, 7, 8, 33, 63, 64, 65, 128, 150, 256, 260}) {
-      for (int64_t rows : {1, 3}) test_weighted_sums(kernels, 1, rows, n, dim, random);
-      for (int64_t heads : {2, 4, 7}) test_weighted_sums(kernels, heads, 2, n, dim, random);
-    }
-  }
-  for (int64_t rows : {1, 2, 4, 5, 7}) {  // more vectors than are taken together, and more rows
-    for (int64_t n : {271, 272, 300}) {
-      for (int64_t dim : {24, 64, 100, 200, 300})
-        test_weighted_sums(kernels, 1, rows, n, dim, random);
-    }
-  }
+  test_products_in_floats<Half>(kernels, random);
+  test_products_in_floats<int8_t>(kernels, random);
   test_product(kernels, kernels.product, random);
   if (kernels.many_rows != nullptr) test_product(kernels, *kernels.many_rows, random);
   test_16_bits<Bfloat16>(kernels, Dtype::bf16);
