@@ -92,10 +92,14 @@ def of_transformers(parts, args, kwargs):
         read.pop(adapter.rotary, None)
     elif adapter.rotary not in read:
         return None
+    cache, rotary = read.get(adapter.cache), read.get(adapter.rotary)
+    masks = read.get(adapter.mask), read.get(adapter.bias)
     if adapter.cross in read:
-        return _of_cross_tokens(parts, x, weights, read)
-    if read.get(adapter.cache) is not None or not parts.runs_without_cache:
-        return _of_tokens(parts, x, weights, read, given)
+        return of_cross_tokens(parts, x, cache, *masks, weights)
+    if cache is not None or not parts.runs_without_cache:
+        roles = adapter.roles()
+        rest = {name: value for name, value in given if name not in roles}
+        return of_tokens(parts, x, cache, *masks, weights, rotary, rest)
     return _of_attention(parts, x, weights, read)
 
 
@@ -133,11 +137,13 @@ def _of_attention(parts, x, weights, read):
     return Call(x, mask, bias, rotary, causal, weights=weights)
 
 
-def _of_tokens(parts, x, weights, read, given):
-    """New tokens of each sequence: one sees all that the cache has, of several a mask tells."""
+def of_tokens(parts, x, cache, mask, bias=None, weights=False, rotary=None, rest=None):
+    """New tokens of each sequence: one sees all that the cache has, of several a mask tells.
+
+    Args:
+        rest: as for a Call.
+    """
     adapter = parts.adapter
-    cache, rotary = read.get(adapter.cache), read.get(adapter.rotary)
-    mask, bias = read.get(adapter.mask), read.get(adapter.bias)
     if cache is None or not _are_tokens(parts, x, mask, bias):
         return None
     if x.shape[1] > 1 and (mask is None or adapter.bias is not None):
@@ -146,17 +152,13 @@ def _of_tokens(parts, x, weights, read, given):
         return None
     if weights and adapter.feed_forward is not None:
         return None
-    roles = adapter.roles()
-    rest = {name: value for name, value in given if name not in roles}
     return Call(x, mask, bias, rotary, weights=weights, cache=cache, rest=rest)
 
 
-def _of_cross_tokens(parts, x, weights, read):
+def of_cross_tokens(parts, x, cache, mask, bias=None, weights=False):
     """New tokens of each sequence, and a second sequence whose keys and values are known."""
-    mask, bias = read.get(parts.adapter.mask), read.get(parts.adapter.bias)
     if not _are_tokens(parts, x, mask, bias):
         return None
-    cache = read.get(parts.adapter.cache)
     found = keys_and_values(cache, parts.number_in_cache())
     dim = parts.attention.head_dim
     if found is None or not all(_are_heads_for(one, x, dim) for one in found):

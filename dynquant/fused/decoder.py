@@ -9,7 +9,7 @@ import torch
 
 from dynquant.fused import calls
 from dynquant.fused.adapters import Adapter
-from dynquant.fused.arguments import READERS
+from dynquant.fused.arguments import READERS, of_cross_tokens, of_tokens
 from dynquant.fused.block import FusedBlock
 from dynquant.fused.functions import Norm, norm_of, runs_as_op
 from dynquant.fused.inline import FusedInline
@@ -64,6 +64,10 @@ class Attending(NamedTuple):
             rest: what the layer was called with besides, and hands on.
         """
         adapter = self.parts.adapter
+        if not rest and adapter.rotary is None:  # nothing that a reader would have to look at
+            if second is None:
+                return of_tokens(self.parts, x, cache, mask, rest=rest)
+            return of_cross_tokens(self.parts, x, cache, mask)
         if not rest.keys().isdisjoint(adapter.roles()):
             return None
         named = {**rest, adapter.cache: cache, adapter.mask: mask}

@@ -42,13 +42,15 @@ class _Room:
         batch, heads, before, features = rows.shape
         strides = heads * tokens * features, tokens * features, features, 1
         if tokens == self._tokens and rows.stride() == strides:
-            longer = rows.as_strided((batch, heads, length, features), strides)
+            longer = rows
         else:
             # Zeros, since whoever saves the keys saves what is behind them as well.
-            longer = rows.new_zeros(batch, heads, tokens, features).narrow(2, 0, length)
+            longer = rows.new_zeros(batch, heads, tokens, features)
             longer.narrow(2, 0, before).copy_(rows)
+        # The tensor itself, not a view, which would hold what it is a view of.
+        longer.as_strided_((batch, heads, length, features), strides)
         longer.narrow(2, before, length - before).copy_(new)
-        return longer.data  # no view, which would hold what it is a view of
+        return longer
 
 
 _ROOMS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
