@@ -263,8 +263,10 @@ def valid_block_arguments(name, m=(M,), n=N, k=K, dtype=torch.float32, per_chann
     if name == "rotary":
         values["x"] = values["query"]
     if name == "attend":
-        for kept in ("key", "value"):
-            values[kept] = values[kept].transpose(1, 2)
+        for kept in ("key", "value"):  # in int8; scaled_dot_product has floats
+            q = torch.randint(-127, 128, (batch, heads, rows, dim), generator=generator)
+            values[kept] = q.to(torch.int8)
+            values[f"{kept}_scale"] = torch.rand(batch, heads, rows, generator=generator) / 50
     if name in ("attend", "attention", "encoder", "query_key_value"):
         values["x"] = floats(batch, rows, k)
         values["residual"] = floats(batch, rows, k)
