@@ -171,6 +171,25 @@ def test_one_that_goes_back():
     assert_each_same(after, expected)
 
 
+def test_keys_that_want_a_gradient():
+    """What autograd knows of them has their shape."""
+    cache = grown()
+    cache.layers[0].keys.requires_grad_()
+    kept = weakref.ref(cache.layers[0].keys)
+    assert_takes_as_ever(cache)
+    assert not cache.layers[0].keys.requires_grad
+    assert kept() is None
+
+
+def test_more_keys_than_values():
+    cache = grown()
+    other = copy.deepcopy(cache)
+    given = torch.ones(2, 3, 2, 4), torch.ones(2, 3, 1, 4), 0
+    updated(cache, *given, {})
+    other.update(*given)
+    assert_each_same(held(cache), held(other))
+
+
 @pytest.mark.parametrize(
     "change",
     [

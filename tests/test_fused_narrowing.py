@@ -101,6 +101,17 @@ def test_what_is_not_finite_stays(value, which):
         assert keys is layer.keys and values is layer.values and scales == (None, None)
 
 
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("times, narrow", [(10, True), (1000, False)])
+def test_a_feature_that_takes_the_bits_of_others(times, narrow, which):
+    given = [torch.randn(SHAPE) for _ in range(2)]
+    given[which][:, 1, :, 2] *= times
+    layer = layer_of(*given)
+    for _ in range(3):
+        found = narrowed(layer)
+    assert is_narrow(found) == narrow
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1e-6, 1.0, 1e6, 1e30, 0.0])
 def test_numbers_of_any_size(scale):
     layer = layer_of(values=torch.rand(SHAPE) * scale)

@@ -503,6 +503,16 @@ class TestErrors:
             ({"residual": torch.randn(2, 5, 7)}, "residual must have"),
             ({"mask": torch.ones(1, 1, 5, 5)}, "mask must spread to"),
             ({"key_scale": torch.ones(2, 3, 4)}, "key_scale goes with a key in int8"),
+            ({"key_scale": torch.ones(2)}, "key_scale goes with a key in int8"),
+            (
+                {
+                    "key": torch.ones(2, 3, 4, 8, dtype=torch.int8),
+                    "value": torch.ones(2, 3, 4, 8, dtype=torch.int8),
+                    "key_scale": torch.ones(2, 3, 4),
+                    "value_scale": torch.ones(2, 4, 3),
+                },
+                r"value_scale must have the shape \[2, 3, 4\], got \[2, 4, 3\]",
+            ),
             ({"norm_before": 1}, "norm_before belongs to packed_q"),
             ({"norm_before_weight": torch.ones(8)}, "norm_before_weight"),
             ({"norm_after": 3}, "norm_after must be"),
@@ -522,7 +532,7 @@ class TestErrors:
             for name, one in (given | changes).items()
         }
         if not text.startswith("packed_out"):  # whose K its bytes alone do not tell
-            with pytest.raises(RuntimeError):
+            with pytest.raises(RuntimeError, match=text if "key_scale" in changes else None):
                 ops.attend(**meta)
 
     def test_attend_with_another_projection(self):

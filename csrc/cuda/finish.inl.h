@@ -84,6 +84,8 @@ DYNQUANT_DEVICE void with_out(const FinishArgs& args, const F& f) {
       return f(static_cast<Bfloat16*>(args.out));
     case Dtype::f16:
       return f(static_cast<Half*>(args.out));
+    case Dtype::i8:
+      return;  // no product gives it
     case Dtype::i32:
       return f(static_cast<int32_t*>(args.out));
   }

@@ -64,7 +64,9 @@ class Attending(NamedTuple):
             rest: what the layer was called with besides, and hands on.
         """
         adapter = self.parts.adapter
-        if not rest and adapter.rotary is None:  # nothing that a reader would have to look at
+        # What the reader for transformers, the one that goes with a cache, does where there is
+        # nothing else to read.
+        if not rest and adapter.rotary is None:
             if second is None:
                 return of_tokens(self.parts, x, cache, mask, rest=rest)
             return of_cross_tokens(self.parts, x, cache, mask)

@@ -61,8 +61,8 @@ def updated(cache, key, value, index, rest):
 
     A DynamicCache copies all keys and values for each token: of a long text, that takes longer than
     the attention. Here a layer that nobody has changed since its last update gets keys and values
-    with room behind them, and later tokens are written there, for as long as nobody else holds that
-    memory.
+    with room behind them, and later tokens are written there, in the same tensors, for as long as
+    nobody else holds these or their memory.
     """
     layer = _growing_layer(cache, index)
     if layer is None:
@@ -105,7 +105,9 @@ def _is_own(cache, library):
 def _can_take(layer, key, value):
     """Whether these can be written behind what the layer has, and nobody would see it."""
     keys, values = layer.keys.shape, layer.values.shape
-    if keys[2] != values[2] or not (_fits(layer.keys, key) and _fits(layer.values, value)):
+    if keys[2] != values[2] or key.shape[2] != value.shape[2]:
+        return False
+    if not (_fits(layer.keys, key) and _fits(layer.values, value)):
         return False
     alone = _holders_of_one()
     return alone is not None and _holders(layer) == alone
@@ -114,6 +116,8 @@ def _can_take(layer, key, value):
 def _fits(rows, new):
     if not type(rows) is type(new) is torch.Tensor:
         return False
+    if rows.requires_grad:
+        return False  # what autograd knows of it has this shape
     if rows.is_inference() and not torch.is_inference_mode_enabled():
         return False  # it must not be written to
     kind = rows.dtype, rows.device, rows.shape[:2], rows.shape[3]

@@ -144,7 +144,7 @@ def _(
 
     Raises:
         RuntimeError: another dtype, device or shape; no key; more than 65,536 keys in integers;
-            scales beside floats, or int8 without them.
+            scales beside floats, int8 without them, or in integers.
     """
     check_device(**tensors_of(locals()))
     check_dtype("query", query, *FLOAT_DTYPES)
@@ -157,7 +157,7 @@ def _(
         _check_scales(name, values, scales)
     torch._check(
         key.dtype != torch.int8 or not integers,
-        lambda: "integers must be False where key is in int8, got True",
+        lambda: "integers must be False where key is in int8: it takes keys in floats, got True",
     )
     batch, rows, heads, dim = query.shape
     torch._check(
@@ -339,8 +339,9 @@ def _(
     given = locals()
     check_device(**tensors_of(given))
     check_dtype("x", x, *FLOAT_DTYPES)
-    for name, values in (("key", key), ("value", value)):
+    for name, values, scales in (("key", key, key_scale), ("value", value, value_scale)):
         _check_heads(name, values, "heads, rows")
+        _check_scales(name, values, scales)
     dim = key.shape[3]
     torch._check(
         (packed_q is None) == (weight_scale_q is None),
