@@ -40,6 +40,16 @@ inline float widen(Half value) {
   return float_of(sign | bits_of(subnormal));
 }
 
+// n values that lie `stride` bytes apart, as fp32.
+template <class T>
+inline void widen_strided(const char* from, int64_t stride, int64_t n, float* to) {
+  for (int64_t i = 0; i < n; ++i) {
+    T value;
+    memcpy(&value, from + i * stride, sizeof value);
+    to[i] = widen(value);
+  }
+}
+
 inline void narrow(float value, float* out) { *out = value; }
 inline void narrow(float value, Bfloat16* out) {
   const uint32_t bits = bits_of(value);

@@ -1,59 +1,11 @@
 #include "attention_core.h"
 
 #include <cmath>
-#include <cstring>
 
 #include "../cpu/convert.h"
 #include "../cpu/pack.h"
 
 namespace dynquant {
-namespace {
-
-template <class T>
-void gather(const char* row, int64_t stride, int64_t n, float* to) {
-  for (int64_t i = 0; i < n; ++i) {
-    T value;
-    std::memcpy(&value, row + i * stride, sizeof value);
-    to[i] = widen(value);
-  }
-}
-
-}  // namespace
-
-Added::Added(const Tensor& given, const char* name, bool may_be_bool, const int64_t (&shape)[4])
-    : holder_(given) {
-  if (may_be_bool) {
-    check_tensor(given, name,
-                 {ScalarType::Bool, ScalarType::Float, ScalarType::BFloat16, ScalarType::Half});
-  } else {
-    check_float(given, name);
-  }
-  is_bool_ = given.scalar_type() == ScalarType::Bool;
-  if (!is_bool_) dtype_ = check_float(given, name);
-  check(given.dim() == 4, name, " must have four dimensions [B, H, L, S], got ", ShapeOf(given));
-  const int64_t bytes = static_cast<int64_t>(given.element_size());
-  for (int64_t d = 0; d < 4; ++d) {
-    check(given.size(d) == shape[d] || given.size(d) == 1, name, " must spread to [", shape[0],
-          ", ", shape[1], ", ", shape[2], ", ", shape[3], "], got ", ShapeOf(given));
-    strides_[d] = given.size(d) == 1 ? 0 : given.stride(d) * bytes;
-  }
-  data_ = static_cast<const char*>(given.const_data_ptr());
-}
-
-void Added::widen(const Kernels& kernels, const char* row, int64_t n, float* to) const {
-  if (is_bool_) {
-    for (int64_t i = 0; i < n; ++i) to[i] = row[i * strides_[3]] != 0 ? 0.0f : -INFINITY;
-  } else if (strides_[3] == bytes_of(dtype_)) {
-    kernels.widen(row, dtype_, n, to);
-  } else if (dtype_ == Dtype::f32) {
-    gather<float>(row, strides_[3], n, to);
-  } else if (dtype_ == Dtype::bf16) {
-    gather<Bfloat16>(row, strides_[3], n, to);
-  } else {
-    gather<Half>(row, strides_[3], n, to);
-  }
-  std::fill(to + n, to + filled_up(n), 0.0f);
-}
 
 // What a thread needs for some key-value heads of a sequence and a block of rows of one head.
 struct AttentionCore::Memory : Scored {
@@ -259,7 +211,7 @@ void AttentionCore::read_scales(const AttentionHeads& of, int64_t b, int64_t kv_
   const auto read = [&](const Heads& scale, float* row) -> const float* {
     const char* first = scale.at(b, 0, kv_head);
     if (scale.row_stride == sizeof(float)) return reinterpret_cast<const float*>(first);
-    gather<float>(first, scale.row_stride, shape_.keys, row);
+    widen_strided<float>(first, scale.row_stride, shape_.keys, row);
     return row;
   };
   to.key_scale = read(of.key_scale, to.gathered[0]);
@@ -397,9 +349,7 @@ void AttentionCore::attend(const AttentionHeads& of, int64_t b, int64_t kv_begin
   memory.values = pieces.next<int8_t>(value_bytes);
   memory.queries = pieces.next<float>(float_queries);
   memory.transposed = pieces.next<float>(float_values);
-  if (given_scales > 0) {
-    for (float*& row : memory.gathered) row = pieces.next<float>(given_scales);
-  }
+  for (float*& row : memory.gathered) row = pieces.next<float>(given_scales);
 
   for (int64_t first = kv_begin; first < kv_end; first += together) {
     const int64_t count = std::min(together, kv_end - first);

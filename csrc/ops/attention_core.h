@@ -3,6 +3,7 @@
 
 #include <optional>
 
+#include "added.h"
 #include "block.h"
 #include "fetch.h"
 
@@ -25,27 +26,6 @@ struct AttentionHeads {
   bool is_far = false;                     // key and value come from memory
 };
 
-// What is added to the scores: a tensor of four dimensions that spreads to [B, H, L, S]. bool says
-// which keys are attended to: 0 or -Inf.
-class Added {
- public:
-  Added(const Tensor& given, const char* name, bool may_be_bool, const int64_t (&shape)[4]);
-
-  const char* row(int64_t b, int64_t h, int64_t i) const {
-    return data_ + b * strides_[0] + h * strides_[1] + i * strides_[2];
-  }
-  bool is_same_for_rows() const { return strides_[2] == 0; }
-  // The row of n values as fp32, filled up to kPartials.
-  void widen(const Kernels& kernels, const char* row, int64_t n, float* to) const;
-
- private:
-  Tensor holder_;
-  const char* data_;
-  bool is_bool_;
-  Dtype dtype_ = Dtype::f32;
-  int64_t strides_[4];  // in bytes; 0 where it spreads
-};
-
 // Vectors of some heads in bytes, with the scale of each, and where they are asymmetric the zero
 // point.
 struct QuantizedHeads {
@@ -59,10 +39,6 @@ struct QuantizedHeads {
   float* scales_of(int64_t head) const { return scale + head * value_stride; }
   int32_t* zero_points_of(int64_t head) const { return zero_point + head * value_stride; }
 };
-
-// How many values a row of scores has where it is filled up, and from one such row to the next.
-inline int64_t filled_up(int64_t keys) { return ceil_div(keys, kPartials) * kPartials; }
-inline int64_t score_stride_of(int64_t keys) { return filled_up(keys) + kPartials; }
 
 struct AttentionShape {
   int64_t batch, rows, keys, heads, kv_heads, dim;

@@ -27,9 +27,7 @@ void AttentionCore::attend_few(const AttentionHeads& of, int64_t b, int64_t kv_b
   for (float*& row : scored.added) row = pieces.next<float>(stride);
   float* const queries = pieces.next<float>(group * block * d);
   float* const results = pieces.next<float>(most * d);
-  if (scales > 0) {
-    for (float*& row : scored.gathered) row = pieces.next<float>(scales);
-  }
+  for (float*& row : scored.gathered) row = pieces.next<float>(scales);
 
   for (int64_t first = kv_begin; first < kv_end; first += together) {
     const int64_t heads = std::min(together, kv_end - first);

@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import torch
 
+from dynquant.ops.heads import swapped
+
 # Of fewer numbers in the keys, the processor's caches may have what a token reads of them.
 _LEAST = 1 << 17
 _SAMPLED = 64  # tokens, about, by which it is seen how near int8 is
@@ -26,8 +28,7 @@ class Kept(NamedTuple):
 
     def by_rows(self):
         """The same as scaled_dot_product takes them: tokens before heads."""
-        scales = (one if one is None else one.transpose(1, 2) for one in self.scales)
-        return Kept(self.keys.transpose(1, 2), self.values.transpose(1, 2), tuple(scales))
+        return Kept(*swapped(self.keys, self.values), swapped(*self.scales))
 
 
 class _Seen:

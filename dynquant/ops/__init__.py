@@ -6,6 +6,7 @@ The schemas and the implementations are in csrc/ops.
 from dynquant.ops import (
     attention,
     blocks,
+    cached,
     embedding,
     encoder,
     flops,
@@ -18,6 +19,7 @@ from dynquant.ops import (
 __all__ = [
     "attention",
     "blocks",
+    "cached",
     "embedding",
     "encoder",
     "flops",

@@ -1,0 +1,167 @@
+"""Attention to what a cache holds, in parts: what tracing and users read.
+
+The schemas and the implementations are in csrc/ops.
+"""
+
+import torch
+
+from dynquant.ops.blocks import check_ends, check_norm, check_norm_parts, columns_of, tensors_of
+from dynquant.ops.heads import check_heads, check_projections, check_scales, check_turned, swapped
+from dynquant.ops.library import FLOAT_DTYPES, check_bits, check_device, check_dtype, fake
+
+
+@fake("query_key_value")
+def _(
+    x,
+    packed_q,
+    weight_scale_q,
+    bias_q,
+    packed_k,
+    weight_scale_k,
+    bias_k,
+    packed_v,
+    weight_scale_v,
+    bias_v,
+    heads,
+    kv_heads,
+    cos=None,
+    sin=None,
+    norm_q_weight=None,
+    norm_q_eps=0.0,
+    norm_k_weight=None,
+    norm_k_eps=0.0,
+    norm_before=0,
+    norm_before_weight=None,
+    norm_before_bias=None,
+    norm_before_eps=0.0,
+    per_token=True,
+    symmetric=False,
+    activation_bits=8,
+):
+    """The heads of query, key and value, for an attention whose earlier tokens are in a cache.
+
+    Equal in bits to a norm, linear_dynamic, rms_norm and rotary called one after the other on
+    tensors of x's dtype.
+
+    Args:
+        x: fp32, bf16 or fp16 [B, L, K], any strides.
+        packed_q, ..., kv_heads: as in attention.
+        cos, sin: as in rotary, for query and key, or None.
+        norm_q_weight, norm_q_eps, norm_k_weight, norm_k_eps: where a weight is given, fp32, bf16 or
+            fp16 [D], an RMS norm of each head of query or key, before they are turned.
+        norm_before, norm_before_weight, norm_before_bias, norm_before_eps: 0 none, 1 layer norm, 2
+            RMS norm over K, with their arguments as in layer_norm and rms_norm.
+        per_token, symmetric, activation_bits: as in linear_dynamic.
+
+    Returns:
+        query [B, L, heads, D], key and value [B, L, kv_heads, D] in x's dtype, contiguous.
+
+    Raises:
+        RuntimeError: another dtype, device or shape, or a number that is not one of those named.
+    """
+    given = locals()
+    check_device(**tensors_of(given))
+    parts = (packed_k, weight_scale_k, bias_k), (packed_v, weight_scale_v, bias_v)
+    dim = check_projections(x, (packed_q, weight_scale_q, bias_q), *parts, heads, kv_heads)
+    check_bits("activation_bits", activation_bits, symmetric)
+    norm = norm_before, norm_before_weight, norm_before_bias, norm_before_eps
+    check_norm("norm_before", *norm, x.shape[-1])
+    check_norm_parts(dim, norm_q_eps, norm_q_weight, None, "norm_q_")
+    check_norm_parts(dim, norm_k_eps, norm_k_weight, None, "norm_k_")
+    batch, rows, _ = x.shape
+    check_turned(cos, sin, batch, rows, dim)
+    counts = heads, kv_heads, kv_heads
+    return tuple(x.new_empty((batch, rows, count, dim)) for count in counts)
+
+
+@fake("attend")
+def _(
+    x,
+    key,
+    value,
+    packed_out,
+    weight_scale_out,
+    bias_out,
+    packed_q=None,
+    weight_scale_q=None,
+    bias_q=None,
+    mask=None,
+    position_bias=None,
+    scale=None,
+    key_scale=None,
+    value_scale=None,
+    residual=None,
+    norm_before=0,
+    norm_before_weight=None,
+    norm_before_bias=None,
+    norm_before_eps=0.0,
+    norm_after=0,
+    norm_after_weight=None,
+    norm_after_bias=None,
+    norm_after_eps=0.0,
+    per_token=True,
+    symmetric=False,
+    activation_bits=8,
+):
+    """Attention to keys and values that are there already, a cache's, to its end in one call.
+
+    norm_after(residual + out(scaled_dot_product(query, key, value))), in fp32, where the query is
+    x, or has the heads of q(norm_before(x)). Equal in bits to a norm, linear_dynamic,
+    scaled_dot_product with integers=False, linear_dynamic, a sum and a norm called one after the
+    other on tensors of x's dtype.
+
+    Args:
+        x: fp32, bf16 or fp16: the query [B, L, H, D], or where packed_q is given [B, L, K], any
+            strides.
+        key, value: [B, KV, S, D], as caches have them, otherwise as in scaled_dot_product.
+        packed_out, weight_scale_out, bias_out: a packed weight [N, H * D], its scale, its bias or
+            None.
+        packed_q, weight_scale_q, bias_q: a packed weight [H * D, K] likewise, or None.
+        mask, position_bias, scale: as in scaled_dot_product.
+        key_scale, value_scale: [B, KV, S], otherwise as in scaled_dot_product.
+        residual: [B, L, N] of x's dtype, or None.
+        norm_before, norm_before_weight, norm_before_bias, norm_before_eps: 0 none, 1 layer norm, 2
+            RMS norm over K, with their arguments as in layer_norm and rms_norm; with packed_q.
+        norm_after, norm_after_weight, norm_after_bias, norm_after_eps: the same over N.
+        per_token, symmetric, activation_bits: as in linear_dynamic, for the projections.
+
+    Returns:
+        [B, L, N] in x's dtype.
+
+    Raises:
+        RuntimeError: another dtype, device or shape, or a number that is not one of those named.
+    """
+    given = locals()
+    check_device(**tensors_of(given))
+    check_dtype("x", x, *FLOAT_DTYPES)
+    for name, values, scales in (("key", key, key_scale), ("value", value, value_scale)):
+        check_heads(name, values, "heads, rows")
+        check_scales(name, values, scales)
+    dim = key.shape[3]
+    torch._check(
+        (packed_q is None) == (weight_scale_q is None),
+        lambda: "packed_q and weight_scale_q must both be given or neither",
+    )
+    if packed_q is None:
+        torch._check(bias_q is None, lambda: "bias_q is given without packed_q")
+        torch._check(
+            norm_before == 0,
+            lambda: f"norm_before belongs to packed_q, which is not given, got {norm_before}",
+        )
+        query = x
+        check_heads("x", query)
+    else:
+        torch._check(x.dim() == 3, lambda: f"x must have three dimensions, got {list(x.shape)}")
+        columns = columns_of("q", packed_q, x.shape[2], weight_scale_q, bias_q)
+        torch._check(
+            dim > 0 and columns % dim == 0,
+            lambda: f"packed_q must have N, a multiple of D = {dim}, that of key, got {columns}",
+        )
+        query = x.new_empty((*x.shape[:2], columns // dim, dim))
+    kept, scales = swapped(key, value), swapped(key_scale, value_scale)
+    heads = torch.ops.dynquant.scaled_dot_product(
+        query, *kept, mask, position_bias, False, scale, False, *scales
+    )
+    n = columns_of("out", packed_out, heads.shape[2] * dim, weight_scale_out, bias_out)
+    check_ends(heads.flatten(2) if packed_q is None else x, n, given)
+    return x.new_empty((*heads.shape[:2], n))
