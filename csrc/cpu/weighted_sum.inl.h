@@ -20,6 +20,8 @@ constexpr int kSumColumns = 256;
 constexpr int64_t kDepth = 16;
 // The vector that is fetched meanwhile, where heads are side by side.
 constexpr int64_t kFetchedVector = 2;
+// Vectors of each head and partial sum that are taken together there.
+constexpr int kRounds = 2;
 
 // The partial sums of one row, in rows of their own. One row more, since what 4 KiB lie between
 // waits for each other: a load behind a store, as of the same column of another row or head.
@@ -114,17 +116,25 @@ inline void heads_strip(const WeightedSumsArgs& a, const float* weights, const T
                         Columns columns, float* out) {
   alignas(64) RowPartials<Width> partials[Heads];
   memset(partials, 0, sizeof partials);
-  for (int64_t j = 0; j < a.n; ++j) {
+  const auto add = [&](int64_t j, auto rounds) {
 #pragma GCC unroll 4
     for (int head = 0; head < Heads; ++head) {
       constexpr int64_t kValues = kLine / sizeof(T);
       const T* vector = vectors + head * a.head_stride + j * a.vector_stride;
-      const T* fetched = vector + kFetchedVector * a.vector_stride;
-      for (int64_t i = 0; i < columns; i += kValues) __builtin_prefetch(fetched + i);
-      add_vectors<Isa, 1, 1>(weights + head * a.rows * a.weight_stride + j, 0, vector, 0, 1,
-                             columns, partials[head][j % kPartials], 0, 0);
+      for (int64_t t = 0; t < rounds * kPartials; t += kPartials) {
+        const T* fetched = vector + (t + kFetchedVector) * a.vector_stride;
+        for (int64_t i = 0; i < columns; i += kValues) __builtin_prefetch(fetched + i);
+      }
+      add_vectors<Isa, 1, 1>(weights + head * a.rows * a.weight_stride + j, 0, vector,
+                             a.vector_stride, rounds.kCount, columns, partials[head][j % kPartials],
+                             0, 0);
     }
+  };
+  int64_t j = 0;
+  for (; j + kRounds * kPartials <= a.n; j += kRounds * kPartials) {
+    for (int64_t p = 0; p < kPartials; ++p) add(j + p, Count<kRounds>());
   }
+  for (; j < a.n; ++j) add(j, Count<1>());
   for (int head = 0; head < Heads; ++head) {
     store_sums<Isa>(partials[head], columns, out + head * a.rows * a.out_stride);
   }

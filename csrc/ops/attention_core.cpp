@@ -227,7 +227,7 @@ void AttentionCore::multiply_keys(const float* queries, int64_t m, const Heads& 
   if (kept_dtype_ != Dtype::i8) return;
   for (int64_t i = 0; i < m; ++i) {
     float* row = to.scores + i * to.stride;
-    for (int64_t j = 0; j < keys; ++j) row[j] *= to.key_scale[j];
+    kernels_.activate({Activation::none, Dtype::f32, row, to.key_scale, keys, row});
   }
 }
 

@@ -364,14 +364,15 @@ constexpr Dtype dtype_of(int8_t) { return Dtype::i8; }
 template <class T>
 void test_half_gemm(const Kernels& kernels, int64_t m, int64_t n, int64_t k, std::mt19937& random) {
   std::normal_distribution<float> real;
+  const int64_t stride = k + 3;
   std::vector<float> x(static_cast<size_t>(m * k)), bias(static_cast<size_t>(n));
-  std::vector<T> weight(static_cast<size_t>(n * k));
+  std::vector<T> weight(static_cast<size_t>(n * stride));
   std::vector<Half> out(static_cast<size_t>(m * n));
   std::vector<float> y(out.size());
   for (float& value : x) value = real(random);
   for (float& value : bias) value = real(random);
   for (T& value : weight) draw(random, &value);
-  HalfGemmArgs a = {x.data(), k, m,           weight.data(), dtype_of(T()), k, k,
+  HalfGemmArgs a = {x.data(), k, m,           weight.data(), dtype_of(T()), stride, k,
                     0,        n, bias.data(), y.data(),      Dtype::f32,    n};
   kernels.half_gemm(a);
   a.bias = nullptr;
@@ -379,14 +380,14 @@ void test_half_gemm(const Kernels& kernels, int64_t m, int64_t n, int64_t k, std
   a.out_dtype = Dtype::f16;
   kernels.half_gemm(a);
   for (int64_t i = 0; i < m * n; ++i) {
-    const float sum = half_sum(x.data() + i / n * k, weight.data() + i % n * k, k);
+    const float sum = half_sum(x.data() + i / n * k, weight.data() + i % n * stride, k);
     Half rounded;
     narrow(sum, &rounded);
     expect(same(y[i], sum + bias[i % n]), kernels.name, "16-bit weight", m, n, k);
     expect(out[i].bits == rounded.bits, kernels.name, "16-bit weight and output", m, n, k);
   }
   std::vector<float> widened(weight.size());
-  kernels.widen(weight.data(), dtype_of(T()), n * k, widened.data());
+  kernels.widen(weight.data(), dtype_of(T()), n * stride, widened.data());
   for (size_t i = 0; i < weight.size(); ++i) {
     expect(same(widened[i], widen(weight[i])), kernels.name, "widened", m, n, k);
   }
@@ -840,7 +841,12 @@ void test_products_in_floats(const Kernels& kernels, std::mt19937& random) {
       for (int64_t k : {0, 1, 15, 16, 17, 32, 47}) test_half_gemm<T>(kernels, m, n, k, random);
     }
   }
-  for (int64_t n : {1, 15, 16, 17, 40}) {
+  for (int64_t k = 16; k <= 144; k += 16) {  // rows of a head
+    for (int64_t n : {63, 64, 65, 200}) {
+      for (int64_t m : {1, 2}) test_half_gemm<T>(kernels, m, n, k, random);
+    }
+  }
+  for (int64_t n : {1, 15, 16, 17, 31, 32, 33, 40, 64}) {
     for (int64_t dim : {1, 7, 8, 33, 63, 64, 65, 128, 150, 256, 260}) {
       for (int64_t rows : {1, 3}) test_weighted_sums<T>(kernels, 1, rows, n, dim, random);
       for (int64_t heads : {2, 4, 7}) test_weighted_sums<T>(kernels, heads, 2, n, dim, random);
