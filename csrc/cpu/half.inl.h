@@ -187,7 +187,6 @@ inline void finish_half(const float* sums, const float* bias, int64_t columns, T
   memcpy(out + c, tail, static_cast<size_t>(columns - c) * sizeof(T));
 }
 
-// R rows of x and a whole strip, whose places are `place` values apart.
 template <class Isa, int R, class T>
 inline void tiles_of_strip(const HalfGemmArgs& a, const float* x, const T* w, int64_t place,
                            float* sums) {
@@ -203,7 +202,8 @@ inline void tiles_of_strip(const HalfGemmArgs& a, const float* x, const T* w, in
 // One row of x and a whole strip of rows of W that have Steps times 16 values. Their sums wait for
 // being taken across the lanes together. For rows so short, that and finding where they lie takes
 // longer in a tile than the products: on an Intel Ice Lake, 64 values in int8 are 1.3 times as fast
-// like this from a cache and 1.2 times from memory. Longer rows are level or a little slower.
+// like this from a cache and 1.2 times from memory; on other processors it is not measured. Longer
+// rows are level or a little slower.
 template <class Isa, int Steps, class T>
 __attribute__((noinline)) void short_strip(const float* x, const T* w, int64_t w_stride,
                                            int64_t place, float* sums) {
@@ -237,6 +237,7 @@ __attribute__((noinline)) void short_strip(const float* x, const T* w, int64_t w
   }
 }
 
+// R rows of x and a whole strip, whose places are `place` values apart.
 template <class Isa, int R, class T>
 inline void half_strip(const HalfGemmArgs& a, const float* x, const T* w, int64_t place,
                        float* sums) {

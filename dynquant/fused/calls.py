@@ -9,6 +9,7 @@ from dynquant.fused.growing import updated
 from dynquant.fused.narrowing import Kept, narrowed
 from dynquant.nn.linear import outputs_of
 from dynquant.ops.blocks import ACTIVATIONS
+from dynquant.ops.heads import swapped
 
 _NORMS = {"layer": 1, "rms": 2, "rms_plus_one": 2}
 _NO_NORM = (0, None, None, 0.0)
@@ -131,7 +132,7 @@ def _taken_in(key, value, call, index):
     Returns:
         a Kept.
     """
-    heads = key.transpose(1, 2), value.transpose(1, 2)
+    heads = swapped(key, value)
     return Kept(*updated(own_of(call.cache), *heads, index, call.rest))
 
 

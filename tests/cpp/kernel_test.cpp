@@ -350,13 +350,16 @@ float half_sum(const float* x, const T* w, int64_t k) {
   return partial[0];
 }
 
-void draw(std::mt19937& random, Half* value) {
+template <class T>
+void draw(std::mt19937& random, T* value) {
   narrow(std::normal_distribution<float>()(random), value);
 }
 void draw(std::mt19937& random, int8_t* value) {
   *value = static_cast<int8_t>(std::uniform_int_distribution<int>(-128, 127)(random));
 }
 
+constexpr Dtype dtype_of(float) { return Dtype::f32; }
+constexpr Dtype dtype_of(Bfloat16) { return Dtype::bf16; }
 constexpr Dtype dtype_of(Half) { return Dtype::f16; }
 constexpr Dtype dtype_of(int8_t) { return Dtype::i8; }
 
@@ -366,12 +369,19 @@ void test_half_gemm(const Kernels& kernels, int64_t m, int64_t n, int64_t k, std
   std::normal_distribution<float> real;
   const int64_t stride = k + 3;
   std::vector<float> x(static_cast<size_t>(m * k)), bias(static_cast<size_t>(n));
-  std::vector<T> weight(static_cast<size_t>(n * stride));
+  const int64_t values = n == 0 ? 0 : (n - 1) * stride + k;  // nothing lies behind the last row
+  std::vector<T> weight(static_cast<size_t>(values));
   std::vector<Half> out(static_cast<size_t>(m * n));
   std::vector<float> y(out.size());
   for (float& value : x) value = real(random);
   for (float& value : bias) value = real(random);
   for (T& value : weight) draw(random, &value);
+  if (m > 0 && n > 0) {  // products of -0, whose sum begins at 0
+    for (int64_t i = 0; i < k; ++i) {
+      x[i] = -1.0f;
+      weight[i] = T{};
+    }
+  }
   HalfGemmArgs a = {x.data(), k, m,           weight.data(), dtype_of(T()), stride, k,
                     0,        n, bias.data(), y.data(),      Dtype::f32,    n};
   kernels.half_gemm(a);
@@ -387,7 +397,7 @@ void test_half_gemm(const Kernels& kernels, int64_t m, int64_t n, int64_t k, std
     expect(out[i].bits == rounded.bits, kernels.name, "16-bit weight and output", m, n, k);
   }
   std::vector<float> widened(weight.size());
-  kernels.widen(weight.data(), dtype_of(T()), n * stride, widened.data());
+  kernels.widen(weight.data(), dtype_of(T()), values, widened.data());
   for (size_t i = 0; i < weight.size(); ++i) {
     expect(same(widened[i], widen(weight[i])), kernels.name, "widened", m, n, k);
   }
@@ -841,7 +851,7 @@ void test_products_in_floats(const Kernels& kernels, std::mt19937& random) {
       for (int64_t k : {0, 1, 15, 16, 17, 32, 47}) test_half_gemm<T>(kernels, m, n, k, random);
     }
   }
-  for (int64_t k = 16; k <= 144; k += 16) {  // rows of a head
+  for (int64_t k = 16; k <= 144; k += 16) {  // to rows of two lines and more
     for (int64_t n : {63, 64, 65, 200}) {
       for (int64_t m : {1, 2}) test_half_gemm<T>(kernels, m, n, k, random);
     }
@@ -868,6 +878,8 @@ void test_kernels(const Kernels& kernels) {
   for (int64_t dim = 0; dim < 140; ++dim) {
     for (int bits : {4, 8}) test_embedding(kernels, dim, bits, random);
   }
+  test_products_in_floats<float>(kernels, random);
+  test_products_in_floats<Bfloat16>(kernels, random);
   test_products_in_floats<Half>(kernels, random);
   test_products_in_floats<int8_t>(kernels, random);
   test_product(kernels, kernels.product, random);
