@@ -125,7 +125,6 @@ struct Partials {
     for (int i = kTogether; i < kSums; ++i) totals[i] = Isa::reduce_add(join(i));
   }
 
- private:
   // Brings the partial sums of a pair into one register.
   inline typename Isa::Float join(int pair) { return sum_by_halves<Isa>(sum[pair / V][pair % V]); }
 };
@@ -207,9 +206,9 @@ inline void tiles_of_strip(const HalfGemmArgs& a, const float* x, const T* w, in
 template <class Isa, int Steps, class T>
 __attribute__((noinline)) void short_strip(const float* x, const T* w, int64_t w_stride,
                                            int64_t place, float* sums) {
-  constexpr int P = kPairRegisters<Isa>, kLanes = Isa::kLanes;
+  constexpr int kLanes = Isa::kLanes;
   constexpr int64_t kAhead = 4, kValues = kLine / sizeof(T);
-  alignas(64) float partials[kHalfColumns][kLanes];
+  alignas(64) float joined[kHalfColumns][kLanes];
   for (int r = 0; r < kRowsOfPlace<Isa>; ++r, w += w_stride) {
 #pragma GCC unroll 8
     for (int p = 0; p < kPlaces<Isa>; ++p) {
@@ -218,21 +217,19 @@ __attribute__((noinline)) void short_strip(const float* x, const T* w, int64_t w
       for (int64_t i = 0; i < Steps * kPartials; i += kValues) {
         __builtin_prefetch(row + kAhead * w_stride + i);
       }
-      typename Isa::Float sum[P];
-#pragma GCC unroll 16
-      for (int j = 0; j < P; ++j) sum[j] = Isa::set(0.0f);
-#pragma GCC unroll 128
-      for (int i = 0; i < Steps * P; ++i) {
-        const auto product = Isa::mul(Isa::load(x + i * kLanes), Isa::load(row + i * kLanes));
-        sum[i % P] = Isa::add_float(sum[i % P], product);
+      Partials<Isa, 1, 1> partials;
+      partials.clear();
+#pragma GCC unroll 8
+      for (int64_t i = 0; i < Steps * kPartials; i += kPartials) {
+        partials.add(x + i, 0, row + i, [](int) { return 0; });
       }
-      Isa::store(partials[p * kRowsOfPlace<Isa> + r], sum_by_halves<Isa>(sum));
+      Isa::store(joined[p * kRowsOfPlace<Isa> + r], partials.join(0));
     }
   }
   for (int64_t c = 0; c < kHalfColumns; c += kLanes) {
     typename Isa::Float some[kLanes];
 #pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i) some[i] = Isa::load(partials[c + i]);
+    for (int i = 0; i < kLanes; ++i) some[i] = Isa::load(joined[c + i]);
     Isa::store(sums + c, Isa::reduce_adds(some));
   }
 }
@@ -244,7 +241,7 @@ inline void half_strip(const HalfGemmArgs& a, const float* x, const T* w, int64_
   constexpr int kMostSteps = 2 * kLine / (kPartials * sizeof(T));  // of rows of two lines
   if constexpr (R == 1) {
     if (a.k > 0 && a.k % kPartials == 0 && a.k <= kMostSteps * kPartials) {
-      return with_rows<kMostSteps>(a.k / kPartials, [&](auto steps) {
+      return with_count<kMostSteps>(a.k / kPartials, [&](auto steps) {
         short_strip<Isa, steps.kCount>(x, w, a.weight_stride, place, sums);
       });
     }
@@ -281,7 +278,7 @@ inline void half_gemm_of(const HalfGemmArgs& a, const T* weight) {
     int64_t m = 0;
     for (int64_t b = 0; b < blocks; ++b) {
       const int64_t rows = a.m / blocks + (b < a.m % blocks ? 1 : 0);
-      with_rows<kHalfRows<Isa>>(rows, [&](auto of_x) { f(m, of_x); });
+      with_count<kHalfRows<Isa>>(rows, [&](auto of_x) { f(m, of_x); });
       m += rows;
     }
   };

@@ -16,11 +16,11 @@ struct Count {
   constexpr operator int64_t() const { return N; }
 };
 
-// f(a value of the type Count<rows>), where rows are 1 to R.
-template <int R, class F>
-inline void with_rows(int64_t rows, const F& f) {
-  if (rows == R) return f(Count<R>());
-  if constexpr (R > 1) return with_rows<R - 1>(rows, f);
+// f(a value of the type Count<count>), where count is 1 to N.
+template <int N, class F>
+inline void with_count(int64_t count, const F& f) {
+  if (count == N) return f(Count<N>());
+  if constexpr (N > 1) return with_count<N - 1>(count, f);
 }
 
 // The sum of N registers, a power of two: the upper half is added to the lower until one is left.

@@ -178,7 +178,7 @@ inline void weighted_sums_of(const WeightedSumsArgs& a, const T* vectors) {
   constexpr int kRows = kSumsAtOnce<Isa>;
   for (; head < a.heads; ++head) {
     for (int64_t row = 0; row < a.rows; row += kRows) {
-      with_rows<kRows>(a.rows - row < kRows ? a.rows - row : kRows, [&](auto count) {
+      with_count<kRows>(a.rows - row < kRows ? a.rows - row : kRows, [&](auto count) {
         with(head, row, [&](auto... of) { rows_of_head<Isa, kWidest, count.kCount>(a, of...); });
       });
     }

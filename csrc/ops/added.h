@@ -7,9 +7,8 @@
 
 namespace dynquant {
 
-// How many values a row of scores has where it is filled up, and from one such row to the next.
+// How many values a row of scores, or of what is added to them, has where it is filled up.
 inline int64_t filled_up(int64_t keys) { return ceil_div(keys, kPartials) * kPartials; }
-inline int64_t score_stride_of(int64_t keys) { return filled_up(keys) + kPartials; }
 
 // What is added to the scores: a tensor of four dimensions that spreads to [B, H, L, S]. bool says
 // which keys are attended to: 0 or -Inf.

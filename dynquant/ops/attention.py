@@ -1,4 +1,4 @@
-"""Attention, and its heads: what tracing and users read.
+"""Attention, from heads and whole, and rotary embeddings: what tracing and users read.
 
 The schemas and the implementations are in csrc/ops.
 """

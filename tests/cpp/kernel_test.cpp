@@ -378,7 +378,7 @@ void test_half_gemm(const Kernels& kernels, int64_t m, int64_t n, int64_t k, std
   for (T& value : weight) draw(random, &value);
   if (m > 0 && n > 0) {  // products of -0, whose sum begins at 0
     for (int64_t i = 0; i < k; ++i) {
-      x[i] = -1.0f;
+      x[i] = -std::abs(x[i]);
       weight[i] = T{};
     }
   }
