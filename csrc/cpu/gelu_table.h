@@ -3,7 +3,8 @@
 
 namespace dynquant {
 
-constexpr int kTableEntries = 8;  // of what an `Isa` type's lookup takes
+constexpr int kTableEntries = 8;           // of what an `Isa` type's lookup takes
+constexpr float kToInteger = 12582912.0f;  // 1.5 * 2^23: a sum with it has no fraction
 
 // What gelu takes from max(x, 0), a * erfc(a / sqrt 2) / 2 with a = |x|, as a polynomial in each of
 // kTableEntries ranges of a * kGeluRanges: [n - 1/2, n + 1/2], by the distance from n. Row j has

@@ -13,9 +13,9 @@
 //   kKeepsWeights    whether weights stay in registers for all rows of a tile, or `dot` reads them
 //   Float Int Mask   registers; Weights Activation, what `dot` takes
 //   float part       load store set mul div add_float sub_float min max is_nan unordered
-//                    is_negative either any no_mask select with_sign_of magnitude lookup
-//                    round_to_int to_float power_of_two reduce_min reduce_max reduce_add
-//                    reduce_adds
+//                    is_negative either any no_mask select with_sign_of least_magnitude
+//                    from_nearest lookup round_to_int to_float power_of_two reduce_min
+//                    reduce_max reduce_add reduce_adds
 //   integer part     load_int store_int set_int add sub mul_int min_int max_int high_byte
 //                    store_bytes store_saturated load_bytes load_nibbles
 //   product          stage load_weights load_activation dot, and keep, which hides a value from
@@ -26,6 +26,8 @@
 // reduce_adds does so for each of kLanes registers and gives the register of what they leave.
 // is_negative reads the sign bit, with_sign_of(a, b) is a's magnitude with b's sign bit, and
 // power_of_two(n) is 2^n for n in -126..127, 0 for -127, and any value for other n.
+// least_magnitude(a, b) is min of both without their signs, where b is not NaN. from_nearest(x) is
+// what x, of less than 2^22, has beyond the nearest whole number, the even one of two.
 // lookup(table, x) takes from kTableEntries floats, aligned to 32 bytes, those whose numbers are
 // the lowest bits of x's lanes. store_bytes stores the lowest byte of each lane, high_byte moves
 // the one above it there. store_saturated stores the lanes of two or four registers limited to
@@ -130,8 +132,11 @@ struct GenericIsa {
   static inline Float select(Mask mask, Float set, Float unset) {
     return each<Float>([=](int i) { return mask.v[i] ? set.v[i] : unset.v[i]; });
   }
-  static inline Float magnitude(Float x) {
-    return each<Float>([=](int i) { return float_of(bits_of(x.v[i]) & 0x7FFFFFFFu); });
+  static inline Float least_magnitude(Float x, Float y) {
+    return min(with_sign_of(x, set(0.0f)), with_sign_of(y, set(0.0f)));
+  }
+  static inline Float from_nearest(Float x) {
+    return each<Float>([=](int i) { return x.v[i] - ((x.v[i] + kToInteger) - kToInteger); });
   }
   static inline Float lookup(const float* table, Float x) {
     return each<Float>([=](int i) { return table[bits_of(x.v[i]) % kTableEntries]; });

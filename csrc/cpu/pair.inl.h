@@ -69,8 +69,11 @@ struct Pair {
     return {Half::with_sign_of(magnitude.first, sign.first),
             Half::with_sign_of(magnitude.second, sign.second)};
   }
-  static inline Float magnitude(Float x) {
-    return {Half::magnitude(x.first), Half::magnitude(x.second)};
+  static inline Float least_magnitude(Float x, Float y) {
+    return {Half::least_magnitude(x.first, y.first), Half::least_magnitude(x.second, y.second)};
+  }
+  static inline Float from_nearest(Float x) {
+    return {Half::from_nearest(x.first), Half::from_nearest(x.second)};
   }
   static inline Float lookup(const float* table, Float x) {
     return {Half::lookup(table, x.first), Half::lookup(table, x.second)};
@@ -84,6 +87,16 @@ struct Pair {
   static inline Float power_of_two(Int n) {
     return {Half::power_of_two(n.first), Half::power_of_two(n.second)};
   }
+};
+
+// `Count` registers as if they were one, a power of two.
+template <class Isa, int Count>
+struct SideBySide {
+  using Type = Pair<typename SideBySide<Isa, Count / 2>::Type>;
+};
+template <class Isa>
+struct SideBySide<Isa, 1> {
+  using Type = Isa;
 };
 
 }  // namespace

@@ -112,22 +112,26 @@ inline void each_register(int64_t n, F f) {
   if (i < n) f(i, PartOfRegister<Isa>{n - i});
 }
 
-// f(i, isa, part) for four registers at once, as far as there are so many. Gives how many values
-// that were.
-template <class Isa, class F>
-DYNQUANT_FLATTEN inline int64_t each_four_registers(int64_t n, const F& f) {
-  using Four = Pair<Pair<Isa>>;
-  int64_t i = 0;
-  for (; i + Four::kLanes <= n; i += Four::kLanes) f(i, Four(), WholeRegister<Four>());
+// f(i, isa, part) for the registers of n values from number i on, `Count` at once, a power of two,
+// and where fewer are left, four. Gives how many values are done then.
+template <class Isa, int Count, class F>
+DYNQUANT_FLATTEN inline int64_t each_several_registers(int64_t i, int64_t n, const F& f) {
+  using Several = typename SideBySide<Isa, Count>::Type;
+  for (; i + Several::kLanes <= n; i += Several::kLanes) {
+    f(i, Several(), WholeRegister<Several>());
+  }
+  if constexpr (Count > 4) return each_several_registers<Isa, Count / 2>(i, n, f);
   return i;
 }
 
-// f(i, isa, part) for n values: `isa` is a value of the type whose operations work on what `part`
-// loads. Where registers are arrays in memory, four of them gain nothing, and compile for minutes.
-template <class Isa, class F>
+// f(i, isa, part) for n values, as many registers at once as `Count` says: `isa` is a value of the
+// type whose operations work on what `part` loads. Where registers are arrays in memory, several of
+// them gain nothing, and compile for minutes.
+template <class Isa, int Count = 4, class F>
 inline void each_registers(int64_t n, const F& f) {
   int64_t done = 0;
-  if constexpr (!__is_class(typename Isa::Float)) done = each_four_registers<Isa>(n, f);
+  if constexpr (!__is_class(typename Isa::Float))
+    done = each_several_registers<Isa, Count>(0, n, f);
   each_register<Isa>(n - done, [&](int64_t i, auto part) { f(done + i, Isa(), part); });
 }
 

@@ -4,6 +4,7 @@
 #include <immintrin.h>
 
 #include "convert.h"
+#include "gelu_table.h"
 #include "kernels.h"
 #include "layout.h"
 
@@ -65,7 +66,14 @@ struct Ymm {
   static inline Float select(Mask mask, Float set, Float unset) {
     return _mm256_blendv_ps(unset, set, mask);
   }
-  static inline Float magnitude(Float x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
+  static inline Float least_magnitude(Float x, Float y) {
+    const Float sign_bit = _mm256_set1_ps(-0.0f);
+    return min(_mm256_andnot_ps(sign_bit, x), _mm256_andnot_ps(sign_bit, y));
+  }
+  static inline Float from_nearest(Float x) {
+    const Float to_integer = set(kToInteger);
+    return sub_float(x, sub_float(add_float(x, to_integer), to_integer));
+  }
   static inline Float lookup(const float* table, Float x) {
     return _mm256_permutevar8x32_ps(_mm256_load_ps(table), _mm256_castps_si256(x));
   }

@@ -60,7 +60,11 @@ struct Zmm {
   static inline Float select(Mask mask, Float set, Float unset) {
     return _mm512_mask_mov_ps(unset, mask, set);
   }
-  static inline Float magnitude(Float x) { return _mm512_abs_ps(x); }
+  static inline Float least_magnitude(Float x, Float y) {
+    constexpr int kLeastMagnitude = 2, kWithoutSign = 2 << 2;
+    return _mm512_range_ps(x, y, kLeastMagnitude | kWithoutSign);
+  }
+  static inline Float from_nearest(Float x) { return _mm512_reduce_ps(x, 0); }
   static inline Float lookup(const float* table, Float x) {
     const Float twice = _mm512_broadcast_f32x8(_mm256_load_ps(table));
     return _mm512_permutexvar_ps(_mm512_castps_si512(x), twice);

@@ -893,6 +893,10 @@ void test_kernels(const Kernels& kernels) {
     test_pack_transposed(kernels, n, 30, random);
     test_pack_transposed(kernels, n, 70, random);
   }
+  for (int64_t n : {127, 128, 129, 191, 192, 200, 1000}) {  // registers eight at a time, then four
+    test_activate(kernels, n, random);
+    test_rows_of_blocks(kernels, n, random);
+  }
   test_activate(kernels, 100000, random);
 }
 
