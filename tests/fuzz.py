@@ -224,7 +224,8 @@ def function(rng):
 
 
 def norms(rng):
-    _of_a_test(test_ops_blocks.test_norms, case=_case(rng), eps=one_of(rng, [0.0, 1e-12, 1e-5]))
+    drawn = {"eps": one_of(rng, [0.0, 1e-12, 1e-5]), "plus_one": one_of(rng, [False, True])}
+    _of_a_test(test_ops_blocks.test_norms, case=_case(rng), **drawn)
 
 
 def softmaxes(rng):

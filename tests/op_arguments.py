@@ -78,30 +78,30 @@ _ADDED = ("mask", "position_bias", "is_causal", "scale")
 BLOCKS = {
     "activation": ("x", "function"),
     "layer_norm": ("x", "weight", "bias", "eps"),
-    "rms_norm": ("x", "weight", "eps"),
+    "rms_norm": ("x", "weight", "eps", "plus_one"),
     "softmax": ("x",),
     "linear_block": (
         *("x", "packed", "weight_scale", "bias", "activation"),
-        *(*_ENDS, *_SCHEME),
+        *(*_ENDS, *_SCHEME, "residual_last"),
     ),
     "feed_forward": (
         *("x", *_weights("up", "gate", "down"), "activation", "split"),
-        *(*_ENDS, *_SCHEME),
+        *(*_ENDS, *_SCHEME, "residual_last"),
     ),
     "rotary": ("x", "cos", "sin"),
     "scaled_dot_product": ("query", "key", "value", *_ADDED, "integers", *_KEPT),
     "query_key_value": (
         *("x", *_weights("q", "k", "v"), "heads", "kv_heads", "cos", "sin"),
         *("norm_q_weight", "norm_q_eps", "norm_k_weight", "norm_k_eps"),
-        *(*(f"norm_before{part}" for part in _NORM), *_SCHEME),
+        *(*(f"norm_before{part}" for part in _NORM), *_SCHEME, "heads_plus_one"),
     ),
     "attend": (
         *("x", "key", "value", *_weights("out", "q"), "mask", "position_bias", "scale"),
-        *(*_KEPT, *_ENDS, *_SCHEME),
+        *(*_KEPT, *_ENDS, *_SCHEME, "residual_last"),
     ),
     "attention": (
         *("x", *_weights("q", "k", "v", "out"), "heads", "kv_heads", *_ADDED, "cos", "sin"),
-        *("integers", *_ENDS, *_SCHEME),
+        *("integers", *_ENDS, *_SCHEME, "residual_last"),
     ),
     "encoder": (
         *("x", "weights", "heads", "kv_heads", "activation", "eps", "norm_first", "mask"),
@@ -228,6 +228,7 @@ def valid_block_arguments(name, m=(M,), n=N, k=K, dtype=torch.float32, per_chann
         "per_token": True,
         "symmetric": False,
         "activation_bits": 8,
+        **dict.fromkeys(("plus_one", "heads_plus_one", "residual_last"), False),
         **weight("up", n, k),
         **weight("gate", n, k),
         **weight("down", k, n),

@@ -94,7 +94,8 @@ def layer_norm(x, weight=None, bias=None, eps=1e-5, dtype="float32"):
 
 
 @ignoring_overflow
-def rms_norm(x, weight=None, eps=1e-6, dtype="float32"):
+def rms_norm(x, weight=None, eps=1e-6, dtype="float32", plus_one=False):
+    weight = F(1) + weight if plus_one and weight is not None else weight
     return _normalized(x, F(0), weight, None, eps, dtype)
 
 

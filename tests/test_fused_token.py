@@ -27,10 +27,11 @@ from dynquant.fused import Adapter, Attention, register
 
 CONFIG = {**TEXT, "num_key_value_heads": 2, "head_dim": 12}
 GPT2 = {"n_embd": 48, "n_layer": 2, "n_head": 4, "vocab_size": 99, "n_positions": 40}
-# Qwen 3 has norms of heads, Gemma adds 1 to the weights of norms, Phi-3 and GPT-2 have one linear
-# layer for query, key and value. The second layer of SmolLM3 has no rotary embedding.
+# Qwen 3 has norms of heads, Gemma adds 1 to the weights of norms, Gemma 3 has both, and norms of
+# what its attention and its feed-forward block give. Phi-3 and GPT-2 have one linear layer for
+# query, key and value. The second layer of SmolLM3 has no rotary embedding.
 MODELS = {
-    **dict.fromkeys(("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Phi3"), CONFIG),
+    **dict.fromkeys(("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma3Text", "Phi3"), CONFIG),
     "GPT2": GPT2,
     "SmolLM3": {**CONFIG, "no_rope_layers": [1, 0]},
 }
@@ -313,10 +314,23 @@ def test_copies(made, copied):
     assert_same(found[0], after_prompt(model)[0][0])
 
 
-@pytest.mark.parametrize("name", ["Granite", "Gemma3Text"])
-def test_an_attention_alone(name):
-    """In models whose layers are not known."""
+@pytest.mark.parametrize("name", ["Gemma", "Gemma3Text"])
+def test_a_write_to_the_weight_of_a_norm(name):
+    """What a layer is called with is kept, and a norm's weight is read at each call."""
     quantized, model = fused(small(name, CONFIG))
+    before = after_prompt(model)[0][0]
+    assert model.layers[0]._parts.plan is not None
+    for one in (model, quantized):
+        for norm in one.layers[0].modules():
+            if "Norm" in type(norm).__name__:
+                norm.weight.data.add_(0.5)
+    assert decibels(after_prompt(model)[0][0], before) < 40
+    assert_close(model, quantized)
+
+
+def test_an_attention_alone():
+    """In a model whose layers are not known."""
+    quantized, model = fused(small("Granite", CONFIG))
     assert dynquant.fused_blocks(model)["layers.1.self_attn"] == ""
     assert after_prompt(model)[2]["query_key_value"] == 2
     assert_close(model, quantized)
@@ -410,11 +424,16 @@ def test_how_a_cache_is_used(style, why):
 
 
 def test_norms_of_heads():
+    from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
+
     names = {"query_norm": "q_norm", "key_norm": "k_norm"}
     assert toy(norm=nn.RMSNorm, **names) == ""
     assert "not an RMS norm of 12" in toy(norm=nn.LayerNorm, **names)
     assert "not an RMS norm of 12" in toy(**names)
     assert "not an RMS norm of 12" in toy(norm=lambda size: nn.RMSNorm(1), **names)
+    assert toy(norm=Gemma3RMSNorm, **names) == ""
+    kinds = iter([nn.RMSNorm, Gemma3RMSNorm])
+    assert "two kinds" in toy(norm=lambda size: next(kinds)(size), **names)
     assert toy(configured=False) == ""
     assert "differs" in toy(norm=nn.RMSNorm)  # they are not named
     assert "scale" in toy(scale="scale")  # there is none
@@ -431,6 +450,7 @@ def test_norms_of_heads():
         ({**NAMED, "rotates": "n"}, {}, "they go with a cache"),
         ({**NAMED, "index": "n", "rotates": "n"}, {"cache": "cache"}, "for the rotary embedding"),
         ({**NAMED, "query_norm": "n"}, {}, "name both, or neither"),
+        ({**NAMED, "result_norm": "n"}, {}, "it goes with norm_first=True"),
         ({**NAMED, "query_norm": "n", "key_norm": "n"}, {}, "they go with a cache"),
     ],
 )

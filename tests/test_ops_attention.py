@@ -9,9 +9,10 @@ from drawn import DTYPES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_ops_blocks import (  # noqa: F401
+    drawn_norm,
     drawn_scheme,
+    ended,
     name_of,
-    norm_of,
     normalized,
     threads,
     weights,
@@ -238,7 +239,7 @@ def attention_weights(rng, count, kv, dim, k, n, together):
     return [*parts, *weights(rng, n, count * dim, True)]
 
 
-def projected(x, parts, count, kv, cos, sin, head_norms, before, schemes):
+def projected(x, parts, count, kv, cos, sin, head_norms, before, schemes, plus_one=False):
     """Query, key and value, one op after the other. head_norms: (weight or None, eps) of two."""
     normed = normalized(x, *before)
     q, k, v = (
@@ -250,7 +251,7 @@ def projected(x, parts, count, kv, cos, sin, head_norms, before, schemes):
         q, k, v = q.split([count * dim, kv * dim, kv * dim], -1)
     q, k, v = (part.unflatten(-1, (heads, -1)) for part, heads in ((q, count), (k, kv), (v, kv)))
     q, k = (
-        part if weight is None else ops.rms_norm(part, weight, eps)
+        part if weight is None else ops.rms_norm(part, weight, eps, plus_one)
         for part, (weight, eps) in zip((q, k), head_norms, strict=True)
     )
     if cos is not None:
@@ -258,11 +259,13 @@ def projected(x, parts, count, kv, cos, sin, head_norms, before, schemes):
     return q, k, v
 
 
-def composed(x, parts, count, kv, options, cos, sin, integers, residual, before, after, schemes):
+def composed(
+    x, parts, count, kv, options, cos, sin, integers, residual, before, after, schemes, last=False
+):
     q, k, v = projected(x, parts, count, kv, cos, sin, [(None, 0.0)] * 2, before, schemes)
     attended = ops.scaled_dot_product(q, k, v, *options, integers)
     y = ops.linear_dynamic(attended.flatten(2), *parts[9:], *schemes)
-    return normalized(y if residual is None else residual + y, *after)
+    return ended(y, residual, after, last)
 
 
 def drawn_angles(rng, batch, rows, dim, dtype):
@@ -288,11 +291,12 @@ def test_query_key_value_is_its_parts(isa, threads, seed):  # noqa: F811
         (None if rng.random() < 0.5 else torch.from_numpy(rng.random(dim).astype(np.float32)), eps)
         for eps in (1e-5, 0.5)
     ]
-    before, schemes = norm_of(rng, k, int(rng.integers(3))), drawn_scheme(rng)
+    before, schemes = drawn_norm(rng, k), drawn_scheme(rng)
+    ends, plus_one = (*before, *schemes), bool(rng.random() < 0.5)
     found = ops.query_key_value(
-        x, *parts, count, kv, cos, sin, *norms[0], *norms[1], *before, *schemes
+        x, *parts, count, kv, cos, sin, *norms[0], *norms[1], *ends, plus_one
     )
-    expected = projected(x, parts, count, kv, cos, sin, norms, before, schemes)
+    expected = projected(x, parts, count, kv, cos, sin, norms, before, schemes, plus_one)
     for one, other in zip(found, expected, strict=True):
         assert one.is_contiguous()
         assert_same(one, other)
@@ -339,14 +343,15 @@ def test_attention_is_its_parts(isa, threads, seed):  # noqa: F811
     arguments = (
         *(x, attention_weights(rng, count, kv, dim, k, n, bool(rng.random() < 0.4)), count, kv),
         *(options, cos, sin, bool(rng.random() < 0.7), residual),
-        norm_of(rng, k, int(rng.integers(3))),
-        norm_of(rng, n, int(rng.integers(3))),
+        drawn_norm(rng, k),
+        drawn_norm(rng, n),
         drawn_scheme(rng),
+        bool(rng.random() < 0.3),
     )
-    x, parts, count, kv, options, cos, sin, integers, residual, before, after, schemes = arguments
+    x, parts, count, kv, options, cos, sin, integers, residual, *norms, schemes, last = arguments
     result = ops.attention(
         *(x, *parts, count, kv, *options, cos, sin, integers, residual),
-        *(*before, *after, *schemes),
+        *(*norms[0], *norms[1], *schemes, last),
     )
     assert_same(result, composed(*arguments))
 
@@ -369,8 +374,8 @@ def test_attend_is_its_parts(isa, threads, seed):  # noqa: F811
     added = drawn_mask(rng, shape), drawn_mask(rng, shape, may_be_bool=False)
     scale = None if rng.random() < 0.5 else 0.25
     projection, out = weights(rng, count * dim, k, True), weights(rng, n, count * dim, True)
-    before, schemes = norm_of(rng, k, int(rng.integers(3))), drawn_scheme(rng)
-    after = norm_of(rng, n, int(rng.integers(3)))
+    before, schemes = drawn_norm(rng, k), drawn_scheme(rng)
+    after, last = drawn_norm(rng, n), bool(rng.random() < 0.3)
     if rng.random() < 0.5:
         x = heads(rng, batch, rows, 1, k, dtype)[:, :, 0]
         query = ops.linear_dynamic(normalized(x, *before), *projection, *schemes)
@@ -385,12 +390,12 @@ def test_attend_is_its_parts(isa, threads, seed):  # noqa: F811
     found = ops.attend(
         *(x, *(one.transpose(1, 2) for one in kept), *out, *projection, *added, scale),
         *(one if one is None else one.transpose(1, 2) for one in scales),
-        *(residual, *before, *after, *schemes),
+        *(residual, *before, *after, *schemes, last),
     )
     attended = ops.scaled_dot_product(query, *kept, *added, False, scale, False, *scales)
     y = ops.linear_dynamic(attended.flatten(2), *out, *schemes)
     assert found.is_contiguous() and found.dtype == dtype
-    assert_same(found, normalized(y if residual is None else residual + y, *after))
+    assert_same(found, ended(y, residual, after, last))
 
 
 @pytest.mark.parametrize("integers", [False, True])
@@ -515,7 +520,7 @@ class TestErrors:
             ),
             ({"norm_before": 1}, "norm_before belongs to packed_q"),
             ({"norm_before_weight": torch.ones(8)}, "norm_before_weight"),
-            ({"norm_after": 3}, "norm_after must be"),
+            ({"norm_after": 4}, "norm_after must be"),
             ({"activation_bits": 4}, "activation_bits must be 8 or 16"),
         ],
     )

@@ -37,8 +37,12 @@ def test_activation(isa, case, function):
 
 
 @settings(max_examples=80)
-@given(case=cases(), eps=st.sampled_from([0.0, 1e-12, 1e-5, 0.1]))
-def test_norms(isa, case, eps):
+@given(
+    case=cases(),
+    eps=st.sampled_from([0.0, 1e-12, 1e-5, 0.1]),
+    plus_one=st.sampled_from([False, True]),
+)
+def test_norms(isa, case, eps, plus_one):
     x = case.activation()
     weight, bias = parameters(case, case.k)
     arguments = [None if v is None else widened(v) for v in (weight, bias)]
@@ -46,8 +50,8 @@ def test_norms(isa, case, eps):
     with np.errstate(all="ignore"):
         expected = reference_float.layer_norm(widened(x), *arguments, eps, dtype)
         assert_same(ops.layer_norm(x, weight, bias, eps), expected)
-        expected = reference_float.rms_norm(widened(x), arguments[0], eps, dtype)
-        assert_same(ops.rms_norm(x, weight, eps), expected)
+        expected = reference_float.rms_norm(widened(x), arguments[0], eps, dtype, plus_one)
+        assert_same(ops.rms_norm(x, weight, eps, plus_one), expected)
 
 
 def drawn_indices(rng, rows, shape):
@@ -83,7 +87,7 @@ def test_embedding_sum(isa, threads, seed):
         positions = None
     else:
         expected = expected + positions[:length]
-    norm = norm_of(rng, k, int(rng.integers(3)))
+    norm = drawn_norm(rng, k)
     found = ops.embedding_sum(indices, words, type_indices, types, positions, *norm)
     assert_same(found, normalized(expected, *norm))
 
@@ -106,7 +110,7 @@ class TestEmbeddingSum:
             ({"type_table": torch.zeros(2, 4).half()}, "type_table"),
             ({"type_indices": torch.zeros(3, dtype=torch.int64)}, "type_indices must have the sh"),
             ({"position_table": torch.zeros(1, 4)}, "position_table must have a row for each of 2"),
-            ({"norm": 3}, "norm must be 0"),
+            ({"norm": 4}, "norm must be 0"),
             ({"norm_weight": torch.ones(4)}, "norm_weight and norm_bias belong to a norm"),
         ],
     )
@@ -192,10 +196,21 @@ def norm_of(rng, n, norm):
     return norm, weight, bias, 1e-5
 
 
+def drawn_norm(rng, n):
+    return norm_of(rng, n, int(rng.integers(len(NORMS))))
+
+
 def normalized(x, norm, weight, bias, eps):
     if norm == NORMS["layer"]:
         return ops.layer_norm(x, weight, bias, eps)
-    return ops.rms_norm(x, weight, eps) if norm else x
+    return ops.rms_norm(x, weight, eps, norm == NORMS["rms_plus_one"]) if norm else x
+
+
+def ended(y, residual, norm, residual_last):
+    """A block's last steps."""
+    if residual is None:
+        return normalized(y, *norm)
+    return residual + normalized(y, *norm) if residual_last else normalized(residual + y, *norm)
 
 
 @pytest.fixture(params=[1, 2])
@@ -235,14 +250,13 @@ def test_linear_block_is_its_parts(isa, threads, seed):
     x = x[:, None] if rng.random() < 0.5 else x
     weight = weights(rng, n, k, rng.random() < 0.5)
     function, residual = int(rng.integers(len(ACTIVATIONS))), drawn_residual(rng, x, n)
-    before, after = norm_of(rng, k, int(rng.integers(3))), norm_of(rng, n, int(rng.integers(3)))
-    schemes = drawn_scheme(rng)
-    y = ops.linear_block(x, *weight, function, residual, *before, *after, *schemes)
+    before, after = drawn_norm(rng, k), drawn_norm(rng, n)
+    schemes, last = drawn_scheme(rng), bool(rng.random() < 0.3)
+    y = ops.linear_block(x, *weight, function, residual, *before, *after, *schemes, last)
     expected = ops.linear_dynamic(normalized(x, *before), *weight, *schemes)
     expected = ops.activation(expected, function)
-    expected = normalized(expected if residual is None else residual + expected, *after)
     assert y.dtype == x.dtype
-    assert_same(y, expected)
+    assert_same(y, ended(expected, residual, after, last))
 
 
 def test_linear_block_is_the_reference(isa):
@@ -272,7 +286,7 @@ def test_linear_block_in_many_blocks(isa, threads, m):
     assert_same(y, normalized(hidden, *norm))
 
 
-def composed(x, up, gate, down, function, split, residual, before, after, schemes):
+def composed(x, up, gate, down, function, split, residual, before, after, schemes, last=False):
     """feed_forward as one op after the other."""
 
     def linear(x, weight):
@@ -289,7 +303,7 @@ def composed(x, up, gate, down, function, split, residual, before, after, scheme
     else:
         hidden = ops.activation(hidden, function)
     y = linear(hidden, down)
-    return normalized(y if residual is None else residual + y, *after)
+    return ended(y, residual, after, last)
 
 
 def drawn_block(seed):
@@ -309,16 +323,17 @@ def drawn_block(seed):
         "function": int(rng.integers(len(ACTIVATIONS))),
         "split": split,
         "residual": None,
-        "before": norm_of(rng, k, int(rng.integers(3))),
-        "after": norm_of(rng, n, int(rng.integers(3))),
+        "before": drawn_norm(rng, k),
+        "after": drawn_norm(rng, n),
         "schemes": drawn_scheme(rng),
+        "last": bool(rng.random() < 0.3),
     }, rng
 
 
-def fused(x, up, gate, down, function, split, residual, before, after, schemes):
+def fused(x, up, gate, down, function, split, residual, before, after, schemes, last=False):
     gate = gate if gate is not None else (None, None, None)
     return ops.feed_forward(
-        x, *up, *gate, *down, function, split, residual, *before, *after, *schemes
+        x, *up, *gate, *down, function, split, residual, *before, *after, *schemes, last
     )
 
 
@@ -344,7 +359,7 @@ def test_feed_forward_in_many_blocks(isa, threads, m):
         "residual": x,
         "before": norm_of(rng, 384, 0),
         "after": norm_of(rng, 384, NORMS["layer"]),
-        "schemes": (True, False),
+        "schemes": (True, False, 8),
     }
     assert_same(fused(**block), composed(**block))
 
@@ -367,14 +382,14 @@ def test_feed_forward_is_the_reference(isa):
     x = torch.from_numpy(x)
     layer_norm = (NORMS["layer"], None, None, 1e-5)
     result = fused(
-        x, packed[0], None, packed[1], 1, 0, x, norm_of(rng, 33, 0), layer_norm, (True, False)
+        x, packed[0], None, packed[1], 1, 0, x, norm_of(rng, 33, 0), layer_norm, (True, False, 8)
     )
     assert_same(result, expected)
 
 
 def test_the_batch_changes_nothing(isa):
     block, _ = drawn_block(3)
-    block |= {"x": torch.randn(20, block["x"].shape[-1]), "schemes": (True, False)}
+    block |= {"x": torch.randn(20, block["x"].shape[-1]), "schemes": (True, False, 8)}
     whole = fused(**block)
     for row in range(20):
         assert_same(fused(**block | {"x": block["x"][row : row + 1]})[0], whole[row])

@@ -167,8 +167,8 @@ struct ActivateArgs {
   void* y;
 };
 
-// The numbers are those of the ops' norm arguments.
-enum class Norm : int32_t { none, layer, rms };
+// The numbers are those of the ops' norm arguments. rms_plus_one multiplies by 1 + weight.
+enum class Norm : int32_t { none, layer, rms, rms_plus_one };
 
 // A row's residual is added first, rounded to dtype, and what is then normalized is that. y may be
 // x or residual. Strides are bytes between rows.
@@ -179,7 +179,7 @@ struct NormArgs {
   const void* residual;  // or null
   int64_t n;
   const float* weight;  // [n], or null
-  const float* bias;    // [n], or null; rms has none
+  const float* bias;    // [n], or null; only layer has one
   float eps;
   void* y;
   int64_t rows = 1;

@@ -135,9 +135,14 @@ inline void norm_rows(const NormArgs& a, const T*, int64_t first, Together) {
   }
   for (float& value : values) value = 1.0f / sqrtf(value / count + a.eps);
   const Float inverse = Together::of(values);
+  const bool adds_one = a.norm == Norm::rms_plus_one;
   each_register<Isa>(a.n, [&](int64_t i, auto part) {
     Float value = Many::mul(Many::sub_float(reread(i, part), mean), inverse);
-    if (a.weight != nullptr) value = Many::mul(value, Together::same(part.load(a.weight + i)));
+    if (a.weight != nullptr) {
+      typename Isa::Float weight = part.load(a.weight + i);
+      if (adds_one) weight = Isa::add_float(Isa::set(1.0f), weight);
+      value = Many::mul(value, Together::same(weight));
+    }
     if (a.bias != nullptr) value = Many::add_float(value, Together::same(part.load(a.bias + i)));
     Together::store(y, i, value, part);
   });

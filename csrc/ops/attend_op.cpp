@@ -16,14 +16,14 @@ Tensor attend(const Tensor& x, const Tensor& key, const Tensor& value, const Ten
               const std::optional<Tensor>& norm_before_bias, double norm_before_eps,
               int64_t norm_after, const std::optional<Tensor>& norm_after_weight,
               const std::optional<Tensor>& norm_after_bias, double norm_after_eps, bool per_token,
-              bool symmetric, int64_t activation_bits) {
+              bool symmetric, int64_t activation_bits, bool residual_last) {
   std::optional<Int8Product> projection =
       optional_product(packed_q, weight_scale_q, bias_q, kQuery);
   Int8Product out(packed_out, weight_scale_out, bias_out, kOut);
   constexpr int64_t kNone = 0;
   BlockEnds behind(out.k(), out.n(), residual, kNone, std::nullopt, std::nullopt, 0.0, norm_after,
                    norm_after_weight, norm_after_bias, norm_after_eps, per_token, symmetric,
-                   activation_bits);
+                   activation_bits, residual_last);
   check_float(x, "x");
   check(x.dim() >= 2, "x must have the dimensions [B, L, ...], got ", ShapeOf(x));
   if (residual.has_value()) checked_residual(*residual, x, {x.size(0), x.size(1), out.n()});

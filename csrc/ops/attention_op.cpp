@@ -143,13 +143,13 @@ Tensor attention(const Tensor& x, const Tensor& packed_q, const Tensor& weight_s
                  const std::optional<Tensor>& norm_before_bias, double norm_before_eps,
                  int64_t norm_after, const std::optional<Tensor>& norm_after_weight,
                  const std::optional<Tensor>& norm_after_bias, double norm_after_eps,
-                 bool per_token, bool symmetric, int64_t activation_bits) {
+                 bool per_token, bool symmetric, int64_t activation_bits, bool residual_last) {
   check_sequences(x);
   Int8Product query(packed_q, weight_scale_q, bias_q, kQuery);
   Int8Product out(packed_out, weight_scale_out, bias_out, kOut);
   BlockEnds ends(query.k(), out.n(), residual, norm_before, norm_before_weight, norm_before_bias,
                  norm_before_eps, norm_after, norm_after_weight, norm_after_bias, norm_after_eps,
-                 per_token, symmetric, activation_bits);
+                 per_token, symmetric, activation_bits, residual_last);
   BlockRows rows(x, query, out.n(), std::move(ends));
   QueryKeyValue inputs(
       x, std::move(query), optional_product(packed_k, weight_scale_k, bias_k, kKey),

@@ -102,22 +102,25 @@ inline Tensor checked_residual(const Tensor& residual, const Tensor& x,
 }
 
 // The arguments that every op of a block ends with: what becomes of rows of k values before the
-// first product and of rows of n after the last, and how rows are quantized.
+// first product and of rows of n after the last, and how rows are quantized. The residual is added
+// before the norm after the last product, or, with residual_last, behind it.
 struct BlockEnds {
   BlockEnds(int64_t k, int64_t n, const std::optional<Tensor>& residual_, int64_t norm_before,
             const std::optional<Tensor>& norm_before_weight,
             const std::optional<Tensor>& norm_before_bias, double norm_before_eps,
             int64_t norm_after, const std::optional<Tensor>& norm_after_weight,
             const std::optional<Tensor>& norm_after_bias, double norm_after_eps, bool per_token,
-            bool symmetric, int64_t activation_bits)
+            bool symmetric, int64_t activation_bits, bool residual_last_ = false)
       : scheme(per_token, symmetric, activation_bits, "activation_bits"),
         before(norm_before, norm_before_weight, norm_before_bias, norm_before_eps, k, kNormBefore),
         after(norm_after, norm_after_weight, norm_after_bias, norm_after_eps, n, kNormAfter),
-        residual(residual_) {}
+        residual(residual_),
+        residual_last(residual_last_) {}
 
   ActivationScheme scheme;
   RowNorm before, after;
   std::optional<Tensor> residual;
+  bool residual_last;
 };
 
 // The rows of a block's input and output, and what becomes of them at its ends: a norm before the
@@ -134,6 +137,8 @@ class BlockRows {
         scheme(ends.scheme),
         before_(std::move(ends.before)),
         after_(std::move(ends.after)),
+        sum_(0, std::nullopt, std::nullopt, 0.0, n),
+        residual_last_(ends.residual_last),
         row_bytes_(n * bytes),
         shape_(leading_shape(x, n)) {
     if (ends.residual.has_value()) {
@@ -208,8 +213,12 @@ class BlockRows {
     if (ends_plain()) return;
     const int64_t stride = residual_.has_value() ? residual_->stride : 0;
     const char* residual = residual_.has_value() ? residual_->data + begin * stride : nullptr;
-    after_.apply(kernels, dtype, out(begin), residual, out(begin), end - begin, row_bytes_, stride,
+    const auto apply = [&](const RowNorm& norm, const char* added) {
+      norm.apply(kernels, dtype, out(begin), added, out(begin), end - begin, row_bytes_, stride,
                  row_bytes_);
+    };
+    apply(after_, residual_last_ ? nullptr : residual);
+    if (residual_last_) apply(sum_, residual);
   }
   void finish_all() const {
     if (ends_plain()) return;
@@ -238,6 +247,8 @@ class BlockRows {
   bool ends_plain() const { return !residual_.has_value() && after_.is_none(); }
 
   const RowNorm before_, after_;
+  const RowNorm sum_;  // a residual alone
+  const bool residual_last_;
   const int64_t row_bytes_;
   std::optional<Rows> residual_;
   const std::vector<int64_t> shape_;  // of the output

@@ -64,7 +64,7 @@ Tensor run_attention(const Tensor& x, const Layer& w, const Settings& s) {
                    w.needed(kOut), w.needed(kOut + 1), w.at(kOut + 2), s.heads, s.kv_heads, s.mask,
                    std::nullopt, false, std::nullopt, std::nullopt, std::nullopt, s.integers, x,
                    before.norm, before.weight, before.bias, before.eps, after.norm, after.weight,
-                   after.bias, after.eps, s.per_token, s.symmetric, s.activation_bits);
+                   after.bias, after.eps, s.per_token, s.symmetric, s.activation_bits, false);
 }
 
 Tensor run_feed_forward(const Tensor& x, const Layer& w, const Settings& s) {
@@ -74,7 +74,7 @@ Tensor run_feed_forward(const Tensor& x, const Layer& w, const Settings& s) {
                       std::nullopt, std::nullopt, w.needed(kDown), w.needed(kDown + 1),
                       w.at(kDown + 2), s.activation, 0, x, before.norm, before.weight, before.bias,
                       before.eps, after.norm, after.weight, after.bias, after.eps, s.per_token,
-                      s.symmetric, s.activation_bits);
+                      s.symmetric, s.activation_bits, false);
 }
 
 Tensor run_layers(const Tensor& x, const Given& weights, const Settings& settings) {

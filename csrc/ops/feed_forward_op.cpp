@@ -171,12 +171,12 @@ Tensor feed_forward(const Tensor& x, const Tensor& packed_up, const Tensor& weig
                     const std::optional<Tensor>& norm_before_bias, double norm_before_eps,
                     int64_t norm_after, const std::optional<Tensor>& norm_after_weight,
                     const std::optional<Tensor>& norm_after_bias, double norm_after_eps,
-                    bool per_token, bool symmetric, int64_t activation_bits) {
+                    bool per_token, bool symmetric, int64_t activation_bits, bool residual_last) {
   Int8Product up(packed_up, weight_scale_up, bias_up, kUp);
   Int8Product down(packed_down, weight_scale_down, bias_down, kDown);
   BlockEnds ends(up.k(), down.n(), residual, norm_before, norm_before_weight, norm_before_bias,
                  norm_before_eps, norm_after, norm_after_weight, norm_after_bias, norm_after_eps,
-                 per_token, symmetric, activation_bits);
+                 per_token, symmetric, activation_bits, residual_last);
   BlockRows rows(x, up, down.n(), std::move(ends));
   return FeedForward(std::move(rows), std::move(up),
                      optional_product(packed_gate, weight_scale_gate, bias_gate, kGate),

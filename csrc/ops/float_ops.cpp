@@ -58,8 +58,8 @@ Tensor layer_norm(const Tensor& x, const std::optional<Tensor>& weight,
   return normalize(x, Norm::layer, weight, bias, eps);
 }
 
-Tensor rms_norm(const Tensor& x, const std::optional<Tensor>& weight, double eps) {
-  return normalize(x, Norm::rms, weight, std::nullopt, eps);
+Tensor rms_norm(const Tensor& x, const std::optional<Tensor>& weight, double eps, bool plus_one) {
+  return normalize(x, plus_one ? Norm::rms_plus_one : Norm::rms, weight, std::nullopt, eps);
 }
 
 Tensor softmax(const Tensor& x) {

@@ -59,13 +59,14 @@ STABLE_TORCH_LIBRARY(dynquant, m) {
       "Tensor? norm_weight=None, Tensor? norm_bias=None, float norm_eps=0.0) -> Tensor");
   m.def("activation(Tensor x, int function) -> Tensor");
   m.def("layer_norm(Tensor x, Tensor? weight=None, Tensor? bias=None, float eps=1e-05) -> Tensor");
-  m.def("rms_norm(Tensor x, Tensor? weight=None, float eps=1e-06) -> Tensor");
+  m.def("rms_norm(Tensor x, Tensor? weight=None, float eps=1e-06, bool plus_one=False) -> Tensor");
   m.def("softmax(Tensor x) -> Tensor");
   const std::string ends =
       "Tensor? residual=None, int norm_before=0, Tensor? norm_before_weight=None, "
       "Tensor? norm_before_bias=None, float norm_before_eps=0., int norm_after=0, "
       "Tensor? norm_after_weight=None, Tensor? norm_after_bias=None, float norm_after_eps=0., "
-      "bool per_token=True, bool symmetric=False, int activation_bits=8) -> Tensor";
+      "bool per_token=True, bool symmetric=False, int activation_bits=8, "
+      "bool residual_last=False) -> Tensor";
   m.def(("linear_block(Tensor x, Tensor packed, Tensor weight_scale, Tensor? bias=None, "
          "int activation=0, " +
          ends)
@@ -87,8 +88,8 @@ STABLE_TORCH_LIBRARY(dynquant, m) {
       "Tensor? sin=None, Tensor? norm_q_weight=None, float norm_q_eps=0.0, "
       "Tensor? norm_k_weight=None, float norm_k_eps=0.0, int norm_before=0, "
       "Tensor? norm_before_weight=None, Tensor? norm_before_bias=None, "
-      "float norm_before_eps=0.0, bool per_token=True, "
-      "bool symmetric=False, int activation_bits=8) -> (Tensor, Tensor, Tensor)");
+      "float norm_before_eps=0.0, bool per_token=True, bool symmetric=False, "
+      "int activation_bits=8, bool heads_plus_one=False) -> (Tensor, Tensor, Tensor)");
   m.def(("attend(Tensor x, Tensor key, Tensor value, Tensor packed_out, Tensor weight_scale_out, "
          "Tensor? bias_out, Tensor? packed_q=None, Tensor? weight_scale_q=None, "
          "Tensor? bias_q=None, Tensor? mask=None, Tensor? position_bias=None, float? scale=None, "

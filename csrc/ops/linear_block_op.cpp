@@ -73,11 +73,11 @@ Tensor linear_block(const Tensor& x, const Tensor& packed, const Tensor& weight_
                     const std::optional<Tensor>& norm_before_bias, double norm_before_eps,
                     int64_t norm_after, const std::optional<Tensor>& norm_after_weight,
                     const std::optional<Tensor>& norm_after_bias, double norm_after_eps,
-                    bool per_token, bool symmetric, int64_t activation_bits) {
+                    bool per_token, bool symmetric, int64_t activation_bits, bool residual_last) {
   Int8Product linear(packed, weight_scale, bias, {});
   BlockEnds ends(linear.k(), linear.n(), residual, norm_before, norm_before_weight,
                  norm_before_bias, norm_before_eps, norm_after, norm_after_weight, norm_after_bias,
-                 norm_after_eps, per_token, symmetric, activation_bits);
+                 norm_after_eps, per_token, symmetric, activation_bits, residual_last);
   return linear_block(x, std::move(linear), activation, std::move(ends));
 }
 

@@ -41,7 +41,7 @@ Activation check_activation(int64_t function, const char* name);
 Tensor activation(const Tensor& x, int64_t function);
 Tensor layer_norm(const Tensor& x, const std::optional<Tensor>& weight,
                   const std::optional<Tensor>& bias, double eps);
-Tensor rms_norm(const Tensor& x, const std::optional<Tensor>& weight, double eps);
+Tensor rms_norm(const Tensor& x, const std::optional<Tensor>& weight, double eps, bool plus_one);
 Tensor softmax(const Tensor& x);
 Tensor linear_block(const Tensor& x, const Tensor& packed, const Tensor& weight_scale,
                     const std::optional<Tensor>& bias, int64_t activation,
@@ -50,7 +50,7 @@ Tensor linear_block(const Tensor& x, const Tensor& packed, const Tensor& weight_
                     const std::optional<Tensor>& norm_before_bias, double norm_before_eps,
                     int64_t norm_after, const std::optional<Tensor>& norm_after_weight,
                     const std::optional<Tensor>& norm_after_bias, double norm_after_eps,
-                    bool per_token, bool symmetric, int64_t activation_bits);
+                    bool per_token, bool symmetric, int64_t activation_bits, bool residual_last);
 Tensor feed_forward(const Tensor& x, const Tensor& packed_up, const Tensor& weight_scale_up,
                     const std::optional<Tensor>& bias_up, const std::optional<Tensor>& packed_gate,
                     const std::optional<Tensor>& weight_scale_gate,
@@ -61,7 +61,7 @@ Tensor feed_forward(const Tensor& x, const Tensor& packed_up, const Tensor& weig
                     const std::optional<Tensor>& norm_before_bias, double norm_before_eps,
                     int64_t norm_after, const std::optional<Tensor>& norm_after_weight,
                     const std::optional<Tensor>& norm_after_bias, double norm_after_eps,
-                    bool per_token, bool symmetric, int64_t activation_bits);
+                    bool per_token, bool symmetric, int64_t activation_bits, bool residual_last);
 
 Tensor rotary(const Tensor& x, const Tensor& cos, const Tensor& sin);
 Tensor scaled_dot_product(const Tensor& query, const Tensor& key, const Tensor& value,
@@ -80,7 +80,8 @@ std::tuple<Tensor, Tensor, Tensor> query_key_value(
     const std::optional<Tensor>& norm_q_weight, double norm_q_eps,
     const std::optional<Tensor>& norm_k_weight, double norm_k_eps, int64_t norm_before,
     const std::optional<Tensor>& norm_before_weight, const std::optional<Tensor>& norm_before_bias,
-    double norm_before_eps, bool per_token, bool symmetric, int64_t activation_bits);
+    double norm_before_eps, bool per_token, bool symmetric, int64_t activation_bits,
+    bool heads_plus_one);
 Tensor attend(const Tensor& x, const Tensor& key, const Tensor& value, const Tensor& packed_out,
               const Tensor& weight_scale_out, const std::optional<Tensor>& bias_out,
               const std::optional<Tensor>& packed_q, const std::optional<Tensor>& weight_scale_q,
@@ -92,7 +93,7 @@ Tensor attend(const Tensor& x, const Tensor& key, const Tensor& value, const Ten
               const std::optional<Tensor>& norm_before_bias, double norm_before_eps,
               int64_t norm_after, const std::optional<Tensor>& norm_after_weight,
               const std::optional<Tensor>& norm_after_bias, double norm_after_eps, bool per_token,
-              bool symmetric, int64_t activation_bits);
+              bool symmetric, int64_t activation_bits, bool residual_last);
 Tensor attention(const Tensor& x, const Tensor& packed_q, const Tensor& weight_scale_q,
                  const std::optional<Tensor>& bias_q, const std::optional<Tensor>& packed_k,
                  const std::optional<Tensor>& weight_scale_k, const std::optional<Tensor>& bias_k,
@@ -108,7 +109,7 @@ Tensor attention(const Tensor& x, const Tensor& packed_q, const Tensor& weight_s
                  const std::optional<Tensor>& norm_before_bias, double norm_before_eps,
                  int64_t norm_after, const std::optional<Tensor>& norm_after_weight,
                  const std::optional<Tensor>& norm_after_bias, double norm_after_eps,
-                 bool per_token, bool symmetric, int64_t activation_bits);
+                 bool per_token, bool symmetric, int64_t activation_bits, bool residual_last);
 Tensor encoder(const Tensor& x, const std::vector<std::optional<Tensor>>& weights, int64_t heads,
                int64_t kv_heads, int64_t activation, double eps, bool norm_first,
                const std::optional<Tensor>& mask, bool integers, bool per_token, bool symmetric,

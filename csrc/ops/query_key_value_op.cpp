@@ -28,9 +28,10 @@ constexpr NormNames kNormQ = {"norm_q", "norm_q_weight", "norm_q_bias", "norm_q_
 constexpr NormNames kNormK = {"norm_k", "norm_k_weight", "norm_k_bias", "norm_k_eps"};
 
 // An RMS norm of heads where it has a weight.
-RowNorm norm_of_heads(const std::optional<Tensor>& weight, double eps, int64_t dim,
+RowNorm norm_of_heads(const std::optional<Tensor>& weight, double eps, bool plus_one, int64_t dim,
                       const NormNames& names) {
-  const Norm norm = weight.has_value() ? Norm::rms : Norm::none;
+  const Norm given = plus_one ? Norm::rms_plus_one : Norm::rms;
+  const Norm norm = weight.has_value() ? given : Norm::none;
   return RowNorm(static_cast<int64_t>(norm), weight, std::nullopt, eps, dim, names);
 }
 
@@ -46,7 +47,8 @@ std::tuple<Tensor, Tensor, Tensor> query_key_value(
     const std::optional<Tensor>& norm_q_weight, double norm_q_eps,
     const std::optional<Tensor>& norm_k_weight, double norm_k_eps, int64_t norm_before,
     const std::optional<Tensor>& norm_before_weight, const std::optional<Tensor>& norm_before_bias,
-    double norm_before_eps, bool per_token, bool symmetric, int64_t activation_bits) {
+    double norm_before_eps, bool per_token, bool symmetric, int64_t activation_bits,
+    bool heads_plus_one) {
   check_sequences(x);
   Int8Product query(packed_q, weight_scale_q, bias_q, kQuery);
   BlockEnds ends(query.k(), query.n(), std::nullopt, norm_before, norm_before_weight,
@@ -57,13 +59,15 @@ std::tuple<Tensor, Tensor, Tensor> query_key_value(
       x, std::move(query), optional_product(packed_k, weight_scale_k, bias_k, kKey),
       optional_product(packed_v, weight_scale_v, bias_v, kValue), heads, kv_heads, cos, sin);
   const AttentionShape& shape = inputs.shape();
-  const auto output = [&](int64_t count, RowNorm norm) {
-    return HeadOutput{count, shape.dim, std::move(norm),
+  const auto output = [&](int64_t count, const std::optional<Tensor>& weight, double eps,
+                          const NormNames& names) {
+    return HeadOutput{count, shape.dim,
+                      norm_of_heads(weight, eps, heads_plus_one, shape.dim, names),
                       empty({shape.batch, shape.rows, count, shape.dim}, rows.type)};
   };
-  HeadOutput q = output(heads, norm_of_heads(norm_q_weight, norm_q_eps, shape.dim, kNormQ));
-  HeadOutput k = output(kv_heads, norm_of_heads(norm_k_weight, norm_k_eps, shape.dim, kNormK));
-  HeadOutput v = output(kv_heads, norm_of_heads(std::nullopt, 0.0, shape.dim, {}));
+  HeadOutput q = output(heads, norm_q_weight, norm_q_eps, kNormQ);
+  HeadOutput k = output(kv_heads, norm_k_weight, norm_k_eps, kNormK);
+  HeadOutput v = output(kv_heads, std::nullopt, 0.0, {});
 
   const int64_t m = rows.in.m, width = inputs.width(), bytes = rows.bytes;
   if (m == 0) return {q.to, k.to, v.to};

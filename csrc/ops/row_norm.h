@@ -25,8 +25,8 @@ class RowNorm {
         eps_(static_cast<float>(eps)) {
     check(norm_ != Norm::none || !(weight.has_value() || bias.has_value()), names.weight, " and ",
           names.bias, " belong to a norm, and ", names.norm, " is 0");
-    check(norm_ != Norm::rms || !bias.has_value(), names.bias, " is given, and the norm of ",
-          names.norm, " = 2 has none");
+    check(norm_ <= Norm::layer || !bias.has_value(), names.bias, " is given, and the norm of ",
+          names.norm, " = ", norm, " has none");
     check(eps >= 0.0, names.eps, " must not be negative, got ", eps);
   }
 
@@ -42,8 +42,9 @@ class RowNorm {
 
  private:
   static Norm checked(int64_t norm, const NormNames& names) {
-    check(norm >= 0 && norm <= static_cast<int64_t>(Norm::rms), names.norm,
-          " must be 0 (none), 1 (layer norm) or 2 (RMS norm), got ", norm);
+    check(norm >= 0 && norm <= static_cast<int64_t>(Norm::rms_plus_one), names.norm,
+          " must be 0 (none), 1 (layer norm), 2 (RMS norm) or 3 (RMS norm times 1 + weight), got ",
+          norm);
     return static_cast<Norm>(norm);
   }
 

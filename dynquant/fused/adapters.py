@@ -25,6 +25,7 @@ class Attention:
         index: the attribute with the number of the layer in the cache.
         rotates: the attribute that says whether the layer applies the rotary embedding that it is
             called with, where some do not.
+        result_norm: the norm after it where `norm` is before it: its input is added behind that.
     """
 
     query: str
@@ -41,6 +42,7 @@ class Attention:
     key_norm: str | None = None
     index: str | None = None
     rotates: str | None = None
+    result_norm: str | None = None
 
     def __post_init__(self):
         if (self.key is None) != (self.value is None):
@@ -62,6 +64,7 @@ class FeedForward:
         activation: a module or a function.
         split: where `up` has the rows of both: "gate_first" or "up_first".
         norm: the norm before (norm_first) or after it, if any.
+        result_norm: as in Attention.
     """
 
     up: str
@@ -70,6 +73,7 @@ class FeedForward:
     gate: str | None = None
     split: str | None = None
     norm: str | None = None
+    result_norm: str | None = None
 
     def __post_init__(self):
         if self.split not in SPLITS:
@@ -184,6 +188,9 @@ class Adapter:
             raise ValueError(
                 "an Adapter needs attention or feed_forward, or both, or linear_block alone"
             )
+        parts = (one for one in (self.attention, self.feed_forward) if one is not None)
+        if any(part.result_norm for part in parts) and self.norm_first is not True:
+            raise ValueError("result_norm: it goes with norm_first=True, which has `norm` before")
         if self.inline:
             self._check_inline()
         if self.sublayers is not None:

@@ -231,7 +231,26 @@ for _model, _prefix, _names, _block in (
         norm_first=True,
         **{**_behind_a_cache, "arguments": _layer_arguments},
     )
+_gemma3_arguments = (
+    *("hidden_states", "position_embeddings", "attention_mask"),
+    *("position_ids", "cache"),
+)
 _attention_module(_of("gemma3", "Gemma3Attention"), _token_normed, **_behind_a_cache)
+_layer(
+    _of("gemma3", "Gemma3DecoderLayer"),
+    _within(
+        "self_attn",
+        _token_normed,
+        core="self_attn",
+        norm="input_layernorm",
+        result_norm="post_attention_layernorm",
+    ),
+    _within(
+        "mlp", _gated, norm="pre_feedforward_layernorm", result_norm="post_feedforward_layernorm"
+    ),
+    norm_first=True,
+    **{**_behind_a_cache, "arguments": _gemma3_arguments},
+)
 _gpt2 = Attention(
     *("c_attn", None, None, "head_dim", "c_proj"), dropout="resid_dropout", **_in_cache
 )

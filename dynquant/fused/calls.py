@@ -8,10 +8,9 @@ from dynquant.fused.caches import own_of, second_of
 from dynquant.fused.growing import updated
 from dynquant.fused.narrowing import Kept, narrowed
 from dynquant.nn.linear import outputs_of
-from dynquant.ops.blocks import ACTIVATIONS
+from dynquant.ops.blocks import ACTIVATIONS, NORMS
 from dynquant.ops.heads import swapped
 
-_NORMS = {"layer": 1, "rms": 2, "rms_plus_one": 2}
 _NO_NORM = (0, None, None, 0.0)
 # The ops' own defaults: each argument that is given costs a call 0.2 microseconds.
 _USUAL_SCHEME = (True, False, 8)
@@ -35,7 +34,7 @@ def norm(norm, x):
     _, weight, bias, eps = _norm(norm)
     if norm.kind == "layer":
         return _ops.layer_norm(x, weight, bias, eps)
-    return _ops.rms_norm(x, weight, eps)
+    return _ops.rms_norm(x, weight, eps, norm.kind == "rms_plus_one")
 
 
 def embedding_sum_arguments(table, type_table, position_table, norm):
@@ -104,9 +103,10 @@ def token_arguments(parts, numbers, before, after, scheme):
     weights = map(weight_of, (found.query, found.key, found.value))
     heads = (_norm(norm) for norm in found.head_norms or (None, None))
     weights_and_eps = chain(*((weight, eps) for _, weight, _, eps in heads))
+    plus_one = any(norm.kind == "rms_plus_one" for norm in found.head_norms)
     return (
         (*chain(*weights), parts.heads, parts.kv_heads),
-        (*weights_and_eps, *_norm(before), *unusual(scheme)),
+        (*weights_and_eps, *_norm(before), *((*scheme, True) if plus_one else unusual(scheme))),
         _attend_arguments(found.output, None, None, after, scheme),
         numbers,
     )
@@ -257,6 +257,8 @@ def weight_of(linear):
 
 def _ends(before, after, scheme):
     """An op's last arguments: norm before, norm after, scheme; without what is default anyway."""
+    if after is not None and after.of_result:
+        return (*_norm(before), *_norm(after), *scheme, True)
     scheme, after = unusual(scheme), _norm(after)
     if scheme or after != _NO_NORM:
         return (*_norm(before), *after, *scheme)
@@ -273,7 +275,4 @@ def _norm(norm):
     if norm is None:
         return _NO_NORM
     parameters = norm.module._parameters
-    weight = parameters.get("weight")
-    if norm.kind == "rms_plus_one":
-        weight = 1 + weight.float()
-    return _NORMS[norm.kind], weight, parameters.get("bias"), norm.eps
+    return NORMS[norm.kind], parameters.get("weight"), parameters.get("bias"), norm.eps

@@ -26,10 +26,11 @@ _FORMULAS = {
 
 
 class Norm(NamedTuple):
-    """kind: what norm_of tells."""
+    """kind: what norm_of tells. of_result: the residual is added behind it."""
 
     kind: str
     module: nn.Module
+    of_result: bool = False
 
     @property
     def eps(self):

@@ -17,6 +17,7 @@ class AttentionParts(NamedTuple):
     """key and value are None where query has the rows of all three.
 
     head_norms: those of query and key, or ().
+    result_norm: of what it gives, before the input is added; in FeedForwardParts as well.
     kv_heads: None where key and value tell it, or have as many heads as the query.
     """
 
@@ -30,6 +31,7 @@ class AttentionParts(NamedTuple):
     dropout: nn.Module | None
     head_norms: tuple[Norm, ...]
     kv_heads: int | None
+    result_norm: Norm | None
 
 
 class FeedForwardParts(NamedTuple):
@@ -42,6 +44,7 @@ class FeedForwardParts(NamedTuple):
     norm: Norm | None
     activation: str
     function: object
+    result_norm: Norm | None
 
 
 class LinearParts(NamedTuple):
@@ -126,8 +129,8 @@ class Parts:
     def _feed_forward(self, module, names):
         function, activation = self._activation(module, names.activation)
         up, gate, down = (self._linear(module, n) for n in (names.up, names.gate, names.down))
-        norm = _norm(module, names.norm)
-        return FeedForwardParts(up, gate, down, names.split, norm, activation, function)
+        norm, last = _norm(module, names.norm), _norm(module, names.result_norm, of_result=True)
+        return FeedForwardParts(up, gate, down, names.split, norm, activation, function, last)
 
     def _linear_block(self, module, names):
         function, activation = None, "none"
@@ -169,7 +172,8 @@ class Parts:
                 raise _Obstacle(f"{name} is {found!r}, not of type {kind.__name__}")
         norm, heads = _norm(module, names.norm), _head_norms(module, names, head_dim)
         kv_heads = names.kv_heads and part_of(module, names.kv_heads)
-        return AttentionParts(*linears, norm, head_dim, core, dropout, heads, kv_heads)
+        last = _norm(module, names.result_norm, of_result=True)
+        return AttentionParts(*linears, norm, head_dim, core, dropout, heads, kv_heads, last)
 
     def _linear(self, module, name):
         if name is None:
@@ -212,9 +216,11 @@ class Parts:
         return bool(getattr(*self._rotates))
 
     def norms(self):
-        found = (self.attention, self.feed_forward, self.linear_block)
-        norms = [part.norm for part in found if part is not None and part.norm is not None]
-        return norms if self.attention is None else [*norms, *self.attention.head_norms]
+        found = [self.attention, self.feed_forward, self.linear_block]
+        norms = [part.norm for part in found if part is not None]
+        norms += [part.result_norm for part in found[:2] if part is not None]
+        norms += self.attention.head_norms if self.attention is not None else ()
+        return [norm for norm in norms if norm is not None]
 
     def activations(self):
         """(function, the name of what it computes) of each."""
@@ -309,14 +315,14 @@ def _runs_without_cache(adapter, attention):
     return adapter.cross is not None or not getattr(attention.core, "is_causal", True)
 
 
-def _norm(module, name):
+def _norm(module, name, of_result=False):
     if name is None:
         return None
     part = part_of(module, name)
     kind = norm_of(part) if isinstance(part, nn.Module) else None
     if kind is None:
         raise _Obstacle(f"{name} is not a known norm")
-    return Norm(kind, part) if kind else None
+    return Norm(kind, part, of_result) if kind else None
 
 
 def _heads_of(attention):
@@ -350,4 +356,6 @@ def _head_norms(module, names, head_dim):
     for name, norm in zip(given, found, strict=True):
         if norm is None or norm.kind == "layer" or norm.size != head_dim:
             raise _Obstacle(f"{name} is not an RMS norm of {head_dim} values")
+    if len({norm.kind for norm in found}) > 1:
+        raise _Obstacle(f"{' and '.join(given)} are norms of two kinds")
     return found

@@ -77,14 +77,15 @@ class Plan:
         first = parts.adapter.norm_first
         self._norm_first = getattr(module, first) if isinstance(first, str) else first
 
-        def ends(norm):
-            return *self.around(norm), parts.scheme
+        def ends(norm, result_norm=None):
+            before, after = self.around(norm)
+            return before, result_norm or after, parts.scheme
 
         self.attention = self.token = self.cross = self.fixed = None
         self.feed_forward = self.linear_block = None
         if parts.attention is not None:
             numbers = numbers_of(module, parts)
-            around = numbers, *ends(parts.attention.norm)
+            around = numbers, *ends(parts.attention.norm, parts.attention.result_norm)
             if parts.attention.output is not None and parts.runs_without_cache:
                 self.attention = calls.attention_arguments(parts, *around)
             if parts.adapter.cache is not None:
@@ -92,9 +93,9 @@ class Plan:
             if parts.adapter.cross is not None:
                 self.cross = calls.cross_arguments(parts, *around)
         if parts.feed_forward is not None:
-            *layers, split, norm, activation, _ = parts.feed_forward
+            *layers, split, norm, activation, _, result_norm = parts.feed_forward
             self.feed_forward = calls.feed_forward_arguments(
-                *layers, activation, split, *ends(norm)
+                *layers, activation, split, *ends(norm, result_norm)
             )
         if parts.linear_block is not None:
             linear, norm, activation, _ = parts.linear_block
@@ -106,8 +107,6 @@ class Plan:
 
     def keep(self, module, parts):
         """Watches what the arguments were taken from."""
-        if any(norm.kind == "rms_plus_one" for norm in parts.norms()):
-            return  # its weight is computed from one that may be written to
         if any(one._forward_hooks or one._forward_pre_hooks for _, _, one in parts.children()):
             return  # whether they do anything is asked at each call
         watched = Watched()

@@ -151,6 +151,7 @@ def _(
     per_token=True,
     symmetric=False,
     activation_bits=8,
+    residual_last=False,
 ):
     """Self attention in one call: projections, heads, output projection, residual and norm.
 
@@ -171,9 +172,11 @@ def _(
         cos, sin: as in rotary, or None.
         residual: [B, L, N] of x's dtype, or None.
         norm_before, norm_before_weight, norm_before_bias, norm_before_eps: 0 none, 1 layer norm, 2
-            RMS norm over K, with their arguments as in layer_norm and rms_norm.
+            RMS norm over K, 3 the same times 1 + weight, with their arguments as in layer_norm and
+            rms_norm.
         norm_after, norm_after_weight, norm_after_bias, norm_after_eps: the same over N.
         per_token, symmetric, activation_bits: as in linear_dynamic, for the four projections.
+        residual_last: the residual is added behind norm_after, and not in front of it.
 
     Returns:
         [B, L, N] in x's dtype.

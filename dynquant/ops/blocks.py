@@ -27,7 +27,7 @@ ACTIVATIONS = {
     "tanh": 7,
 }
 # The numbers of the arguments norm_before and norm_after.
-NORMS = {"none": 0, "layer": 1, "rms": 2}
+NORMS = {"none": 0, "layer": 1, "rms": 2, "rms_plus_one": 3}
 
 
 def _check_activation(name, function):
@@ -108,15 +108,14 @@ def _(x, weight=None, bias=None, eps=1e-5):
 
 
 @fake("rms_norm")
-def _(x, weight=None, eps=1e-6):
+def _(x, weight=None, eps=1e-6, plus_one=False):
     """x / sqrt(mean of squares + eps) * weight over the last dimension, in fp32.
-
-    For a norm that multiplies by 1 + w, give that as weight.
 
     Args:
         x: fp32, bf16 or fp16 [..., K], any strides.
         weight: fp32, bf16 or fp16 [K], or None.
         eps: not negative.
+        plus_one: multiplies by 1 + weight, in fp32, as Gemma's norms do.
 
     Returns:
         A tensor of x's shape and dtype, contiguous.
@@ -155,8 +154,8 @@ def check_norm(name, norm, weight, bias, eps, n):
         lambda: f"{name}_weight and {name}_bias belong to a norm, and {name} is 0",
     )
     torch._check(
-        norm != NORMS["rms"] or bias is None,
-        lambda: f"{name}_bias is given, and the norm of {name} = 2 has none",
+        norm <= NORMS["layer"] or bias is None,
+        lambda: f"{name}_bias is given, and the norm of {name} = {norm} has none",
     )
     check_norm_parts(n, eps, weight, bias, f"{name}_")
 
@@ -209,8 +208,8 @@ def _(
         type_indices: int64 or int32 [..., L]; without them, every type is the first.
         type_table: [T, K] of table's dtype, or None.
         position_table: [at least L, K] likewise.
-        norm, norm_weight, norm_bias, norm_eps: 0 none, 1 layer norm, 2 RMS norm over K, with their
-            arguments as in layer_norm and rms_norm.
+        norm, norm_weight, norm_bias, norm_eps: 0 none, 1 layer norm, 2 RMS norm over K, 3 the same
+            times 1 + weight, with their arguments as in layer_norm and rms_norm.
 
     Returns:
         [..., L, K] in table's dtype.
@@ -271,6 +270,7 @@ def _(
     per_token=True,
     symmetric=False,
     activation_bits=8,
+    residual_last=False,
 ):
     """norm_after(residual + activation(linear(norm_before(x)))), all of it in one call.
 
@@ -283,9 +283,11 @@ def _(
         activation: as `function` of the op activation.
         residual: [..., N] of x's dtype, or None.
         norm_before, norm_before_weight, norm_before_bias, norm_before_eps: 0 none, 1 layer norm, 2
-            RMS norm over K, with their arguments as in layer_norm and rms_norm.
+            RMS norm over K, 3 the same times 1 + weight, with their arguments as in layer_norm and
+            rms_norm.
         norm_after, norm_after_weight, norm_after_bias, norm_after_eps: the same over N.
         per_token, symmetric, activation_bits: as in linear_dynamic.
+        residual_last: the residual is added behind norm_after, and not in front of it.
 
     Returns:
         [..., N] in x's dtype.
@@ -328,6 +330,7 @@ def _(
     per_token=True,
     symmetric=False,
     activation_bits=8,
+    residual_last=False,
 ):
     """norm_after(residual + down(activation(up(norm_before(x))))), all of it in one call.
 
@@ -344,9 +347,11 @@ def _(
             where it holds them the other way round.
         residual: [..., N] of x's dtype, or None.
         norm_before, norm_before_weight, norm_before_bias, norm_before_eps: 0 none, 1 layer norm, 2
-            RMS norm over K, with their arguments as in layer_norm and rms_norm.
+            RMS norm over K, 3 the same times 1 + weight, with their arguments as in layer_norm and
+            rms_norm.
         norm_after, norm_after_weight, norm_after_bias, norm_after_eps: the same over N.
         per_token, symmetric, activation_bits: as in linear_dynamic.
+        residual_last: the residual is added behind norm_after, and not in front of it.
 
     Returns:
         [..., N] in x's dtype.

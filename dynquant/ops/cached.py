@@ -37,6 +37,7 @@ def _(
     per_token=True,
     symmetric=False,
     activation_bits=8,
+    heads_plus_one=False,
 ):
     """The heads of query, key and value, for an attention whose earlier tokens are in a cache.
 
@@ -50,8 +51,10 @@ def _(
         norm_q_weight, norm_q_eps, norm_k_weight, norm_k_eps: where a weight is given, fp32, bf16 or
             fp16 [D], an RMS norm of each head of query or key, before they are turned.
         norm_before, norm_before_weight, norm_before_bias, norm_before_eps: 0 none, 1 layer norm, 2
-            RMS norm over K, with their arguments as in layer_norm and rms_norm.
+            RMS norm over K, 3 the same times 1 + weight, with their arguments as in layer_norm and
+            rms_norm.
         per_token, symmetric, activation_bits: as in linear_dynamic.
+        heads_plus_one: the norms of heads multiply by 1 + weight.
 
     Returns:
         query [B, L, heads, D], key and value [B, L, kv_heads, D] in x's dtype, contiguous.
@@ -102,6 +105,7 @@ def _(
     per_token=True,
     symmetric=False,
     activation_bits=8,
+    residual_last=False,
 ):
     """Attention to keys and values that are there already, a cache's, to its end in one call.
 
@@ -121,9 +125,11 @@ def _(
         key_scale, value_scale: [B, KV, S], otherwise as in scaled_dot_product.
         residual: [B, L, N] of x's dtype, or None.
         norm_before, norm_before_weight, norm_before_bias, norm_before_eps: 0 none, 1 layer norm, 2
-            RMS norm over K, with their arguments as in layer_norm and rms_norm; with packed_q.
+            RMS norm over K, 3 the same times 1 + weight, with their arguments as in layer_norm and
+            rms_norm; with packed_q.
         norm_after, norm_after_weight, norm_after_bias, norm_after_eps: the same over N.
         per_token, symmetric, activation_bits: as in linear_dynamic, for the projections.
+        residual_last: the residual is added behind norm_after, and not in front of it.
 
     Returns:
         [B, L, N] in x's dtype.

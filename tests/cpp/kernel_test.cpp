@@ -617,7 +617,7 @@ void test_norm_rows(const Kernels& kernels, const std::vector<float>& x,
     rows.push_back(x[static_cast<size_t>(i * 7 % n)]);
     residual.push_back(x[static_cast<size_t>(i * 5 % n)] * 0.5f);
   }
-  for (Norm norm : {Norm::none, Norm::layer, Norm::rms}) {
+  for (Norm norm : {Norm::none, Norm::layer, Norm::rms, Norm::rms_plus_one}) {
     for (bool adds : {false, true}) {
       const float* bias = norm == Norm::layer ? weight.data() : nullptr;
       const auto args = [&](const float* from, int64_t first, float* to, int64_t count) {
