@@ -163,6 +163,10 @@ def test_one_that_is_another_is_left_alone():
     ("options", "message"),
     [
         ({"feed_forward": NAMES, "residual": True}, "without norm and residual"),
+        (
+            {"feed_forward": FeedForward("a", "b", "c", result_norm="d"), "norm_first": True},
+            "without norm and residual",
+        ),
         ({"attention": Attention("q", "k", "v", "d")}, "goes with feed_forward alone"),
         ({"feed_forward": FeedForward("a.b", "c", "d")}, "attributes of the block itself"),
         ({"feed_forward": FeedForward("a", "b", "c", gate="d")}, "attributes of the block itself"),

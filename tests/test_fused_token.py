@@ -26,12 +26,14 @@ import dynquant
 from dynquant.fused import Adapter, Attention, register
 
 CONFIG = {**TEXT, "num_key_value_heads": 2, "head_dim": 12}
+GEMMA3 = {**CONFIG, "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8}
 GPT2 = {"n_embd": 48, "n_layer": 2, "n_head": 4, "vocab_size": 99, "n_positions": 40}
 # Qwen 3 has norms of heads, Gemma adds 1 to the weights of norms, Gemma 3 has both, and norms of
 # what its attention and its feed-forward block give. Phi-3 and GPT-2 have one linear layer for
 # query, key and value. The second layer of SmolLM3 has no rotary embedding.
 MODELS = {
-    **dict.fromkeys(("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma3Text", "Phi3"), CONFIG),
+    **dict.fromkeys(("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Phi3"), CONFIG),
+    "Gemma3Text": GEMMA3,
     "GPT2": GPT2,
     "SmolLM3": {**CONFIG, "no_rope_layers": [1, 0]},
 }
@@ -196,8 +198,21 @@ def test_generate(options):
     assert_same(found, quantized.generate(prompt, attention_mask=mask, **options))
 
 
-def test_16_bits():
-    model = randomized(small("Llama", CONFIG)).bfloat16()
+def test_generate_behind_a_window():
+    import transformers
+
+    model = transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**GEMMA3))
+    quantized, model = fused(model)
+    mask = torch.ones_like(PROMPT)
+    mask[0, :2] = 0
+    options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+    found = model.generate(PROMPT, attention_mask=mask, **options)
+    assert_same(found, quantized.generate(PROMPT, attention_mask=mask, **options))
+
+
+@pytest.mark.parametrize("name", ["Llama", "Gemma3Text"])
+def test_16_bits(name):
+    model = randomized(small(name, MODELS[name])).bfloat16()
     quantized = dynquant.quantize_dynamic(model)
     model = dynquant.fuse(quantized)
     found, cache, ops = after_prompt(model)
@@ -305,6 +320,34 @@ def test_another_epsilon_of_the_heads_is_noticed(names):
     assert_close(model, quantized)
 
 
+GEMMA3_NORMS = (
+    *("input_layernorm", "self_attn.q_norm", "self_attn.k_norm", "post_attention_layernorm"),
+    *("pre_feedforward_layernorm", "post_feedforward_layernorm"),
+)
+
+
+@pytest.mark.parametrize("name", GEMMA3_NORMS)
+def test_a_change_of_a_norm_is_noticed(name):
+    quantized, model = fused(small("Gemma3Text", GEMMA3))
+    before = after_prompt(model)[0][0]
+    for one in (model, quantized):
+        norm = one.layers[0].get_submodule(name)
+        norm.eps = 0.5
+    assert_close(model, quantized)
+    for one in (model, quantized):
+        norm = one.layers[0].get_submodule(name)
+        norm.weight = nn.Parameter(norm.weight.flip(0), requires_grad=False)
+    found, _, ops = after_prompt(model)
+    assert runs_as_ops(ops) and decibels(found[0], before) < 60
+    assert_close(model, quantized)
+    handle = (
+        model.layers[0].get_submodule(name).register_forward_hook(lambda *seen: seen[2].flip(-1))
+    )
+    assert decibels(after_prompt(model)[0][0], found[0]) < 60
+    handle.remove()
+    assert_same(after_prompt(model)[0][0], found[0])
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
 def test_copies(made, copied):
     _, model = made
@@ -317,7 +360,7 @@ def test_copies(made, copied):
 @pytest.mark.parametrize("name", ["Gemma", "Gemma3Text"])
 def test_a_write_to_the_weight_of_a_norm(name):
     """What a layer is called with is kept, and a norm's weight is read at each call."""
-    quantized, model = fused(small(name, CONFIG))
+    quantized, model = fused(small(name, MODELS[name]))
     before = after_prompt(model)[0][0]
     assert model.layers[0]._parts.plan is not None
     for one in (model, quantized):

@@ -26,13 +26,13 @@
 // reduce_adds does so for each of kLanes registers and gives the register of what they leave.
 // is_negative reads the sign bit, with_sign_of(a, b) is a's magnitude with b's sign bit, and
 // power_of_two(n) is 2^n for n in -126..127, 0 for -127, and any value for other n.
-// least_magnitude(a, b) is min of both without their signs, where b is not NaN. from_nearest(x) is
-// what x, of less than 2^22, has beyond the nearest whole number, the even one of two.
-// lookup(table, x) takes from kTableEntries floats, aligned to 32 bytes, those whose numbers are
-// the lowest bits of x's lanes. store_bytes stores the lowest byte of each lane, high_byte moves
-// the one above it there. store_saturated stores the lanes of two or four registers limited to
-// 0..255, or, signed, to -128..127. load_nibbles(p, i) takes four bits each, from number i of those
-// at p, the lower of a byte first; i is even unless kLanes is 1. kLanes divides 16.
+// least_magnitude(a, b) is min of both without their signs, where b is no NaN and a no signaling
+// one. from_nearest(x) is what x, of less than 2^22, has beyond the nearest whole number, the even
+// one of two. lookup(table, x) takes from kTableEntries floats, aligned to 32 bytes, those whose
+// numbers are the lowest bits of x's lanes. store_bytes stores the lowest byte of each lane,
+// high_byte moves the one above it there. store_saturated stores the lanes of two or four registers
+// limited to 0..255, or, signed, to -128..127. load_nibbles(p, i) takes four bits each, from number
+// i of those at p, the lower of a byte first; i is even unless kLanes is 1. kLanes divides 16.
 #pragma once
 
 #include <math.h>

@@ -207,7 +207,7 @@ class Adapter:
 
     def _check_inline(self):
         block = self.feed_forward
-        if self.attention is not None or block is None or self.residual or block.norm:
+        if self.attention is not None or block is None or self.residual or _has_norm(block):
             raise ValueError("inline: it goes with feed_forward alone, without norm and residual")
         if block.gate or block.split or any("." in name for name in self.names()):
             raise ValueError("inline: up, activation and down are attributes of the block itself")
@@ -250,6 +250,10 @@ class Adapter:
         found = [name for key, name in items if key not in _NO_NAMES]
         found += [self.whole, self.norm_first]
         return [name for name in found if isinstance(name, str) and name]
+
+
+def _has_norm(part):
+    return bool(part.norm or part.result_norm)
 
 
 def _goes_with_a_cache(attention):

@@ -51,7 +51,9 @@ def _settings(parts, attention):
         return None
     if dense.gate is not None or dense.split is not None:
         return None
-    if len(norms) != 2 or {norm.kind for norm in norms} != {"layer"}:
+    if heads.norm is None or dense.norm is None or len(norms) != 2:
+        return None
+    if {norm.kind for norm in norms} != {"layer"}:
         return None
     epsilons = {norm.eps for norm in norms}
     if len(epsilons) != 1:

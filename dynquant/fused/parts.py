@@ -264,12 +264,15 @@ class Parts:
 
     def can_call_linears(self):
         """Whether the attention can be made of calls of its linear layers, whatever they are."""
-        if self.attention is None or self.attention.norm or self.feed_forward is not None:
+        found = self.attention
+        if found is None or self.feed_forward is not None:
+            return False
+        if found.norm or found.result_norm or self.adapter.residual:
             return False
         called = {id(one) for part in self.linears.values() for one in part.modules()}
-        called |= {id(norm.module) for norm in self.attention.head_norms}
+        called |= {id(norm.module) for norm in found.head_norms}
         called |= {id(one) for one in self._embeddings()}
-        return not self.disturbance(called | {id(self.attention.dropout)})
+        return not self.disturbance(called | {id(found.dropout)})
 
 
 class _Obstacle(Exception):

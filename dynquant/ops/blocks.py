@@ -235,8 +235,7 @@ def _(
             type_indices.shape == indices.shape,
             lambda: f"type_indices must have the shape of indices, got {list(type_indices.shape)}",
         )
-    torch._check(norm in NORMS.values(), lambda: f"norm must be one of {NORMS}, got {norm}")
-    check_norm_parts(table.shape[1], norm_eps, norm_weight, norm_bias, "norm_")
+    check_norm("norm", norm, norm_weight, norm_bias, norm_eps, table.shape[1])
     return table.new_empty((*indices.shape, table.shape[1]))
 
 

@@ -663,6 +663,17 @@ void test_rows_of_blocks(const Kernels& kernels, int64_t n, std::mt19937& random
   check_rows(
       y, [&](int64_t i) { return distance[i] * inverse * weight[i] + bias[i]; }, "layer norm");
 
+  std::vector<float> own_squares;
+  for (float value : x) own_squares.push_back(value * value);
+  const float factor = 1.0f / std::sqrt(row_sum(own_squares) / count + 0.25f);
+  for (Norm norm : {Norm::rms, Norm::rms_plus_one}) {
+    kernels.norm({norm, Dtype::f32, x.data(), nullptr, n, weight.data(), nullptr, 0.25f, y.data()});
+    const auto expected = [&](int64_t i) {
+      return x[i] * factor * (norm == Norm::rms ? weight[i] : 1.0f + weight[i]);
+    };
+    check_rows(y, expected, "RMS norm");
+  }
+
   float most = -INFINITY;
   for (float value : x) most = std::fmax(most, value);
   std::vector<float> p;
