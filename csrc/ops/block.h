@@ -137,7 +137,6 @@ class BlockRows {
         scheme(ends.scheme),
         before_(std::move(ends.before)),
         after_(std::move(ends.after)),
-        sum_(0, std::nullopt, std::nullopt, 0.0, n),
         residual_last_(ends.residual_last),
         row_bytes_(n * bytes),
         shape_(leading_shape(x, n)) {
@@ -218,7 +217,10 @@ class BlockRows {
                  row_bytes_);
     };
     apply(after_, residual_last_ ? nullptr : residual);
-    if (residual_last_) apply(sum_, residual);
+    constexpr int64_t kNone = 0;  // a norm that adds the residual alone
+    if (residual_last_) {
+      apply(RowNorm(kNone, std::nullopt, std::nullopt, 0.0, row_bytes_ / bytes), residual);
+    }
   }
   void finish_all() const {
     if (ends_plain()) return;
@@ -247,7 +249,6 @@ class BlockRows {
   bool ends_plain() const { return !residual_.has_value() && after_.is_none(); }
 
   const RowNorm before_, after_;
-  const RowNorm sum_;  // a residual alone
   const bool residual_last_;
   const int64_t row_bytes_;
   std::optional<Rows> residual_;

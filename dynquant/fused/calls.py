@@ -106,7 +106,7 @@ def token_arguments(parts, numbers, before, after, scheme):
     plus_one = any(norm.kind == "rms_plus_one" for norm in found.head_norms)
     return (
         (*chain(*weights), parts.heads, parts.kv_heads),
-        (*weights_and_eps, *_norm(before), *((*scheme, True) if plus_one else unusual(scheme))),
+        (*weights_and_eps, *_norm(before), *unusual(scheme, plus_one)),
         _attend_arguments(found.output, None, None, after, scheme),
         numbers,
     )
@@ -257,17 +257,18 @@ def weight_of(linear):
 
 def _ends(before, after, scheme):
     """An op's last arguments: norm before, norm after, scheme; without what is default anyway."""
-    if after is not None and after.of_result:
-        return (*_norm(before), *_norm(after), *scheme, True)
-    scheme, after = unusual(scheme), _norm(after)
+    residual_last = after is not None and after.of_result
+    scheme, after = unusual(scheme, residual_last), _norm(after)
     if scheme or after != _NO_NORM:
         return (*_norm(before), *after, *scheme)
     before = _norm(before)
     return () if before == _NO_NORM else before
 
 
-def unusual(scheme):
-    """Nothing where the ops quantize by themselves like that."""
+def unusual(scheme, flag=False):
+    """The scheme, and what is behind it where that is True; nothing where both are the ops' own."""
+    if flag:
+        return (*scheme, True)
     return () if scheme == _USUAL_SCHEME else scheme
 
 
