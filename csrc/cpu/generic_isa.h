@@ -4,7 +4,7 @@
 // What the algorithms require of an Isa:
 //   kLanes           32-bit lanes of a register
 //   kTileRows        rows of a tile, at most
-//   kLongTileRows    the same where K is long and the weight outgrows the L2 cache
+//   kLongTileRows    the same where K is long, the weight outgrows the L2 cache and rows are few
 //   kRegisters       registers that a tile may spend in all
 //   kTemporaries     registers that a product takes beside its operands and its sum
 //   kGroupBytes      bytes of a row's four k as `stage` lays them and `load_activation` reads them

@@ -1,0 +1,24 @@
+// What the system tells of a core's caches.
+#pragma once
+
+#include <stdint.h>
+#include <unistd.h>
+
+namespace dynquant {
+
+#if defined(_SC_LEVEL1_DCACHE_SIZE)
+constexpr int kL1Bytes = _SC_LEVEL1_DCACHE_SIZE, kL2Bytes = _SC_LEVEL2_CACHE_SIZE;
+#else
+constexpr int kL1Bytes = -1, kL2Bytes = -1;  // names that no system knows
+#endif
+
+namespace {
+
+// How much one holds, or `usual` where the system does not know.
+inline int64_t bytes_or(int name, int64_t usual) {
+  const int64_t bytes = sysconf(name);
+  return bytes > 0 ? bytes : usual;
+}
+
+}  // namespace
+}  // namespace dynquant
