@@ -169,6 +169,24 @@ class TestRuns:
         assert dynquant.fused_blocks(model) == {"0": ""}
         assert isinstance(model[0], Tower) and type(model[1]) is Other
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    def test_an_rms_norm_without_an_epsilon(self, dtype):
+        """Torch takes that of fp32 then, for whatever dtype: in time, a cast changes nothing."""
+        x = (1e-4 * X).to(dtype)
+        given = randomized(nn.Sequential(nn.Linear(24, 40, bias=False), nn.RMSNorm(40)))
+        cast = fused(copy.deepcopy(given).to(dtype))
+        late = fused(given)
+        run(late[1])
+        for quantized, model in (cast, [one.to(dtype) for one in late]):
+            assert ops_of(model, x) == ["linear_block"]
+            assert decibels(run(model, x), run(quantized, x)) > 40
+
+    @pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
+    def test_a_norm_with_another_dtype_is_left_alone(self, norm):
+        quantized = dynquant.quantize_dynamic(nn.Sequential(nn.Linear(24, 40), norm(40).double()))
+        with pytest.warns(UserWarning, match="no block of the model is known"):
+            assert type(dynquant.fuse(quantized)) is nn.Sequential
+
     def test_a_norm_of_another_width_is_left_alone(self):
         quantized = dynquant.quantize_dynamic(nn.Sequential(nn.Linear(24, 40), nn.LayerNorm(8)))
         with pytest.warns(UserWarning, match="the model: could not be compared"):

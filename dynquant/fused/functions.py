@@ -65,6 +65,8 @@ def norm_of(module):
         return None if has_others_for_parameters(module) else module._settings[0]
     if type(module) is nn.Identity:
         return ""
+    if any(one.dtype not in _FLOATS for one in module.parameters()):
+        return None
     if type(module) is nn.LayerNorm:
         return "layer" if len(module.normalized_shape) == 1 else None
     weight = module._parameters.get("weight")
@@ -90,7 +92,7 @@ def epsilon_of(norm):
     own = norm.__dict__
     found = own.get("eps", own.get("variance_epsilon"))
     if found is None and isinstance(norm, nn.RMSNorm):
-        return torch.finfo(torch.float32 if norm.weight is None else norm.weight.dtype).eps
+        return torch.finfo(torch.float32).eps  # torch takes it for the narrower dtypes as well
     return found
 
 
