@@ -29,11 +29,15 @@ CONFIG = {**TEXT, "num_key_value_heads": 2, "head_dim": 12}
 GEMMA3 = {**CONFIG, "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8}
 GPT2 = {"n_embd": 48, "n_layer": 2, "n_head": 4, "vocab_size": 99, "n_positions": 40}
 # Qwen 3 has norms of heads, Gemma adds 1 to the weights of norms, Gemma 3 has both, and norms of
-# what its attention and its feed-forward block give. Phi-3 and GPT-2 have one linear layer for
+# what its attention and its feed-forward block give. OLMo and Exaone 4 have these without norms
+# before them; a norm of OLMo's is of all heads together. Phi-3 and GPT-2 have one linear layer for
 # query, key and value. The second layer of SmolLM3 has no rotary embedding.
 MODELS = {
     **dict.fromkeys(("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Phi3"), CONFIG),
     "Gemma3Text": GEMMA3,
+    "Olmo2": CONFIG,
+    "Olmo3": GEMMA3,
+    "Exaone4": {**CONFIG, "sliding_window": None, "layer_types": 2 * ["full_attention"]},
     "GPT2": GPT2,
     "SmolLM3": {**CONFIG, "no_rope_layers": [1, 0]},
 }

@@ -1,5 +1,7 @@
 """rotary, scaled_dot_product and attention: the reference, torch's own, the parts, and masks."""
 
+import re
+
 import numpy as np
 import pytest
 import reference_float
@@ -251,12 +253,18 @@ def projected(x, parts, count, kv, cos, sin, head_norms, before, schemes, plus_o
         q, k, v = q.split([count * dim, kv * dim, kv * dim], -1)
     q, k, v = (part.unflatten(-1, (heads, -1)) for part, heads in ((q, count), (k, kv), (v, kv)))
     q, k = (
-        part if weight is None else ops.rms_norm(part, weight, eps, plus_one)
+        part if weight is None else normalized_heads(part, weight, eps, plus_one)
         for part, (weight, eps) in zip((q, k), head_norms, strict=True)
     )
     if cos is not None:
         q, k = ops.rotary(q, cos, sin), ops.rotary(k, cos, sin)
     return q, k, v
+
+
+def normalized_heads(heads, weight, eps, plus_one):
+    """An RMS norm of each head, or of all heads together."""
+    rows = heads if weight.shape[0] == heads.shape[-1] else heads.flatten(2)
+    return ops.rms_norm(rows, weight, eps, plus_one).view_as(heads)
 
 
 def composed(
@@ -277,6 +285,12 @@ def drawn_angles(rng, batch, rows, dim, dtype):
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
+def drawn_weight_of_heads(rng, count, dim):
+    """That of a norm of each head, of one of all heads, or None."""
+    size = rng.choice([0, dim, count * dim], p=[0.4, 0.3, 0.3])
+    return torch.from_numpy(rng.random(size).astype(np.float32)) if size else None
+
+
 @settings(max_examples=30)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_query_key_value_is_its_parts(isa, threads, seed):  # noqa: F811
@@ -288,8 +302,7 @@ def test_query_key_value_is_its_parts(isa, threads, seed):  # noqa: F811
     parts = attention_weights(rng, count, kv, dim, k, k, bool(rng.random() < 0.4))[:9]
     cos, sin = drawn_angles(rng, batch, rows, dim, dtype)
     norms = [
-        (None if rng.random() < 0.5 else torch.from_numpy(rng.random(dim).astype(np.float32)), eps)
-        for eps in (1e-5, 0.5)
+        (drawn_weight_of_heads(rng, each, dim), eps) for each, eps in ((count, 1e-5), (kv, 0.5))
     ]
     before, schemes = drawn_norm(rng, k), drawn_scheme(rng)
     ends, plus_one = (*before, *schemes), bool(rng.random() < 0.5)
@@ -300,6 +313,18 @@ def test_query_key_value_is_its_parts(isa, threads, seed):  # noqa: F811
     for one, other in zip(found, expected, strict=True):
         assert one.is_contiguous()
         assert_same(one, other)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("part, size, sizes", [("q", 16, "[8] or [32]"), ("k", 32, "[8] or [16]")])
+def test_a_norm_of_heads_of_another_size(device, part, size, sizes):
+    rng = np.random.default_rng(0)
+    parts = attention_weights(rng, 4, 2, 8, 9, 9, together=False)[:9]
+    given = torch.randn(1, 2, 9), *parts, torch.ones(size)
+    x, *parts, weight = (one if one is None else one.to(device) for one in given)
+    wanted = f"norm_{part}_weight must have the shape {sizes}, got [{size}]"
+    with pytest.raises(RuntimeError, match=re.escape(wanted)):
+        ops.query_key_value(x, *parts, 4, 2, **{f"norm_{part}_weight": weight})
 
 
 @pytest.mark.parametrize("integers", [False, True])

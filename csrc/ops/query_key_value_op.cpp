@@ -4,21 +4,22 @@
 namespace dynquant {
 namespace {
 
-// Where a head of query, key or value goes, and the norm of it on the way.
+// Where the heads of query, key or value go, and their norm on the way: of rows of `normed` values.
 struct HeadOutput {
-  int64_t heads, dim;
+  int64_t heads, dim, normed;
   RowNorm norm;
   Tensor to;
 
   // From the heads next to each other at `from` to row m.
   template <class Turn>
   void take(const BlockRows& rows, const char* from, int64_t m, const Turn& turn) {
-    const int64_t bytes = dim * rows.bytes;
+    const int64_t bytes = dim * rows.bytes, normed_bytes = normed * rows.bytes;
     char* row = static_cast<char*>(to.mutable_data_ptr()) + m * heads * bytes;
     if (norm.is_none()) {
       std::copy(from, from + heads * bytes, row);
     } else {
-      norm.apply(rows.kernels, rows.dtype, from, nullptr, row, heads, bytes, 0, bytes);
+      norm.apply(rows.kernels, rows.dtype, from, nullptr, row, heads * dim / normed, normed_bytes,
+                 0, normed_bytes);
     }
     for (int64_t h = 0; h < heads; ++h) turn(row + h * bytes);
   }
@@ -27,12 +28,23 @@ struct HeadOutput {
 constexpr NormNames kNormQ = {"norm_q", "norm_q_weight", "norm_q_bias", "norm_q_eps"};
 constexpr NormNames kNormK = {"norm_k", "norm_k_weight", "norm_k_bias", "norm_k_eps"};
 
-// An RMS norm of heads where it has a weight.
-RowNorm norm_of_heads(const std::optional<Tensor>& weight, double eps, bool plus_one, int64_t dim,
+// How many values an RMS norm of heads goes over: those of each, or where its weight is as long,
+// of all together.
+int64_t normed_values(const std::optional<Tensor>& weight, int64_t heads, int64_t dim,
+                      const NormNames& names) {
+  if (!weight.has_value()) return dim;
+  const int64_t all = heads * dim, given = weight->dim() == 1 ? weight->size(0) : 0;
+  check(given == dim || given == all, names.weight, " must have the shape [", dim, "] or [", all,
+        "], got ", ShapeOf(*weight));
+  return given;
+}
+
+// An RMS norm where it has a weight.
+RowNorm norm_of_heads(const std::optional<Tensor>& weight, double eps, bool plus_one, int64_t n,
                       const NormNames& names) {
   const Norm given = plus_one ? Norm::rms_plus_one : Norm::rms;
   const Norm norm = weight.has_value() ? given : Norm::none;
-  return RowNorm(static_cast<int64_t>(norm), weight, std::nullopt, eps, dim, names);
+  return RowNorm(static_cast<int64_t>(norm), weight, std::nullopt, eps, n, names);
 }
 
 }  // namespace
@@ -61,8 +73,9 @@ std::tuple<Tensor, Tensor, Tensor> query_key_value(
   const AttentionShape& shape = inputs.shape();
   const auto output = [&](int64_t count, const std::optional<Tensor>& weight, double eps,
                           const NormNames& names) {
-    return HeadOutput{count, shape.dim,
-                      norm_of_heads(weight, eps, heads_plus_one, shape.dim, names),
+    const int64_t normed = normed_values(weight, count, shape.dim, names);
+    return HeadOutput{count, shape.dim, normed,
+                      norm_of_heads(weight, eps, heads_plus_one, normed, names),
                       empty({shape.batch, shape.rows, count, shape.dim}, rows.type)};
   };
   HeadOutput q = output(heads, norm_q_weight, norm_q_eps, kNormQ);

@@ -20,12 +20,13 @@ class Attention:
         norm: the norm before (norm_first) or after it, if any.
         dropout: what is called with the result of the output projection, if it is a module.
         scale: the attribute with what the scores are multiplied by; 1 / sqrt(head_dim) without it.
-        query_norm, key_norm: RMS norms of each head, if any. They go with a cache alone, as the
-            next two do.
+        query_norm, key_norm: RMS norms of each head, or of all heads together, if any. They go with
+            a cache alone, as the next two do.
         index: the attribute with the number of the layer in the cache.
         rotates: the attribute that says whether the layer applies the rotary embedding that it is
             called with, where some do not.
-        result_norm: the norm after it where `norm` is before it: its input is added behind that.
+        result_norm: the norm after it in a block with norm_first, where `norm`, if any, is before
+            it: its input is added behind that.
     """
 
     query: str

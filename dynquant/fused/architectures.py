@@ -231,6 +231,26 @@ for _model, _prefix, _names, _block in (
         norm_first=True,
         **{**_behind_a_cache, "arguments": _layer_arguments},
     )
+# No norm before the attention or the feed-forward block, and one of what it gives. With a sliding
+# window, Exaone rotates in the layers alone that have it.
+for _model, _prefix, _without in (
+    ("olmo2", "Olmo2", None),
+    ("olmo3", "Olmo3", None),
+    ("exaone4", "Exaone4", "sliding_window"),
+):
+    _attention_module(
+        _of(_model, f"{_prefix}Attention"), _token_normed, whole=_without, **_behind_a_cache
+    )
+    _layer(
+        _of(_model, f"{_prefix}DecoderLayer"),
+        _within(
+            "self_attn", _token_normed, core="self_attn", result_norm="post_attention_layernorm"
+        ),
+        _within("mlp", _gated, result_norm="post_feedforward_layernorm"),
+        norm_first=True,
+        whole=_without and f"self_attn.{_without}",
+        **{**_behind_a_cache, "arguments": _layer_arguments},
+    )
 _gemma3_arguments = (
     *("hidden_states", "position_embeddings", "attention_mask"),
     *("position_ids", "cache"),

@@ -202,9 +202,7 @@ def attention_in_parts(parts, call, integers, numbers):
         projected = outputs_of((found.query, found.key, found.value), call.x)
     query, key, value = (each.unflatten(-1, (-1, found.head_dim)) for each in projected)
     if found.head_norms:
-        query, key = (
-            norm.module(heads) for norm, heads in zip(found.head_norms, (query, key), strict=True)
-        )
+        query, key = map(_normed, found.head_norms, (query, key))
     if call.rotary is not None:
         query, key = (_ops.rotary(heads, *call.rotary) for heads in (query, key))
     if call.cache is not None:
@@ -214,6 +212,13 @@ def attention_in_parts(parts, call, integers, numbers):
             query, key, value, call.mask, call.bias, call.causal, scale, integers
         ).flatten(2)
     return _output(found, result)
+
+
+def _normed(norm, heads):
+    """The norm of each of heads [batch, rows, heads, D], or of all together where it is as long."""
+    if norm.size == heads.shape[-1]:
+        return norm.module(heads)
+    return norm.module(heads.flatten(2)).view_as(heads)
 
 
 def _output(found, attended):

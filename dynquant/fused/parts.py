@@ -16,7 +16,7 @@ LINEAR = (quantized.Linear, quantized.Conv1D)  # what the ops have a form for
 class AttentionParts(NamedTuple):
     """key and value are None where query has the rows of all three.
 
-    head_norms: those of query and key, or ().
+    head_norms: those of query and key, or (); each of every head, or of all heads together.
     result_norm: of what it gives, before the input is added; in FeedForwardParts as well.
     kv_heads: None where key and value tell it, or have as many heads as the query.
     """
@@ -356,9 +356,13 @@ def _head_norms(module, names, head_dim):
     """Those of query and key, or none."""
     given = [name for name in (names.query_norm, names.key_norm) if name]
     found = tuple(_norm(module, name) for name in given)
-    for name, norm in zip(given, found, strict=True):
-        if norm is None or norm.kind == "layer" or norm.size != head_dim:
-            raise _Obstacle(f"{name} is not an RMS norm of {head_dim} values")
+    for name, linear, norm in zip(given, (names.query, names.key), found, strict=False):
+        sizes = [head_dim]
+        if names.key is not None:  # else query has the rows of others too
+            sizes.append(getattr(part_of(module, linear), "out_features", head_dim))
+        if norm is None or norm.kind == "layer" or norm.size not in sizes:
+            wanted = " or ".join(map(str, sizes))
+            raise _Obstacle(f"{name} is not an RMS norm of {wanted} values")
     if len({norm.kind for norm in found}) > 1:
         raise _Obstacle(f"{' and '.join(given)} are norms of two kinds")
     return found

@@ -49,7 +49,8 @@ def _(
         packed_q, ..., kv_heads: as in attention.
         cos, sin: as in rotary, for query and key, or None.
         norm_q_weight, norm_q_eps, norm_k_weight, norm_k_eps: where a weight is given, fp32, bf16 or
-            fp16 [D], an RMS norm of each head of query or key, before they are turned.
+            fp16, an RMS norm of query or key, before they are turned: of each head where the weight
+            is [D], of all heads of a token together where it is [heads * D] or [kv_heads * D].
         norm_before, norm_before_weight, norm_before_bias, norm_before_eps: 0 none, 1 layer norm, 2
             RMS norm over K, 3 the same times 1 + weight, with their arguments as in layer_norm and
             rms_norm.
@@ -69,12 +70,26 @@ def _(
     check_bits("activation_bits", activation_bits, symmetric)
     norm = norm_before, norm_before_weight, norm_before_bias, norm_before_eps
     check_norm("norm_before", *norm, x.shape[-1])
-    check_norm_parts(dim, norm_q_eps, norm_q_weight, None, "norm_q_")
-    check_norm_parts(dim, norm_k_eps, norm_k_weight, None, "norm_k_")
+    _check_norm_of_heads("norm_q_", norm_q_weight, norm_q_eps, heads, dim)
+    _check_norm_of_heads("norm_k_", norm_k_weight, norm_k_eps, kv_heads, dim)
     batch, rows, _ = x.shape
     check_turned(cos, sin, batch, rows, dim)
     counts = heads, kv_heads, kv_heads
     return tuple(x.new_empty((batch, rows, count, dim)) for count in counts)
+
+
+def _check_norm_of_heads(prefix, weight, eps, count, dim):
+    n = dim
+    if weight is not None:
+        torch._check(
+            weight.dim() == 1 and weight.shape[0] in (dim, count * dim),
+            lambda: (
+                f"{prefix}weight must have the shape [{dim}] or [{count * dim}], "
+                f"got {list(weight.shape)}"
+            ),
+        )
+        n = weight.shape[0]
+    check_norm_parts(n, eps, weight, None, prefix)
 
 
 @fake("attend")
