@@ -70,7 +70,7 @@ def test_blocks(kind, norm):
 
 
 @pytest.mark.parametrize("norm_first", [False, "first"])
-def test_it_needs_a_norm_before(norm_first):
+def test_it_goes_with_norm_first(norm_first):
     names = FeedForward("up", "down", "act", result_norm="behind")
     with pytest.raises(ValueError, match="it goes with norm_first=True"):
         Adapter(("x",), feed_forward=names, residual=True, norm_first=norm_first)

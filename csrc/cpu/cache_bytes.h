@@ -7,9 +7,9 @@
 namespace dynquant {
 
 #if defined(_SC_LEVEL1_DCACHE_SIZE)
-constexpr int kL1Bytes = _SC_LEVEL1_DCACHE_SIZE, kL2Bytes = _SC_LEVEL2_CACHE_SIZE;
+constexpr int kL1 = _SC_LEVEL1_DCACHE_SIZE, kL2 = _SC_LEVEL2_CACHE_SIZE;
 #else
-constexpr int kL1Bytes = -1, kL2Bytes = -1;  // names that no system knows
+constexpr int kL1 = -1, kL2 = -1;  // names that no system knows
 #endif
 
 namespace {

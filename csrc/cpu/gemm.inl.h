@@ -24,7 +24,7 @@ struct Ahead {
 };
 
 constexpr int64_t kStaysInL2 = 1024 * 1024;  // a weight that the L2 cache keeps between calls
-constexpr int64_t kStaysInL1 = 32 * 1024;    // a panel of which every strip finds the start there
+constexpr int64_t kStaysInL1 = 32 * 1024;    // of a panel, in the smallest of the L1 caches
 // Strips that fetch the next panel; the others find it there. The L3 cache gives it more slowly
 // than four strips would have it: with those, 128 rows of a model's weights are 0.92 to 0.95 times
 // as fast on an Intel Ice Lake.
@@ -159,16 +159,17 @@ inline void gemm_by(const GemmArgs& a, Out*) {
   }
 }
 
-// Whether higher and narrower tiles are faster, which halve what comes from behind the L1 cache:
-// panels that outgrow it come once for each strip of rows. They are where the weight outgrows the
-// L2 cache as well and all rows are one strip of theirs. Of a few strips more, an Intel Cascade
-// Lake has 1.09 times the speed with them, and an Ice Lake, with half as much L1 cache again, 0.8.
+// Whether higher and narrower tiles are faster, of which there are fewer strips of rows: panels
+// that outgrow the L1 cache come from behind it once for each. They are where the weight outgrows
+// the L2 cache as well and all rows are one strip of theirs and two of the others. Of a few strips
+// more, an Intel Cascade Lake has 1.09 times the speed with them, and an Ice Lake, with half as
+// much L1 cache again, 0.8.
 template <class Isa>
 inline bool wants_long_tiles(const GemmArgs& a) {
   constexpr int64_t kMostRows = 32;
-  static const bool is_small_l1 = bytes_or(kL1Bytes, kStaysInL1) <= kStaysInL1;
+  static const bool is_small_l1 = bytes_or(kL1, kStaysInL1) <= kStaysInL1;
   const int64_t panel = a.groups * kGroup * kPanelColumns;
-  if (a.m > kMostRows || panel <= kStaysInL1) return false;
+  if (a.m <= Isa::kTileRows || a.m > kMostRows || panel <= kStaysInL1) return false;
   if ((a.n_end - a.n_begin) * a.groups * kGroup <= kStaysInL2) return false;
   return a.m <= Isa::kLongTileRows || is_small_l1;
 }

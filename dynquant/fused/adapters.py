@@ -191,7 +191,7 @@ class Adapter:
             )
         parts = (one for one in (self.attention, self.feed_forward) if one is not None)
         if any(part.result_norm for part in parts) and self.norm_first is not True:
-            raise ValueError("result_norm: it goes with norm_first=True, which has `norm` before")
+            raise ValueError("result_norm: it goes with norm_first=True: the input is added last")
         if self.inline:
             self._check_inline()
         if self.sublayers is not None:

@@ -218,7 +218,7 @@ def _normed(norm, heads):
     """The norm of each of heads [batch, rows, heads, D], or of all together where it is as long."""
     if norm.size == heads.shape[-1]:
         return norm.module(heads)
-    return norm.module(heads.flatten(2)).view_as(heads)
+    return norm.module(heads.flatten(2)).unflatten(-1, heads.shape[-2:])
 
 
 def _output(found, attended):

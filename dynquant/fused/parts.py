@@ -361,7 +361,7 @@ def _head_norms(module, names, head_dim):
         if names.key is not None:  # else query has the rows of others too
             sizes.append(getattr(part_of(module, linear), "out_features", head_dim))
         if norm is None or norm.kind == "layer" or norm.size not in sizes:
-            wanted = " or ".join(map(str, sizes))
+            wanted = " or ".join(map(str, dict.fromkeys(sizes)))
             raise _Obstacle(f"{name} is not an RMS norm of {wanted} values")
     if len({norm.kind for norm in found}) > 1:
         raise _Obstacle(f"{' and '.join(given)} are norms of two kinds")
