@@ -167,11 +167,12 @@ inline void gemm_by(const GemmArgs& a, Out*) {
 template <class Isa>
 inline bool wants_long_tiles(const GemmArgs& a) {
   constexpr int64_t kMostRows = 32;
-  static const bool is_small_l1 = bytes_or(kL1, kStaysInL1) <= kStaysInL1;
   const int64_t panel = a.groups * kGroup * kPanelColumns;
   if (a.m <= Isa::kTileRows || a.m > kMostRows || panel <= kStaysInL1) return false;
   if ((a.n_end - a.n_begin) * a.groups * kGroup <= kStaysInL2) return false;
-  return a.m <= Isa::kLongTileRows || is_small_l1;
+  if (a.m <= Isa::kLongTileRows) return true;
+  static const bool is_small_l1 = bytes_or(kL1, kStaysInL1) <= kStaysInL1;
+  return is_small_l1;
 }
 
 template <class Isa, class Out>

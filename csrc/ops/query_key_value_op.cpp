@@ -4,22 +4,22 @@
 namespace dynquant {
 namespace {
 
-// Where the heads of query, key or value go, and their norm on the way: of rows of `normed` values.
+// Where the heads of query, key or value go, and their norm on the way.
 struct HeadOutput {
-  int64_t heads, dim, normed;
+  int64_t heads, dim;
   RowNorm norm;
   Tensor to;
 
   // From the heads next to each other at `from` to row m.
   template <class Turn>
   void take(const BlockRows& rows, const char* from, int64_t m, const Turn& turn) {
-    const int64_t bytes = dim * rows.bytes, normed_bytes = normed * rows.bytes;
+    const int64_t bytes = dim * rows.bytes, normed = norm.size() * rows.bytes;
     char* row = static_cast<char*>(to.mutable_data_ptr()) + m * heads * bytes;
     if (norm.is_none()) {
       std::copy(from, from + heads * bytes, row);
     } else {
-      norm.apply(rows.kernels, rows.dtype, from, nullptr, row, heads * dim / normed, normed_bytes,
-                 0, normed_bytes);
+      const int64_t count = heads * dim / norm.size();
+      norm.apply(rows.kernels, rows.dtype, from, nullptr, row, count, normed, 0, normed);
     }
     for (int64_t h = 0; h < heads; ++h) turn(row + h * bytes);
   }
@@ -40,8 +40,9 @@ int64_t normed_values(const std::optional<Tensor>& weight, int64_t heads, int64_
 }
 
 // An RMS norm where it has a weight.
-RowNorm norm_of_heads(const std::optional<Tensor>& weight, double eps, bool plus_one, int64_t n,
-                      const NormNames& names) {
+RowNorm norm_of_heads(const std::optional<Tensor>& weight, double eps, bool plus_one, int64_t heads,
+                      int64_t dim, const NormNames& names) {
+  const int64_t n = normed_values(weight, heads, dim, names);
   const Norm given = plus_one ? Norm::rms_plus_one : Norm::rms;
   const Norm norm = weight.has_value() ? given : Norm::none;
   return RowNorm(static_cast<int64_t>(norm), weight, std::nullopt, eps, n, names);
@@ -73,9 +74,8 @@ std::tuple<Tensor, Tensor, Tensor> query_key_value(
   const AttentionShape& shape = inputs.shape();
   const auto output = [&](int64_t count, const std::optional<Tensor>& weight, double eps,
                           const NormNames& names) {
-    const int64_t normed = normed_values(weight, count, shape.dim, names);
-    return HeadOutput{count, shape.dim, normed,
-                      norm_of_heads(weight, eps, heads_plus_one, normed, names),
+    return HeadOutput{count, shape.dim,
+                      norm_of_heads(weight, eps, heads_plus_one, count, shape.dim, names),
                       empty({shape.batch, shape.rows, count, shape.dim}, rows.type)};
   };
   HeadOutput q = output(heads, norm_q_weight, norm_q_eps, kNormQ);

@@ -31,6 +31,7 @@ class RowNorm {
   }
 
   bool is_none() const { return norm_ == Norm::none; }
+  int64_t size() const { return n_; }
 
   // y = norm(residual + x); residual may be null, y may be x. Strides are bytes between rows.
   void apply(const Kernels& kernels, Dtype dtype, const void* x, const void* residual, void* y,

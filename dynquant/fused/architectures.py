@@ -215,6 +215,23 @@ _token_normed = dataclasses.replace(_token, query_norm="q_norm", key_norm="k_nor
 _phi3 = Attention(
     *("qkv_proj", None, None, "head_dim", "o_proj"), kv_heads="num_key_value_heads", **_in_cache
 )
+
+
+def _decoder(
+    model, prefix, attention, block, norms, block_norms, arguments=_layer_arguments, whole=None
+):
+    """The attention and the layer of a decoder. norms, block_norms: as the two parts name them."""
+    _attention_module(_of(model, f"{prefix}Attention"), attention, whole=whole, **_behind_a_cache)
+    _layer(
+        _of(model, f"{prefix}DecoderLayer"),
+        _within("self_attn", attention, core="self_attn", **norms),
+        _within("mlp", block, **block_norms),
+        norm_first=True,
+        whole=whole and f"self_attn.{whole}",
+        **{**_behind_a_cache, "arguments": arguments},
+    )
+
+
 for _model, _prefix, _names, _block in (
     ("llama", "Llama", _token, _gated),
     ("mistral", "Mistral", _token, _gated),
@@ -223,53 +240,28 @@ for _model, _prefix, _names, _block in (
     ("smollm3", "SmolLM3", _token_rotated_or_not, _gated),
     ("phi3", "Phi3", _phi3, _phi3_mlp),
 ):
-    _attention_module(_of(_model, f"{_prefix}Attention"), _names, **_behind_a_cache)
-    _layer(
-        _of(_model, f"{_prefix}DecoderLayer"),
-        _within("self_attn", _names, core="self_attn", norm="input_layernorm"),
-        _within("mlp", _block, norm="post_attention_layernorm"),
-        norm_first=True,
-        **{**_behind_a_cache, "arguments": _layer_arguments},
-    )
+    _before = {"norm": "input_layernorm"}, {"norm": "post_attention_layernorm"}
+    _decoder(_model, _prefix, _names, _block, *_before)
 # No norm before the attention or the feed-forward block, and one of what it gives. With a sliding
 # window, Exaone rotates in the layers alone that have it.
+_behind = (
+    {"result_norm": "post_attention_layernorm"},
+    {"result_norm": "post_feedforward_layernorm"},
+)
 for _model, _prefix, _without in (
     ("olmo2", "Olmo2", None),
     ("olmo3", "Olmo3", None),
     ("exaone4", "Exaone4", "sliding_window"),
 ):
-    _attention_module(
-        _of(_model, f"{_prefix}Attention"), _token_normed, whole=_without, **_behind_a_cache
-    )
-    _layer(
-        _of(_model, f"{_prefix}DecoderLayer"),
-        _within(
-            "self_attn", _token_normed, core="self_attn", result_norm="post_attention_layernorm"
-        ),
-        _within("mlp", _gated, result_norm="post_feedforward_layernorm"),
-        norm_first=True,
-        whole=_without and f"self_attn.{_without}",
-        **{**_behind_a_cache, "arguments": _layer_arguments},
-    )
-_gemma3_arguments = (
-    *("hidden_states", "position_embeddings", "attention_mask"),
-    *("position_ids", "cache"),
-)
-_attention_module(_of("gemma3", "Gemma3Attention"), _token_normed, **_behind_a_cache)
-_layer(
-    _of("gemma3", "Gemma3DecoderLayer"),
-    _within(
-        "self_attn",
-        _token_normed,
-        core="self_attn",
-        norm="input_layernorm",
-        result_norm="post_attention_layernorm",
+    _decoder(_model, _prefix, _token_normed, _gated, *_behind, whole=_without)
+_decoder(
+    *("gemma3", "Gemma3", _token_normed, _gated),
+    {"norm": "input_layernorm", **_behind[0]},
+    {"norm": "pre_feedforward_layernorm", **_behind[1]},
+    arguments=(
+        *("hidden_states", "position_embeddings", "attention_mask"),
+        *("position_ids", "cache"),
     ),
-    _within(
-        "mlp", _gated, norm="pre_feedforward_layernorm", result_norm="post_feedforward_layernorm"
-    ),
-    norm_first=True,
-    **{**_behind_a_cache, "arguments": _gemma3_arguments},
 )
 _gpt2 = Attention(
     *("c_attn", None, None, "head_dim", "c_proj"), dropout="resid_dropout", **_in_cache
