@@ -128,19 +128,31 @@ def linear_dynamic(
     return scaled_mm(q, scale, zero_point, w, weight_scale, bias, dtype)
 
 
+def fma(x, y, z):
+    """x * y + z in fp32 with one rounding, of fp32 values."""
+    product, z = x.astype(np.float64) * y, z.astype(np.float64)  # the product is exact
+    total = product + z
+    back = total - product
+    error = (product - (total - back)) + (z - back)  # exact too
+    # Where the sum was rounded, its odd neighbour: fp64 has bits enough to round again from there.
+    is_even = total.view(np.int64) & 1 == 0
+    neighbour = np.nextafter(total, np.where(error > 0, np.inf, -np.inf))
+    return np.where((error != 0) & np.isfinite(total) & is_even, neighbour, total).astype(F)
+
+
 @ignoring_overflow
 def linear_half(x, w, bias, dtype="float32"):
     """x [..., K], w [N, K] (the values of its 16 bits) -> y [..., N], in this order of sums."""
     pad = -w.shape[1] % 16
     x, w = (np.pad(v, [(0, 0)] * (v.ndim - 1) + [(0, pad)]) for v in (x, w))
-    products = x[..., None, :] * w
-    partial = np.zeros(products.shape[:-1] + (16,), F)
-    for k in range(0, products.shape[-1], 16):
-        partial = partial + products[..., k : k + 16]
+    x = x[..., None, :]
+    partial = np.zeros(np.broadcast_shapes(x.shape[:-1], w.shape[:-1]) + (16,), F)
+    for k in range(0, w.shape[-1], 16):
+        partial = fma(x[..., k : k + 16], w[..., k : k + 16], partial)
     for step in (8, 4, 2, 1):
         partial = partial[..., :step] + partial[..., step : 2 * step]
-    y = partial[..., 0]
-    return round_to(y if bias is None else y + bias, dtype)
+    # No sum is -0: whether zeros were added to it leaves no trace.
+    return round_to(partial[..., 0] + (F(0) if bias is None else bias), dtype)
 
 
 @ignoring_overflow

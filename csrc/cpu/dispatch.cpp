@@ -37,9 +37,10 @@ const Kernels* amx_emulated_kernels() {
 
 const char* avx2_missing() {
   constexpr unsigned kF16c = 1u << 29;
-  return __builtin_cpu_supports("avx2") && (CpuId(1, 0).c & kF16c) != 0
+  const bool is_there = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  return is_there && (CpuId(1, 0).c & kF16c) != 0
              ? nullptr
-             : "the processor or the operating system has no AVX2 with F16C";
+             : "the processor or the operating system has no AVX2 with FMA and F16C";
 }
 
 const char* avxvnni_missing() {

@@ -12,7 +12,7 @@
 //   kReading         how weights are read
 //   kKeepsWeights    whether weights stay in registers for all rows of a tile, or `dot` reads them
 //   Float Int Mask   registers; Weights Activation, what `dot` takes
-//   float part       load store set mul div add_float sub_float min max is_nan unordered
+//   float part       load store set mul div add_float sub_float mul_add min max is_nan unordered
 //                    is_negative either any no_mask select with_sign_of least_magnitude
 //                    from_nearest lookup round_to_int to_float power_of_two reduce_min
 //                    reduce_max reduce_add reduce_adds
@@ -106,6 +106,9 @@ struct GenericIsa {
   }
   static inline Float sub_float(Float a, Float b) {
     return each<Float>([=](int i) { return a.v[i] - b.v[i]; });
+  }
+  static inline Float mul_add(Float a, Float b, Float to) {
+    return each<Float>([=](int i) { return std::fma(a.v[i], b.v[i], to.v[i]); });
   }
   static inline Float min(Float a, Float b) {
     return each<Float>([=](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });

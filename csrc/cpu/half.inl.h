@@ -1,11 +1,12 @@
 // The product of fp32 rows and a weight in 16 bits (or fp32, or int8) as it lies in memory, W[N, K]
 // row by row, written once over an `Isa` type.
 //
-// Each output is a sum of 16 partial sums: partial j takes the products of k = j, j + 16, ... in
-// that order, and then j takes in j + 8, j + 4, j + 2, j + 1. Every product and every sum is
-// rounded on its own. The order depends on K alone, so the bits are the same on every instruction
-// set, for every tile and in every batch. (No FMA: where a processor multiplies and adds on
-// separate ports it gains nothing, and where memory is the limit nothing can be gained.)
+// Each output is a sum of 16 partial sums, which begin at 0: partial j takes in the products of
+// k = j, j + 16, ... in that order, each by one fused multiply-add, and then j takes in j + 8,
+// j + 4, j + 2, j + 1, and at last the bias, or 0. The order depends on K alone, so the bits are
+// the same on every instruction set, for every tile and in every batch. No sum is -0, and so those
+// of which a factor is 0 may be left out. (Where products and sums go to the same ports, as those
+// of an Intel Ice Lake, many rows are 1.6 times as fast as with two roundings.)
 //
 // A tile is R rows of x by V rows of W, each pair with its 16 partial sums in registers. One row of
 // x streams through V rows of W at once, which hides the latency of the sums.
@@ -97,7 +98,7 @@ struct Partials {
         const typename Isa::Float value = Isa::load(x + r * x_stride + i);
 #pragma GCC unroll 64
         for (int v = 0; v < V; ++v) {
-          sum[r][v][p] = Isa::add_float(sum[r][v][p], Isa::mul(value, weight[v]));
+          sum[r][v][p] = Isa::mul_add(value, weight[v], sum[r][v][p]);
         }
       }
     }
@@ -169,11 +170,10 @@ __attribute__((noinline)) void half_tile(const float* x, int64_t x_stride, int64
   }
 }
 
-// Adds the bias to one row of at most kHalfColumns sums and stores it as T.
+// Adds the bias, or 0, to one row of at most kHalfColumns sums and stores it as T.
 template <class Isa, class T>
 inline void finish_half(const float* sums, const float* bias, int64_t columns, T* out) {
-  // -0 is the one value whose sum with any y is y.
-  const typename Isa::Float none = Isa::set(-0.0f);
+  const typename Isa::Float none = Isa::set(0.0f);
   int64_t c = 0;
   for (; c + Isa::kLanes <= columns; c += Isa::kLanes) {
     Isa::store(out + c,

@@ -255,6 +255,33 @@ struct WeightedSumsArgs {
   int64_t head_stride = 0;  // from the vectors of a head to those of the next, in values
 };
 
+// A weight W[n, k] laid out for the next product (strips.inl.h), [k, kStripColumns] for so many of
+// its columns, zeros in those behind the last one. Strides are in values; one of them is 1.
+constexpr int64_t kStripColumns = 32;
+struct LayStripsArgs {
+  const void* weight;
+  Dtype dtype;  // f32, bf16, f16 or i8
+  int64_t n_stride;
+  int64_t k_stride;
+  int64_t n;
+  int64_t k;
+  float* strips;
+};
+
+// out = x times the first k of such a weight. Sums are those of HalfGemmArgs. Whole strips are
+// written.
+struct StripsGemmArgs {
+  const float* x;  // [m, k]
+  int64_t x_stride;
+  int64_t m;
+  int64_t k;
+  const float* strips;
+  int64_t laid_k;
+  int64_t n;
+  float* out;
+  int64_t out_stride;  // at least n, filled up to whole strips
+};
+
 // int8 rows [n, k] packed as the weight [k, n] that is their transpose, whose panels have no column
 // sums: zeros stand there.
 struct PackTransposedArgs {
@@ -345,6 +372,8 @@ struct Kernels {
   void (*scores)(const ScoresArgs&);
   void (*divide)(const DivideArgs&);
   void (*weighted_sums)(const WeightedSumsArgs&);
+  void (*lay_strips)(const LayStripsArgs&);
+  void (*strips_gemm)(const StripsGemmArgs&);
   void (*pack_transposed)(const PackTransposedArgs&);
   // Gives the panels of a weight [n, k] their column sums; null where the set's products need none
   // of them as long as zero points are 0.

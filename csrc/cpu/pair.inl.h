@@ -52,6 +52,10 @@ struct Pair {
   static inline Float sub_float(Float a, Float b) {
     return {Half::sub_float(a.first, b.first), Half::sub_float(a.second, b.second)};
   }
+  static inline Float mul_add(Float a, Float b, Float to) {
+    return {Half::mul_add(a.first, b.first, to.first),
+            Half::mul_add(a.second, b.second, to.second)};
+  }
   static inline Float min(Float a, Float b) {
     return {Half::min(a.first, b.first), Half::min(a.second, b.second)};
   }

@@ -9,6 +9,7 @@
 #include "norm.inl.h"
 #include "probe.inl.h"
 #include "quantize.inl.h"
+#include "strips.inl.h"
 #include "weighted_sum.inl.h"
 
 namespace dynquant {
@@ -50,6 +51,8 @@ constexpr Kernels table_of(const char* name) {
   t.scores = &scores<Isa>;
   t.divide = &divide<Isa>;
   t.weighted_sums = &weighted_sums<Isa>;
+  t.lay_strips = &lay_strips<Isa>;
+  t.strips_gemm = &strips_gemm<Isa>;
   t.pack_transposed = &pack_transposed<Isa>;
   t.sum_columns = Isa::kOffset == 0 ? nullptr : &sum_columns<Isa>;
   t.peak = &peak<Isa>;

@@ -67,7 +67,7 @@ inline void add_vectors(const float* weights, int64_t weight_stride, const T* ve
 #pragma GCC unroll 4
         for (int r = 0; r < Rows; ++r) {
           const auto weight = Many::set(weights[r * weight_stride + t + s]);
-          sum[r][s] = Many::add_float(sum[r][s], Many::mul(weight, vector));
+          sum[r][s] = Many::mul_add(weight, vector, sum[r][s]);
         }
       }
     }
@@ -82,7 +82,7 @@ inline void store_sums(const RowPartials<Width>& partials, int64_t columns, floa
     typename Isa::Float sum[kPartials];
 #pragma GCC unroll 16
     for (int p = 0; p < kPartials; ++p) sum[p] = Isa::load(partials[p] + i);
-    part.store(out + i, sum_by_halves<Isa>(sum));
+    part.store(out + i, Isa::add_float(sum_by_halves<Isa>(sum), Isa::set(0.0f)));
   });
 }
 

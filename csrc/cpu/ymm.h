@@ -55,6 +55,7 @@ struct Ymm {
   static inline Float div(Float a, Float b) { return _mm256_div_ps(a, b); }
   static inline Float add_float(Float a, Float b) { return _mm256_add_ps(a, b); }
   static inline Float sub_float(Float a, Float b) { return _mm256_sub_ps(a, b); }
+  static inline Float mul_add(Float a, Float b, Float to) { return _mm256_fmadd_ps(a, b, to); }
   static inline Float min(Float a, Float b) { return _mm256_min_ps(a, b); }
   static inline Float max(Float a, Float b) { return _mm256_max_ps(a, b); }
   static inline Mask unordered(Float a, Float b) { return _mm256_cmp_ps(a, b, _CMP_UNORD_Q); }

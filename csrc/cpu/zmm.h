@@ -49,6 +49,7 @@ struct Zmm {
   static inline Float div(Float a, Float b) { return _mm512_div_ps(a, b); }
   static inline Float add_float(Float a, Float b) { return _mm512_add_ps(a, b); }
   static inline Float sub_float(Float a, Float b) { return _mm512_sub_ps(a, b); }
+  static inline Float mul_add(Float a, Float b, Float to) { return _mm512_fmadd_ps(a, b, to); }
   static inline Float min(Float a, Float b) { return _mm512_min_ps(a, b); }
   static inline Float max(Float a, Float b) { return _mm512_max_ps(a, b); }
   static inline Mask unordered(Float a, Float b) { return _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q); }

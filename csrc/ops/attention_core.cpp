@@ -16,8 +16,10 @@ struct AttentionCore::Memory : Scored {
   // head the key as a packed weight [S, D] and the value as one [D, S].
   QuantizedHeads query, key, value;
   int8_t *keys, *values;
-  // In floats: the value as a weight [D, S], and the query's rows.
-  float *transposed, *queries;
+  // In floats: the key as a weight [S, D] and the value as one [D, S], in strips, and the query's
+  // rows.
+  float *key_strips, *value_strips, *queries;
+  bool values_are_finite;
 };
 
 // A head: its number, that among the quantized ones, its key-value head among those, and which row
@@ -25,6 +27,15 @@ struct AttentionCore::Memory : Scored {
 struct AttentionCore::Place {
   int64_t head, query, kv, first_row;
 };
+
+namespace {
+
+// Of a weight [n, k] in strips.
+int64_t strip_values(int64_t n, int64_t k) { return ceil_div(n, kStripColumns) * kStripColumns * k; }
+// Between rows of results in floats, which strips write.
+int64_t result_stride_of(int64_t dim) { return strip_values(dim, 1); }
+
+}  // namespace
 
 AttentionCore::AttentionCore(const Kernels& kernels, Dtype dtype, Dtype kept_dtype,
                              const AttentionShape& shape, const std::optional<Tensor>& mask,
@@ -84,14 +95,17 @@ void AttentionCore::sum_values(const Memory& memory, int64_t keys) const {
   if (kernels_.sum_columns != nullptr) kernels_.sum_columns(memory.values, shape_.dim, keys);
 }
 
-void AttentionCore::transpose(const Heads& value, int64_t b, int64_t kv_head,
-                              const Memory& memory) const {
-  for (int64_t j = 0; j < shape_.keys; ++j) {
-    kernels_.widen(value.at(b, j, kv_head), kept_dtype_, shape_.dim, memory.queries);
-    for (int64_t i = 0; i < shape_.dim; ++i) {
-      memory.transposed[i * shape_.keys + j] = memory.queries[i];
-    }
-  }
+void AttentionCore::lay_strips(const AttentionHeads& of, int64_t b, int64_t kv_head,
+                               Memory& memory) const {
+  const int64_t s = shape_.keys, d = shape_.dim;
+  const auto values_of = [&](const Heads& heads, int64_t n_stride, int64_t k_stride, int64_t n,
+                             int64_t k, float* strips) {
+    kernels_.lay_strips({heads.at(b, 0, kv_head), kept_dtype_, n_stride, k_stride, n, k, strips});
+  };
+  values_of(of.key, of.key.row_stride / kept_bytes_, 1, s, d, memory.key_strips);
+  values_of(of.value, 1, of.value.row_stride / kept_bytes_, d, s, memory.value_strips);
+  const Range range = kernels_.range(memory.value_strips, Dtype::f32, strip_values(d, s));
+  memory.values_are_finite = !range.has_nan && std::isfinite(range.lo) && std::isfinite(range.hi);
 }
 
 namespace {
@@ -224,6 +238,10 @@ void AttentionCore::multiply_keys(const float* queries, int64_t m, const Heads& 
   kernels_.half_gemm({queries, d, m, key.at(b, 0, kv_head), kept_dtype_,
                       key.row_stride / kept_bytes_, d, 0, keys, nullptr, to.scores, Dtype::f32,
                       to.stride});
+  scale_keys(to, m, keys);
+}
+
+void AttentionCore::scale_keys(const Scored& to, int64_t m, int64_t keys) const {
   if (kept_dtype_ != Dtype::i8) return;
   for (int64_t i = 0; i < m; ++i) {
     float* row = to.scores + i * to.stride;
@@ -231,11 +249,12 @@ void AttentionCore::multiply_keys(const float* queries, int64_t m, const Heads& 
   }
 }
 
-void AttentionCore::divide(const float* results, const float* sums, const Heads& out, int64_t b,
-                           int64_t head, int64_t begin, int64_t end, Fetch& fetch) const {
+void AttentionCore::divide(const float* results, int64_t stride, const float* sums,
+                           const Heads& out, int64_t b, int64_t head, int64_t begin, int64_t end,
+                           Fetch& fetch) const {
   const int64_t d = shape_.dim;
   kernels_.divide(
-      {results, d, sums, dtype_, out.at(b, begin, head), end - begin, d, out.row_stride});
+      {results, d, sums, dtype_, out.at(b, begin, head), end - begin, stride, out.row_stride});
   for (int64_t row = begin; row < end; ++row) fetch.some();
 }
 
@@ -265,8 +284,9 @@ void AttentionCore::attend_rows(const AttentionHeads& of, int64_t b, const Place
              true, memory.scores, memory.stride);
   } else {
     widen(of.query, b, place.head, begin, end, memory.queries);
-    const int64_t kv_head = place.head / (shape_.heads / shape_.kv_heads);
-    multiply_keys(memory.queries, m, of.key, b, kv_head, s, memory);
+    kernels_.strips_gemm(
+        {memory.queries, d, m, d, memory.key_strips, d, s, memory.scores, memory.stride});
+    scale_keys(memory, m, s);
   }
 
   const float* value_scale = integers_ ? memory.value.scales_of(place.kv) : memory.value_scale;
@@ -279,11 +299,13 @@ void AttentionCore::attend_rows(const AttentionHeads& of, int64_t b, const Place
     multiply(quantize_scores(product, memory, m, read), Packed{memory.values, d, read}, &one, false,
              memory.results, d);
   } else {
-    // All keys, whatever the block: a value that is not finite counts with p = 0 too.
-    kernels_.half_gemm({memory.scores, memory.stride, m, memory.transposed, Dtype::f32, shape_.keys,
-                        shape_.keys, 0, d, nullptr, memory.results, Dtype::f32, d});
+    // A value that is not finite counts with p = 0 too, behind the last key that is seen as well.
+    const int64_t read = memory.values_are_finite ? s : shape_.keys;
+    kernels_.strips_gemm({memory.scores, memory.stride, m, read, memory.value_strips, shape_.keys, d,
+                          memory.results, result_stride_of(d)});
   }
-  divide(memory.results, memory.sums, of.out, b, place.head, begin, end, fetch);
+  divide(memory.results, integers_ ? d : result_stride_of(d), memory.sums, of.out, b, place.head,
+         begin, end, fetch);
 }
 
 void AttentionCore::attend(const AttentionHeads& of, int64_t b, int64_t kv_begin, int64_t kv_end,
@@ -301,7 +323,9 @@ void AttentionCore::attend(const AttentionHeads& of, int64_t b, int64_t kv_begin
   const int64_t together = integers_ ? std::min(kv_end - kv_begin, most) : 1;
   const int64_t key_bytes = integers_ ? panels_of(s) * panel_bytes(d) : 0;
   const int64_t value_bytes = integers_ ? panels_of(d) * panel_bytes(s) : 0;
-  const int64_t float_values = integers_ ? 0 : d * s, float_queries = integers_ ? 0 : block * d;
+  const int64_t key_strips = integers_ ? 0 : strip_values(s, d);
+  const int64_t value_strips = integers_ ? 0 : strip_values(d, s);
+  const int64_t float_queries = integers_ ? 0 : block * d, results = block * result_stride_of(d);
   const int64_t kv_heads = integers_ ? together : 0, query_heads = kv_heads * group;
   const int64_t given_scales = kept_dtype_ == Dtype::i8 ? s : 0;
   // A line more between heads: at powers of two they would share few cache sets.
@@ -310,7 +334,7 @@ void AttentionCore::attend(const AttentionHeads& of, int64_t b, int64_t kv_begin
   const auto floats = [](int64_t count) { return count * static_cast<int64_t>(sizeof(float)); };
   const int64_t range_bytes = block * static_cast<int64_t>(sizeof(Range));
   Pieces pieces(Purpose::attention, {floats(block * stride),
-                                     floats(block * d),
+                                     floats(results),
                                      floats(block),
                                      range_bytes,
                                      floats(filled),
@@ -328,11 +352,12 @@ void AttentionCore::attend(const AttentionHeads& of, int64_t b, int64_t kv_begin
                                      key_bytes,
                                      value_bytes,
                                      floats(float_queries),
-                                     floats(float_values),
+                                     floats(key_strips),
+                                     floats(value_strips),
                                      floats(given_scales),
                                      floats(given_scales)});
   memory.scores = pieces.next<float>(block * stride);
-  memory.results = pieces.next<float>(block * d);
+  memory.results = pieces.next<float>(results);
   memory.sums = pieces.next<float>(block);
   memory.ranges = pieces.next<Range>(block);
   for (float*& row : memory.added) row = pieces.next<float>(filled);
@@ -348,7 +373,8 @@ void AttentionCore::attend(const AttentionHeads& of, int64_t b, int64_t kv_begin
   memory.keys = pieces.next<int8_t>(key_bytes);
   memory.values = pieces.next<int8_t>(value_bytes);
   memory.queries = pieces.next<float>(float_queries);
-  memory.transposed = pieces.next<float>(float_values);
+  memory.key_strips = pieces.next<float>(key_strips);
+  memory.value_strips = pieces.next<float>(value_strips);
   for (float*& row : memory.gathered) row = pieces.next<float>(given_scales);
 
   for (int64_t first = kv_begin; first < kv_end; first += together) {
@@ -362,7 +388,7 @@ void AttentionCore::attend(const AttentionHeads& of, int64_t b, int64_t kv_begin
       const Place place = {first * group + head, head, head / group, begin};
       if (head % group == 0 && integers_) pack(memory, place.kv);
       if (head % group == 0 && !integers_) {
-        transpose(of.value, b, first + place.kv, memory);
+        lay_strips(of, b, first + place.kv, memory);
         read_scales(of, b, first + place.kv, memory);
       }
       for (int64_t row = begin; row < end; row += block) {

@@ -65,7 +65,7 @@ class AttentionCore {
   void attend_all(const AttentionHeads& of) const;
 
   // Whether `rows` of the queries go by attend_few.
-  bool are_few(int64_t rows) const { return !integers_ && rows < kTransposedFrom; }
+  bool are_few(int64_t rows) const { return !integers_ && rows < kStripsFrom; }
 
  private:
   struct Scored;
@@ -74,8 +74,8 @@ class AttentionCore {
 
   static constexpr int64_t kScoreBytes = 56 * 1024;  // of a block: they wait near the L1 cache
   static constexpr int64_t kWholeRows = 12;          // that tiles and score rows divide
-  // Rows in floats: for fewer, transposing the values takes longer than products with them.
-  static constexpr int64_t kTransposedFrom = 48;
+  // Rows in floats: for fewer, laying out keys and values takes longer than it spares.
+  static constexpr int64_t kStripsFrom = 48;
 
   double nanoseconds() const;  // on one thread
   // Rows [begin, end) of `heads` heads.
@@ -88,7 +88,8 @@ class AttentionCore {
   bool reads_fewer_keys() const { return causal_ && shape_.dim <= kPanelColumns; }
   // Column sums of the values of the first `keys` keys, where products need them.
   void sum_values(const Memory& memory, int64_t keys) const;
-  void transpose(const Heads& value, int64_t b, int64_t kv_head, const Memory& memory) const;
+  // Key and value of a key-value head in strips.
+  void lay_strips(const AttentionHeads& of, int64_t b, int64_t kv_head, Memory& memory) const;
   StagedRows quantize_scores(const Product& product, const Memory& memory, int64_t m,
                              int64_t k) const;
   void score(Scored& scored, const float* value_scale, int64_t b, int64_t head, int64_t begin,
@@ -101,14 +102,16 @@ class AttentionCore {
   // Rows [begin, end) of a head, widened.
   void widen(const Heads& query, int64_t b, int64_t head, int64_t begin, int64_t end,
              float* to) const;
-  // Results, each divided by its sum, to rows [begin, end) of a head.
-  void divide(const float* results, const float* sums, const Heads& out, int64_t b, int64_t head,
-              int64_t begin, int64_t end, Fetch& fetch) const;
+  // Results, `stride` values apart, each divided by its sum, to rows [begin, end) of a head.
+  void divide(const float* results, int64_t stride, const float* sums, const Heads& out, int64_t b,
+              int64_t head, int64_t begin, int64_t end, Fetch& fetch) const;
   // The scales of a head's keys and values, where these are in int8.
   void read_scales(const AttentionHeads& of, int64_t b, int64_t kv_head, Scored& to) const;
   // The products of m rows of queries and the keys of a head, of which `to` has the scales.
   void multiply_keys(const float* queries, int64_t m, const Heads& key, int64_t b, int64_t kv_head,
                      int64_t keys, const Scored& to) const;
+  // Their scales, where keys are in int8.
+  void scale_keys(const Scored& to, int64_t m, int64_t keys) const;
 
   const Kernels& kernels_;
   const Dtype dtype_, kept_dtype_;

@@ -64,7 +64,7 @@ void AttentionCore::attend_few(const AttentionHeads& of, int64_t b, int64_t kv_b
       a.head_stride = of.value.head_stride / kept_bytes_;
       kernels_.weighted_sums(a);
       for (int64_t i = 0; i < heads * group; ++i) {
-        divide(results + i * m * d, sums + i * m, of.out, b, first * group + i, row, last, fetch);
+        divide(results + i * m * d, d, sums + i * m, of.out, b, first * group + i, row, last, fetch);
       }
     }
   }

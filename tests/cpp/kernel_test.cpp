@@ -343,11 +343,11 @@ void test_16_bits(const Kernels& kernels, Dtype dtype) {
 template <class T>
 float half_sum(const float* x, const T* w, int64_t k) {
   float partial[16] = {};
-  for (int64_t i = 0; i < k; ++i) partial[i % 16] += x[i] * widen(w[i]);
+  for (int64_t i = 0; i < k; ++i) partial[i % 16] = std::fma(x[i], widen(w[i]), partial[i % 16]);
   for (int step = 8; step > 0; step /= 2) {
     for (int j = 0; j < step; ++j) partial[j] += partial[j + step];
   }
-  return partial[0];
+  return partial[0] + 0.0f;
 }
 
 template <class T>
