@@ -31,7 +31,7 @@ void rotary(const RotaryArgs& a) {
   });
 }
 
-// Rows of scores that share what is added, of which there are Added. What lies behind a row is
+// Rows of scores to which Added rows each are added. What lies behind a row is
 // filled up with -Inf, which counts for nothing: exp(-Inf) is 0.
 template <class Isa, int Added>
 class ScoreRows {
@@ -50,14 +50,18 @@ class ScoreRows {
     using Float = typename Many::Float;
     constexpr int kRows = Together::kRows;
     float* rows[kRows];
-    for (int r = 0; r < kRows; ++r) rows[r] = a_.scores + (first + r) * a_.stride;
+    const float* added[2][kRows];
+    for (int r = 0; r < kRows; ++r) {
+      rows[r] = a_.scores + (first + r) * a_.stride;
+      for (int j = 0; j < Added; ++j) added[j][r] = a_.added[j] + (first + r) * a_.added_stride[j];
+    }
     const Float scale = Many::set(a_.scale), least = Many::set(-INFINITY);
     // Computing them twice takes less than storing them.
     const auto scaled = [&](int64_t i, auto part) {
       Float s = Many::mul(Together::load(rows, i, WholeRegister<Isa>()), scale);
 #pragma GCC unroll 2
       for (int j = 0; j < Added; ++j) {
-        s = Many::add_float(s, Together::same(Isa::load(a_.added[j] + i)));
+        s = Many::add_float(s, Together::load(added[j], i, WholeRegister<Isa>()));
       }
       return filled_up<Together>(s, least, part);
     };
@@ -113,7 +117,10 @@ inline void scores_with(const ScoresArgs& a) {
 template <class Isa>
 void scores(const ScoresArgs& a) {
   ScoresArgs b = a;
-  if (b.added[0] == nullptr) std::swap(b.added[0], b.added[1]);
+  if (b.added[0] == nullptr) {
+    std::swap(b.added[0], b.added[1]);
+    std::swap(b.added_stride[0], b.added_stride[1]);
+  }
   if (b.added[0] == nullptr) return scores_with<Isa, 0>(b);
   if (b.added[1] == nullptr) return scores_with<Isa, 1>(b);
   scores_with<Isa, 2>(b);

@@ -213,7 +213,8 @@ struct ScoresArgs {
   float* scores;
   int64_t n;  // positive
   float scale;
-  const float* added[2];     // each [n], or null
+  const float* added[2];     // for each row [n], or null
+  int64_t added_stride[2];   // values between rows; 0 where rows share them
   const float* value_scale;  // [n], or null
   float* sum;                // of each row's p; 1 where all are 0
   Range* range;              // of what each row holds at the end

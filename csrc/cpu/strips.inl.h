@@ -25,12 +25,76 @@ inline int64_t partial_at(int i) {
   return (i & 1) << 3 | (i & 2) << 1 | (i & 4) >> 1 | (i & 8) >> 3;
 }
 
-// f(the k of the strip's next row, its number in the strip), one partial sum after the other.
-template <class F>
-inline void each_strip_row(int64_t k, const F& f) {
-  int64_t row = 0;
-  for (int i = 0; i < kPartials; ++i) {
-    for (int64_t at = partial_at(i); at < k; at += kPartials) f(at, row++);
+// Where the rows of a strip lie that are k = 0 .. 15 of [0, k): those of k + 16, ... follow.
+struct StripRows {
+  int64_t first[kPartials];
+
+  explicit inline StripRows(int64_t k) {
+    int64_t row = 0;
+    for (int i = 0; i < kPartials; ++i) {
+      const int64_t partial = partial_at(i);
+      first[partial] = row;
+      row += (k - partial + kPartials - 1) / kPartials;  // 0 or more: k - partial is above -16
+    }
+  }
+  inline float* at(float* strip, int64_t k) const {
+    return strip + (first[k % kPartials] + k / kPartials) * kStripColumns;
+  }
+};
+
+// Four values of each of four rows, a column of them after the other.
+typedef float FourFloats __attribute__((vector_size(16)));
+inline void transpose_four(const float* from, int64_t stride, float* const (&to)[4]) {
+  FourFloats row[4];
+  for (int r = 0; r < 4; ++r) memcpy(&row[r], from + r * stride, sizeof row[r]);
+  const FourFloats low01 = __builtin_shufflevector(row[0], row[1], 0, 4, 1, 5);
+  const FourFloats low23 = __builtin_shufflevector(row[2], row[3], 0, 4, 1, 5);
+  const FourFloats high01 = __builtin_shufflevector(row[0], row[1], 2, 6, 3, 7);
+  const FourFloats high23 = __builtin_shufflevector(row[2], row[3], 2, 6, 3, 7);
+  const FourFloats column[4] = {__builtin_shufflevector(low01, low23, 0, 1, 4, 5),
+                                __builtin_shufflevector(low01, low23, 2, 3, 6, 7),
+                                __builtin_shufflevector(high01, high23, 0, 1, 4, 5),
+                                __builtin_shufflevector(high01, high23, 2, 3, 6, 7)};
+  for (int c = 0; c < 4; ++c) memcpy(to[c], &column[c], sizeof column[c]);
+}
+
+// `columns` rows of W, of k values next to each other, as columns of a strip.
+template <class Isa, class T>
+inline void lay_rows(const T* rows, int64_t stride, int64_t columns, int64_t k, float* strip) {
+  const StripRows strip_rows(k);
+  constexpr int64_t kTogether = 4;
+  float some[kTogether][kPartials];
+  for (int64_t c = 0; c < columns; c += kTogether) {
+    const int64_t count = columns - c < kTogether ? columns - c : kTogether;
+    if (count < kTogether) memset(some, 0, sizeof some);
+    for (int64_t i = 0; i < k; i += kPartials) {
+      const int64_t values = k - i < kPartials ? k - i : kPartials;
+      for (int64_t r = 0; r < count; ++r) {
+        each_register<Isa>(values, [&](int64_t j, auto part) {
+          Isa::store(some[r] + j, part.load(rows + (c + r) * stride + i + j));
+        });
+      }
+      for (int64_t j = 0; j < values; j += kTogether) {
+        float spare[kTogether];
+        float* to[kTogether];
+        for (int64_t t = 0; t < kTogether; ++t) {
+          to[t] = j + t < values ? strip_rows.at(strip, i + j + t) + c : spare;
+        }
+        transpose_four(some[0] + j, kPartials, to);
+      }
+    }
+  }
+}
+
+// The same of `columns` columns of W, which lie next to each other.
+template <class Isa, class T>
+inline void lay_columns(const T* weight, int64_t stride, int64_t columns, int64_t k, float* strip) {
+  const StripRows strip_rows(k);
+  for (int64_t i = 0; i < k; ++i) {
+    float* to = strip_rows.at(strip, i);
+    each_register<Isa>(columns, [&](int64_t c, auto part) {
+      Isa::store(to + c, part.load(weight + i * stride + c));
+    });
   }
 }
 
@@ -40,19 +104,14 @@ void lay_strips(const LayStripsArgs& a) {
     for (int64_t first = 0; first < a.n; first += kStripColumns) {
       float* strip = a.strips + first * a.k;
       const int64_t columns = a.n - first < kStripColumns ? a.n - first : kStripColumns;
-      if (columns < kStripColumns) memset(strip, 0, sizeof(float) * kStripColumns * a.k);
+      const size_t bytes = sizeof(float) * static_cast<size_t>(kStripColumns * a.k);
+      if (columns < kStripColumns) memset(strip, 0, bytes);
       const auto* from = weight + first * a.n_stride;
-      each_strip_row(a.k, [&](int64_t k, int64_t row) {
-        const auto* values = from + k * a.k_stride;
-        float* to = strip + row * kStripColumns;
-        if (a.n_stride == 1) {
-          each_register<Isa>(columns, [&](int64_t i, auto part) {
-            Isa::store(to + i, part.load(values + i));
-          });
-        } else {
-          for (int64_t i = 0; i < columns; ++i) to[i] = widen(values[i * a.n_stride]);
-        }
-      });
+      if (a.n_stride == 1) {
+        lay_columns<Isa>(from, a.k_stride, columns, a.k, strip);
+      } else {
+        lay_rows<Isa>(from, a.n_stride, columns, a.k, strip);
+      }
     }
   });
 }

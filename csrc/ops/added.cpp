@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "../cpu/convert.h"
 
@@ -28,7 +29,9 @@ Added::Added(const Tensor& given, const char* name, bool may_be_bool, const int6
 }
 
 void Added::widen(const Kernels& kernels, const char* row, int64_t n, float* to) const {
-  if (is_bool_) {
+  if (is_bool_ && strides_[3] == 1) {
+    for (int64_t i = 0; i < n; ++i) to[i] = row[i] != 0 ? 0.0f : -INFINITY;  // as vectors
+  } else if (is_bool_) {
     for (int64_t i = 0; i < n; ++i) to[i] = row[i * strides_[3]] != 0 ? 0.0f : -INFINITY;
   } else if (strides_[3] == bytes_of(dtype_)) {
     kernels.widen(row, dtype_, n, to);
@@ -40,6 +43,19 @@ void Added::widen(const Kernels& kernels, const char* row, int64_t n, float* to)
     widen_strided<Half>(row, strides_[3], n, to);
   }
   std::fill(to + n, to + filled_up(n), 0.0f);
+}
+
+int64_t Added::seen(const char* row, int64_t least, int64_t n) const {
+  if (!is_bool_) return n;
+  constexpr int64_t kAtOnce = sizeof(uint64_t);
+  while (strides_[3] == 1 && n - least >= kAtOnce) {
+    uint64_t some;
+    std::memcpy(&some, row + n - kAtOnce, sizeof some);
+    if (some != 0) break;
+    n -= kAtOnce;
+  }
+  while (n > least && row[(n - 1) * strides_[3]] == 0) --n;
+  return n;
 }
 
 }  // namespace dynquant

@@ -20,6 +20,8 @@ class Added {
     return data_ + b * strides_[0] + h * strides_[1] + i * strides_[2];
   }
   bool is_same_for_rows() const { return strides_[2] == 0; }
+  // Behind so many of a row's n keys all are hidden, or `least` where that is more.
+  int64_t seen(const char* row, int64_t least, int64_t n) const;
   // The row of n values as fp32, filled up to kPartials.
   void widen(const Kernels& kernels, const char* row, int64_t n, float* to) const;
 

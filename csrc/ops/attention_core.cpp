@@ -1,5 +1,7 @@
 #include "attention_core.h"
 
+#include <float.h>
+
 #include <cmath>
 
 #include "../cpu/convert.h"
@@ -20,6 +22,10 @@ struct AttentionCore::Memory : Scored {
   // rows.
   float *key_strips, *value_strips, *queries;
   bool values_are_finite;
+  // Of a head: whether a key that a mask hides may be left out, as long as scores are finite, and
+  // the greatest number in the keys.
+  bool can_skip;
+  double most_of_keys;
 };
 
 // A head: its number, that among the quantized ones, its key-value head among those, and which row
@@ -104,8 +110,9 @@ void AttentionCore::lay_strips(const AttentionHeads& of, int64_t b, int64_t kv_h
   };
   values_of(of.key, of.key.row_stride / kept_bytes_, 1, s, d, memory.key_strips);
   values_of(of.value, 1, of.value.row_stride / kept_bytes_, d, s, memory.value_strips);
-  const Range range = kernels_.range(memory.value_strips, Dtype::f32, strip_values(d, s));
-  memory.values_are_finite = !range.has_nan && std::isfinite(range.lo) && std::isfinite(range.hi);
+  memory.values_are_finite = std::isfinite(magnitude(memory.value_strips, strip_values(d, s)));
+  memory.can_skip = memory.values_are_finite && kept_dtype_ != Dtype::i8;
+  memory.most_of_keys = magnitude(memory.key_strips, strip_values(s, d));
 }
 
 namespace {
@@ -178,38 +185,69 @@ StagedRows AttentionCore::quantize_scores(const Product& product, const Memory& 
   return {product, k, a.q, a.q_stride, a.scale, a.zero_point};
 }
 
-// The scores of rows [begin, end) of a head become probabilities.
+// The scores of rows [begin, end) of a head become probabilities. Behind a row's last one there are
+// zeros, up to `filled` of them.
 void AttentionCore::score(Scored& scored, const float* value_scale, int64_t b, int64_t head,
-                          int64_t begin, int64_t end, int64_t keys) const {
-  bool are_alike = !causal_;  // rows that one call takes
+                          int64_t begin, int64_t end, int64_t keys, int64_t filled) const {
+  const bool has_added = added_[0].has_value() || added_[1].has_value();
+  bool are_alike = !causal_;  // all rows
   for (const std::optional<Added>& one : added_) {
     are_alike = are_alike && (!one.has_value() || one->is_same_for_rows());
   }
-  const int64_t rows = are_alike ? end - begin : 1;
-  for (int64_t first = begin; first < end; first += rows) {
+  // Of several causal rows the later ones see more. What an earlier one does not, its scores hide,
+  // unless something that is added or a factor makes another number of that.
+  const bool one_by_one =
+      causal_ && (has_added || scale_ <= 0.0f || !(value_scale == nullptr || scored.has_finite_scales));
+  const int64_t together = are_alike ? end - begin : one_by_one ? 1 : kRowsTogether;
+  for (int64_t first = begin, last; first < end; first = last) {
+    last = std::min(end, first + together);
     const int64_t r = first - begin;
     ScoresArgs a = {};
     a.scores = scored.scores + r * scored.stride;
-    a.n = causal_ ? std::min(keys, first + 1) : keys;
+    a.n = causal_ ? std::min(keys, last) : keys;
     a.scale = scale_;
-    for (int i = 0; i < 2; ++i) {
-      if (!added_[i].has_value()) continue;
-      const char* row = added_[i]->row(b, head, first);
-      if (row != scored.added_from[i]) {
-        added_[i]->widen(kernels_, row, shape_.keys, scored.added[i]);
+    a.rows = last - first;
+    a.stride = scored.stride;
+    if (causal_) {
+      for (int64_t row = first; row < last; ++row) {
+        float* scores = a.scores + (row - first) * a.stride;
+        std::fill(scores + std::min(a.n, row + 1), scores + a.n, -INFINITY);
       }
-      scored.added_from[i] = row;
-      a.added[i] = scored.added[i];
+    }
+    for (int i = 0; i < 2; ++i) {
+      if (added_[i].has_value()) add(*added_[i], scored, i, b, head, first, last, a);
     }
     a.value_scale = value_scale;
     a.sum = scored.sums + r;
     a.range = scored.ranges + r;
-    a.rows = rows;
-    a.stride = scored.stride;
     kernels_.scores(a);
-    // Where rows are alike, none ends before the last key.
-    std::fill(a.scores + std::min(shape_.keys, filled_up(a.n)), a.scores + shape_.keys, 0.0f);
+    for (int64_t row = 0; row < a.rows && filled_up(a.n) < filled; ++row) {
+      float* scores = a.scores + row * a.stride;
+      std::fill(scores + filled_up(a.n), scores + filled, 0.0f);
+    }
   }
+}
+
+// What is added as number i to rows [first, last), for the kernel.
+void AttentionCore::add(const Added& added, Scored& scored, int i, int64_t b, int64_t head,
+                        int64_t first, int64_t last, ScoresArgs& to) const {
+  to.added[i] = scored.added[i];
+  to.added_stride[i] = added.is_same_for_rows() ? 0 : filled_up(shape_.keys);
+  if (added.is_same_for_rows()) {
+    const char* row = added.row(b, head, first);
+    if (row != scored.added_from[i]) added.widen(kernels_, row, shape_.keys, scored.added[i]);
+    scored.added_from[i] = row;
+    return;
+  }
+  for (int64_t row = first; row < last; ++row) {
+    added.widen(kernels_, added.row(b, head, row), to.n,
+                scored.added[i] + (row - first) * to.added_stride[i]);
+  }
+}
+
+double AttentionCore::magnitude(const float* values, int64_t count) const {
+  const Range range = kernels_.range(values, Dtype::f32, count);
+  return range.has_nan ? NAN : std::max(-range.lo, range.hi);
 }
 
 void AttentionCore::widen(const Heads& query, int64_t b, int64_t head, int64_t begin, int64_t end,
@@ -230,6 +268,7 @@ void AttentionCore::read_scales(const AttentionHeads& of, int64_t b, int64_t kv_
   };
   to.key_scale = read(of.key_scale, to.gathered[0]);
   to.value_scale = read(of.value_scale, to.gathered[1]);
+  to.has_finite_scales = std::isfinite(magnitude(to.value_scale, shape_.keys));
 }
 
 void AttentionCore::multiply_keys(const float* queries, int64_t m, const Heads& key, int64_t b,
@@ -258,11 +297,31 @@ void AttentionCore::divide(const float* results, int64_t stride, const float* su
   for (int64_t row = begin; row < end; ++row) fetch.some();
 }
 
+// How many keys the rows [begin, end) of a head see: those behind count for nothing.
+int64_t AttentionCore::keys_seen(const Memory& memory, int64_t b, const Place& place, int64_t begin,
+                                 int64_t end) const {
+  if (causal_) return std::min(shape_.keys, end);
+  // A score that is not finite would be seen through the mask.
+  if (!added_[1].has_value() || added_[0].has_value() || !memory.can_skip) return shape_.keys;
+  const int64_t from = begin - place.first_row, m = end - begin;
+  const double query =
+      integers_ ? 255.0 * magnitude(memory.query.scales_of(place.query) + from, m)
+                : magnitude(memory.queries, m * shape_.dim);
+  const double bound = query * memory.most_of_keys * static_cast<double>(shape_.dim) * scale_;
+  if (!(std::abs(bound) < FLT_MAX / 4)) return shape_.keys;
+  int64_t seen = 1;
+  for (int64_t row = end - 1; row >= begin && seen < shape_.keys; --row) {
+    seen = added_[1]->seen(added_[1]->row(b, place.head, row), seen, shape_.keys);
+    if (added_[1]->is_same_for_rows()) break;
+  }
+  return seen;
+}
+
 void AttentionCore::attend_rows(const AttentionHeads& of, int64_t b, const Place& place,
                                 int64_t begin, int64_t end, Memory& memory, Fetch& fetch) const {
   const int64_t m = end - begin, d = shape_.dim;
-  // Keys behind the last row's own count for nothing.
-  const int64_t s = causal_ ? std::min(shape_.keys, end) : shape_.keys;
+  if (!integers_) widen(of.query, b, place.head, begin, end, memory.queries);
+  const int64_t s = keys_seen(memory, b, place, begin, end);
   const Product& product = product_for(kernels_, m);
   const auto multiply = [&](const StagedRows& rows, const Packed& weight, const float* weight_scale,
                             bool per_channel, float* to, int64_t to_stride) {
@@ -283,24 +342,23 @@ void AttentionCore::attend_rows(const AttentionHeads& of, int64_t b, const Place
     multiply(rows.staged(product, m), Packed{memory.keys, s, d}, memory.key.scales_of(place.kv),
              true, memory.scores, memory.stride);
   } else {
-    widen(of.query, b, place.head, begin, end, memory.queries);
     kernels_.strips_gemm(
         {memory.queries, d, m, d, memory.key_strips, d, s, memory.scores, memory.stride});
     scale_keys(memory, m, s);
   }
 
+  // A value that is not finite counts with p = 0 too, behind the last key that is seen as well.
+  const bool reads_fewer = integers_ ? reads_fewer_keys() : memory.values_are_finite;
+  const int64_t read = reads_fewer ? s : shape_.keys, filled = groups_of(read) * kGroup;
   const float* value_scale = integers_ ? memory.value.scales_of(place.kv) : memory.value_scale;
-  score(memory, value_scale, b, place.head, begin, end, s);
+  score(memory, value_scale, b, place.head, begin, end, s, filled);
 
   if (integers_) {
     const float one = 1.0f;
-    const int64_t read = reads_fewer_keys() ? s : shape_.keys;
     if (reads_fewer_keys()) sum_values(memory, read);
     multiply(quantize_scores(product, memory, m, read), Packed{memory.values, d, read}, &one, false,
              memory.results, d);
   } else {
-    // A value that is not finite counts with p = 0 too, behind the last key that is seen as well.
-    const int64_t read = memory.values_are_finite ? s : shape_.keys;
     kernels_.strips_gemm({memory.scores, memory.stride, m, read, memory.value_strips, shape_.keys, d,
                           memory.results, result_stride_of(d)});
   }
@@ -337,8 +395,8 @@ void AttentionCore::attend(const AttentionHeads& of, int64_t b, int64_t kv_begin
                                      floats(results),
                                      floats(block),
                                      range_bytes,
-                                     floats(filled),
-                                     floats(filled),
+                                     floats(kRowsTogether * filled),
+                                     floats(kRowsTogether * filled),
                                      block * filled,
                                      floats(block),
                                      floats(block),
@@ -360,7 +418,7 @@ void AttentionCore::attend(const AttentionHeads& of, int64_t b, int64_t kv_begin
   memory.results = pieces.next<float>(results);
   memory.sums = pieces.next<float>(block);
   memory.ranges = pieces.next<Range>(block);
-  for (float*& row : memory.added) row = pieces.next<float>(filled);
+  for (float*& row : memory.added) row = pieces.next<float>(kRowsTogether * filled);
   memory.probabilities = {filled, 1, pieces.next<uint8_t>(block * filled),
                           pieces.next<float>(block), pieces.next<int32_t>(block)};
   memory.query = {query_bytes, query_values, pieces.next<uint8_t>(query_heads * query_bytes),
@@ -386,7 +444,12 @@ void AttentionCore::attend(const AttentionHeads& of, int64_t b, int64_t kv_begin
     }
     for (int64_t head = 0; head < count * group; ++head) {
       const Place place = {first * group + head, head, head / group, begin};
-      if (head % group == 0 && integers_) pack(memory, place.kv);
+      if (head % group == 0 && integers_) {
+        pack(memory, place.kv);
+        memory.has_finite_scales = std::isfinite(magnitude(memory.value.scales_of(place.kv), s));
+        memory.can_skip = memory.has_finite_scales;
+        memory.most_of_keys = 128.0 * magnitude(memory.key.scales_of(place.kv), s);
+      }
       if (head % group == 0 && !integers_) {
         lay_strips(of, b, first + place.kv, memory);
         read_scales(of, b, first + place.kv, memory);

@@ -73,6 +73,7 @@ class AttentionCore {
   struct Place;
 
   static constexpr int64_t kScoreBytes = 56 * 1024;  // of a block: they wait near the L1 cache
+  static constexpr int64_t kRowsTogether = 8;  // of scores, where they are not alike
   static constexpr int64_t kWholeRows = 12;          // that tiles and score rows divide
   // Rows in floats: for fewer, laying out keys and values takes longer than it spares.
   static constexpr int64_t kStripsFrom = 48;
@@ -93,9 +94,14 @@ class AttentionCore {
   StagedRows quantize_scores(const Product& product, const Memory& memory, int64_t m,
                              int64_t k) const;
   void score(Scored& scored, const float* value_scale, int64_t b, int64_t head, int64_t begin,
-             int64_t end, int64_t keys) const;
+             int64_t end, int64_t keys, int64_t filled) const;
+  void add(const Added& added, Scored& scored, int i, int64_t b, int64_t head, int64_t first,
+           int64_t last, ScoresArgs& to) const;
+  int64_t keys_seen(const Memory& memory, int64_t b, const Place& place, int64_t begin,
+                    int64_t end) const;
   void attend_rows(const AttentionHeads& of, int64_t b, const Place& place, int64_t begin,
                    int64_t end, Memory& memory, Fetch& fetch) const;
+  double magnitude(const float* values, int64_t count) const;  // greatest; NaN if there is one
   // attend, for few rows in floats.
   void attend_few(const AttentionHeads& of, int64_t b, int64_t kv_begin, int64_t kv_end,
                   int64_t begin, int64_t end, Fetch& fetch) const;
@@ -131,6 +137,7 @@ struct AttentionCore::Scored {
   const char* added_from[2] = {nullptr, nullptr};
   // Of a head's keys and values in int8, next to each other; else null.
   const float *key_scale, *value_scale;
+  bool has_finite_scales;  // of the values
   float* gathered[2];  // room for them
 };
 

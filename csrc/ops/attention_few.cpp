@@ -17,14 +17,15 @@ void AttentionCore::attend_few(const AttentionHeads& of, int64_t b, int64_t kv_b
   const auto floats = [](int64_t count) { return count * static_cast<int64_t>(sizeof(float)); };
   Pieces pieces(Purpose::attention,
                 {floats(most * stride), floats(most), most * static_cast<int64_t>(sizeof(Range)),
-                 floats(stride), floats(stride), floats(group * block * d), floats(most * d),
+                 floats(kRowsTogether * stride), floats(kRowsTogether * stride),
+                 floats(group * block * d), floats(most * d),
                  floats(scales), floats(scales)});
   Scored scored = {};
   scored.stride = stride;
   float* const scores = pieces.next<float>(most * stride);
   float* const sums = pieces.next<float>(most);
   scored.ranges = pieces.next<Range>(most);
-  for (float*& row : scored.added) row = pieces.next<float>(stride);
+  for (float*& row : scored.added) row = pieces.next<float>(kRowsTogether * stride);
   float* const queries = pieces.next<float>(group * block * d);
   float* const results = pieces.next<float>(most * d);
   for (float*& row : scored.gathered) row = pieces.next<float>(scales);
@@ -46,7 +47,7 @@ void AttentionCore::attend_few(const AttentionHeads& of, int64_t b, int64_t kv_b
           read_scales(of, b, kv_head, scored);
           multiply_keys(queries, group * m, of.key, b, kv_head, keys, scored);
         }
-        score(scored, scored.value_scale, b, head, row, last, keys);
+        score(scored, scored.value_scale, b, head, row, last, keys, s);
       }
       // All keys, whatever the block: a value that is not finite counts with p = 0 too.
       WeightedSumsArgs a = {};
