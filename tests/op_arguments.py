@@ -97,7 +97,7 @@ BLOCKS = {
     ),
     "attend": (
         *("x", "key", "value", *_weights("out", "q"), "mask", "position_bias", "scale"),
-        *(*_KEPT, *_ENDS, *_SCHEME, "residual_last"),
+        *(*_KEPT, *_ENDS, *_SCHEME, "residual_last", "is_causal"),
     ),
     "attention": (
         *("x", *_weights("q", "k", "v", "out"), "heads", "kv_heads", *_ADDED, "cos", "sin"),

@@ -109,12 +109,13 @@ def test_a_token_runs_as_ops(made):
 
 
 @pytest.mark.parametrize("tokens", [1, 3])
-def test_a_prompt_is_computed_as_before(made, tokens):
-    """Its feed-forward blocks run as ops, and of one token the attention to earlier ones."""
+def test_a_prompt(made, tokens):
+    """Its keys and values of the second sequence are made first: that attention is no op."""
     quantized, model = made
     given = {"tokens": PROMPT[:, :tokens], "prompt": None}
     found, _, ops = after_prompt(model, **given)
-    assert ops["feed_forward"] == 2 and ops["query_key_value"] == (2 if tokens == 1 else 0)
+    is_op = tokens == 1 or not hasattr(model.decoder, "block")  # T5's own has a bias
+    assert ops["feed_forward"] == 2 and ops["query_key_value"] == (2 if is_op else 0)
     assert decibels(found[0], after_prompt(quantized, **given)[0][0]) > 90
 
 

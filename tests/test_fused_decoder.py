@@ -115,16 +115,13 @@ def test_the_same_bits_as_in_parts(made):
 
 @pytest.mark.parametrize("count", [3, 17])
 def test_several_tokens(made, count):
-    """Few of them run as ops."""
     name, quantized, model = made
     ids = torch.randint(3, 99, (2, count), generator=torch.Generator().manual_seed(4))
     found, ops = after_prompt(model, (ids,))
-    assert ops["query_key_value"] == (2 if count == 3 else 0) and ops["feed_forward"] == 2
-    assert decibels(found, after_prompt(quantized, (ids,))[0]) > 90
-    if count == 3:
-        assert ops["layer_norm"] <= 1
-        with in_parts(model):
-            assert_same(after_prompt(model, (ids,))[0], found)
+    assert ops["query_key_value"] == ops["feed_forward"] == 2 and ops["layer_norm"] <= 1
+    assert decibels(found, after_prompt(quantized, (ids,))[0]) > 45
+    with in_parts(model):
+        assert_same(after_prompt(model, (ids,))[0], found)
 
 
 def test_padding(made):

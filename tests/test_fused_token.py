@@ -96,21 +96,12 @@ def test_a_token_runs_as_ops(made):
     assert_close(model, quantized)
 
 
-def test_a_prompt_is_computed_as_before(made):
-    quantized, model = made
-    with torch.no_grad(), Counting() as counting:
-        found = model(input_ids=PROMPT, use_cache=True)[0]
-    assert counting.found["query_key_value"] == 0 and counting.found["feed_forward"] == 2
-    with torch.no_grad():
-        assert decibels(found, quantized(input_ids=PROMPT, use_cache=True)[0]) > 90
-
-
-@pytest.mark.parametrize("tokens", [2, 5, 16, 17])
+@pytest.mark.parametrize("tokens", [2, 5, 17])
 def test_several_tokens_behind_a_cache(made, tokens):
     quantized, model = made
     given = torch.randint(3, 99, (2, tokens), generator=torch.Generator().manual_seed(3))
     found, cache, ops = after_prompt(model, given)
-    assert runs_as_ops(ops) == (tokens <= 16)
+    assert runs_as_ops(ops)
     expected, other, _ = after_prompt(quantized, given)
     # Among so many bytes, one or another rounds otherwise.
     assert decibels(found[0], expected[0]) > 45
@@ -377,7 +368,9 @@ class Toy(nn.Module):
             each(x).unflatten(-1, (-1, 12)).transpose(1, 2) for each in (self.q, self.k, self.v)
         )
         q, k = self.q_norm(q), self.k_norm(k)
-        if self.style == "plain":
+        if cache is None:
+            pass
+        elif self.style == "plain":
             k, v = cache.update(k, v, self.number)
         elif self.style == "twice":
             cache.update(k, v, self.number, kwargs=kwargs)
@@ -386,7 +379,8 @@ class Toy(nn.Module):
             k, v = cache.update(k + 1, v, self.number, kwargs=kwargs)
         else:
             k, v = cache.update(k, v, self.number, kwargs=kwargs)
-        y = nn.functional.scaled_dot_product_attention(q, k, v, mask)
+        causal = hasattr(self, "config") and mask is None and x.shape[1] > 1
+        y = nn.functional.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
         return self.o(y.transpose(1, 2).flatten(2))
 
 

@@ -119,7 +119,7 @@ OTHERS = {
     },
     # Few tokens with a mask run as those behind a cache do.
     "OPT": (OPT, DECODERS + _layers("decoder.layers", ".self_attn"), TOKENS, (2, 2, 0)),
-    "GPT2": (GPT2, _layers("h"), {"input_ids": IDS}, (0, 2, 0)),
+    "GPT2": (GPT2, _layers("h"), {"input_ids": IDS}, (2, 2, 0)),
     "GPTNeoX": (TEXT, _layers("layers", ".mlp"), TOKENS, (0, 2, 0)),
     # An encoder whose layers run the code of Llama's.
     "EuroBert": (DECODER, _layers("layers"), TOKENS, (2, 2, 0)),

@@ -120,7 +120,9 @@ void lay_strips(const LayStripsArgs& a) {
 template <class Isa>
 constexpr int kStripVectors = __is_class(typename Isa::Float) ? 1 : 2;
 template <class Isa>
-constexpr int kStripRows = __is_class(typename Isa::Float) ? 1 : Isa::kRegisters >= 32 ? 12 : 6;
+constexpr int kStripRows = __is_class(typename Isa::Float) ? 1
+                           : Isa::kRegisters >= 32         ? 12
+                                                           : 6;
 
 // R rows by kStripVectors registers of columns.
 template <class Isa, int R>
@@ -161,8 +163,7 @@ __attribute__((noinline)) void strip_tile(const float* x, int64_t x_stride, int6
     }
   }
   each_sum([&](int r, int v) {
-    Isa::store(out + r * out_stride + v * Isa::kLanes,
-               Isa::add_float(sum[r][v], Isa::set(0.0f)));
+    Isa::store(out + r * out_stride + v * Isa::kLanes, Isa::add_float(sum[r][v], Isa::set(0.0f)));
   });
 }
 

@@ -16,7 +16,7 @@ Tensor attend(const Tensor& x, const Tensor& key, const Tensor& value, const Ten
               const std::optional<Tensor>& norm_before_bias, double norm_before_eps,
               int64_t norm_after, const std::optional<Tensor>& norm_after_weight,
               const std::optional<Tensor>& norm_after_bias, double norm_after_eps, bool per_token,
-              bool symmetric, int64_t activation_bits, bool residual_last) {
+              bool symmetric, int64_t activation_bits, bool residual_last, bool is_causal) {
   std::optional<Int8Product> projection =
       optional_product(packed_q, weight_scale_q, bias_q, kQuery);
   Int8Product out(packed_out, weight_scale_out, bias_out, kOut);
@@ -54,7 +54,7 @@ Tensor attend(const Tensor& x, const Tensor& key, const Tensor& value, const Ten
     check_out(n);
     return HeadsOf(linear_block(x, *std::move(projection), kNone, std::move(before)), keys.dim);
   }();
-  const Tensor heads = attended(query, keys, values, mask, position_bias, false, scale, false,
+  const Tensor heads = attended(query, keys, values, mask, position_bias, is_causal, scale, false,
                                 {query.batch, query.rows, query.count * query.dim});
   return linear_block(heads, std::move(out), kNone, std::move(behind));
 }

@@ -37,7 +37,9 @@ struct AttentionCore::Place {
 namespace {
 
 // Of a weight [n, k] in strips.
-int64_t strip_values(int64_t n, int64_t k) { return ceil_div(n, kStripColumns) * kStripColumns * k; }
+int64_t strip_values(int64_t n, int64_t k) {
+  return ceil_div(n, kStripColumns) * kStripColumns * k;
+}
 // Between rows of results in floats, which strips write.
 int64_t result_stride_of(int64_t dim) { return strip_values(dim, 1); }
 
@@ -196,8 +198,8 @@ void AttentionCore::score(Scored& scored, const float* value_scale, int64_t b, i
   }
   // Of several causal rows the later ones see more. What an earlier one does not, its scores hide,
   // unless something that is added or a factor makes another number of that.
-  const bool one_by_one =
-      causal_ && (has_added || scale_ <= 0.0f || !(value_scale == nullptr || scored.has_finite_scales));
+  const bool one_by_one = causal_ && (has_added || scale_ <= 0.0f ||
+                                      !(value_scale == nullptr || scored.has_finite_scales));
   const int64_t together = are_alike ? end - begin : one_by_one ? 1 : kRowsTogether;
   for (int64_t first = begin, last; first < end; first = last) {
     last = std::min(end, first + together);
@@ -304,9 +306,8 @@ int64_t AttentionCore::keys_seen(const Memory& memory, int64_t b, const Place& p
   // A score that is not finite would be seen through the mask.
   if (!added_[1].has_value() || added_[0].has_value() || !memory.can_skip) return shape_.keys;
   const int64_t from = begin - place.first_row, m = end - begin;
-  const double query =
-      integers_ ? 255.0 * magnitude(memory.query.scales_of(place.query) + from, m)
-                : magnitude(memory.queries, m * shape_.dim);
+  const double query = integers_ ? 255.0 * magnitude(memory.query.scales_of(place.query) + from, m)
+                                 : magnitude(memory.queries, m * shape_.dim);
   const double bound = query * memory.most_of_keys * static_cast<double>(shape_.dim) * scale_;
   if (!(std::abs(bound) < FLT_MAX / 4)) return shape_.keys;
   int64_t seen = 1;
@@ -359,8 +360,8 @@ void AttentionCore::attend_rows(const AttentionHeads& of, int64_t b, const Place
     multiply(quantize_scores(product, memory, m, read), Packed{memory.values, d, read}, &one, false,
              memory.results, d);
   } else {
-    kernels_.strips_gemm({memory.scores, memory.stride, m, read, memory.value_strips, shape_.keys, d,
-                          memory.results, result_stride_of(d)});
+    kernels_.strips_gemm({memory.scores, memory.stride, m, read, memory.value_strips, shape_.keys,
+                          d, memory.results, result_stride_of(d)});
   }
   divide(memory.results, integers_ ? d : result_stride_of(d), memory.sums, of.out, b, place.head,
          begin, end, fetch);

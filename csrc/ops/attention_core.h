@@ -73,7 +73,7 @@ class AttentionCore {
   struct Place;
 
   static constexpr int64_t kScoreBytes = 56 * 1024;  // of a block: they wait near the L1 cache
-  static constexpr int64_t kRowsTogether = 8;  // of scores, where they are not alike
+  static constexpr int64_t kRowsTogether = 8;        // of scores, where they are not alike
   static constexpr int64_t kWholeRows = 12;          // that tiles and score rows divide
   // Rows in floats: for fewer, laying out keys and values takes longer than it spares.
   static constexpr int64_t kStripsFrom = 48;
@@ -138,7 +138,7 @@ struct AttentionCore::Scored {
   // Of a head's keys and values in int8, next to each other; else null.
   const float *key_scale, *value_scale;
   bool has_finite_scales;  // of the values
-  float* gathered[2];  // room for them
+  float* gathered[2];      // room for them
 };
 
 }  // namespace dynquant

@@ -18,8 +18,7 @@ void AttentionCore::attend_few(const AttentionHeads& of, int64_t b, int64_t kv_b
   Pieces pieces(Purpose::attention,
                 {floats(most * stride), floats(most), most * static_cast<int64_t>(sizeof(Range)),
                  floats(kRowsTogether * stride), floats(kRowsTogether * stride),
-                 floats(group * block * d), floats(most * d),
-                 floats(scales), floats(scales)});
+                 floats(group * block * d), floats(most * d), floats(scales), floats(scales)});
   Scored scored = {};
   scored.stride = stride;
   float* const scores = pieces.next<float>(most * stride);
@@ -65,7 +64,8 @@ void AttentionCore::attend_few(const AttentionHeads& of, int64_t b, int64_t kv_b
       a.head_stride = of.value.head_stride / kept_bytes_;
       kernels_.weighted_sums(a);
       for (int64_t i = 0; i < heads * group; ++i) {
-        divide(results + i * m * d, d, sums + i * m, of.out, b, first * group + i, row, last, fetch);
+        divide(results + i * m * d, d, sums + i * m, of.out, b, first * group + i, row, last,
+               fetch);
       }
     }
   }

@@ -66,15 +66,16 @@ STABLE_TORCH_LIBRARY(dynquant, m) {
       "Tensor? norm_before_bias=None, float norm_before_eps=0., int norm_after=0, "
       "Tensor? norm_after_weight=None, Tensor? norm_after_bias=None, float norm_after_eps=0., "
       "bool per_token=True, bool symmetric=False, int activation_bits=8, "
-      "bool residual_last=False) -> Tensor";
+      "bool residual_last=False";
+  const std::string gives = ") -> Tensor";
   m.def(("linear_block(Tensor x, Tensor packed, Tensor weight_scale, Tensor? bias=None, "
          "int activation=0, " +
-         ends)
+         ends + gives)
             .c_str());
   m.def(("feed_forward(Tensor x, Tensor packed_up, Tensor weight_scale_up, Tensor? bias_up, "
          "Tensor? packed_gate, Tensor? weight_scale_gate, Tensor? bias_gate, Tensor packed_down, "
          "Tensor weight_scale_down, Tensor? bias_down, int activation, int split=0, " +
-         ends)
+         ends + gives)
             .c_str());
   m.def("rotary(Tensor x, Tensor cos, Tensor sin) -> Tensor");
   m.def(
@@ -94,7 +95,7 @@ STABLE_TORCH_LIBRARY(dynquant, m) {
          "Tensor? bias_out, Tensor? packed_q=None, Tensor? weight_scale_q=None, "
          "Tensor? bias_q=None, Tensor? mask=None, Tensor? position_bias=None, float? scale=None, "
          "Tensor? key_scale=None, Tensor? value_scale=None, " +
-         ends)
+         ends + ", bool is_causal=False" + gives)
             .c_str());
   m.def(("attention(Tensor x, Tensor packed_q, Tensor weight_scale_q, Tensor? bias_q, "
          "Tensor? packed_k, Tensor? weight_scale_k, Tensor? bias_k, Tensor? packed_v, "
@@ -102,7 +103,7 @@ STABLE_TORCH_LIBRARY(dynquant, m) {
          "Tensor? bias_out, int heads, int kv_heads, Tensor? mask=None, "
          "Tensor? position_bias=None, bool is_causal=False, float? scale=None, Tensor? cos=None, "
          "Tensor? sin=None, bool integers=True, " +
-         ends)
+         ends + gives)
             .c_str());
   m.def(
       "encoder(Tensor x, Tensor?[] weights, int heads, int kv_heads, int activation, float eps, "

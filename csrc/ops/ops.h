@@ -93,7 +93,7 @@ Tensor attend(const Tensor& x, const Tensor& key, const Tensor& value, const Ten
               const std::optional<Tensor>& norm_before_bias, double norm_before_eps,
               int64_t norm_after, const std::optional<Tensor>& norm_after_weight,
               const std::optional<Tensor>& norm_after_bias, double norm_after_eps, bool per_token,
-              bool symmetric, int64_t activation_bits, bool residual_last);
+              bool symmetric, int64_t activation_bits, bool residual_last, bool is_causal);
 Tensor attention(const Tensor& x, const Tensor& packed_q, const Tensor& weight_scale_q,
                  const std::optional<Tensor>& bias_q, const std::optional<Tensor>& packed_k,
                  const std::optional<Tensor>& weight_scale_k, const std::optional<Tensor>& bias_k,

@@ -11,8 +11,6 @@ _IMPLEMENTATIONS = ("sdpa", "eager", "")
 # Models of transformers hand all that they are called with down to their layers. A cache itself
 # comes as an argument of its own, and what is returned besides is collected by hooks.
 _FOR_THE_MODEL = frozenset({"use_cache", "return_dict", "output_hidden_states"})
-# So many new tokens at once: with more, a model's own attention is about as fast.
-_FEW = 16
 
 
 class Call(NamedTuple):
@@ -27,6 +25,8 @@ class Call(NamedTuple):
         causal: whether a position sees no later one.
         residual: what a linear block adds, or None.
         weights: whether the weights of the attention are asked for.
+        as_tokens: whether the attention is computed as of tokens behind a cache: in fp32, with
+            keys and values that the cache, if there is one, takes in before.
         cache: what keeps the keys and values of earlier tokens, or None; the mask is then
             [batch, 1 or heads, 1 or length, keys].
         cross: keys and values [batch, heads, tokens, features] of a second sequence, which the
@@ -42,6 +42,7 @@ class Call(NamedTuple):
     causal: bool = False
     residual: torch.Tensor | None = None
     weights: bool = False
+    as_tokens: bool = False
     cache: object = None
     cross: tuple | None = None
     rest: dict | None = None
@@ -99,7 +100,8 @@ def of_transformers(parts, args, kwargs):
     if cache is not None or not parts.runs_without_cache:
         roles = adapter.roles()
         rest = {name: value for name, value in given if name not in roles}
-        return of_tokens(parts, x, cache, *masks, weights, rotary, rest)
+        own = read.get("is_causal")
+        return of_tokens(parts, x, cache, *masks, weights, rotary, rest, own)
     return _of_attention(parts, x, weights, read)
 
 
@@ -129,30 +131,47 @@ def _of_attention(parts, x, weights, read):
     mask, bias, rotary = (read.get(n) for n in (adapter.mask, adapter.bias, adapter.rotary))
     if x.dim() != 3 or not _can_add(mask, bias, x, x.shape[1]):
         return None
-    implementation = implementation_of(core)
-    if not _can_run(adapter, implementation, mask):
+    if not _can_run(adapter, implementation_of(core), mask):
         return None
-    own = read.get("is_causal", getattr(core, "is_causal", True))
-    causal = implementation == "sdpa" and mask is None and own
+    causal = _is_causal(core, mask, read.get("is_causal"))
     return Call(x, mask, bias, rotary, causal, weights=weights)
 
 
-def of_tokens(parts, x, cache, mask, bias=None, weights=False, rotary=None, rest=None):
-    """New tokens of each sequence: one sees all that the cache has, of several a mask tells.
+def _is_causal(core, mask, own=None):
+    """Whether transformers' sdpa attention of several tokens is causal.
+
+    Args:
+        own: what it is told besides, or None.
+    """
+    if implementation_of(core) != "sdpa" or mask is not None:
+        return False
+    return bool(getattr(core, "is_causal", True) if own is None else own)
+
+
+def of_tokens(parts, x, cache, mask, bias=None, weights=False, rotary=None, rest=None, own=None):
+    """New tokens of each sequence, all there are where there is no cache.
 
     Args:
         rest: as for a Call.
+        own: is_causal, where the block is told.
     """
-    adapter = parts.adapter
-    if cache is None or not _are_tokens(parts, x, mask, bias):
+    adapter, core = parts.adapter, parts.attention.core
+    if not _are_tokens(parts, x, mask, bias):
         return None
-    if x.shape[1] > 1 and (mask is None or adapter.bias is not None):
+    several = x.shape[1] > 1
+    if several and adapter.bias is not None:
+        return None
+    # Without a mask, all see all but where torch's own attention is told that it is causal.
+    if several and mask is None and implementation_of(core) != "sdpa":
         return None
     if adapter.cross is None and own_of(cache) is not cache:
         return None
     if weights and adapter.feed_forward is not None:
         return None
-    return Call(x, mask, bias, rotary, weights=weights, cache=cache, rest=rest)
+    causal = several and _is_causal(core, mask, own)
+    return Call(
+        x, mask, bias, rotary, causal, weights=weights, as_tokens=True, cache=cache, rest=rest
+    )
 
 
 def of_cross_tokens(parts, x, cache, mask, bias=None, weights=False):
@@ -163,7 +182,7 @@ def of_cross_tokens(parts, x, cache, mask, bias=None, weights=False):
     dim = parts.attention.head_dim
     if found is None or not all(_are_heads_for(one, x, dim) for one in found):
         return None
-    return Call(x, mask, bias, weights=weights, cache=cache, cross=found)
+    return Call(x, mask, bias, weights=weights, as_tokens=True, cache=cache, cross=found)
 
 
 def _are_heads_for(keys, x, dim):
@@ -174,8 +193,8 @@ def _are_heads_for(keys, x, dim):
 
 
 def _are_tokens(parts, x, mask, bias):
-    """Whether x is few tokens of each sequence, for keys and values that want no gradient."""
-    if x.dim() != 3 or not 1 <= x.shape[1] <= _FEW or torch.is_grad_enabled():
+    """Whether x is tokens of each sequence, for keys and values that want no gradient."""
+    if x.dim() != 3 or x.shape[1] < 1 or torch.is_grad_enabled():
         return False
     if not _can_run(parts.adapter, implementation_of(parts.attention.core), mask):
         return False

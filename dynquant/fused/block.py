@@ -110,7 +110,7 @@ def compute(parts, plan, call, attention):
         return calls.linear_block(plan.linear_block, x, call.residual)
     if call.cross is not None:
         x = calls.cross(plan.cross, call, residual, integers)
-    elif call.cache is not None:
+    elif call.as_tokens:
         x = calls.token(plan.token, call, residual)
     elif plan.attention is not None:
         x = calls.attention(plan.attention, call, residual, integers)

@@ -113,7 +113,7 @@ def token_arguments(parts, numbers, before, after, scheme):
 
 
 def token(arguments, call, residual):
-    """An attention block for new tokens of each sequence, behind those of the call's cache.
+    """An attention block for new tokens of each sequence, behind those of the call's cache, if any.
 
     Args:
         arguments: what token_arguments gave.
@@ -130,9 +130,11 @@ def _taken_in(key, value, call, index):
     """All keys and values of the call's cache, which takes in these [batch, rows, heads, D].
 
     Returns:
-        a Kept.
+        a Kept; these alone where there is no cache.
     """
     heads = swapped(key, value)
+    if call.cache is None:
+        return Kept(*heads)
     return Kept(*updated(own_of(call.cache), *heads, index, call.rest))
 
 
@@ -145,14 +147,16 @@ def _attend_to(arguments, x, found, call, scale, residual):
     """An attention to a Kept, to the residual and the norm."""
     weights, ends = arguments
     keys, values, scales = found
-    return _attend(x, keys, values, *weights, call.mask, call.bias, scale, *scales, residual, *ends)
+    causal = {"is_causal": True} if call.causal else {}
+    rest = call.mask, call.bias, scale, *scales, residual
+    return _attend(x, keys, values, *weights, *rest, *ends, **causal)
 
 
 def _attended(query, found, call, scale):
     """[batch, rows, features] of all heads, for a Kept."""
     keys, values, scales = found.by_rows()
     return _scaled_dot_product(
-        query, keys, values, call.mask, call.bias, False, scale, False, *scales
+        query, keys, values, call.mask, call.bias, call.causal, scale, False, *scales
     ).flatten(2)
 
 
@@ -205,7 +209,7 @@ def attention_in_parts(parts, call, integers, numbers):
         query, key = map(_normed, found.head_norms, (query, key))
     if call.rotary is not None:
         query, key = (_ops.rotary(heads, *call.rotary) for heads in (query, key))
-    if call.cache is not None:
+    if call.as_tokens:
         result = _attended(query, _taken_in(key, value, call, index), call, scale)
     else:
         result = _scaled_dot_product(

@@ -107,8 +107,10 @@ class TokenPlan(NamedTuple):
         roles = adapter.arguments[0], adapter.cache, adapter.mask, names.second, names.second_mask
         x, cache, mask, second, second_mask = map(given.get, roles)
         rest = {name: one for name, one in given.items() if name not in adapter.arguments}
-        if cache is None or not isinstance(x, torch.Tensor) or not runs_as_op(x):
+        if not isinstance(x, torch.Tensor) or not runs_as_op(x):
             return None
+        if cache is None and self.attention.parts.runs_without_cache:
+            return None  # as an op of its own
         # Both are read before anything runs: the cache takes in a token once.
         call, other = self.attention.read(x, cache, mask, rest), None
         if call is None:

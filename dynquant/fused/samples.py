@@ -2,6 +2,7 @@
 
 import torch
 
+from dynquant.fused.arguments import implementation_of
 from dynquant.fused.caches import RecordedCache, of_two_sequences, with_own
 
 BATCH, LENGTH = 2, 9
@@ -61,9 +62,15 @@ def _tokens(parts, random, seen):
         given = {**arguments, adapter.cache: RecordedCache(*tokens)}
         yield what, with_mask(given, parts, keys)
     if adapter.bias is None:
-        several, before = new(3)
-        given = {**several, adapter.cache: RecordedCache(*before)}
-        yield "tokens of a padded batch", with_mask(given, parts, seen.flip(1))
+        for rows, what in ((3, "tokens of a padded batch"), (LENGTH, "a padded prompt")):
+            several, before = new(rows)
+            given = {**several, adapter.cache: RecordedCache(*before)}
+            yield what, with_mask(given, parts, seen.flip(1))
+        # Another implementation is always given a mask.
+        keys = None if implementation_of(parts.attention.core) == "sdpa" else seen
+        yield "a prompt", with_mask(given, parts, keys)
+        if not parts.runs_without_cache:
+            yield "a prompt without a cache", with_mask(several, parts, keys)
     if adapter.cross is None:
         return
     second = of_two_sequences(parts.number_in_cache(), *new(1)[1])

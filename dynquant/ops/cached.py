@@ -121,6 +121,7 @@ def _(
     symmetric=False,
     activation_bits=8,
     residual_last=False,
+    is_causal=False,
 ):
     """Attention to keys and values that are there already, a cache's, to its end in one call.
 
