@@ -151,8 +151,8 @@ def linear_half(x, w, bias, dtype="float32"):
         partial = fma(x[..., k : k + 16], w[..., k : k + 16], partial)
     for step in (8, 4, 2, 1):
         partial = partial[..., :step] + partial[..., step : 2 * step]
-    # No sum is -0: whether zeros were added to it leaves no trace.
-    return round_to(partial[..., 0] + (F(0) if bias is None else bias), dtype)
+    y = partial[..., 0] + F(0)  # never -0: whether zeros were added to it leaves no trace
+    return round_to(y if bias is None else y + bias, dtype)
 
 
 @ignoring_overflow

@@ -3,10 +3,10 @@
 //
 // Each output is a sum of 16 partial sums, which begin at 0: partial j takes in the products of
 // k = j, j + 16, ... in that order, each by one fused multiply-add, and then j takes in j + 8,
-// j + 4, j + 2, j + 1, and at last the bias, or 0. The order depends on K alone, so the bits are
-// the same on every instruction set, for every tile and in every batch. No sum is -0, and so those
-// of which a factor is 0 may be left out. (Where products and sums go to the same ports, as those
-// of an Intel Ice Lake, many rows are 1.6 times as fast as with two roundings.)
+// j + 4, j + 2, j + 1, and at last 0. The order depends on K alone, so the bits are the same on
+// every instruction set, for every tile and in every batch. No sum is -0, and so products of which
+// a factor is 0 may be left out. (Where products and sums go to the same ports, as those of an
+// Intel Ice Lake, many rows are 1.6 times as fast as with two roundings.)
 //
 // A tile is R rows of x by V rows of W, each pair with its 16 partial sums in registers. One row of
 // x streams through V rows of W at once, which hides the latency of the sums.
@@ -170,20 +170,14 @@ __attribute__((noinline)) void half_tile(const float* x, int64_t x_stride, int64
   }
 }
 
-// Adds the bias, or 0, to one row of at most kHalfColumns sums and stores it as T.
+// Adds 0 and the bias to one row of at most kHalfColumns sums and stores it as T.
 template <class Isa, class T>
 inline void finish_half(const float* sums, const float* bias, int64_t columns, T* out) {
-  const typename Isa::Float none = Isa::set(0.0f);
-  int64_t c = 0;
-  for (; c + Isa::kLanes <= columns; c += Isa::kLanes) {
-    Isa::store(out + c,
-               Isa::add_float(Isa::load(sums + c), bias == nullptr ? none : Isa::load(bias + c)));
-  }
-  if (c == columns) return;
-  T tail[Isa::kLanes];
-  const typename Isa::Float added = bias == nullptr ? none : load_part<Isa>(bias + c, columns - c);
-  Isa::store(tail, Isa::add_float(load_part<Isa>(sums + c, columns - c), added));
-  memcpy(out + c, tail, static_cast<size_t>(columns - c) * sizeof(T));
+  each_register<Isa>(columns, [&](int64_t c, auto part) {
+    typename Isa::Float sum = Isa::add_float(part.load(sums + c), Isa::set(0.0f));
+    if (bias != nullptr) sum = Isa::add_float(sum, part.load(bias + c));
+    part.store(out + c, sum);
+  });
 }
 
 template <class Isa, int R, class T>

@@ -257,7 +257,7 @@ struct WeightedSumsArgs {
 };
 
 // A weight W[n, k] laid out for the next product (strips.inl.h), [k, kStripColumns] for so many of
-// its columns, zeros in those behind the last one. Strides are in values; one of them is 1.
+// its rows, zeros for those behind the last one. Strides are in values; one of them is 1.
 constexpr int64_t kStripColumns = 32;
 struct LayStripsArgs {
   const void* weight;

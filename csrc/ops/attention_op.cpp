@@ -73,14 +73,7 @@ class SelfAttention {
     char* buffer = pieces.next(m * width * bytes);
     char* contexts = pieces.next(m * context * bytes);
     const Rows in = rows_.begin(first, m, pieces.next(rows_.normed_bytes(m)));
-    for_each_block(m, in.k, product.row_multiple, [&](int64_t from, int64_t to) {
-      const StagedBlock staged(product, rows_.source(in), in.k, from, to - from,
-                               Purpose::staged_rows);
-      inputs_.each_product([&](const Int8Product& by, int64_t column, const Int8Product* next) {
-        staged.multiply(by.weight, by.to(buffer + (from * width + column) * bytes, width, dtype),
-                        (next == nullptr ? output_ : *next).weight.panels);
-      });
-    });
+    inputs_.multiply_block(product, rows_, in, buffer, &output_);
     for (int64_t r = 0; r < m; ++r) inputs_.turn(rows_, buffer + r * width * bytes, first + r);
     // Heads of the block's first sequence on, numbered as in the whole batch: masks want that.
     const int64_t behind = begin * l;

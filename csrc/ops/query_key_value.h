@@ -64,6 +64,21 @@ class QueryKeyValue {
              static_cast<int64_t>(targets.size()), rows.bytes);
   }
 
+  // Those of some rows, in the calling thread, which reads `behind` after them, if anything.
+  void multiply_block(const Product& product, const BlockRows& rows, const Rows& in, char* buffer,
+                      const Int8Product* behind) const {
+    for_each_block(in.m, in.k, product.row_multiple, [&](int64_t from, int64_t to) {
+      const StagedBlock staged(product, rows.source(in), in.k, from, to - from,
+                               Purpose::staged_rows);
+      each_product([&](const Int8Product& by, int64_t column, const Int8Product* next) {
+        const Int8Product* read = next == nullptr ? behind : next;
+        staged.multiply(by.weight,
+                        by.to(buffer + (from * width_ + column) * rows.bytes, width_, rows.dtype),
+                        read == nullptr ? nullptr : read->weight.panels);
+      });
+    });
+  }
+
   bool turns() const { return angles_.has_value(); }
   // Turns a head of the row m of x, in place.
   void turn_head(const BlockRows& rows, char* head, int64_t m) const {

@@ -25,6 +25,9 @@ struct HeadOutput {
   }
 };
 
+// From so many rows on, blocks of them go from the norm to the last head while caches have them.
+constexpr int64_t kManyRows = 64;
+
 constexpr NormNames kNormQ = {"norm_q", "norm_q_weight", "norm_q_bias", "norm_q_eps"};
 constexpr NormNames kNormK = {"norm_k", "norm_k_weight", "norm_k_bias", "norm_k_eps"};
 
@@ -84,19 +87,32 @@ std::tuple<Tensor, Tensor, Tensor> query_key_value(
 
   const int64_t m = rows.in.m, width = inputs.width(), bytes = rows.bytes;
   if (m == 0) return {q.to, k.to, v.to};
+  const auto take = [&](const char* row, int64_t r) {
+    const auto turn = [&](char* head) { inputs.turn_head(rows, head, r); };
+    q.take(rows, row, r, turn);
+    k.take(rows, row + inputs.key_at() * bytes, r, turn);
+    v.take(rows, row + inputs.value_at() * bytes, r, [](char*) {});
+  };
   const Product& product = product_for(rows.kernels, m);
-  with_team(rows.nanoseconds(product, inputs.size_with(nullptr)), [&] {
-    Tensor holder = empty({m, width}, rows.type);
-    char* buffer = static_cast<char*>(holder.mutable_data_ptr());
-    inputs.multiply_all(rows, rows.begin_all(), buffer);
-    run_rows(m, width * 4, [&](int64_t r) {
-      const char* row = buffer + r * width * bytes;
-      const auto turn = [&](char* head) { inputs.turn_head(rows, head, r); };
-      q.take(rows, row, r, turn);
-      k.take(rows, row + inputs.key_at() * bytes, r, turn);
-      v.take(rows, row + inputs.value_at() * bytes, r, [](char*) {});
+  const ProductSize size = inputs.size_with(nullptr);
+  const int64_t parts = m < kManyRows ? 0 : rows.parts_of_rows(product, size);
+  if (parts > 0) {
+    run_row_blocks(product, m, parts, (rows.in.k + width) * bytes, [&](int64_t begin, int64_t end) {
+      const int64_t count = end - begin;
+      Pieces pieces(Purpose::block, {count * width * bytes, rows.normed_bytes(count)});
+      char* buffer = pieces.next(count * width * bytes);
+      const Rows in = rows.begin(begin, count, pieces.next(rows.normed_bytes(count)));
+      inputs.multiply_block(product, rows, in, buffer, nullptr);
+      for (int64_t r = 0; r < count; ++r) take(buffer + r * width * bytes, begin + r);
     });
-  });
+  } else {
+    with_team(rows.nanoseconds(product, size), [&] {
+      Tensor holder = empty({m, width}, rows.type);
+      char* buffer = static_cast<char*>(holder.mutable_data_ptr());
+      inputs.multiply_all(rows, rows.begin_all(), buffer);
+      run_rows(m, width * 4, [&](int64_t r) { take(buffer + r * width * bytes, r); });
+    });
+  }
   return {q.to, k.to, v.to};
 }
 
