@@ -424,6 +424,37 @@ void test_weighted_sums(const Kernels& kernels, int64_t heads, int64_t rows, int
   }
 }
 
+// The product with a weight that is laid out in strips, W[n, k] or its transpose, and with the first
+// of its k alone.
+template <class T>
+void test_strips(const Kernels& kernels, int64_t m, int64_t n, int64_t k, std::mt19937& random) {
+  std::normal_distribution<float> real;
+  const int64_t filled = ceil_div(n, kStripColumns) * kStripColumns;
+  std::vector<float> x(static_cast<size_t>(m * k)), strips(static_cast<size_t>(filled * k));
+  for (float& value : x) value = real(random);
+  for (bool transposed : {false, true}) {
+    const int64_t stride = (transposed ? n : k) + 3;
+    const int64_t n_stride = transposed ? 1 : stride, k_stride = transposed ? stride : 1;
+    std::vector<T> weight(static_cast<size_t>((n - 1) * n_stride + (k - 1) * k_stride + 1)), row;
+    for (T& value : weight) draw(random, &value);
+    std::fill(strips.begin(), strips.end(), NAN);
+    kernels.lay_strips({weight.data(), dtype_of(T()), n_stride, k_stride, n, k, strips.data()});
+    for (float value : strips) expect(value == value, kernels.name, "strips", m, n, k);
+    for (int64_t used : {k, k / 2}) {
+      std::vector<float> out(static_cast<size_t>(m * filled), NAN);
+      kernels.strips_gemm({x.data(), k, m, used, strips.data(), k, n, out.data(), filled});
+      for (int64_t i = 0; i < n; ++i) {
+        row.clear();
+        for (int64_t j = 0; j < used; ++j) row.push_back(weight[i * n_stride + j * k_stride]);
+        for (int64_t r = 0; r < m; ++r) {
+          expect(same(out[r * filled + i], half_sum(x.data() + r * k, row.data(), used)),
+                 kernels.name, "product with strips", m, n, k);
+        }
+      }
+    }
+  }
+}
+
 void test_embedding(const Kernels& kernels, int64_t dim, int bits, std::mt19937& random) {
   constexpr int64_t kRows = 5;
   const int levels = (1 << bits) - 1;
@@ -569,10 +600,13 @@ void test_scores(const Kernels& kernels, const std::vector<float>& x,
     }
     ScoresArgs a = {};
     a.scores = scores.data(), a.n = n, a.scale = -0.5f, a.rows = kRows, a.stride = stride;
-    for (int j = 0; j < 2; ++j) {
-      filled_up[j] = added[j];
-      filled_up[j].resize(static_cast<size_t>(filled), 0.0f);
-      if (terms & (1 << j)) a.added[j] = filled_up[j].data();
+    for (int j = 0; j < 2; ++j) {  // rows share the first, and each has its own of the second
+      const int64_t apart = j == 0 ? 0 : filled;
+      filled_up[j].assign(static_cast<size_t>(filled * kRows), 0.0f);
+      for (int64_t i = 0; i < kRows * n; ++i) {
+        filled_up[j][i / n * apart + i % n] = added[j][(apart == 0 ? i : i + i / n) % n];
+      }
+      if (terms & (1 << j)) a.added[j] = filled_up[j].data(), a.added_stride[j] = apart;
     }
     std::vector<float> scales = value_scale, sums(kRows);
     if (terms == 7) scales[static_cast<size_t>(n - 1)] = NAN;
@@ -584,8 +618,8 @@ void test_scores(const Kernels& kernels, const std::vector<float>& x,
       std::vector<float> s, p;
       for (int64_t i = 0; i < n; ++i) {
         s.push_back(given(r, i) * -0.5f);
-        for (const float* one : a.added) {
-          if (one != nullptr) s.back() += one[i];
+        for (int j = 0; j < 2; ++j) {
+          if (a.added[j] != nullptr) s.back() += a.added[j][r * a.added_stride[j] + i];
         }
       }
       const float most = std::max(*std::max_element(s.begin(), s.end()), -FLT_MAX);
@@ -877,6 +911,11 @@ void test_products_in_floats(const Kernels& kernels, std::mt19937& random) {
     for (int64_t n : {271, 272, 300}) {
       for (int64_t dim : {24, 64, 100, 200, 300})
         test_weighted_sums<T>(kernels, 1, rows, n, dim, random);
+    }
+  }
+  for (int64_t m : {1, 2, 3, 5, 6, 7, 11, 12, 13, 25}) {
+    for (int64_t n : {1, 15, 16, 17, 31, 32, 33, 65}) {
+      for (int64_t k : {1, 3, 4, 15, 16, 17, 31, 33, 70}) test_strips<T>(kernels, m, n, k, random);
     }
   }
 }
