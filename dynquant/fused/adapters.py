@@ -104,7 +104,7 @@ class LinearBlock:
 
 @dataclass(frozen=True)
 class Sublayers:
-    """What an inline block is for tokens behind a cache, by names in the block.
+    """What an inline block is for tokens of a decoder, by names in the block.
 
     Its attention, one to a second sequence where that is given, and its feed-forward block, each
     with a norm and the sum with its input. The attentions are blocks that are known themselves.
@@ -144,7 +144,7 @@ class Adapter:
         inline: that forward computes more than the feed-forward block, which is all that is named
             here: it calls up, the activation and down, one after the other, and these calls run as
             one op.
-        sublayers: what an inline block runs as for tokens behind a cache.
+        sublayers: what an inline block runs as for tokens of a decoder.
         residual: whether each of them adds its input.
         norm_first: whether each norm is applied to the input (True) or to the result (False); a
             name for an attribute that tells.
@@ -153,10 +153,12 @@ class Adapter:
         bias: the argument with what is added to the scores besides.
         rotary: the argument with the cosines and sines of rotary position embeddings.
         cache: the argument with a cache of transformers, which keeps keys and values. The attention
-            runs as ops for few new tokens of each sequence, in fp32, and otherwise as it is.
+            is in fp32 then, and without a cache too, where it is causal or has norms of heads. A
+            core of transformers' "sdpa" that is given no mask is taken to be causal for several
+            tokens, unless its is_causal is False.
         cross: the argument with a second sequence, an encoder's output: the attention is to that
             where it is given. It runs as ops where an EncoderDecoderCache has its keys and values,
-            for few new tokens of each sequence, and otherwise as it is.
+            and otherwise as it is.
         ignored: arguments that change nothing.
         result: "tensor"; "tuple" for (result,); "weights" for (result, None); "bias" for (result,
             bias, None), where the core makes the bias by its method `compute_bias` if none is given

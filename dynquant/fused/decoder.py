@@ -1,4 +1,4 @@
-"""A decoder's layer, for tokens behind a cache: the ops of its attentions and of what is beside.
+"""A decoder's layer, for any number of tokens: the ops of its attentions and of what is beside.
 
 For anything else it runs its own forward, in which the feed-forward block is one op.
 """
