@@ -127,10 +127,23 @@ def test_a_static_cache(llama):
     from transformers import StaticCache
 
     _, model = llama
+    for given in ({}, {"attention_mask": RIGHT}):
+        cache = StaticCache(config=model.config, max_cache_len=70)
+        found, _, ops = outputs(model, cache=cache, **given)
+        assert runs_as_ops(ops)
+        assert_same(found, outputs(model, **given)[0])
+
+
+def test_what_a_static_cache_has_not_taken_in_is_not_read(llama):
+    from transformers import StaticCache
+
+    _, model = llama
     cache = StaticCache(config=model.config, max_cache_len=70)
-    found, _, ops = outputs(model, cache=cache)
-    assert runs_as_ops(ops)
-    assert_same(found, outputs(model)[0])
+    outputs(model, cache=cache)
+    for layer in cache.layers:
+        layer.keys.fill_(torch.nan), layer.values.fill_(torch.nan)
+        layer.cumulative_length.zero_()
+    assert_same(outputs(model, cache=cache)[0], outputs(model)[0])
 
 
 @pytest.mark.parametrize("name", ["Llama", "Qwen3"])

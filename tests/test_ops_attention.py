@@ -59,8 +59,11 @@ def drawn_mask(rng, shape, may_be_bool=True):
     if rng.random() < 0.3:
         return None
     shape = [size if rng.random() < 0.6 else 1 for size in shape]
-    if may_be_bool and rng.random() < 0.5:
+    if may_be_bool and rng.random() < 0.3:
         return torch.from_numpy(rng.random(shape) < 0.7)
+    if may_be_bool and rng.random() < 0.4:  # the first keys of each row, as of a padded text
+        seen = rng.integers(shape[3] + 1, size=(*shape[:3], 1))
+        return torch.from_numpy(np.arange(shape[3]) < np.maximum(seen, rng.integers(2)))
     mask = rng.standard_normal(shape).astype(np.float32)
     if rng.random() < 0.5:
         mask[rng.random(shape) < 0.3] = -np.inf
@@ -98,7 +101,7 @@ def test_scaled_dot_product(isa, threads, seed):  # noqa: F811
     rng = np.random.default_rng(seed)
     batch, rows, keys = (
         int(rng.integers(1, 3)),
-        *(int(rng.choice([1, 2, 15, 16, 17, 33, 70])) for _ in range(2)),
+        *(int(rng.choice([1, 2, 15, 16, 17, 33, 49, 70])) for _ in range(2)),
     )
     kv = int(rng.choice([1, 2]))
     count, dim, dtype = (
@@ -111,10 +114,13 @@ def test_scaled_dot_product(isa, threads, seed):  # noqa: F811
     key, value = (heads(rng, batch, keys, kv, dim, kept) for _ in range(2))
     if rng.random() < 0.2:
         value[0, rng.integers(keys), 0, 0] = np.nan
+    if rng.random() < 0.2:  # products beyond fp32, which a mask does not hide
+        query, key = (one * rng.choice([1.0, 1e10]) for one in (query, key))
+        key[0, -1] *= 1e25
     shape = batch, count, rows, keys
     mask, bias = drawn_mask(rng, shape), drawn_mask(rng, shape, may_be_bool=False)
     causal, integers = bool(rng.random() < 0.3), bool(rng.random() < 0.6)
-    scale = None if rng.random() < 0.5 else float(rng.choice([0.3, 1.0, 0.0, -2.0]))
+    scale = None if rng.random() < 0.5 else float(rng.choice([0.3, 1.0, 0.0, -2.0, 1e-9]))
     used = np.float32(1 / np.sqrt(dim)) if scale is None else scale
     result = ops.scaled_dot_product(query, key, value, mask, bias, causal, scale, integers)
     assert result.is_contiguous() and result.dtype == dtype
@@ -128,7 +134,7 @@ def test_scaled_dot_product(isa, threads, seed):  # noqa: F811
 def test_keys_and_values_in_int8(isa, threads, seed):  # noqa: F811
     rng = np.random.default_rng(seed)
     batch, kv = (int(rng.integers(1, 3)) for _ in range(2))
-    rows = int(rng.choice([1, 2, 9, 50]))  # fewer and more than are transposed for
+    rows = int(rng.choice([1, 2, 9, 50]))  # fewer and more than are multiplied by strips
     keys, dim = int(rng.choice([1, 15, 16, 70, 130])), int(rng.choice([1, 8, 30, 64, 65]))
     count, dtype = kv * int(rng.choice([1, 2])), DTYPES[rng.integers(3)]
     query = heads(rng, batch, rows, count, dim, dtype)
@@ -338,7 +344,7 @@ def test_a_query_without_heads(integers):
 
 
 def test_few_rows_of_floats_are_those_of_many(isa):
-    """They sum the values without transposing them."""
+    """They read keys and values as they lie."""
     rng = np.random.default_rng(7)
     query, key, value = (heads(rng, 2, 70, count, 65, torch.float32) for count in (4, 2, 2))
     many = ops.scaled_dot_product(query, key, value, integers=False)
@@ -400,7 +406,7 @@ def test_attend_is_its_parts(isa, threads, seed):  # noqa: F811
     scale = None if rng.random() < 0.5 else 0.25
     projection, out = weights(rng, count * dim, k, True), weights(rng, n, count * dim, True)
     before, schemes = drawn_norm(rng, k), drawn_scheme(rng)
-    after, last = drawn_norm(rng, n), bool(rng.random() < 0.3)
+    after, last, causal = drawn_norm(rng, n), *(bool(rng.random() < 0.3) for _ in range(2))
     if rng.random() < 0.5:
         x = heads(rng, batch, rows, 1, k, dtype)[:, :, 0]
         query = ops.linear_dynamic(normalized(x, *before), *projection, *schemes)
@@ -415,9 +421,9 @@ def test_attend_is_its_parts(isa, threads, seed):  # noqa: F811
     found = ops.attend(
         *(x, *(one.transpose(1, 2) for one in kept), *out, *projection, *added, scale),
         *(one if one is None else one.transpose(1, 2) for one in scales),
-        *(residual, *before, *after, *schemes, last),
+        *(residual, *before, *after, *schemes, last, causal),
     )
-    attended = ops.scaled_dot_product(query, *kept, *added, False, scale, False, *scales)
+    attended = ops.scaled_dot_product(query, *kept, *added, causal, scale, False, *scales)
     y = ops.linear_dynamic(attended.flatten(2), *out, *schemes)
     assert found.is_contiguous() and found.dtype == dtype
     assert_same(found, ended(y, residual, after, last))

@@ -180,6 +180,7 @@ inline void strip_rows(const StripsGemmArgs& a, int64_t m, const float* strip, f
 template <class Isa>
 void strips_gemm(const StripsGemmArgs& a) {
   constexpr int64_t kColumns = kStripVectors<Isa> * Isa::kLanes;
+  static_assert(kStripColumns % kColumns == 0);
   for (int64_t n = 0; n < a.n; n += kColumns) {
     const float* strip = a.strips + n / kStripColumns * kStripColumns * a.laid_k;
     strip_rows<Isa, kStripRows<Isa>>(a, 0, strip + n % kStripColumns, a.out + n);

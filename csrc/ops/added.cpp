@@ -46,7 +46,6 @@ void Added::widen(const Kernels& kernels, const char* row, int64_t n, float* to)
 }
 
 int64_t Added::seen(const char* row, int64_t least, int64_t n) const {
-  if (!is_bool_) return n;
   constexpr int64_t kAtOnce = sizeof(uint64_t);
   while (strides_[3] == 1 && n - least >= kAtOnce) {
     uint64_t some;

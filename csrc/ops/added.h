@@ -19,8 +19,9 @@ class Added {
   const char* row(int64_t b, int64_t h, int64_t i) const {
     return data_ + b * strides_[0] + h * strides_[1] + i * strides_[2];
   }
+  bool is_bool() const { return is_bool_; }
   bool is_same_for_rows() const { return strides_[2] == 0; }
-  // Behind so many of a row's n keys all are hidden, or `least` where that is more.
+  // Behind so many of a bool row's n keys all are hidden, or `least` where that is more.
   int64_t seen(const char* row, int64_t least, int64_t n) const;
   // The row of n values as fp32, filled up to kPartials.
   void widen(const Kernels& kernels, const char* row, int64_t n, float* to) const;

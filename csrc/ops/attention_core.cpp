@@ -113,8 +113,8 @@ void AttentionCore::lay_strips(const AttentionHeads& of, int64_t b, int64_t kv_h
   values_of(of.key, of.key.row_stride / kept_bytes_, 1, s, d, memory.key_strips);
   values_of(of.value, 1, of.value.row_stride / kept_bytes_, d, s, memory.value_strips);
   memory.values_are_finite = std::isfinite(magnitude(memory.value_strips, strip_values(d, s)));
-  memory.can_skip = memory.values_are_finite && kept_dtype_ != Dtype::i8;
-  memory.most_of_keys = magnitude(memory.key_strips, strip_values(s, d));
+  memory.can_skip = hides_keys() && memory.values_are_finite && kept_dtype_ != Dtype::i8;
+  if (memory.can_skip) memory.most_of_keys = magnitude(memory.key_strips, strip_values(s, d));
 }
 
 namespace {
@@ -303,13 +303,13 @@ void AttentionCore::divide(const float* results, int64_t stride, const float* su
 int64_t AttentionCore::keys_seen(const Memory& memory, int64_t b, const Place& place, int64_t begin,
                                  int64_t end) const {
   if (causal_) return std::min(shape_.keys, end);
+  if (!memory.can_skip) return shape_.keys;
   // A score that is not finite would be seen through the mask.
-  if (!added_[1].has_value() || added_[0].has_value() || !memory.can_skip) return shape_.keys;
   const int64_t from = begin - place.first_row, m = end - begin;
   const double query = integers_ ? 255.0 * magnitude(memory.query.scales_of(place.query) + from, m)
                                  : magnitude(memory.queries, m * shape_.dim);
-  const double bound = query * memory.most_of_keys * static_cast<double>(shape_.dim) * scale_;
-  if (!(std::abs(bound) < FLT_MAX / 4)) return shape_.keys;
+  const double products = query * memory.most_of_keys * static_cast<double>(shape_.dim);
+  if (!(products * std::max(1.0f, std::abs(scale_)) < FLT_MAX / 4)) return shape_.keys;
   int64_t seen = 1;
   for (int64_t row = end - 1; row >= begin && seen < shape_.keys; --row) {
     seen = added_[1]->seen(added_[1]->row(b, place.head, row), seen, shape_.keys);
@@ -448,8 +448,10 @@ void AttentionCore::attend(const AttentionHeads& of, int64_t b, int64_t kv_begin
       if (head % group == 0 && integers_) {
         pack(memory, place.kv);
         memory.has_finite_scales = std::isfinite(magnitude(memory.value.scales_of(place.kv), s));
-        memory.can_skip = memory.has_finite_scales;
-        memory.most_of_keys = 128.0 * magnitude(memory.key.scales_of(place.kv), s);
+        memory.can_skip = hides_keys() && memory.has_finite_scales;
+        if (memory.can_skip) {
+          memory.most_of_keys = 128.0 * magnitude(memory.key.scales_of(place.kv), s);
+        }
       }
       if (head % group == 0 && !integers_) {
         lay_strips(of, b, first + place.kv, memory);

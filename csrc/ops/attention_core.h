@@ -97,6 +97,10 @@ class AttentionCore {
              int64_t end, int64_t keys, int64_t filled) const;
   void add(const Added& added, Scored& scored, int i, int64_t b, int64_t head, int64_t first,
            int64_t last, ScoresArgs& to) const;
+  // Whether a mask, and nothing else, may hide the last keys.
+  bool hides_keys() const {
+    return !causal_ && added_[1].has_value() && added_[1]->is_bool() && !added_[0].has_value();
+  }
   int64_t keys_seen(const Memory& memory, int64_t b, const Place& place, int64_t begin,
                     int64_t end) const;
   void attend_rows(const AttentionHeads& of, int64_t b, const Place& place, int64_t begin,

@@ -201,7 +201,7 @@ for _model, _prefix, _names in (
         **_rotary,
     )
 
-# Decoders: tokens behind a cache.
+# Decoders.
 _behind_a_cache = {
     "arguments": ("hidden_states", "position_embeddings", "attention_mask", "cache"),
     "rotary": "position_embeddings",

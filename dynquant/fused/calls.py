@@ -94,7 +94,7 @@ def attention(arguments, call, residual, integers):
 
 
 def token_arguments(parts, numbers, before, after, scheme):
-    """What an attention takes for a token behind a cache besides what a call brings.
+    """What a decoder's attention takes for tokens besides what a call brings.
 
     First query_key_value's, in front of the angles and behind them, then those of the output.
     Takes what attention_arguments takes.
@@ -135,7 +135,10 @@ def _taken_in(key, value, call, index):
     heads = swapped(key, value)
     if call.cache is None:
         return Kept(*heads)
-    return Kept(*updated(own_of(call.cache), *heads, index, call.rest))
+    found = updated(own_of(call.cache), *heads, index, call.rest)
+    if call.causal:  # a cache of fixed length gives what it has not taken in yet as well
+        found = (one[:, :, : key.shape[1]] for one in found)
+    return Kept(*found)
 
 
 def _attend_arguments(output, query, before, after, scheme):

@@ -35,9 +35,9 @@ def fuse(model: nn.Module, inplace: bool = False, *, attention: str = "integer")
 
     Modules, their names, the state dict, copies, pickles and saving stay what they are: instances
     of the blocks get a class derived from their own. What a fused block cannot do (gradients,
-    hooks and adapters on what is inside, autocast, returned attention weights, caches but for few
-    tokens at a time in some decoders, arguments that are not known) runs for that call as it did
-    before, by the same float functions.
+    hooks and adapters on what is inside, autocast, returned attention weights, caches but in some
+    decoders, arguments that are not known) runs for that call as it did before, by the same float
+    functions.
 
     Args:
         model: what quantize_dynamic gave; blocks whose linear layers are not dynquant.nn.Linear
@@ -45,7 +45,8 @@ def fuse(model: nn.Module, inplace: bool = False, *, attention: str = "integer")
         inplace: change `model` itself instead of a copy; where the call does not end well, an
             interrupt included, it is left as it was.
         attention: "integer" computes the scores and the sums of values from 8-bit queries, keys
-            and values; "float" in fp32. A token behind a cache is computed in fp32 in any case.
+            and values; "float" in fp32. Decoders are computed in fp32 in any case, prompts as well
+            as tokens behind a cache.
 
     Returns:
         A model in eval mode; `model` itself where inplace.
@@ -56,7 +57,7 @@ def fuse(model: nn.Module, inplace: bool = False, *, attention: str = "integer")
 
     Warns:
         UserWarning: about known blocks that stay as they are, and why: each is compared with the
-            original on a random and on a padded batch, or on tokens behind a cache. Also where
+            original on a random and on a padded batch, or on prompts and tokens. Also where
             no block is known.
     """
     if not isinstance(model, nn.Module):

@@ -92,19 +92,23 @@ def samples_of_sublayers(adapter, attention, cross, dtype):
     """
     names, random, seen = adapter.sublayers, random_of(dtype), seen_keys()
 
-    def tokens(parts):
-        shape = BATCH, parts.kv_heads, LENGTH - 1, parts.attention.head_dim
+    def tokens(parts, count=LENGTH - 1):
+        shape = BATCH, parts.kv_heads, count, parts.attention.head_dim
         return random(*shape), random(*shape)
 
-    def arguments_of(parts, keys, mask):
+    def arguments_of(parts, keys, mask, rows=1):
         """The input, and the mask, of one of the attentions."""
         own = parts.adapter
-        given = with_mask(attention_arguments(parts, random, 1, keys), parts, mask)
+        given = with_mask(attention_arguments(parts, random, rows, keys), parts, mask)
         return given[own.arguments[0]], given[own.mask]
 
-    for what, padded in (("a token", False), ("a token of a padded batch", True)):
-        x, mask = arguments_of(attention, LENGTH, seen.flip(1) if padded else None)
-        cache = RecordedCache(*tokens(attention))
+    for what, padded, rows in (
+        ("a token", False, 1),
+        ("a token of a padded batch", True, 1),
+        ("a padded prompt", True, LENGTH),
+    ):
+        x, mask = arguments_of(attention, LENGTH, seen.flip(1) if padded else None, rows)
+        cache = RecordedCache(*tokens(attention, LENGTH - rows))
         given = {adapter.arguments[0]: x, adapter.mask: mask, adapter.cache: cache}
         yield what, given
         if cross is None:

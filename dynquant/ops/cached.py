@@ -146,6 +146,7 @@ def _(
         norm_after, norm_after_weight, norm_after_bias, norm_after_eps: the same over N.
         per_token, symmetric, activation_bits: as in linear_dynamic, for the projections.
         residual_last: the residual is added behind norm_after, and not in front of it.
+        is_causal: query i attends to the keys up to i.
 
     Returns:
         [B, L, N] in x's dtype.
