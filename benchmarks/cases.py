@@ -28,7 +28,9 @@ def recurrent(layer, size, layers, batch, length):
 
 
 def encoder(model, batch, length, shortest=None):
-    """model: minilm (its true weights) or bert-base (random ones).
+    """model: minilm (its true weights) or bert-base (random ones), or a decoder of random weights
+    that embeds texts: qwen3-8 and gemma3-8, eight layers of the shapes of Qwen3-Embedding-0.6B and
+    of EmbeddingGemma.
 
     shortest: texts have lengths drawn from there to `length`, and are padded; None for all alike.
     """
@@ -156,6 +158,36 @@ def _bert_base():
     from transformers import BertConfig, BertModel
 
     return _initialized(BertModel(BertConfig()))
+
+
+def _qwen3():
+    from transformers import Qwen3Config, Qwen3Model
+
+    config = Qwen3Config(
+        hidden_size=1024,
+        intermediate_size=3072,
+        num_hidden_layers=8,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        vocab_size=2000,
+    )
+    return _initialized(Qwen3Model(config))
+
+
+def _gemma3():
+    from transformers import Gemma3TextConfig, Gemma3TextModel
+
+    config = Gemma3TextConfig(
+        hidden_size=768,
+        intermediate_size=1152,
+        num_hidden_layers=8,
+        num_attention_heads=3,
+        num_key_value_heads=1,
+        vocab_size=2000,
+        sliding_window=512,
+        use_bidirectional_attention=True,
+    )
+    return _initialized(Gemma3TextModel(config))
 
 
 def _initialized(model):
@@ -323,7 +355,12 @@ she many some so these would other into has more her two like him see time could
 been its who now people my made over did down only way find use may water long little very after
 """
 
-_ENCODERS = {"minilm": _minilm, "bert-base": _bert_base}
+_ENCODERS = {
+    "minilm": _minilm,
+    "bert-base": _bert_base,
+    "qwen3-8": _qwen3,
+    "gemma3-8": _gemma3,
+}
 _BUILDERS = {
     "linear": _linear,
     "recurrent": _recurrent,

@@ -424,8 +424,8 @@ void test_weighted_sums(const Kernels& kernels, int64_t heads, int64_t rows, int
   }
 }
 
-// The product with a weight that is laid out in strips, W[n, k] or its transpose, and with the first
-// of its k alone.
+// The product with a weight that is laid out in strips, W[n, k] or its transpose, and with the
+// first of its k alone.
 template <class T>
 void test_strips(const Kernels& kernels, int64_t m, int64_t n, int64_t k, std::mt19937& random) {
   std::normal_distribution<float> real;
