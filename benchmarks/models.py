@@ -6,9 +6,9 @@ that embed texts: eight layers of the shapes of Qwen3-Embedding-0.6B and Embeddi
 size, the number of layers, and batch x length. wav2vec2-1x500 is the transformer of wav2vec2-base
 for ten seconds of speech, and qwen2-8-16+128 sixteen tokens, one after another, behind 128 others,
 by eight layers of the shape of Qwen2-0.5B; whisper-6-16+32 the same of a transcript, behind 32, by
-the decoder of whisper-base for 30 seconds of speech, and whisper-6-96+4 the whole of one. These have
-random weights. encode-500 is run where it is named: the `encode` of sentence-transformers for 500
-texts of 3 to 100 words.
+the decoder of whisper-base for 30 seconds of speech, and whisper-6-96+4 the whole of one. These
+have random weights. encode-500 is run where it is named: the `encode` of sentence-transformers for
+500 texts of 3 to 100 words.
 """
 
 import statistics

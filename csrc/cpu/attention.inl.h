@@ -31,8 +31,8 @@ void rotary(const RotaryArgs& a) {
   });
 }
 
-// Rows of scores to which Added rows each are added. What lies behind a row is
-// filled up with -Inf, which counts for nothing: exp(-Inf) is 0.
+// Rows of scores, to each of which Added rows are added. What lies behind a row is filled up with
+// -Inf, which counts for nothing: exp(-Inf) is 0.
 template <class Isa, int Added>
 class ScoreRows {
  public:

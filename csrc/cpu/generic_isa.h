@@ -21,6 +21,7 @@
 //   product          stage load_weights load_activation dot, and keep, which hides a value from
 //                    the optimizer. stage gives what the products of those four k have too much in
 //                    every column: 0 where kOffset is 0
+// mul_add(a, b, c) is a * b + c, rounded once.
 // min and max give their second operand where either is NaN, which `unordered` detects. Integer
 // arithmetic wraps. reduce_add adds the upper half of the lanes to the lower until one is left,
 // reduce_adds does so for each of kLanes registers and gives the register of what they leave.

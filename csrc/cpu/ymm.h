@@ -1,4 +1,4 @@
-// The parts that the 256-bit sets share: everything but the product. Needs AVX2 and F16C.
+// The parts that the 256-bit sets share: everything but the product. Needs AVX2, FMA and F16C.
 #pragma once
 
 #include <immintrin.h>

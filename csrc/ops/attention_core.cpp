@@ -106,12 +106,10 @@ void AttentionCore::sum_values(const Memory& memory, int64_t keys) const {
 void AttentionCore::lay_strips(const AttentionHeads& of, int64_t b, int64_t kv_head,
                                Memory& memory) const {
   const int64_t s = shape_.keys, d = shape_.dim;
-  const auto values_of = [&](const Heads& heads, int64_t n_stride, int64_t k_stride, int64_t n,
-                             int64_t k, float* strips) {
-    kernels_.lay_strips({heads.at(b, 0, kv_head), kept_dtype_, n_stride, k_stride, n, k, strips});
-  };
-  values_of(of.key, of.key.row_stride / kept_bytes_, 1, s, d, memory.key_strips);
-  values_of(of.value, 1, of.value.row_stride / kept_bytes_, d, s, memory.value_strips);
+  kernels_.lay_strips({of.key.at(b, 0, kv_head), kept_dtype_, of.key.row_stride / kept_bytes_, 1, s,
+                       d, memory.key_strips});
+  kernels_.lay_strips({of.value.at(b, 0, kv_head), kept_dtype_, 1,
+                       of.value.row_stride / kept_bytes_, d, s, memory.value_strips});
   memory.values_are_finite = std::isfinite(magnitude(memory.value_strips, strip_values(d, s)));
   memory.can_skip = hides_keys() && memory.values_are_finite && kept_dtype_ != Dtype::i8;
   if (memory.can_skip) memory.most_of_keys = magnitude(memory.key_strips, strip_values(s, d));
