@@ -119,7 +119,7 @@ def test_several_tokens(made, count):
     ids = torch.randint(3, 99, (2, count), generator=torch.Generator().manual_seed(4))
     found, ops = after_prompt(model, (ids,))
     assert ops["query_key_value"] == ops["feed_forward"] == 2 and ops["layer_norm"] <= 1
-    assert decibels(found, after_prompt(quantized, (ids,))[0]) > 45
+    assert decibels(found, after_prompt(quantized, (ids,))[0]) > 90
     with in_parts(model):
         assert_same(after_prompt(model, (ids,))[0], found)
 

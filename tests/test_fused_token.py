@@ -96,7 +96,16 @@ def test_a_token_runs_as_ops(made):
     assert_close(model, quantized)
 
 
-@pytest.mark.parametrize("tokens", [2, 5, 17])
+def test_a_prompt(made):
+    quantized, model = made
+    with torch.no_grad(), Counting() as counting:
+        found = model(input_ids=PROMPT, use_cache=True)[0]
+    assert runs_as_ops(counting.found)
+    with torch.no_grad():
+        assert decibels(found, quantized(input_ids=PROMPT, use_cache=True)[0]) > 90
+
+
+@pytest.mark.parametrize("tokens", [2, 5, 16, 17])
 def test_several_tokens_behind_a_cache(made, tokens):
     quantized, model = made
     given = torch.randint(3, 99, (2, tokens), generator=torch.Generator().manual_seed(3))

@@ -309,13 +309,16 @@ void half_gemm(const HalfGemmArgs& a) {
                     [&](const auto* weight) { half_gemm_of<Isa>(a, weight); });
 }
 
+template <class Isa, class T>
+inline void widen_values(const T* x, int64_t count, float* out) {
+  int64_t i = 0;
+  for (; i + Isa::kLanes <= count; i += Isa::kLanes) Isa::store(out + i, Isa::load(x + i));
+  for (; i < count; ++i) out[i] = widen(x[i]);
+}
+
 template <class Isa>
 void widen_row(const void* x, Dtype dtype, int64_t k, float* out) {
-  with_type_or_int8(x, dtype, [&](const auto* typed) {
-    int64_t i = 0;
-    for (; i + Isa::kLanes <= k; i += Isa::kLanes) Isa::store(out + i, Isa::load(typed + i));
-    for (; i < k; ++i) out[i] = widen(typed[i]);
-  });
+  with_type_or_int8(x, dtype, [&](const auto* typed) { widen_values<Isa>(typed, k, out); });
 }
 
 }  // namespace

@@ -8,7 +8,7 @@
 // in: so four levels of it, and no more, wait for a partial sum that comes later.
 #pragma once
 
-#include "convert.h"
+#include "half.inl.h"
 #include "kernels.h"
 #include "layout.h"
 #include "quantize.inl.h"
@@ -25,6 +25,11 @@ inline int64_t partial_at(int i) {
   return (i & 1) << 3 | (i & 2) << 1 | (i & 4) >> 1 | (i & 8) >> 3;
 }
 
+// How many of [0, k) a partial sum takes in.
+inline int64_t rows_of_partial(int64_t k, int64_t partial) {
+  return k <= partial ? 0 : ceil_div(k - partial, kPartials);
+}
+
 // Where the rows of a strip lie that are k = 0 .. 15 of [0, k): those of k + 16, ... follow.
 struct StripRows {
   int64_t first[kPartials];
@@ -34,7 +39,7 @@ struct StripRows {
     for (int i = 0; i < kPartials; ++i) {
       const int64_t partial = partial_at(i);
       first[partial] = row;
-      row += (k - partial + kPartials - 1) / kPartials;  // 0 or more: k - partial is above -16
+      row += rows_of_partial(k, partial);
     }
   }
   inline float* at(float* strip, int64_t k) const {
@@ -70,9 +75,7 @@ inline void lay_rows(const T* rows, int64_t stride, int64_t columns, int64_t k, 
     for (int64_t i = 0; i < k; i += kPartials) {
       const int64_t values = k - i < kPartials ? k - i : kPartials;
       for (int64_t r = 0; r < count; ++r) {
-        each_register<Isa>(values, [&](int64_t j, auto part) {
-          Isa::store(some[r] + j, part.load(rows + (c + r) * stride + i + j));
-        });
+        widen_values<Isa>(rows + (c + r) * stride + i, values, some[r]);
       }
       for (int64_t j = 0; j < values; j += kTogether) {
         float spare[kTogether];
@@ -91,10 +94,7 @@ template <class Isa, class T>
 inline void lay_columns(const T* weight, int64_t stride, int64_t columns, int64_t k, float* strip) {
   const StripRows strip_rows(k);
   for (int64_t i = 0; i < k; ++i) {
-    float* to = strip_rows.at(strip, i);
-    each_register<Isa>(columns, [&](int64_t c, auto part) {
-      Isa::store(to + c, part.load(weight + i * stride + c));
-    });
+    widen_values<Isa>(weight + i * stride, columns, strip_rows.at(strip, i));
   }
 }
 
@@ -153,7 +153,7 @@ __attribute__((noinline)) void strip_tile(const float* x, int64_t x_stride, int6
         for (int v = 0; v < V; ++v) sum[r][v] = Isa::mul_add(value, weight[v], sum[r][v]);
       }
     }
-    strip += (laid - partial_at(i) + kPartials - 1) / kPartials * kStripColumns;
+    strip += rows_of_partial(laid, partial_at(i)) * kStripColumns;
     int level = 0;
     for (; (i >> level & 1) != 0; ++level) {
       each_sum([&](int r, int v) { sum[r][v] = Isa::add_float(waiting[level][r][v], sum[r][v]); });

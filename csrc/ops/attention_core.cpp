@@ -21,10 +21,9 @@ struct AttentionCore::Memory : Scored {
   // In floats: the key as a weight [S, D] and the value as one [D, S], in strips, and the query's
   // rows.
   float *key_strips, *value_strips, *queries;
+  // Of a head, where a row may see fewer keys: whether values are finite, and the greatest number
+  // in the keys where a mask hides some.
   bool values_are_finite;
-  // Of a head: whether a key that a mask hides may be left out, as long as scores are finite, and
-  // the greatest number in the keys.
-  bool can_skip;
   double most_of_keys;
 };
 
@@ -88,7 +87,7 @@ void AttentionCore::quantize(const Heads& from, Dtype dtype, int64_t b, int64_t 
   }
 }
 
-void AttentionCore::pack(const Memory& memory, int64_t kv_head) const {
+void AttentionCore::pack(Memory& memory, int64_t kv_head) const {
   const int64_t s = shape_.keys, d = shape_.dim;
   const int8_t* key = reinterpret_cast<const int8_t*>(memory.key.bytes_of(kv_head));
   for (int64_t p = 0; p < panels_of(s); ++p) {
@@ -97,6 +96,11 @@ void AttentionCore::pack(const Memory& memory, int64_t kv_head) const {
   const int8_t* value = reinterpret_cast<const int8_t*>(memory.value.bytes_of(kv_head));
   kernels_.pack_transposed({value, d, s, d, memory.values});
   if (!reads_fewer_keys()) sum_values(memory, s);
+  if (sees_fewer_keys()) {
+    memory.values_are_finite = std::isfinite(magnitude(memory.value.scales_of(kv_head), s));
+    memory.has_finite_scales = memory.values_are_finite;
+  }
+  if (hides_keys()) memory.most_of_keys = 128.0 * magnitude(memory.key.scales_of(kv_head), s);
 }
 
 void AttentionCore::sum_values(const Memory& memory, int64_t keys) const {
@@ -110,9 +114,10 @@ void AttentionCore::lay_strips(const AttentionHeads& of, int64_t b, int64_t kv_h
                        d, memory.key_strips});
   kernels_.lay_strips({of.value.at(b, 0, kv_head), kept_dtype_, 1,
                        of.value.row_stride / kept_bytes_, d, s, memory.value_strips});
-  memory.values_are_finite = std::isfinite(magnitude(memory.value_strips, strip_values(d, s)));
-  memory.can_skip = hides_keys() && memory.values_are_finite && kept_dtype_ != Dtype::i8;
-  if (memory.can_skip) memory.most_of_keys = magnitude(memory.key_strips, strip_values(s, d));
+  if (sees_fewer_keys()) {
+    memory.values_are_finite = std::isfinite(magnitude(memory.value_strips, strip_values(d, s)));
+  }
+  if (hides_keys()) memory.most_of_keys = magnitude(memory.key_strips, strip_values(s, d));
 }
 
 namespace {
@@ -185,71 +190,6 @@ StagedRows AttentionCore::quantize_scores(const Product& product, const Memory& 
   return {product, k, a.q, a.q_stride, a.scale, a.zero_point};
 }
 
-// The scores of rows [begin, end) of a head become probabilities. Behind a row's last one there are
-// zeros, up to `filled` of them.
-void AttentionCore::score(Scored& scored, const float* value_scale, int64_t b, int64_t head,
-                          int64_t begin, int64_t end, int64_t keys, int64_t filled) const {
-  const bool has_added = added_[0].has_value() || added_[1].has_value();
-  bool are_alike = !causal_;  // all rows
-  for (const std::optional<Added>& one : added_) {
-    are_alike = are_alike && (!one.has_value() || one->is_same_for_rows());
-  }
-  // Of several causal rows the later ones see more. What an earlier one does not, its scores hide,
-  // unless something that is added or a factor makes another number of that.
-  const bool one_by_one = causal_ && (has_added || scale_ <= 0.0f ||
-                                      !(value_scale == nullptr || scored.has_finite_scales));
-  const int64_t together = are_alike ? end - begin : one_by_one ? 1 : kRowsTogether;
-  for (int64_t first = begin, last; first < end; first = last) {
-    last = std::min(end, first + together);
-    const int64_t r = first - begin;
-    ScoresArgs a = {};
-    a.scores = scored.scores + r * scored.stride;
-    a.n = causal_ ? std::min(keys, last) : keys;
-    a.scale = scale_;
-    a.rows = last - first;
-    a.stride = scored.stride;
-    if (causal_) {
-      for (int64_t row = first; row < last; ++row) {
-        float* scores = a.scores + (row - first) * a.stride;
-        std::fill(scores + std::min(a.n, row + 1), scores + a.n, -INFINITY);
-      }
-    }
-    for (int i = 0; i < 2; ++i) {
-      if (added_[i].has_value()) add(*added_[i], scored, i, b, head, first, last, a);
-    }
-    a.value_scale = value_scale;
-    a.sum = scored.sums + r;
-    a.range = scored.ranges + r;
-    kernels_.scores(a);
-    for (int64_t row = 0; row < a.rows && filled_up(a.n) < filled; ++row) {
-      float* scores = a.scores + row * a.stride;
-      std::fill(scores + filled_up(a.n), scores + filled, 0.0f);
-    }
-  }
-}
-
-// What is added as number i to rows [first, last), for the kernel.
-void AttentionCore::add(const Added& added, Scored& scored, int i, int64_t b, int64_t head,
-                        int64_t first, int64_t last, ScoresArgs& to) const {
-  to.added[i] = scored.added[i];
-  to.added_stride[i] = added.is_same_for_rows() ? 0 : filled_up(shape_.keys);
-  if (added.is_same_for_rows()) {
-    const char* row = added.row(b, head, first);
-    if (row != scored.added_from[i]) added.widen(kernels_, row, shape_.keys, scored.added[i]);
-    scored.added_from[i] = row;
-    return;
-  }
-  for (int64_t row = first; row < last; ++row) {
-    added.widen(kernels_, added.row(b, head, row), to.n,
-                scored.added[i] + (row - first) * to.added_stride[i]);
-  }
-}
-
-double AttentionCore::magnitude(const float* values, int64_t count) const {
-  const Range range = kernels_.range(values, Dtype::f32, count);
-  return range.has_nan ? NAN : std::max(-range.lo, range.hi);
-}
-
 void AttentionCore::widen(const Heads& query, int64_t b, int64_t head, int64_t begin, int64_t end,
                           float* to) const {
   for (int64_t row = begin; row < end; ++row) {
@@ -268,7 +208,7 @@ void AttentionCore::read_scales(const AttentionHeads& of, int64_t b, int64_t kv_
   };
   to.key_scale = read(of.key_scale, to.gathered[0]);
   to.value_scale = read(of.value_scale, to.gathered[1]);
-  to.has_finite_scales = std::isfinite(magnitude(to.value_scale, shape_.keys));
+  if (causal_) to.has_finite_scales = std::isfinite(magnitude(to.value_scale, shape_.keys));
 }
 
 void AttentionCore::multiply_keys(const float* queries, int64_t m, const Heads& key, int64_t b,
@@ -301,7 +241,8 @@ void AttentionCore::divide(const float* results, int64_t stride, const float* su
 int64_t AttentionCore::keys_seen(const Memory& memory, int64_t b, const Place& place, int64_t begin,
                                  int64_t end) const {
   if (causal_) return std::min(shape_.keys, end);
-  if (!memory.can_skip) return shape_.keys;
+  const bool may_skip = hides_keys() && memory.values_are_finite && kept_dtype_ != Dtype::i8;
+  if (!may_skip) return shape_.keys;
   // A score that is not finite would be seen through the mask.
   const int64_t from = begin - place.first_row, m = end - begin;
   const double query = integers_ ? 255.0 * magnitude(memory.query.scales_of(place.query) + from, m)
@@ -443,14 +384,7 @@ void AttentionCore::attend(const AttentionHeads& of, int64_t b, int64_t kv_begin
     }
     for (int64_t head = 0; head < count * group; ++head) {
       const Place place = {first * group + head, head, head / group, begin};
-      if (head % group == 0 && integers_) {
-        pack(memory, place.kv);
-        memory.has_finite_scales = std::isfinite(magnitude(memory.value.scales_of(place.kv), s));
-        memory.can_skip = hides_keys() && memory.has_finite_scales;
-        if (memory.can_skip) {
-          memory.most_of_keys = 128.0 * magnitude(memory.key.scales_of(place.kv), s);
-        }
-      }
+      if (head % group == 0 && integers_) pack(memory, place.kv);
       if (head % group == 0 && !integers_) {
         lay_strips(of, b, first + place.kv, memory);
         read_scales(of, b, first + place.kv, memory);

@@ -83,7 +83,7 @@ class AttentionCore {
   void quantize(const Heads& from, Dtype dtype, int64_t b, int64_t first_head, int64_t heads,
                 int64_t begin, int64_t end, bool symmetric, const QuantizedHeads& to) const;
   // Key and value of a quantized key-value head, as weights.
-  void pack(const Memory& memory, int64_t kv_head) const;
+  void pack(Memory& memory, int64_t kv_head) const;
   // Whether a block reads the values of its own keys alone. Panels of the values are as long as
   // there are keys: of a single one less may be read.
   bool reads_fewer_keys() const { return causal_ && shape_.dim <= kPanelColumns; }
@@ -101,6 +101,7 @@ class AttentionCore {
   bool hides_keys() const {
     return !causal_ && added_[1].has_value() && added_[1]->is_bool() && !added_[0].has_value();
   }
+  bool sees_fewer_keys() const { return causal_ || hides_keys(); }
   int64_t keys_seen(const Memory& memory, int64_t b, const Place& place, int64_t begin,
                     int64_t end) const;
   void attend_rows(const AttentionHeads& of, int64_t b, const Place& place, int64_t begin,
@@ -141,7 +142,7 @@ struct AttentionCore::Scored {
   const char* added_from[2] = {nullptr, nullptr};
   // Of a head's keys and values in int8, next to each other; else null.
   const float *key_scale, *value_scale;
-  bool has_finite_scales;  // of the values
+  bool has_finite_scales;  // of the values, known where rows are causal
   float* gathered[2];      // room for them
 };
 
