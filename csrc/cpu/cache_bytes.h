@@ -20,5 +20,12 @@ inline int64_t bytes_or(int name, int64_t usual) {
   return bytes > 0 ? bytes : usual;
 }
 
+constexpr int64_t kSmallestL1 = 32 * 1024;  // of the processors that have a set of their own
+
+inline int64_t l1_bytes() {
+  static const int64_t bytes = bytes_or(kL1, kSmallestL1);
+  return bytes;
+}
+
 }  // namespace
 }  // namespace dynquant

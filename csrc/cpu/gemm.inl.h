@@ -24,7 +24,6 @@ struct Ahead {
 };
 
 constexpr int64_t kStaysInL2 = 1024 * 1024;  // a weight that the L2 cache keeps between calls
-constexpr int64_t kStaysInL1 = 32 * 1024;    // of a panel, in the smallest of the L1 caches
 // Strips that fetch the next panel; the others find it there. The L3 cache gives it more slowly
 // than four strips would have it: with those, 128 rows of a model's weights are 0.92 to 0.95 times
 // as fast on an Intel Ice Lake.
@@ -140,7 +139,7 @@ inline void gemm_by(const GemmArgs& a, Out*) {
   const int64_t fetching = strips < kFetchStrips ? strips : kFetchStrips;
   const int64_t panel_stride = kPanelColumns * kGroup * (1 + a.groups);
   int64_t n0 = a.n_begin;
-  if (a.is_far) n0 = side_by_side<Isa, Isa::kReading.few_rows, Out>(a, n0, panel_stride);
+  if (a.is_far) n0 = side_by_side<Isa, Out>(a, n0, panel_stride);
   for (; n0 < a.n_end; n0 += kPanelColumns) {
     const int64_t columns = a.n_end - n0 < kPanelColumns ? a.n_end - n0 : kPanelColumns;
     const int8_t* panel = a.panels + n0 / kPanelColumns * panel_stride;
@@ -168,11 +167,9 @@ template <class Isa>
 inline bool wants_long_tiles(const GemmArgs& a) {
   constexpr int64_t kMostRows = 32;
   const int64_t panel = a.groups * kGroup * kPanelColumns;
-  if (a.m <= Isa::kTileRows || a.m > kMostRows || panel <= kStaysInL1) return false;
+  if (a.m <= Isa::kTileRows || a.m > kMostRows || panel <= kSmallestL1) return false;
   if ((a.n_end - a.n_begin) * a.groups * kGroup <= kStaysInL2) return false;
-  if (a.m <= Isa::kLongTileRows) return true;
-  static const bool is_small_l1 = bytes_or(kL1, kStaysInL1) <= kStaysInL1;
-  return is_small_l1;
+  return a.m <= Isa::kLongTileRows || l1_bytes() <= kSmallestL1;
 }
 
 template <class Isa, class Out>
