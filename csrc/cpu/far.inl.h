@@ -108,6 +108,7 @@ __attribute__((noinline)) void panels_side_by_side(const GemmArgs& a, int64_t n0
   }
 }
 
+// Where the rows are R at most.
 template <class Isa, int R, class Out>
 inline int64_t side_by_side(const GemmArgs& a, int64_t n0, int64_t panel_stride,
                             const Reading& reading) {
