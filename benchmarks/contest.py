@@ -31,7 +31,7 @@ def run(kind, cases, options, limits, fresh=False):
             limits,
             cache_bytes,
             progress(kind, options.quiet),
-            fresh,
+            fresh=fresh,
         )
         peers = {name: worker.facts for name, worker in racers.items()}
     settings = {

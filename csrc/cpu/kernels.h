@@ -315,7 +315,8 @@ struct Costs {
   double panel_row;        // the epilogue of one row of one panel
 };
 
-// How a product reads weights, where that is measured to pay.
+// How a product reads weights, where that is measured to pay. Where the L1 cache has no room for
+// what is fetched ahead, far.inl.h has another way.
 struct Reading {
   int panels;         // from memory, that few rows go through side by side (far.inl.h)
   int few_rows;       // at most

@@ -913,9 +913,9 @@ void test_products_in_floats(const Kernels& kernels, std::mt19937& random) {
         test_weighted_sums<T>(kernels, 1, rows, n, dim, random);
     }
   }
-  for (int64_t m : {1, 6, 11, 13, 25}) {
-    for (int64_t n : {1, 15, 16, 33}) {
-      for (int64_t k : {1, 3, 16, 17, 70}) test_strips<T>(kernels, m, n, k, random);
+  for (int64_t m : {1, 6, 11, 12, 13, 25}) {
+    for (int64_t n : {1, 15, 16, 31, 32, 33}) {
+      for (int64_t k : {1, 3, 15, 16, 17, 70}) test_strips<T>(kernels, m, n, k, random);
     }
   }
 }
