@@ -343,13 +343,16 @@ def test_a_query_without_heads(integers):
     assert_same(found, bias.expand(2, 3, 6))
 
 
-def test_few_rows_of_floats_are_those_of_many(isa):
-    """They read keys and values as they lie."""
+@pytest.mark.parametrize("keys, seen", [(70, 70), (700, 690), (1500, 1500), (1500, 1450)])
+def test_few_rows_of_floats_are_those_of_many(isa, keys, seen):
+    """They read keys and values as they lie; of many keys, many rows bring theirs in order."""
     rng = np.random.default_rng(7)
-    query, key, value = (heads(rng, 2, 70, count, 65, torch.float32) for count in (4, 2, 2))
-    many = ops.scaled_dot_product(query, key, value, integers=False)
+    query = heads(rng, 2, 70, 4, 65, torch.float32)
+    key, value = (heads(rng, 2, keys, 2, 65, torch.float32) for _ in range(2))
+    mask = None if seen == keys else (torch.arange(keys) < seen)[None, None, None]
+    many = ops.scaled_dot_product(query, key, value, mask, integers=False)
     for rows in (1, 2, 47):
-        few = ops.scaled_dot_product(query[:, :rows], key, value, integers=False)
+        few = ops.scaled_dot_product(query[:, :rows], key, value, mask, integers=False)
         assert_same(few, many[:, :rows])
 
 

@@ -55,6 +55,22 @@ def test_blocks_of_rows(isa, dtype):
         assert_same(actual[row], linear(x[row], weight, bias))
 
 
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("half", HALVES, ids=str)
+@pytest.mark.parametrize("k", [2047, 2048, 2053])
+def test_many_rows_are_those_of_few(isa, k, half, count):
+    """More rows than a weight is laid out for at once, which some sets do for long rows."""
+    x, weight, bias = drawn(600, 70, k, half=half)
+    for dtype, added in ((torch.float32, bias), (half, None)):
+        rows = x.to(dtype)
+        few = [linear(rows[first : first + 50], weight, added) for first in range(0, 600, 50)]
+        with threads(count):
+            assert_same(linear(rows, weight, added), torch.cat(few), str(dtype))
+    columns = slice(30, 34)
+    actual = linear(x[:64], weight, bias)[:, columns]
+    assert_same(actual, expected(x[:64], weight[columns], bias[columns]))
+
+
 @given(
     m=st.integers(0, 20),
     n=st.integers(0, 150),

@@ -12,16 +12,17 @@
 //   kReading         how weights are read
 //   kKeepsWeights    whether weights stay in registers for all rows of a tile, or `dot` reads them
 //   Float Int Mask   registers; Weights Activation, what `dot` takes
-//   float part       load store set mul div add_float sub_float mul_add min max is_nan unordered
-//                    is_negative either any no_mask select with_sign_of least_magnitude
-//                    from_nearest lookup round_to_int to_float power_of_two reduce_min
-//                    reduce_max reduce_add reduce_adds
+//   float part       load store in_register set mul div add_float sub_float mul_add min max is_nan
+//                    unordered is_negative either any no_mask select with_sign_of
+//                    least_magnitude from_nearest lookup round_to_int to_float power_of_two
+//                    reduce_min reduce_max reduce_add reduce_adds
 //   integer part     load_int store_int set_int add sub mul_int min_int max_int high_byte
 //                    store_bytes store_saturated load_bytes load_nibbles
 //   product          stage load_weights load_activation dot, and keep, which hides a value from
 //                    the optimizer. stage gives what the products of those four k have too much in
 //                    every column: 0 where kOffset is 0
-// mul_add(a, b, c) is a * b + c, rounded once.
+// mul_add(a, b, c) is a * b + c, rounded once. in_register(x) is x, which the compiler may not read
+// from memory again for each product that it is in.
 // min and max give their second operand where either is NaN, which `unordered` detects. Integer
 // arithmetic wraps. reduce_add adds the upper half of the lanes to the lower until one is left,
 // reduce_adds does so for each of kLanes registers and gives the register of what they leave.
@@ -93,6 +94,7 @@ struct GenericIsa {
   static inline void store(T* p, Float x) {
     for (int i = 0; i < Lanes; ++i) narrow(x.v[i], p + i);
   }
+  static inline Float in_register(Float x) { return x; }
   static inline Float set(float x) {
     return each<Float>([=](int) { return x; });
   }

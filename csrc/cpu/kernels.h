@@ -258,7 +258,11 @@ struct WeightedSumsArgs {
 
 // A weight W[n, k] laid out for the next product (strips.inl.h), [k, kStripColumns] for so many of
 // its rows, zeros for those behind the last one. Strides are in values; one of them is 1.
-constexpr int64_t kStripColumns = 32;
+constexpr int64_t kStripColumns = 32, kStripGaps = 15;
+// Rows between the k of a partial sum and those of the next: without, a power of two would bring 16
+// places that are written in turn into few cache sets. So few rows lie near each other anyway.
+constexpr int64_t strip_gap_of(int64_t k) { return k < 512 ? 0 : 1; }
+constexpr int64_t strip_rows_of(int64_t k) { return k + kStripGaps * strip_gap_of(k); }
 struct LayStripsArgs {
   const void* weight;
   Dtype dtype;  // f32, bf16, f16 or i8
@@ -269,11 +273,23 @@ struct LayStripsArgs {
   float* strips;
 };
 
+// Rows x[m, k] in fp32, their values in the order in which such a weight has its k.
+struct OrderRowsArgs {
+  const void* x;
+  Dtype dtype;       // f32, bf16, f16 or i8
+  int64_t x_stride;  // in values
+  int64_t m;
+  int64_t k;
+  float* rows;
+  int64_t stride;
+};
+
 // out = x times the first k of such a weight. Sums are those of HalfGemmArgs. Whole strips are
 // written.
 struct StripsGemmArgs {
   const float* x;  // [m, k]
   int64_t x_stride;
+  bool x_is_ordered;  // by OrderRowsArgs
   int64_t m;
   int64_t k;
   const float* strips;
@@ -291,6 +307,18 @@ struct PackTransposedArgs {
   int64_t n;
   int64_t k;
   int8_t* panels;
+};
+
+// Sums of such a product become its outputs: bias is added, and they are rounded to out_dtype.
+struct FinishHalfArgs {
+  const float* sums;
+  int64_t stride;
+  int64_t m;
+  int64_t n;
+  const float* bias;  // one for each column, or null
+  void* out;
+  Dtype out_dtype;
+  int64_t out_stride;  // in values
 };
 
 enum class Cell : int32_t { lstm, gru, rnn_tanh, rnn_relu };
@@ -375,7 +403,11 @@ struct Kernels {
   void (*divide)(const DivideArgs&);
   void (*weighted_sums)(const WeightedSumsArgs&);
   void (*lay_strips)(const LayStripsArgs&);
+  void (*order_rows)(const OrderRowsArgs&);
+  int64_t ordered_from;  // values of a row from which on that pays
   void (*strips_gemm)(const StripsGemmArgs&);
+  int64_t strips_from_k;  // from which K on a weight in 16 bits is laid out where rows are many
+  void (*finish_half)(const FinishHalfArgs&);
   void (*pack_transposed)(const PackTransposedArgs&);
   // Gives the panels of a weight [n, k] their column sums; null where the set's products need none
   // of them as long as zero points are 0.

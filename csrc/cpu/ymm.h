@@ -44,6 +44,10 @@ struct Ymm {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                      _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
+  static inline Float in_register(Float x) {
+    asm("" : "+x"(x));
+    return x;
+  }
   static inline Float set(float x) { return _mm256_set1_ps(x); }
   // Four bytes in every lane.
   static inline Int broadcast(const uint8_t* p) {

@@ -44,6 +44,10 @@ struct Zmm {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                         _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
+  static inline Float in_register(Float x) {
+    asm("" : "+v"(x));
+    return x;
+  }
   static inline Float set(float x) { return _mm512_set1_ps(x); }
   static inline Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
   static inline Float div(Float a, Float b) { return _mm512_div_ps(a, b); }

@@ -21,6 +21,7 @@ struct AttentionCore::Memory : Scored {
   // In floats: the key as a weight [S, D] and the value as one [D, S], in strips, and the query's
   // rows.
   float *key_strips, *value_strips, *queries;
+  float* ordered;  // what softmax leaves of some rows, in the order of strips; where keys are many
   // Of a head, where a row may see fewer keys: whether values are finite, and the greatest number
   // in the keys where a mask hides some.
   bool values_are_finite;
@@ -37,10 +38,10 @@ namespace {
 
 // Of a weight [n, k] in strips.
 int64_t strip_values(int64_t n, int64_t k) {
-  return ceil_div(n, kStripColumns) * kStripColumns * k;
+  return ceil_div(n, kStripColumns) * kStripColumns * strip_rows_of(k);
 }
 // Between rows of results in floats, which strips write.
-int64_t result_stride_of(int64_t dim) { return strip_values(dim, 1); }
+int64_t result_stride_of(int64_t dim) { return ceil_div(dim, kStripColumns) * kStripColumns; }
 
 }  // namespace
 
@@ -283,7 +284,7 @@ void AttentionCore::attend_rows(const AttentionHeads& of, int64_t b, const Place
              true, memory.scores, memory.stride);
   } else {
     kernels_.strips_gemm(
-        {memory.queries, d, m, d, memory.key_strips, d, s, memory.scores, memory.stride});
+        {memory.queries, d, false, m, d, memory.key_strips, d, s, memory.scores, memory.stride});
     scale_keys(memory, m, s);
   }
 
@@ -299,8 +300,14 @@ void AttentionCore::attend_rows(const AttentionHeads& of, int64_t b, const Place
     multiply(quantize_scores(product, memory, m, read), Packed{memory.values, d, read}, &one, false,
              memory.results, d);
   } else {
-    kernels_.strips_gemm({memory.scores, memory.stride, m, read, memory.value_strips, shape_.keys,
-                          d, memory.results, result_stride_of(d)});
+    const bool ordered = read >= kernels_.ordered_from;
+    if (ordered) {
+      kernels_.order_rows(
+          {memory.scores, Dtype::f32, memory.stride, m, read, memory.ordered, memory.stride});
+    }
+    kernels_.strips_gemm({ordered ? memory.ordered : memory.scores, memory.stride, ordered, m, read,
+                          memory.value_strips, shape_.keys, d, memory.results,
+                          result_stride_of(d)});
   }
   divide(memory.results, integers_ ? d : result_stride_of(d), memory.sums, of.out, b, place.head,
          begin, end, fetch);
@@ -325,6 +332,7 @@ void AttentionCore::attend(const AttentionHeads& of, int64_t b, int64_t kv_begin
   const int64_t value_strips = integers_ ? 0 : strip_values(d, s);
   const int64_t float_queries = integers_ ? 0 : block * d, results = block * result_stride_of(d);
   const int64_t kv_heads = integers_ ? together : 0, query_heads = kv_heads * group;
+  const int64_t ordered = integers_ || s < kernels_.ordered_from ? 0 : block * stride;
   const int64_t given_scales = kept_dtype_ == Dtype::i8 ? s : 0;
   // A line more between heads: at powers of two they would share few cache sets.
   const int64_t kv_bytes = s * d + kTileLine, query_bytes = rows * d + kTileLine;
@@ -352,6 +360,7 @@ void AttentionCore::attend(const AttentionHeads& of, int64_t b, int64_t kv_begin
                                      floats(float_queries),
                                      floats(key_strips),
                                      floats(value_strips),
+                                     floats(ordered),
                                      floats(given_scales),
                                      floats(given_scales)});
   memory.scores = pieces.next<float>(block * stride);
@@ -373,6 +382,7 @@ void AttentionCore::attend(const AttentionHeads& of, int64_t b, int64_t kv_begin
   memory.queries = pieces.next<float>(float_queries);
   memory.key_strips = pieces.next<float>(key_strips);
   memory.value_strips = pieces.next<float>(value_strips);
+  memory.ordered = pieces.next<float>(ordered);
   for (float*& row : memory.gathered) row = pieces.next<float>(given_scales);
 
   for (int64_t first = kv_begin; first < kv_end; first += together) {

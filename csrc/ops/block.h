@@ -1,13 +1,12 @@
-// What the ops of whole blocks share: pieces of memory, rows in them, runs of rows.
+// What the ops of whole blocks share: rows in their memory, runs of rows.
 #pragma once
-
-#include <initializer_list>
 
 #include "activation.h"
 #include "cache.h"
 #include "gemm_driver.h"
 #include "int8_product.h"
 #include "ops.h"
+#include "pieces.h"
 #include "row_norm.h"
 
 namespace dynquant {
@@ -21,26 +20,6 @@ inline Rows rows_at(void* data, int64_t m, int64_t k, int64_t stride_bytes) {
   rows.stride = stride_bytes;
   return rows;
 }
-
-// The calling thread's memory for a block, cut into pieces that begin at cache lines.
-class Pieces {
- public:
-  Pieces(Purpose purpose, std::initializer_list<int64_t> bytes) {
-    int64_t total = 0;
-    for (int64_t piece : bytes) total += rounded(piece);
-    at_ = scratch(static_cast<size_t>(total), purpose);
-  }
-  template <class T = char>
-  T* next(int64_t count) {
-    uint8_t* piece = at_;
-    at_ += rounded(count * static_cast<int64_t>(sizeof(T)));
-    return reinterpret_cast<T*>(piece);
-  }
-
- private:
-  static int64_t rounded(int64_t bytes) { return ceil_div(bytes, 64) * 64; }
-  uint8_t* at_;
-};
 
 // Rows [first, first + m) of a source, staged for products one after the other.
 class StagedBlock {

@@ -425,13 +425,16 @@ void test_weighted_sums(const Kernels& kernels, int64_t heads, int64_t rows, int
 }
 
 // The product with a weight that is laid out in strips, W[n, k] or its transpose, and with the
-// first of its k alone.
+// first of its k alone, of rows as they are and of rows in the order of strips.
 template <class T>
 void test_strips(const Kernels& kernels, int64_t m, int64_t n, int64_t k, std::mt19937& random) {
   std::normal_distribution<float> real;
   const int64_t filled = ceil_div(n, kStripColumns) * kStripColumns;
-  std::vector<float> x(static_cast<size_t>(m * k)), strips(static_cast<size_t>(filled * k));
+  std::vector<float> x(static_cast<size_t>(m * k)),
+      strips(static_cast<size_t>(filled * strip_rows_of(k)));
   for (float& value : x) value = real(random);
+  const int64_t ordered_stride = k + 5;
+  std::vector<float> ordered(static_cast<size_t>(m * ordered_stride));
   for (bool transposed : {false, true}) {
     const int64_t stride = (transposed ? n : k) + 3;
     const int64_t n_stride = transposed ? 1 : stride, k_stride = transposed ? stride : 1;
@@ -441,14 +444,19 @@ void test_strips(const Kernels& kernels, int64_t m, int64_t n, int64_t k, std::m
     kernels.lay_strips({weight.data(), dtype_of(T()), n_stride, k_stride, n, k, strips.data()});
     for (float value : strips) expect(value == value, kernels.name, "strips", m, n, k);
     for (int64_t used : {k, k / 2}) {
-      std::vector<float> out(static_cast<size_t>(m * filled), NAN);
-      kernels.strips_gemm({x.data(), k, m, used, strips.data(), k, n, out.data(), filled});
+      std::vector<float> out(static_cast<size_t>(m * filled), NAN), same_out = out;
+      kernels.strips_gemm({x.data(), k, false, m, used, strips.data(), k, n, out.data(), filled});
+      kernels.order_rows({x.data(), Dtype::f32, k, m, used, ordered.data(), ordered_stride});
+      kernels.strips_gemm({ordered.data(), ordered_stride, true, m, used, strips.data(), k, n,
+                           same_out.data(), filled});
       for (int64_t i = 0; i < n; ++i) {
         row.clear();
         for (int64_t j = 0; j < used; ++j) row.push_back(weight[i * n_stride + j * k_stride]);
         for (int64_t r = 0; r < m; ++r) {
-          expect(same(out[r * filled + i], half_sum(x.data() + r * k, row.data(), used)),
-                 kernels.name, "product with strips", m, n, k);
+          const float sum = half_sum(x.data() + r * k, row.data(), used);
+          expect(same(out[r * filled + i], sum), kernels.name, "product with strips", m, n, k);
+          expect(same(same_out[r * filled + i], sum), kernels.name, "product of ordered rows", m, n,
+                 k);
         }
       }
     }
@@ -917,6 +925,7 @@ void test_products_in_floats(const Kernels& kernels, std::mt19937& random) {
     for (int64_t n : {1, 15, 16, 31, 32, 33}) {
       for (int64_t k : {1, 3, 15, 16, 17, 70}) test_strips<T>(kernels, m, n, k, random);
     }
+    for (int64_t k : {511, 512, 531}) test_strips<T>(kernels, m, 33, k, random);
   }
 }
 
