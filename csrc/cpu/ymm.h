@@ -21,8 +21,13 @@ struct Ymm {
 
   static inline Float load(const float* p) { return _mm256_loadu_ps(p); }
   static inline Float load(const Bfloat16* p) {
+    // All eight in both halves, of which a half takes four, by one instruction beside the load.
     const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+    constexpr char kZero = -1;
+    const Int places = _mm256_setr_epi8(kZero, kZero, 0, 1, kZero, kZero, 2, 3, kZero, kZero, 4, 5,
+                                        kZero, kZero, 6, 7, kZero, kZero, 8, 9, kZero, kZero, 10,
+                                        11, kZero, kZero, 12, 13, kZero, kZero, 14, 15);
+    return _mm256_castsi256_ps(_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(bits), places));
   }
   static inline Float load(const Half* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
