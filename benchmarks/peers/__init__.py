@@ -21,6 +21,12 @@ OF_LAYERS = {
     "zentorch": "benchmarks.peers.zentorch:ZenTorch",
     "openvino": "benchmarks.peers.openvino:OpenVino",
 }
+# With weights in 16 bits, which are raced where they are asked for.
+OF_HALVES = {
+    "dynquant_float16": "benchmarks.peers.eager:DynquantFloat16",
+    "dynquant_bfloat16": "benchmarks.peers.eager:DynquantBFloat16Weights",
+    "fbgemm_float16": "benchmarks.peers.torch_ao:FbgemmFloat16",
+}
 # Of whole models alone.
 OF_MODELS = {
     "dynquant_fused": "benchmarks.peers.eager:DynquantFused",
@@ -37,7 +43,7 @@ OF_TEXTS = {
     "sentence_onnx": "benchmarks.peers.sentences:Onnx",
     "sentence_openvino": "benchmarks.peers.sentences:OpenVino",
 }
-PEERS = {**OF_LAYERS, **OF_MODELS, **OF_TEXTS}
+PEERS = {**OF_LAYERS, **OF_HALVES, **OF_MODELS, **OF_TEXTS}
 # These were given data to find the ranges of activations; all others need none.
 CALIBRATED = ("openvino_static",)
 REFERENCE = "benchmarks.peers.eager:Float64"

@@ -75,6 +75,19 @@ class Dynquant16Bit(Dynquant):
         return self.dynquant.quantize_dynamic(module, {"": config})
 
 
+class DynquantFloat16(Dynquant):
+    """With weights in 16 bits, and activations in fp32."""
+
+    dtype = torch.float16
+
+    def quantized(self, module):
+        return self.dynquant.quantize_dynamic(module, dtype=self.dtype)
+
+
+class DynquantBFloat16Weights(DynquantFloat16):
+    dtype = torch.bfloat16
+
+
 class DynquantCompiled(Dynquant):
     """What torch.compile makes of it: the ops stay, and what is between them is fused."""
 

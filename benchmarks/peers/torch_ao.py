@@ -11,6 +11,7 @@ from benchmarks.peers.base import Peer
 
 class TorchEngine(Peer):
     engine = None
+    dtype = torch.qint8
 
     def __init__(self, threads, spin=False):
         super().__init__(threads, spin)
@@ -23,11 +24,16 @@ class TorchEngine(Peer):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch.ao announces its own removal
             parent = nn.ModuleList([copy.deepcopy(module)])  # it swaps children, not the root
-            return torch.ao.quantization.quantize_dynamic(parent, {nn.Linear, nn.LSTM, nn.GRU})[0]
+            layers = {nn.Linear, nn.LSTM, nn.GRU}
+            return torch.ao.quantization.quantize_dynamic(parent, layers, dtype=self.dtype)[0]
 
 
 class Fbgemm(TorchEngine):
     engine = "fbgemm"
+
+
+class FbgemmFloat16(Fbgemm):
+    dtype = torch.float16
 
 
 class X86(TorchEngine):
