@@ -342,7 +342,7 @@ void half_gemm(const HalfGemmArgs& a) {
 }
 
 template <class Isa>
-void finish_rows(const FinishHalfArgs& a) {
+void finish_half_rows(const FinishHalfArgs& a) {
   for (int64_t m = 0; m < a.m; ++m) {
     with_output(a.out, a.out_dtype, m * a.out_stride,
                 [&](auto* out) { finish_half<Isa>(a.sums + m * a.stride, a.bias, a.n, out); });

@@ -276,7 +276,7 @@ struct LayStripsArgs {
 // Rows x[m, k] in fp32, their values in the order in which such a weight has its k.
 struct OrderRowsArgs {
   const void* x;
-  Dtype dtype;       // f32, bf16, f16 or i8
+  Dtype dtype;       // f32, bf16 or f16
   int64_t x_stride;  // in values
   int64_t m;
   int64_t k;

@@ -67,8 +67,8 @@ inline void transpose_four(const float* from, int64_t stride, float* const (&to)
 // `columns` rows of W, of k values next to each other, as columns of a strip: so many of both at
 // once that a line is read and written once.
 template <class Isa, class T>
-inline void lay_rows(const T* rows, int64_t stride, int64_t columns, int64_t k, float* strip) {
-  const StripRows strip_rows(k, strip_gap_of(k));
+inline void lay_rows(const T* rows, int64_t stride, int64_t columns, int64_t k,
+                     const StripRows& strip_rows, float* strip) {
   constexpr int64_t kColumns = 16, kValues = 32, kTogether = 4;
   alignas(64) float some[kColumns][kValues];
   for (int64_t c = 0; c < columns; c += kColumns) {
@@ -95,16 +95,15 @@ inline void lay_rows(const T* rows, int64_t stride, int64_t columns, int64_t k, 
 
 // The same of `columns` columns of W, which lie next to each other.
 template <class Isa, class T>
-inline void lay_columns(const T* weight, int64_t stride, int64_t columns, int64_t k, float* strip) {
-  const StripRows strip_rows(k, strip_gap_of(k));
+inline void lay_columns(const T* weight, int64_t stride, int64_t columns, int64_t k,
+                        const StripRows& strip_rows, float* strip) {
   for (int64_t i = 0; i < k; ++i) {
     widen_values<Isa>(weight + i * stride, columns, strip_rows.at(strip, i));
   }
 }
 
-inline void clear_gaps(int64_t k, float* strip) {
+inline void clear_gaps(int64_t k, const StripRows& strip_rows, float* strip) {
   if (strip_gap_of(k) == 0) return;
-  const StripRows strip_rows(k, strip_gap_of(k));
   for (int i = 0; i < kPartials - 1; ++i) {
     const int64_t partial = partial_at(i);
     const int64_t gap = strip_rows.first[partial] + rows_of_partial(k, partial);
@@ -114,18 +113,22 @@ inline void clear_gaps(int64_t k, float* strip) {
 
 template <class Isa>
 void lay_strips(const LayStripsArgs& a) {
+  const StripRows strip_rows(a.k, strip_gap_of(a.k));
+  const int64_t values = kStripColumns * strip_rows_of(a.k);
   with_type_or_int8(a.weight, a.dtype, [&](const auto* weight) {
     for (int64_t first = 0; first < a.n; first += kStripColumns) {
-      float* strip = a.strips + first * strip_rows_of(a.k);
+      float* strip = a.strips + first / kStripColumns * values;
       const int64_t columns = a.n - first < kStripColumns ? a.n - first : kStripColumns;
-      const size_t bytes = sizeof(float) * static_cast<size_t>(kStripColumns * strip_rows_of(a.k));
-      if (columns < kStripColumns) memset(strip, 0, bytes);
-      clear_gaps(a.k, strip);
+      if (columns < kStripColumns) {
+        memset(strip, 0, sizeof(float) * static_cast<size_t>(values));
+      } else {
+        clear_gaps(a.k, strip_rows, strip);
+      }
       const auto* from = weight + first * a.n_stride;
       if (a.n_stride == 1) {
-        lay_columns<Isa>(from, a.k_stride, columns, a.k, strip);
+        lay_columns<Isa>(from, a.k_stride, columns, a.k, strip_rows, strip);
       } else {
-        lay_rows<Isa>(from, a.n_stride, columns, a.k, strip);
+        lay_rows<Isa>(from, a.n_stride, columns, a.k, strip_rows, strip);
       }
     }
   });
@@ -152,7 +155,7 @@ inline void order_row(const T* x, int64_t k, const StripRows& strip_rows, float*
 template <class Isa>
 void order_rows(const OrderRowsArgs& a) {
   const StripRows strip_rows(a.k, 0);
-  with_type_or_int8(a.x, a.dtype, [&](const auto* x) {
+  with_type(a.x, a.dtype, [&](const auto* x) {
     for (int64_t m = 0; m < a.m; ++m) {
       order_row<Isa>(x + m * a.x_stride, a.k, strip_rows, a.rows + m * a.stride);
     }

@@ -56,7 +56,7 @@ constexpr Kernels table_of(const char* name) {
   t.strips_gemm = &strips_gemm<Isa>;
   t.ordered_from = kOrderedFrom<Isa>;
   t.strips_from_k = kStripsFromK<Isa>;
-  t.finish_half = &finish_rows<Isa>;
+  t.finish_half = &finish_half_rows<Isa>;
   t.pack_transposed = &pack_transposed<Isa>;
   t.sum_columns = Isa::kOffset == 0 ? nullptr : &sum_columns<Isa>;
   t.peak = &peak<Isa>;

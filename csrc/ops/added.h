@@ -3,12 +3,10 @@
 
 #include "../cpu/kernels.h"
 #include "../cpu/layout.h"
+#include "float_rows.h"
 #include "tensors.h"
 
 namespace dynquant {
-
-// How many values a row of scores, or of what is added to them, has where it is filled up.
-inline int64_t filled_up(int64_t keys) { return ceil_div(keys, kPartials) * kPartials; }
 
 // What is added to the scores: a tensor of four dimensions that spreads to [B, H, L, S]. bool says
 // which keys are attended to: 0 or -Inf.

@@ -320,7 +320,7 @@ void AttentionCore::attend(const AttentionHeads& of, int64_t b, int64_t kv_begin
   const int64_t s = shape_.keys, d = shape_.dim, rows = end - begin, filled = filled_up(s);
   const int64_t group = shape_.heads / shape_.kv_heads;
   Memory memory = {};
-  memory.stride = score_stride_of(s);
+  memory.stride = row_stride_of(s);
   const int64_t fitting = kScoreBytes / (memory.stride * 4) / kWholeRows * kWholeRows;
   memory.block = std::min(std::clamp<int64_t>(fitting, kWholeRows, 192), rows);
   const int64_t block = memory.block, stride = memory.stride;
@@ -336,7 +336,7 @@ void AttentionCore::attend(const AttentionHeads& of, int64_t b, int64_t kv_begin
   const int64_t given_scales = kept_dtype_ == Dtype::i8 ? s : 0;
   // A line more between heads: at powers of two they would share few cache sets.
   const int64_t kv_bytes = s * d + kTileLine, query_bytes = rows * d + kTileLine;
-  const int64_t kv_values = filled + kPartials, query_values = filled_up(rows) + kPartials;
+  const int64_t kv_values = row_stride_of(s), query_values = row_stride_of(rows);
   const auto floats = [](int64_t count) { return count * static_cast<int64_t>(sizeof(float)); };
   const int64_t range_bytes = block * static_cast<int64_t>(sizeof(Range));
   Pieces pieces(Purpose::attention, {floats(block * stride),

@@ -40,9 +40,6 @@ struct QuantizedHeads {
   int32_t* zero_points_of(int64_t head) const { return zero_point + head * value_stride; }
 };
 
-// Values from one row of scores to the next.
-inline int64_t score_stride_of(int64_t keys) { return filled_up(keys) + kPartials; }
-
 struct AttentionShape {
   int64_t batch, rows, keys, heads, kv_heads, dim;
 };

@@ -10,7 +10,7 @@ void AttentionCore::attend_few(const AttentionHeads& of, int64_t b, int64_t kv_b
   const int64_t s = shape_.keys, d = shape_.dim, rows = end - begin;
   const int64_t group = shape_.heads / shape_.kv_heads;
   const int64_t together = of.is_far ? std::min<int64_t>(kv_end - kv_begin, heads_together(d)) : 1;
-  const int64_t stride = score_stride_of(s);
+  const int64_t stride = row_stride_of(s);
   const int64_t fitting = std::max(kWholeRows, kScoreBytes / (stride * 4)) / (group * together);
   const int64_t block = std::clamp<int64_t>(fitting, 1, rows), most = together * group * block;
   const int64_t scales = kept_dtype_ == Dtype::i8 ? s : 0;

@@ -3,7 +3,7 @@
 #include "half_matmul.h"
 
 #include "../cpu/layout.h"
-#include "added.h"
+#include "float_rows.h"
 #include "parallel.h"
 #include "pieces.h"
 #include "split.h"
@@ -24,8 +24,7 @@ HalfGemmArgs block_of(const Kernels& kernels, const FloatMatrix& x, int64_t k, i
     a.x_stride = x.stride / static_cast<int64_t>(sizeof(float));
     return a;
   }
-  // Rows at a power of two would share few cache sets: a line more between them spreads them.
-  a.x_stride = ceil_div(k, 16) * 16 + 16;
+  a.x_stride = row_stride_of(k);
   float* rows =
       reinterpret_cast<float*>(scratch(static_cast<size_t>(a.m * a.x_stride) * sizeof(float)));
   for (int64_t m = 0; m < a.m; ++m) {
@@ -72,8 +71,7 @@ void multiply_by_strips(const Kernels& kernels, const Operands& of, const Part& 
   constexpr int64_t kOrderedBytes = 4 * 1024 * 1024;  // of x, for which a strip is laid out anew
   const HalfWeight& weight = of.weight;
   const int64_t k = weight.k, x_values = of.x.stride / bytes_of(of.x.dtype);
-  // Rows at a power of two would share few cache sets: a line more between them spreads them.
-  const int64_t stride = filled_up(k) + kPartials, row_bytes = stride * kFloat;
+  const int64_t stride = row_stride_of(k), row_bytes = stride * kFloat;
   const int64_t rows = part.m_end - part.m_begin, columns = part.n_end - part.n_begin;
   const int64_t block = std::max(kWholeRows, kRowBytes / row_bytes / kWholeRows * kWholeRows);
   const int64_t most = std::min(rows, std::max(8 * kWholeRows, kOrderedBytes / row_bytes));
