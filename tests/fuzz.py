@@ -33,6 +33,7 @@ import test_ops_grouped
 import test_ops_half
 import test_ops_linear
 import test_ops_parts
+import test_ops_relative
 import test_ops_rnn
 import torch
 from compare import assert_all_same
@@ -267,6 +268,7 @@ RIGHT = {
     "rotary": _of_a_seed(test_ops_attention.test_rotary),
     "query_key_value": _of_a_seed(test_ops_attention.test_query_key_value_is_its_parts),
     "scaled_dot_product": _of_a_seed(test_ops_attention.test_scaled_dot_product),
+    "relative_attention": _of_a_seed(test_ops_relative.test_is_the_specification),
     "attend": _of_a_seed(test_ops_attention.test_attend_is_its_parts),
     "attention": _of_a_seed(test_ops_attention.test_attention_is_its_parts),
     "encoder": _of_a_seed(test_ops_encoder.test_is_its_parts),

@@ -90,6 +90,10 @@ BLOCKS = {
     ),
     "rotary": ("x", "cos", "sin"),
     "scaled_dot_product": ("query", "key", "value", *_ADDED, "integers", *_KEPT),
+    "relative_attention": (
+        *("query", "key", "value", "position_key", "position_query"),
+        *("mask", "scale", "integers"),
+    ),
     "query_key_value": (
         *("x", *_weights("q", "k", "v"), "heads", "kv_heads", "cos", "sin"),
         *("norm_q_weight", "norm_q_eps", "norm_k_weight", "norm_k_eps"),
@@ -241,6 +245,8 @@ def valid_block_arguments(name, m=(M,), n=N, k=K, dtype=torch.float32, per_chann
         "query": floats(batch, rows, heads, dim),
         "key": floats(batch, rows, heads, dim),
         "value": floats(batch, rows, heads, dim),
+        "position_key": floats(2 * rows - 1, heads, dim),
+        "position_query": floats(2 * rows - 1, heads, dim),
         "mask": torch.ones(1, 1, rows, rows, dtype=torch.bool),
         "position_bias": floats(1, heads, rows, rows),
         "is_causal": False,

@@ -133,6 +133,29 @@ def scores(s, scale, added, reached):
 
 
 @ignoring_overflow
+def distance_bias(query, key, by_query, by_key, scale, integers=True):
+    """What is added to the scores of a head for distances, [L, S].
+
+    query [L, D], key [S, D]. by_query, by_key: vectors [L + S - 1, D] for j - i + L - 1, that the
+    query i and the key j are multiplied by, or None.
+    """
+    length = len(query)
+    i, j = np.ogrid[:length, : len(key)]
+    numbers = j - i + length - 1
+    terms = []
+    for rows, vectors, number in ((query, by_query, i), (key, by_key, j)):
+        if vectors is None:
+            continue
+        if integers:
+            q, q_scale, _ = ref.quantize_activation(vectors, symmetric=True)
+            products = ref.linear_dynamic(rows, q, q_scale, None)
+        else:
+            products = ref.linear_half(rows, vectors, None)
+        terms.append(products[number, numbers])
+    return sum(terms[1:], start=terms[0]) * F(scale)
+
+
+@ignoring_overflow
 def attention_head(
     query, key, value, scale, added, causal, integers=True, dtype="float32", kept_scales=None
 ):

@@ -37,7 +37,7 @@
 // i of those at p, the lower of a byte first; i is even unless kLanes is 1. kLanes divides 16.
 #pragma once
 
-#include <math.h>
+#include <cmath>
 
 #include "convert.h"
 #include "gelu_table.h"

@@ -15,6 +15,7 @@
 #include "layout.h"
 #include "quantize.inl.h"
 #include "registers.inl.h"
+#include "transpose.h"
 
 namespace dynquant {
 namespace {
@@ -48,20 +49,12 @@ struct StripRows {
   inline float* at(float* strip, int64_t k) const { return strip + row(k) * kStripColumns; }
 };
 
-// Four values of each of four rows, a column of them after the other.
-typedef float FourFloats __attribute__((vector_size(16)));
+// Four values of each of four rows, each column of them to its own place.
 inline void transpose_four(const float* from, int64_t stride, float* const (&to)[4]) {
-  FourFloats row[4];
-  for (int r = 0; r < 4; ++r) memcpy(&row[r], from + r * stride, sizeof row[r]);
-  const FourFloats low01 = __builtin_shufflevector(row[0], row[1], 0, 4, 1, 5);
-  const FourFloats low23 = __builtin_shufflevector(row[2], row[3], 0, 4, 1, 5);
-  const FourFloats high01 = __builtin_shufflevector(row[0], row[1], 2, 6, 3, 7);
-  const FourFloats high23 = __builtin_shufflevector(row[2], row[3], 2, 6, 3, 7);
-  const FourFloats column[4] = {__builtin_shufflevector(low01, low23, 0, 1, 4, 5),
-                                __builtin_shufflevector(low01, low23, 2, 3, 6, 7),
-                                __builtin_shufflevector(high01, high23, 0, 1, 4, 5),
-                                __builtin_shufflevector(high01, high23, 2, 3, 6, 7)};
-  for (int c = 0; c < 4; ++c) memcpy(to[c], &column[c], sizeof column[c]);
+  FourFloats x[4];
+  for (int r = 0; r < 4; ++r) x[r] = load_four(from + r * stride);
+  transpose_four(x);
+  for (int c = 0; c < 4; ++c) store_four(x[c], to[c]);
 }
 
 // `columns` rows of W, of k values next to each other, as columns of a strip: so many of both at

@@ -1,6 +1,8 @@
 // What is added to the scores of an attention: masks and position biases.
 #pragma once
 
+#include <optional>
+
 #include "../cpu/kernels.h"
 #include "../cpu/layout.h"
 #include "float_rows.h"
@@ -13,6 +15,11 @@ namespace dynquant {
 class Added {
  public:
   Added(const Tensor& given, const char* name, bool may_be_bool, const int64_t (&shape)[4]);
+  // Rows in fp32, so many values apart, the same for every sequence and head.
+  Added(const float* rows, int64_t stride)
+      : data_(reinterpret_cast<const char*>(rows)),
+        is_bool_(false),
+        strides_{0, 0, stride * bytes_of(Dtype::f32), bytes_of(Dtype::f32)} {}
 
   const char* row(int64_t b, int64_t h, int64_t i) const {
     return data_ + b * strides_[0] + h * strides_[1] + i * strides_[2];
@@ -25,7 +32,7 @@ class Added {
   void widen(const Kernels& kernels, const char* row, int64_t n, float* to) const;
 
  private:
-  Tensor holder_;
+  std::optional<Tensor> holder_;
   const char* data_;
   bool is_bool_;
   Dtype dtype_ = Dtype::f32;

@@ -6,6 +6,7 @@
 
 #include "../cpu/convert.h"
 #include "../cpu/pack.h"
+#include "head_rows.h"
 
 namespace dynquant {
 
@@ -78,6 +79,17 @@ void AttentionCore::quantize(const Heads& from, Dtype dtype, int64_t b, int64_t 
   a.symmetric = symmetric;
   a.q_stride = to.q_stride;
   a.value_stride = to.value_stride;
+  if (heads == 1) {
+    a.x = from.at(b, begin, first_head);
+    a.count = end - begin;
+    a.x_stride = from.row_stride / bytes_of(dtype);
+    a.q = to.q;
+    a.q_stride = shape_.dim;
+    a.scale = to.scale;
+    a.zero_point = symmetric ? nullptr : to.zero_point;
+    a.value_stride = 1;
+    return kernels_.quantize_vectors(a);
+  }
   // Row by row, since the heads of a row lie together.
   for (int64_t row = begin; row < end; ++row) {
     a.x = from.at(b, row, first_head);
@@ -122,34 +134,6 @@ void AttentionCore::lay_strips(const AttentionHeads& of, int64_t b, int64_t kv_h
 }
 
 namespace {
-
-// Rows [0, m) of a source in the memory for a head's rows.
-template <class Source>
-StagedRows stage_head(const Product& product, const Source& source, int64_t k, int64_t m) {
-  const StagedRows rows(product, k, m, source.bytes(), Purpose::head_rows);
-  rows.stage(source, 0, 0, m);
-  return rows;
-}
-
-// Rows of a head that are quantized already.
-struct QueryRows {
-  uint8_t* q;
-  float* scale;
-  int32_t* zero_point;
-  int64_t k;
-
-  int64_t bytes() const { return 1; }
-  StagedRow stage(const Product& product, int64_t m, uint8_t* staged, uint8_t*) const {
-    product.stage(q + m * k, k, 0, staged);
-    return {scale[m], zero_point[m]};
-  }
-  StagedRows staged(const Product& product, int64_t m) const {
-    if (StagedRows::reads_plain(product) && k % kGroup == 0) {
-      return {product, k, q, k, scale, zero_point};
-    }
-    return stage_head(product, *this, k, m);
-  }
-};
 
 // Rows of probabilities times the values' scales, whose ranges are known.
 struct ProbabilityRows {
@@ -277,7 +261,7 @@ void AttentionCore::attend_rows(const AttentionHeads& of, int64_t b, const Place
 
   if (integers_) {
     const int64_t from = begin - place.first_row;
-    const QueryRows rows = {memory.query.bytes_of(place.query) + from * d,
+    const ByteRows rows = {memory.query.bytes_of(place.query) + from * d,
                             memory.query.scales_of(place.query) + from,
                             memory.query.zero_points_of(place.query) + from, d};
     multiply(rows.staged(product, m), Packed{memory.keys, s, d}, memory.key.scales_of(place.kv),

@@ -61,6 +61,13 @@ class AttentionCore {
   // All of it, on all threads.
   void attend_all(const AttentionHeads& of) const;
 
+  // What products are multiplied by.
+  float scale() const { return scale_; }
+  double nanoseconds() const;  // on one thread
+
+  // To the scores of every head from now on: rows [L, S] in fp32, so many values apart.
+  void add_rows(const float* rows, int64_t stride) { added_[0].emplace(rows, stride); }
+
   // Whether `rows` of the queries go by attend_few.
   bool are_few(int64_t rows) const { return !integers_ && rows < kStripsFrom; }
 
@@ -75,7 +82,6 @@ class AttentionCore {
   // Rows in floats: for fewer, laying out keys and values takes longer than it spares.
   static constexpr int64_t kStripsFrom = 48;
 
-  double nanoseconds() const;  // on one thread
   // Rows [begin, end) of `heads` heads.
   void quantize(const Heads& from, Dtype dtype, int64_t b, int64_t first_head, int64_t heads,
                 int64_t begin, int64_t end, bool symmetric, const QuantizedHeads& to) const;

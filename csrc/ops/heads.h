@@ -79,6 +79,9 @@ struct KeptHeads : HeadsOf {
   }
 };
 
+// That of an attention of these.
+AttentionShape checked_shape(const HeadsOf& query, const KeptHeads& key, const KeptHeads& value);
+
 // scaled_dot_product of these, into a tensor of that shape, which has as many values as the query.
 Tensor attended(const HeadsOf& query, const KeptHeads& key, const KeptHeads& value,
                 const std::optional<Tensor>& mask, const std::optional<Tensor>& position_bias,

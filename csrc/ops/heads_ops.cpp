@@ -24,12 +24,8 @@ Tensor rotary(const Tensor& x, const Tensor& cos, const Tensor& sin) {
   return y;
 }
 
-Tensor attended(const HeadsOf& query, const KeptHeads& key, const KeptHeads& value,
-                const std::optional<Tensor>& mask, const std::optional<Tensor>& position_bias,
-                bool is_causal, std::optional<double> scale, bool integers,
-                const std::vector<int64_t>& shape_of_result) {
-  const Dtype dtype = query.dtype, kept = key.dtype;
-  if (dtype != Dtype::f32) {
+AttentionShape checked_shape(const HeadsOf& query, const KeptHeads& key, const KeptHeads& value) {
+  if (query.dtype != Dtype::f32) {
     check_tensor(key.holder, "key", {query.holder.scalar_type(), ScalarType::Char});
   }
   check_tensor(value.holder, "value", {key.holder.scalar_type()});
@@ -47,6 +43,15 @@ Tensor attended(const HeadsOf& query, const KeptHeads& key, const KeptHeads& val
   check(shape.kv_heads > 0 && shape.heads % shape.kv_heads == 0,
         "the heads of the query must be a multiple of those of key and value, got ", shape.heads,
         " and ", shape.kv_heads);
+  return shape;
+}
+
+Tensor attended(const HeadsOf& query, const KeptHeads& key, const KeptHeads& value,
+                const std::optional<Tensor>& mask, const std::optional<Tensor>& position_bias,
+                bool is_causal, std::optional<double> scale, bool integers,
+                const std::vector<int64_t>& shape_of_result) {
+  const Dtype dtype = query.dtype, kept = key.dtype;
+  const AttentionShape shape = checked_shape(query, key, value);
   check(kept != Dtype::i8 || !integers,
         "integers must be False where key is in int8: it takes keys in floats, got True");
   const AttentionCore core(kernels_in_use(), dtype, kept, shape, mask, position_bias, is_causal,

@@ -83,6 +83,10 @@ STABLE_TORCH_LIBRARY(dynquant, m) {
       "Tensor? position_bias=None, bool is_causal=False, float? scale=None, "
       "bool integers=True, Tensor? key_scale=None, Tensor? value_scale=None) -> Tensor");
   m.def(
+      "relative_attention(Tensor query, Tensor key, Tensor value, Tensor? position_key=None, "
+      "Tensor? position_query=None, Tensor? mask=None, float? scale=None, bool integers=True) -> "
+      "Tensor");
+  m.def(
       "query_key_value(Tensor x, Tensor packed_q, Tensor weight_scale_q, Tensor? bias_q, "
       "Tensor? packed_k, Tensor? weight_scale_k, Tensor? bias_k, Tensor? packed_v, "
       "Tensor? weight_scale_v, Tensor? bias_v, int heads, int kv_heads, Tensor? cos=None, "
@@ -183,6 +187,7 @@ STABLE_TORCH_LIBRARY_IMPL(dynquant, CPU, m) {
   ops.add<&dynquant::feed_forward>("feed_forward");
   ops.add<&dynquant::rotary>("rotary");
   ops.add<&dynquant::scaled_dot_product>("scaled_dot_product");
+  ops.add<&dynquant::relative_attention>("relative_attention");
   ops.add<&dynquant::query_key_value>("query_key_value");
   ops.add<&dynquant::attend>("attend");
   ops.add<&dynquant::attention>("attention");

@@ -70,6 +70,11 @@ Tensor scaled_dot_product(const Tensor& query, const Tensor& key, const Tensor& 
                           std::optional<double> scale, bool integers,
                           const std::optional<Tensor>& key_scale,
                           const std::optional<Tensor>& value_scale);
+Tensor relative_attention(const Tensor& query, const Tensor& key, const Tensor& value,
+                          const std::optional<Tensor>& position_key,
+                          const std::optional<Tensor>& position_query,
+                          const std::optional<Tensor>& mask, std::optional<double> scale,
+                          bool integers);
 std::tuple<Tensor, Tensor, Tensor> query_key_value(
     const Tensor& x, const Tensor& packed_q, const Tensor& weight_scale_q,
     const std::optional<Tensor>& bias_q, const std::optional<Tensor>& packed_k,

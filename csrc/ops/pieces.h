@@ -12,9 +12,14 @@ namespace dynquant {
 class Pieces {
  public:
   Pieces(Purpose purpose, std::initializer_list<int64_t> bytes) {
-    int64_t total = 0;
-    for (int64_t piece : bytes) total += rounded(piece);
-    at_ = scratch(static_cast<size_t>(total), purpose);
+    at_ = scratch(static_cast<size_t>(total(bytes)), purpose);
+  }
+  // The same of a piece of another one, which holds so many bytes in total.
+  explicit Pieces(uint8_t* piece) : at_(piece) {}
+  static int64_t total(std::initializer_list<int64_t> bytes) {
+    int64_t sum = 0;
+    for (int64_t piece : bytes) sum += rounded(piece);
+    return sum;
   }
   template <class T = char>
   T* next(int64_t count) {

@@ -14,6 +14,7 @@ enum class Purpose {
   block,
   attention,
   head_rows,
+  distances,
   count
 };
 

@@ -6,6 +6,7 @@ from dynquant.fused.adapters import (
     Attention,
     FeedForward,
     LinearBlock,
+    Relative,
     Sublayers,
     register,
 )
@@ -16,6 +17,7 @@ __all__ = [
     "Attention",
     "FeedForward",
     "LinearBlock",
+    "Relative",
     "Sublayers",
     "fuse",
     "fused_blocks",

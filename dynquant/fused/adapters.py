@@ -6,6 +6,32 @@ from torch import nn
 
 
 @dataclass(frozen=True)
+class Relative:
+    """What the scores have besides, for how far a key lies from a query, by names in the block.
+
+    Each distance has a vector. The content's key projection of it times the query ("c2p") and its
+    query projection times the key ("p2c") are added to the products of queries and keys, and all is
+    multiplied by 1 / sqrt(head_dim * number of terms), as in DeBERTa (https://arxiv.org/abs/2006.03654).
+
+    Args:
+        vectors: the argument of forward with the vectors [2 * span, features].
+        positions: the argument with the distance of each query and key [1, length, length].
+        span: the attribute with the number of the vector for the distance 0.
+        terms: the attribute that has the names of the terms: "c2p", "p2c", or both.
+        shared: the attribute that says whether query and key of the attention project the vectors.
+        key, query: the linear layers that do so otherwise.
+    """
+
+    vectors: str
+    positions: str
+    span: str
+    terms: str
+    shared: str
+    key: str
+    query: str
+
+
+@dataclass(frozen=True)
 class Attention:
     """Self-attention: output(softmax(q k' / sqrt(head_dim) + mask) v), by names in the block.
 
@@ -27,6 +53,7 @@ class Attention:
             called with, where some do not.
         result_norm: the norm after it in a block with norm_first, where `norm`, if any, is before
             it: its input is added behind that.
+        relative: what its scores have for distances, in a block of the family "disentangled".
     """
 
     query: str
@@ -44,6 +71,7 @@ class Attention:
     index: str | None = None
     rotates: str | None = None
     result_norm: str | None = None
+    relative: Relative | None = None
 
     def __post_init__(self):
         if (self.key is None) != (self.value is None):
@@ -164,7 +192,8 @@ class Adapter:
             bias, None), where the core makes the bias by its method `compute_bias` if none is given
             and it has_relative_attention_bias, and it is zero otherwise.
         whole: an attribute that has to be 0 or None, as chunk_size_feed_forward.
-        family: how the arguments are read: "transformers", "torch_layer" or "torch_attention".
+        family: how the arguments are read: "transformers", "torch_layer", "torch_attention" or
+            "disentangled", which goes with an attention that has `relative`.
     """
 
     arguments: tuple[str, ...]
@@ -207,6 +236,9 @@ class Adapter:
                 raise ValueError(
                     f"{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}"
                 )
+
+        if (self.family == "disentangled") != bool(self.attention and self.attention.relative):
+            raise ValueError("relative: it goes with the family 'disentangled', and that with it")
 
     def _check_inline(self):
         block = self.feed_forward
@@ -267,7 +299,7 @@ def _goes_with_a_cache(attention):
 _NO_NAMES = ("split", "residual", "first_token")
 SPLITS = (None, "gate_first", "up_first")
 RESULTS = {"tensor": 0, "tuple": 1, "weights": 2, "bias": 3}  # values in a tuple; 0: a tensor alone
-FAMILIES = ("transformers", "torch_layer", "torch_attention")
+FAMILIES = ("transformers", "torch_layer", "torch_attention", "disentangled")
 
 # By "module.Class", so that no library is imported for its names.
 _ADAPTERS: dict[str, Adapter] = {}

@@ -13,6 +13,7 @@ from dynquant.fused.adapters import (
     Attention,
     FeedForward,
     LinearBlock,
+    Relative,
     Sublayers,
     register,
 )
@@ -154,6 +155,31 @@ _layer(
     arguments=(*_MASKED, "position_bias", "output_attentions"),
     bias="position_bias",
     result="tuple",
+)
+
+_register(
+    _of("deberta_v2", "DisentangledSelfAttention"),
+    Adapter(
+        arguments=(
+            *(*_MASKED, "output_attentions"),
+            *("query_states", "relative_pos", "rel_embeddings"),
+        ),
+        attention=Attention(
+            *("query_proj", "key_proj", "value_proj", "attention_head_size"),
+            relative=Relative(
+                vectors="rel_embeddings",
+                positions="relative_pos",
+                span="pos_ebd_size",
+                terms="pos_att_type",
+                shared="share_att_key",
+                key="pos_key_proj",
+                query="pos_query_proj",
+            ),
+        ),
+        mask="attention_mask",
+        result="weights",
+        family="disentangled",
+    ),
 )
 
 # Feed-forward blocks of their own; the layers around them are known below, or have other caches.

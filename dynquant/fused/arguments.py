@@ -31,6 +31,9 @@ class Call(NamedTuple):
             [batch, 1 or heads, 1 or length, keys].
         cross: keys and values [batch, heads, tokens, features] of a second sequence, which the
             attention is to, or None.
+        distances: vectors [2 * length - 1, features] for the distances from length - 1 down, of
+            which the key projection is multiplied by queries, and such of which the query
+            projection is by keys; each None where there is no such term; or None.
         rest: what it is called with besides keys and values.
         batched, batch_first: how the caller has the input, and wants the result.
     """
@@ -45,13 +48,14 @@ class Call(NamedTuple):
     as_tokens: bool = False
     cache: object = None
     cross: tuple | None = None
+    distances: tuple | None = None
     rest: dict | None = None
     batched: bool = True
     batch_first: bool = True
 
     def added(self):
         """What is added besides the input, which may want a gradient."""
-        return [self.residual, self.bias, self.mask]
+        return [self.residual, self.bias, self.mask, *(self.distances or ())]
 
     def restored(self, y):
         if not self.batched:
@@ -338,10 +342,3 @@ def _merged(mask, padding):
     if mask.dtype == padding.dtype:
         return (mask & padding if mask.dtype == torch.bool else mask + padding), None
     return (mask, padding) if mask.dtype == torch.bool else (padding, mask)
-
-
-READERS = {
-    "transformers": of_transformers,
-    "torch_layer": of_torch_layer,
-    "torch_attention": of_torch_attention,
-}

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from dynquant.fused import calls
-from dynquant.fused.arguments import READERS, with_argument
+from dynquant.fused.arguments import with_argument
 from dynquant.fused.biases import with_bias
 from dynquant.fused.caches import updated_once
 from dynquant.fused.classes import Swapped
@@ -15,6 +15,7 @@ from dynquant.fused.functions import runs_as_op
 from dynquant.fused.hooks import all_idle
 from dynquant.fused.parts import Parts, numbers_of
 from dynquant.fused.plan import Plan, holds
+from dynquant.fused.readers import READERS
 
 
 class FusedBlock(Swapped):

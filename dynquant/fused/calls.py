@@ -1,5 +1,6 @@
 """What fused blocks call: one op each, or the ops that it is made of."""
 
+import math
 from itertools import chain
 
 import torch
@@ -21,6 +22,7 @@ _ops = torch.ops.dynquant
 _attention, _feed_forward = _ops.attention.default, _ops.feed_forward.default
 _linear_block, _embedding_sum = _ops.linear_block.default, _ops.embedding_sum.default
 _query_key_value = _ops.query_key_value.default
+_relative_attention = _ops.relative_attention.default
 _scaled_dot_product, _attend = _ops.scaled_dot_product.default, _ops.attend.default
 encoder = _ops.encoder.default
 
@@ -212,13 +214,29 @@ def attention_in_parts(parts, call, integers, numbers):
         query, key = map(_normed, found.head_norms, (query, key))
     if call.rotary is not None:
         query, key = (_ops.rotary(heads, *call.rotary) for heads in (query, key))
-    if call.as_tokens:
+    if call.distances is not None:
+        result = _attended_by_distance(found, call, query, key, value, integers)
+    elif call.as_tokens:
         result = _attended(query, _taken_in(key, value, call, index), call, scale)
     else:
         result = _scaled_dot_product(
             query, key, value, call.mask, call.bias, call.causal, scale, integers
         ).flatten(2)
     return _output(found, result)
+
+
+def _attended_by_distance(found, call, query, key, value, integers):
+    """As _attended does, for the heads of query, key and value [batch, rows, heads, D]."""
+    relative, (by_query, by_key) = found.relative, call.distances
+    if by_query is by_key:
+        projected = outputs_of((relative.key, relative.query), by_query)
+    else:
+        pairs = (relative.key, by_query), (relative.query, by_key)
+        projected = [None if one is None else one(rows) for one, rows in pairs]
+    vectors = [one if one is None else one.unflatten(-1, (-1, found.head_dim)) for one in projected]
+    terms = 1 + sum(one is not None for one in vectors)
+    scale = 1 / math.sqrt(found.head_dim * terms)
+    return _relative_attention(query, key, value, *vectors, call.mask, scale, integers).flatten(2)
 
 
 def _normed(norm, heads):

@@ -4,13 +4,14 @@ import torch
 
 from dynquant.fused import inline
 from dynquant.fused.adapters import RESULTS
-from dynquant.fused.arguments import READERS, always_gives_weights, implementation_of
+from dynquant.fused.arguments import always_gives_weights, implementation_of
 from dynquant.fused.biases import with_bias
 from dynquant.fused.block import compute
 from dynquant.fused.caches import own_of, with_own
 from dynquant.fused.classes import base_of
 from dynquant.fused.parts import dtype_of
 from dynquant.fused.plan import Plan
+from dynquant.fused.readers import READERS
 from dynquant.fused.samples import BATCH, LENGTH, random_of, samples_of, samples_of_sublayers
 
 # Below it a block computes something else than its adapter says. Bytes that round otherwise leave

@@ -9,12 +9,13 @@ import torch
 
 from dynquant.fused import calls
 from dynquant.fused.adapters import Adapter
-from dynquant.fused.arguments import READERS, of_cross_tokens, of_tokens
+from dynquant.fused.arguments import of_cross_tokens, of_tokens
 from dynquant.fused.block import FusedBlock
 from dynquant.fused.functions import Norm, norm_of, runs_as_op
 from dynquant.fused.inline import FusedInline
 from dynquant.fused.parts import Parts, numbers_of, part_of
 from dynquant.fused.plan import Watched, holds
+from dynquant.fused.readers import READERS
 
 
 class FusedDecoder(FusedInline):

@@ -13,7 +13,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from dynquant.fused import calls
 from dynquant.fused.adapters import name_of
-from dynquant.fused.arguments import READERS, Call
+from dynquant.fused.arguments import Call
 from dynquant.fused.block import FusedBlock
 from dynquant.fused.classes import Swapped
 from dynquant.fused.embeddings import FusedEmbeddings

@@ -13,6 +13,17 @@ from dynquant.fused.hooks import first_disturbance
 LINEAR = (quantized.Linear, quantized.Conv1D)  # what the ops have a form for
 
 
+class RelativeParts(NamedTuple):
+    """The projections of the vectors of distances, None where there is no such term.
+
+    span: the number of the vector for the distance 0.
+    """
+
+    key: nn.Module | None
+    query: nn.Module | None
+    span: int
+
+
 class AttentionParts(NamedTuple):
     """key and value are None where query has the rows of all three.
 
@@ -32,6 +43,7 @@ class AttentionParts(NamedTuple):
     head_norms: tuple[Norm, ...]
     kv_heads: int | None
     result_norm: Norm | None
+    relative: RelativeParts | None
 
 
 class FeedForwardParts(NamedTuple):
@@ -173,7 +185,23 @@ class Parts:
         norm, heads = _norm(module, names.norm), _head_norms(module, names, head_dim)
         kv_heads = names.kv_heads and part_of(module, names.kv_heads)
         last = _norm(module, names.result_norm, of_result=True)
-        return AttentionParts(*linears, norm, head_dim, core, dropout, heads, kv_heads, last)
+        query, key, value, output = linears
+        relative = names.relative and self._relative(module, names.relative, key, query)
+        return AttentionParts(
+            *(query, key, value, output, norm, head_dim, core, dropout, heads, kv_heads, last),
+            relative,
+        )
+
+    def _relative(self, module, names, key, query):
+        terms, span = part_of(module, names.terms), part_of(module, names.span)
+        if not terms or not isinstance(span, int) or not set(terms) <= {"c2p", "p2c"}:
+            raise _Obstacle(f"{names.terms} is {terms!r} and {names.span} {span!r}")
+        if not part_of(module, names.shared):
+            key = self._linear(module, names.key) if "c2p" in terms else None
+            query = self._linear(module, names.query) if "p2c" in terms else None
+        return RelativeParts(
+            key if "c2p" in terms else None, query if "p2c" in terms else None, span
+        )
 
     def _linear(self, module, name):
         if name is None:
@@ -214,6 +242,10 @@ class Parts:
         if self._rotates is None:
             return self.adapter.rotary is not None
         return bool(getattr(*self._rotates))
+
+    def takes_rows_alone(self):
+        """Whether what a linear layer gives for a row depends on no other row."""
+        return all(getattr(part, "per_token", True) for part in self.linears.values())
 
     def norms(self):
         found = [self.attention, self.feed_forward, self.linear_block]

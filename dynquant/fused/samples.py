@@ -127,6 +127,11 @@ def attention_arguments(parts, random, rows, keys):
     arguments = {adapter.arguments[0]: random(BATCH, rows, attention.query.in_features)}
     if adapter.bias is not None:
         arguments[adapter.bias] = random(BATCH, parts.heads, rows, keys)
+    if attention.relative is not None:
+        names, span = adapter.attention.relative, attention.relative.span
+        arguments[names.vectors] = random(2 * span, attention.query.in_features)
+        numbers = torch.arange(keys)
+        arguments[names.positions] = (numbers[:, None] - numbers).unsqueeze(0)
     if adapter.rotary is not None:
         angles = random(1, rows, attention.head_dim // 2).repeat(1, 1, 2)
         arguments[adapter.rotary] = (angles.cos(), angles.sin())
@@ -138,6 +143,11 @@ def attention_arguments(parts, random, rows, keys):
 def with_mask(arguments, parts, seen):
     """seen: bool [batch, keys], or None for all."""
     adapter, core = parts.adapter, parts.attention.core
+    if adapter.family == "disentangled":  # numbers, of which 0 hides, and no row sees more
+        if seen is None:
+            seen = torch.ones_like(seen_keys())
+        pairs = seen[:, None, None, :] * seen[:, None, :, None]
+        return {**arguments, adapter.mask: pairs.long()}
     if adapter.family != "transformers":
         if not core.batch_first:
             x = next(iter(arguments.values())).transpose(0, 1)

@@ -115,6 +115,65 @@ def _(
     return query.new_empty(query.shape)
 
 
+@fake("relative_attention")
+def _(
+    query,
+    key,
+    value,
+    position_key=None,
+    position_query=None,
+    mask=None,
+    scale=None,
+    integers=True,
+):
+    """Attention of heads whose scores have terms for how far a key lies from a query.
+
+    softmax((query @ key.T + c2p + p2c) * scale + mask) @ value, where for query i and key j, with
+    p = j - i + L - 1, c2p is query i times vector p of position_key, and p2c key j times vector p
+    of position_query: the disentangled attention of DeBERTa (https://arxiv.org/abs/2006.03654).
+
+    Equal in bits to scaled_dot_product with position_bias = (c2p + p2c) * scale in fp32. In
+    integers, the vectors of query and key are quantized asymmetrically for these two terms, those
+    of distances symmetrically, each on its own.
+
+    Args:
+        query: fp32, bf16 or fp16 [B, L, H, D], any strides.
+        key, value: [B, S, H, D] of query's dtype, any strides.
+        position_key, position_query: [L + S - 1, H, D] of query's dtype, any strides; None for no
+            such term.
+        mask, scale, integers: as in scaled_dot_product.
+
+    Returns:
+        [B, L, H, D] in query's dtype, contiguous.
+
+    Raises:
+        RuntimeError: another dtype, device or shape; no key; more than 65,536 keys in integers.
+    """
+    check_device(**tensors_of(locals()))
+    check_dtype("query", query, *FLOAT_DTYPES)
+    for name, values in (("key", key), ("value", value)):
+        check_dtype(name, values, query.dtype)
+    result = torch.ops.dynquant.scaled_dot_product(
+        query, key, value, mask, None, False, scale, integers
+    )
+    torch._check(
+        key.shape[2] == query.shape[2],
+        lambda: f"key must have as many heads as query, {query.shape[2]}, got {list(key.shape)}",
+    )
+    for name, values in (("position_key", position_key), ("position_query", position_query)):
+        if values is None:
+            continue
+        check_dtype(name, values, query.dtype)
+        wanted = (query.shape[1] + key.shape[1] - 1, *query.shape[2:])
+        torch._check(
+            values.shape == wanted,
+            lambda name=name, values=values, wanted=wanted: (
+                f"{name} must have the shape {list(wanted)}, got {list(values.shape)}"
+            ),
+        )
+    return result
+
+
 @fake("attention")
 def _(
     x,

@@ -52,6 +52,16 @@ def _scores_and_sums(query, key, *arguments, out_shape=None, **options):
     return 4 * batch * heads * length * key[1] * size
 
 
+@register_flop_formula(OPS.relative_attention)
+def _scores_with_distances(
+    query, key, value, position_key=None, position_query=None, *arguments, out_shape=None, **options
+):
+    batch, length, heads, size = query
+    terms = sum(one is not None for one in (position_key, position_query))
+    more = 2 * batch * heads * length * key[1] * size * terms
+    return _scores_and_sums(query, key) + more
+
+
 @register_flop_formula(OPS.attend)
 def _attend(
     x,

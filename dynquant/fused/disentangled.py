@@ -1,0 +1,65 @@
+"""What an attention that adds terms for distances is called with, as in DeBERTa."""
+
+import torch
+
+from dynquant.fused.arguments import Call
+
+
+def of_disentangled(parts, args, kwargs):
+    """A Call for all tokens of each sequence, or None where the op cannot do it."""
+    adapter, names = parts.adapter, parts.adapter.attention.relative
+    given = dict(zip(adapter.arguments, args, strict=False))
+    if len(args) > len(adapter.arguments) or not given.keys().isdisjoint(kwargs):
+        return None
+    given.update(kwargs)
+    weights = bool(given.pop("output_attentions", False))
+    roles = adapter.arguments[0], adapter.mask, names.positions, names.vectors
+    found = [given.pop(role, None) for role in roles]
+    if any(value is not None for value in given.values()) or parts.attention is None:
+        return None
+    x, mask, positions, vectors = found
+    if not all(isinstance(one, torch.Tensor) for one in found) or not _fits(*found):
+        return None
+    # Neither a compiler nor a tracer can look at the positions.
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or not parts.takes_rows_alone():
+        return None
+    relative = parts.attention.relative
+    positions = positions.reshape(positions.shape[-2:])
+    if vectors.shape[0] < 2 * relative.span or not torch.equal(positions[1:, 1:], positions[:-1, :-1]):
+        return None  # more than a distance counts
+    distances = _vectors_of(relative, positions, vectors)
+    # A row that sees nothing sees all alike: what is hidden gets the least number, not -Inf.
+    least = torch.finfo(x.dtype).min
+    hidden = torch.zeros_like(mask, dtype=x.dtype).masked_fill_(mask == 0, least)
+    return Call(x, hidden, weights=weights, distances=distances)
+
+
+def _fits(x, mask, positions, vectors):
+    if x.dim() != 3 or mask.dim() != 4 or x.is_nested or vectors.dim() != 2:
+        return False
+    batch, length, _ = x.shape
+    if mask.shape[0] not in (1, batch) or mask.shape[1] != 1 or mask.shape[3] != length:
+        return False
+    if mask.shape[2] not in (1, length) or length == 0 or batch == 0:
+        return False
+    if positions.shape[-2:] != (length, length) or positions.numel() != length * length:
+        return False
+    return positions.is_cpu and vectors.is_cpu and vectors.dtype == x.dtype
+
+
+def _vectors_of(relative, positions, vectors):
+    """Those for each distance: of the term by queries, and of that by keys."""
+    span = relative.span
+    # Of a query and what lies behind it, from the farthest, then in front of it.
+    distances = torch.cat([positions[:, 0].flip(0), positions[0, 1:]]).long()
+
+    def rows(numbers):
+        return vectors.index_select(0, (numbers + span).clamp_(0, 2 * span - 1))
+
+    opposite = -distances.flip(0)  # as keys see them
+    by_query = rows(distances) if relative.key is not None else None
+    if relative.query is None:
+        return by_query, None
+    if by_query is not None and torch.equal(distances, opposite):
+        return by_query, by_query
+    return by_query, rows(opposite)
