@@ -28,9 +28,9 @@ def recurrent(layer, size, layers, batch, length):
 
 
 def encoder(model, batch, length, shortest=None):
-    """model: minilm (its true weights) or bert-base (random ones), or a decoder of random weights
-    that embeds texts: qwen3-8 and gemma3-8, eight layers of the shapes of Qwen3-Embedding-0.6B and
-    of EmbeddingGemma.
+    """model: minilm (its true weights), or of random ones bert-base, deberta, the shape of
+    DeBERTa-v3-base, or a decoder that embeds texts: qwen3-8 and gemma3-8, eight layers of the
+    shapes of Qwen3-Embedding-0.6B and of EmbeddingGemma.
 
     shortest: texts have lengths drawn from there to `length`, and are padded; None for all alike.
     """
@@ -158,6 +158,26 @@ def _bert_base():
     from transformers import BertConfig, BertModel
 
     return _initialized(BertModel(BertConfig()))
+
+
+def _deberta():
+    from transformers import DebertaV2Config, DebertaV2Model
+
+    config = DebertaV2Config(
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        vocab_size=2000,
+        type_vocab_size=0,
+        relative_attention=True,
+        position_buckets=256,
+        position_biased_input=False,
+        norm_rel_ebd="layer_norm",
+        share_att_key=True,
+        pos_att_type=["p2c", "c2p"],
+    )
+    return _initialized(DebertaV2Model(config))
 
 
 def _qwen3():
@@ -358,6 +378,7 @@ been its who now people my made over did down only way find use may water long l
 _ENCODERS = {
     "minilm": _minilm,
     "bert-base": _bert_base,
+    "deberta": _deberta,
     "qwen3-8": _qwen3,
     "gemma3-8": _gemma3,
 }

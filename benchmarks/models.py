@@ -1,14 +1,14 @@
 """Whole models: encoders (batch x length) and recurrent layers, in milliseconds a call.
 
-minilm is all-MiniLM-L6-v2; bert-base has random weights, and so have qwen3-8 and gemma3-8, decoders
-that embed texts: eight layers of the shapes of Qwen3-Embedding-0.6B and EmbeddingGemma. Texts of
-32x8..128 have lengths of 8 to 128 tokens and are padded. The name of a recurrent layer tells its
-size, the number of layers, and batch x length. wav2vec2-1x500 is the transformer of wav2vec2-base
-for ten seconds of speech, and qwen2-8-16+128 sixteen tokens, one after another, behind 128 others,
-by eight layers of the shape of Qwen2-0.5B; whisper-6-16+32 the same of a transcript, behind 32, by
-the decoder of whisper-base for 30 seconds of speech, and whisper-6-96+4 the whole of one. These
-have random weights. encode-500 is run where it is named: the `encode` of sentence-transformers for
-500 texts of 3 to 100 words.
+minilm is all-MiniLM-L6-v2; bert-base has random weights, and so have deberta, of the shape of
+DeBERTa-v3-base, and qwen3-8 and gemma3-8, decoders that embed texts: eight layers of the shapes of
+Qwen3-Embedding-0.6B and EmbeddingGemma. Texts of 32x8..128 have lengths of 8 to 128 tokens and are
+padded. The name of a recurrent layer tells its size, the number of layers, and batch x length.
+wav2vec2-1x500 is the transformer of wav2vec2-base for ten seconds of speech, and qwen2-8-16+128
+sixteen tokens, one after another, behind 128 others, by eight layers of the shape of Qwen2-0.5B;
+whisper-6-16+32 the same of a transcript, behind 32, by the decoder of whisper-base for 30 seconds
+of speech, and whisper-6-96+4 the whole of one. These have random weights. encode-500 is run where
+it is named: the `encode` of sentence-transformers for 500 texts of 3 to 100 words.
 """
 
 import statistics
@@ -35,6 +35,7 @@ def _encoders():
     shapes = (
         ("minilm", ((1, 16), (1, 128), (8, 32), (32, 64), (32, 128))),
         ("bert-base", ((1, 32), (8, 128))),
+        ("deberta", ((1, 32), (8, 128), (1, 512))),
         ("qwen3-8", ((1, 128), (8, 32), (1, 512))),
         ("gemma3-8", ((1, 128), (8, 32), (1, 512))),
     )

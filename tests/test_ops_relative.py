@@ -25,12 +25,12 @@ def drawn(rng, least_terms=0):
     batch, count = int(rng.integers(1, 4)), int(rng.choice([1, 2, 3]))
     rows, keys = (int(rng.choice(SIZES)) for _ in range(2))
     dim, dtype = int(rng.choice([1, 4, 8, 30, 64, 65])), DTYPES[rng.integers(3)]
-    query, key, value = (
-        heads(rng, batch, size, count, dim, dtype) for size in (rows, keys, keys)
-    )
+    query, key, value = (heads(rng, batch, size, count, dim, dtype) for size in (rows, keys, keys))
     kinds = [(True, True), (True, False), (False, True), (False, False)]
     given_terms = kinds[rng.integers(4 if least_terms == 0 else 3)]
-    terms = [vectors(rng, rows + keys - 1, count, dim, dtype) if one else None for one in given_terms]
+    terms = [
+        vectors(rng, rows + keys - 1, count, dim, dtype) if one else None for one in given_terms
+    ]
     mask = drawn_mask(rng, (batch, count, rows, keys))
     scale = None if rng.random() < 0.5 else float(rng.choice([0.3, 1.0, 0.0, -2.0]))
     return query, key, value, *terms, mask, scale, bool(rng.random() < 0.6)
@@ -146,7 +146,10 @@ def test_nothing(shape):
 
 
 ERRORS = {
-    "another dtype of the query": ({"query": torch.randn(3, 4, 2, 12).double()}, "query must have dtype"),
+    "another dtype of the query": (
+        {"query": torch.randn(3, 4, 2, 12).double()},
+        "query must have dtype",
+    ),
     "another dtype of the key": ({"key": torch.randn(3, 4, 2, 12).half()}, "key must have dtype"),
     "another number of heads": (
         {"key": torch.randn(3, 4, 1, 12), "value": torch.randn(3, 4, 1, 12)},
@@ -158,7 +161,10 @@ ERRORS = {
         r"position_query must .*\[7, 2, 12",
     ),
     "vectors of one head": ({"position_key": torch.randn(7, 1, 12)}, "position_key must"),
-    "vectors of another dtype": ({"position_key": torch.randn(7, 2, 12).half()}, "position_key must"),
+    "vectors of another dtype": (
+        {"position_key": torch.randn(7, 2, 12).half()},
+        "position_key must",
+    ),
     "a mask of other sequences": (
         {"mask": torch.ones(2, 1, 4, 4, dtype=torch.bool)},
         "mask must spread to",

@@ -262,8 +262,8 @@ void AttentionCore::attend_rows(const AttentionHeads& of, int64_t b, const Place
   if (integers_) {
     const int64_t from = begin - place.first_row;
     const ByteRows rows = {memory.query.bytes_of(place.query) + from * d,
-                            memory.query.scales_of(place.query) + from,
-                            memory.query.zero_points_of(place.query) + from, d};
+                           memory.query.scales_of(place.query) + from,
+                           memory.query.zero_points_of(place.query) + from, d};
     multiply(rows.staged(product, m), Packed{memory.keys, s, d}, memory.key.scales_of(place.kv),
              true, memory.scores, memory.stride);
   } else {

@@ -46,7 +46,7 @@ class DistanceBands {
   int64_t width() const { return term_.columns + kRows - 1; }  // of a band
   int64_t stride() const { return ceil_div(width(), kStripColumns) * kStripColumns; }
   int64_t band_values() const { return kRows * stride(); }
-  int64_t columns() const { return count() * kRows + term_.columns - 1; }  // of all bands
+  int64_t columns() const { return count() * kRows + term_.columns - 1; }   // of all bands
   int64_t columns_before() const { return count() * kRows - term_.count; }  // the first vector
 
   int64_t value_bytes() const { return integers_ ? 1 : static_cast<int64_t>(sizeof(float)); }

@@ -14,8 +14,7 @@ namespace dynquant {
 class DistanceBias {
  public:
   DistanceBias(const Kernels& kernels, const std::optional<DistanceTerm>& by_query,
-               const std::optional<DistanceTerm>& by_key, int64_t dim, float scale,
-               bool integers);
+               const std::optional<DistanceTerm>& by_key, int64_t dim, float scale, bool integers);
 
   bool is_none() const { return !by_query_.has_value() && !by_key_.has_value(); }
   // Memory for it, which has to be given before anything is computed.
@@ -30,9 +29,7 @@ class DistanceBias {
 
  private:
   int64_t query_bytes() const { return by_query_.has_value() ? by_query_->bytes(1) : 0; }
-  int64_t key_bytes() const {
-    return by_key_.has_value() ? by_key_->bytes(by_key_->count()) : 0;
-  }
+  int64_t key_bytes() const { return by_key_.has_value() ? by_key_->bytes(by_key_->count()) : 0; }
 
   std::optional<DistanceBands> by_query_, by_key_;
   const int64_t dim_;

@@ -13,6 +13,21 @@ _IMPLEMENTATIONS = ("sdpa", "eager", "")
 _FOR_THE_MODEL = frozenset({"use_cache", "return_dict", "output_hidden_states"})
 
 
+class Distances(NamedTuple):
+    """The vectors of the distances between tokens.
+
+    Attributes:
+        rows: [1, vectors, features], those of the distances that there are.
+        by_query, by_key: int64 [2 * length - 1], the number in `rows` of each distance from
+            length - 1 down, for the term that queries and that which keys are multiplied by; None
+            where there is no such term.
+    """
+
+    rows: torch.Tensor
+    by_query: torch.Tensor | None
+    by_key: torch.Tensor | None
+
+
 class Call(NamedTuple):
     """The input and what steers the attention.
 
@@ -31,9 +46,7 @@ class Call(NamedTuple):
             [batch, 1 or heads, 1 or length, keys].
         cross: keys and values [batch, heads, tokens, features] of a second sequence, which the
             attention is to, or None.
-        distances: vectors [2 * length - 1, features] for the distances from length - 1 down, of
-            which the key projection is multiplied by queries, and such of which the query
-            projection is by keys; each None where there is no such term; or None.
+        distances: Distances, or None.
         rest: what it is called with besides keys and values.
         batched, batch_first: how the caller has the input, and wants the result.
     """
@@ -48,14 +61,14 @@ class Call(NamedTuple):
     as_tokens: bool = False
     cache: object = None
     cross: tuple | None = None
-    distances: tuple | None = None
+    distances: Distances | None = None
     rest: dict | None = None
     batched: bool = True
     batch_first: bool = True
 
     def added(self):
         """What is added besides the input, which may want a gradient."""
-        return [self.residual, self.bias, self.mask, *(self.distances or ())]
+        return [self.residual, self.bias, self.mask, self.distances and self.distances.rows]
 
     def restored(self, y):
         if not self.batched:

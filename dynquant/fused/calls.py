@@ -227,16 +227,21 @@ def attention_in_parts(parts, call, integers, numbers):
 
 def _attended_by_distance(found, call, query, key, value, integers):
     """As _attended does, for the heads of query, key and value [batch, rows, heads, D]."""
-    relative, (by_query, by_key) = found.relative, call.distances
-    if by_query is by_key:
-        projected = outputs_of((relative.key, relative.query), by_query)
-    else:
-        pairs = (relative.key, by_query), (relative.query, by_key)
-        projected = [None if one is None else one(rows) for one, rows in pairs]
-    vectors = [one if one is None else one.unflatten(-1, (-1, found.head_dim)) for one in projected]
+    rows, *numbers = call.distances
+    layers = found.relative.key, found.relative.query
+    projected = iter(outputs_of([one for one in layers if one is not None], rows))
+    vectors = [
+        None if one is None else _by_number(next(projected)[0], number, found.head_dim)
+        for one, number in zip(layers, numbers, strict=True)
+    ]
     terms = 1 + sum(one is not None for one in vectors)
     scale = 1 / math.sqrt(found.head_dim * terms)
     return _relative_attention(query, key, value, *vectors, call.mask, scale, integers).flatten(2)
+
+
+def _by_number(rows, numbers, head_dim):
+    """The heads [P, heads, D] of rows [vectors, features]."""
+    return rows.index_select(0, numbers).unflatten(-1, (-1, head_dim))
 
 
 def _normed(norm, heads):

@@ -2,7 +2,7 @@
 
 import torch
 
-from dynquant.fused.arguments import Call
+from dynquant.fused.arguments import Call, Distances
 
 
 def of_disentangled(parts, args, kwargs):
@@ -25,9 +25,11 @@ def of_disentangled(parts, args, kwargs):
         return None
     relative = parts.attention.relative
     positions = positions.reshape(positions.shape[-2:])
-    if vectors.shape[0] < 2 * relative.span or not torch.equal(positions[1:, 1:], positions[:-1, :-1]):
-        return None  # more than a distance counts
-    distances = _vectors_of(relative, positions, vectors)
+    if vectors.shape[0] < 2 * relative.span:
+        return None
+    if not torch.equal(positions[1:, 1:], positions[:-1, :-1]):
+        return None  # more than the distance counts
+    distances = _distances_of(relative, positions, vectors)
     # A row that sees nothing sees all alike: what is hidden gets the least number, not -Inf.
     least = torch.finfo(x.dtype).min
     hidden = torch.zeros_like(mask, dtype=x.dtype).masked_fill_(mask == 0, least)
@@ -47,19 +49,17 @@ def _fits(x, mask, positions, vectors):
     return positions.is_cpu and vectors.is_cpu and vectors.dtype == x.dtype
 
 
-def _vectors_of(relative, positions, vectors):
-    """Those for each distance: of the term by queries, and of that by keys."""
+def _distances_of(relative, positions, vectors):
+    """The Distances of tokens whose positions differ by nothing but the distance."""
     span = relative.span
     # Of a query and what lies behind it, from the farthest, then in front of it.
     distances = torch.cat([positions[:, 0].flip(0), positions[0, 1:]]).long()
-
-    def rows(numbers):
-        return vectors.index_select(0, (numbers + span).clamp_(0, 2 * span - 1))
-
-    opposite = -distances.flip(0)  # as keys see them
-    by_query = rows(distances) if relative.key is not None else None
-    if relative.query is None:
-        return by_query, None
-    if by_query is not None and torch.equal(distances, opposite):
-        return by_query, by_query
-    return by_query, rows(opposite)
+    # Keys see them from the other side.
+    terms = (relative.key, distances), (relative.query, -distances.flip(0))
+    numbers = [
+        None if one is None else (seen + span).clamp_(0, 2 * span - 1) for one, seen in terms
+    ]
+    used = torch.cat([one for one in numbers if one is not None])
+    first, last = int(used.min()), int(used.max())
+    rows = vectors[first : last + 1].unsqueeze(0)
+    return Distances(rows, *(None if one is None else one - first for one in numbers))

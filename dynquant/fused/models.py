@@ -22,6 +22,7 @@ from dynquant.fused.functions import runs_as_op
 from dynquant.fused.outputs import maker_of
 from dynquant.fused.padding import groups_of, run_in_groups
 from dynquant.fused.plan import Watched, holds
+from dynquant.fused.readers import READERS
 
 _KNOWN = {
     f"transformers.models.{module}.modeling_{module}.{name}"

@@ -220,6 +220,10 @@ class Parts:
         schemes = {scheme_of(part) for part in self.linears.values()}
         if len(schemes) > 1:
             raise _Obstacle("its linear layers quantize their inputs in different ways")
+        if self.adapter.family == "disentangled" and not self.takes_rows_alone():
+            raise _Obstacle(
+                "its linear layers quantize their inputs per_tensor, and it computes with some rows"
+            )
         self.scheme = schemes.pop()
         if self.attention is not None:
             self.heads, self.kv_heads = _heads_of(self.attention)
