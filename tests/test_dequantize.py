@@ -89,7 +89,8 @@ def test_every_module_type_has_a_case():
     covered = {name.partition(" ")[0].rstrip(",") for name in MODULES}
     expected = {base.__name__ for base, form in _FORMS.items() if form}
     expected |= {name for _, name, _ in _FOREIGN_FORMS}
-    assert covered == expected
+    # It becomes an nn.Linear, which computes the same: test_transformers.py.
+    assert covered == expected - {"FalconLinear"}
 
 
 def tensors(output):

@@ -77,6 +77,7 @@ HEARD = {
     "input_values": floats(2, 90),
     "attention_mask": (torch.arange(90) < torch.tensor([[90], [50]])).long(),
 }
+XLNET = {"d_model": 48, "n_layer": 2, "n_head": 4, "d_inner": 80, "vocab_size": 99}
 OPT = {**TEXT, "ffn_dim": 80, "word_embed_proj_dim": 48}
 DECODERS = ["decoder.layers.0", "decoder.layers.1"]
 
@@ -91,7 +92,20 @@ BOTH = _layers("encoder.layers")
 OTHERS = {
     "ViT": (IMAGE, [*_layers("layers"), "pooler"], PIXELS, (2, 2, 1)),
     "DeiT": (IMAGE, [*_layers("layers"), "pooler"], PIXELS, (2, 2, 1)),
-    "Dinov2": (IMAGE, _layers("encoder.layer", ".mlp"), PIXELS, (0, 2, 0)),
+    "Dinov2": (
+        IMAGE,
+        _layers("encoder.layer", ".attention") + _layers("encoder.layer", ".mlp"),
+        PIXELS,
+        (2, 2, 0),
+    ),
+    # A layer that is called twice.
+    "Albert": (
+        {**TEXT, "embedding_size": 32},
+        ["encoder.albert_layer_groups.0.albert_layers.0"],
+        TOKENS,
+        (2, 2, 0),
+    ),
+    "XLNet": (XLNET, _layers("layer", ".ff"), TOKENS, (0, 2, 0)),
     "CLIPVision": (IMAGE, BOTH, PIXELS, (2, 2, 0)),
     "SiglipVision": (IMAGE, [*BOTH, "head.attention", "head.mlp"], PIXELS, (2, 3, 0)),
     "CLIPText": (TEXT | {"eos_token_id": 2}, BOTH, TOKENS, (2, 2, 0)),
@@ -120,7 +134,10 @@ OTHERS = {
     # Few tokens with a mask run as those behind a cache do.
     "OPT": (OPT, DECODERS + _layers("decoder.layers", ".self_attn"), TOKENS, (2, 2, 0)),
     "GPT2": (GPT2, _layers("h"), {"input_ids": IDS}, (2, 2, 0)),
-    "GPTNeoX": (TEXT, _layers("layers", ".mlp"), TOKENS, (0, 2, 0)),
+    **dict.fromkeys(
+        ("GPTNeoX", "Starcoder2"), (TEXT, _layers("layers", ".mlp"), TOKENS, (0, 2, 0))
+    ),
+    "Falcon": (TEXT, _layers("h", ".mlp"), TOKENS, (0, 2, 0)),
     # An encoder whose layers run the code of Llama's.
     "EuroBert": (DECODER, _layers("layers"), TOKENS, (2, 2, 0)),
     # Behind a cache: test_fused_token.py.
@@ -205,6 +222,8 @@ class TestOthers:
         ("dinov3_vit", "DINOv3ViTMLP", ()),
         ("detr", "DetrMLP", (48, 80)),
         ("rt_detr", "RTDetrMLP", (48, 80, "relu")),
+        ("parakeet", "ParakeetEncoderFeedForward", ()),
+        ("bark", "BarkMLP", ()),
     ],
 )
 def test_feed_forward_blocks_of_larger_models(model, name, sizes):
@@ -212,6 +231,8 @@ def test_feed_forward_blocks_of_larger_models(model, name, sizes):
         hidden_size=48,
         intermediate_size=80,
         mlp_bias=True,
+        attention_bias=True,
+        bias=True,
         hidden_act="gelu",
         activation_function="gelu",
         activation_dropout=0.1,

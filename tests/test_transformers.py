@@ -560,6 +560,24 @@ def test_models_that_look_at_their_weights(name, tmp_path):
     assert_same(first(again), given)
 
 
+@torch.no_grad()
+def test_linear_layers_of_falcon():
+    """Of a class of their own, which multiplies by the weight and adds the bias by itself."""
+    from transformers import FalconConfig, FalconModel
+
+    sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    model = FalconModel(FalconConfig(**sizes, vocab_size=99, bias=True)).eval()
+    quantized = dynquant.quantize_dynamic(model)
+    layers = [one for one in quantized.modules() if type(one) is dynquant.nn.Linear]
+    assert len(layers) == 8
+    ids = torch.arange(3, 20)[None]
+    expected = model(ids)[0]
+    for found in (quantized, dynquant.dequantize(quantized)):
+        error = (found(ids)[0] - expected).square().sum() / expected.square().sum()
+        assert error < 0.003
+
+
 def test_layers_of_layoutlmv2():
     """The model itself needs detectron2, which PyPI does not have; it reads weights here."""
     from transformers.models.layoutlmv2.modeling_layoutlmv2 import LayoutLMv2Encoder

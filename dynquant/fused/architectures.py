@@ -135,6 +135,19 @@ _layer(
     whole="ffn.chunk_size_feed_forward",
 )
 
+_albert = Attention(
+    *("query", "key", "value", "attention_head_size", "dense"),
+    norm="LayerNorm",
+    dropout="output_dropout",
+)
+_attention_module(_of("albert", "AlbertAttention"), _albert, residual=True)
+_layer(
+    _of("albert", "AlbertLayer"),
+    _within("attention", _albert, core="attention"),
+    FeedForward(up="ffn", activation="activation", down="ffn_output", norm="full_layer_layer_norm"),
+    whole="chunk_size_feed_forward",
+)
+
 _mpnet = Attention("q", "k", "v", "attention_head_size", "o")
 _attention_module(
     _of("mpnet", "MPNetSelfAttention"),
@@ -193,12 +206,26 @@ _phi3_mlp = FeedForward(
 _mlp(_of("phi3", "Phi3MLP"), _phi3_mlp)
 _mlp(_of("dinov3_vit", "DINOv3ViTMLP"), FeedForward("up_proj", "down_proj", "act_fn"), "x")
 _mlp(_of("clip", "CLIPMLP") + _of("detr", "DetrMLP"), _plain)
-_mlp(
-    _of("gpt_neox", "GPTNeoXMLP"),
-    FeedForward(up="dense_h_to_4h", activation="act", down="dense_4h_to_h"),
-)
+_gpt_neox = FeedForward(up="dense_h_to_4h", activation="act", down="dense_4h_to_h")
+_mlp(_of("gpt_neox", "GPTNeoXMLP"), _gpt_neox)
+_mlp(_of("falcon", "FalconMLP"), _gpt_neox, "x")
 _gpt2_mlp = FeedForward(up="c_fc", activation="act", down="c_proj")
-_mlp(_of("gpt2", "GPT2MLP"), _gpt2_mlp)
+_mlp(_of("gpt2", "GPT2MLP") + _of("starcoder2", "Starcoder2MLP"), _gpt2_mlp)
+_mlp(_of("bark", "BarkMLP"), FeedForward(up="in_proj", activation="gelu", down="out_proj"))
+_mlp(
+    _of("parakeet", "ParakeetEncoderFeedForward"),
+    FeedForward(up="linear1", activation="activation", down="linear2"),
+)
+_register(
+    _of("xlnet", "XLNetFeedForward"),
+    Adapter(
+        arguments=("inp",),
+        feed_forward=FeedForward(
+            up="layer_1", activation="activation_function", down="layer_2", norm="layer_norm"
+        ),
+        residual=True,
+    ),
+)
 _t5 = FeedForward(up="wi", activation="act", down="wo")
 _t5_gated = FeedForward(up="wi_1", gate="wi_0", activation="act", down="wo")
 _mlp(_of("t5", "T5DenseActDense"), _t5)
@@ -311,7 +338,9 @@ _layer(
     cache="cache",
 )
 
-_attention_module(_of("vit", "ViTAttention"), _projections("o_proj"))
+_attention_module(
+    _of("vit", "ViTAttention") + _of("dinov2", "Dinov2Attention"), _projections("o_proj")
+)
 _layer(
     _of("vit", "ViTLayer"),
     _within("attention", _projections("o_proj"), core="attention", norm="layernorm_before"),

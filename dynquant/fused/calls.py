@@ -193,7 +193,7 @@ def _of_second(call, index, integers):
 
 
 def attention_in_parts(parts, call, integers, numbers):
-    """The same bits, without norm and residual, by calls of the linear layers themselves.
+    """The same bits, but for a norm in front, by calls of the linear layers themselves.
 
     Args:
         numbers: as for attention_arguments.
@@ -202,7 +202,9 @@ def attention_in_parts(parts, call, integers, numbers):
     scale, index = numbers
     if call.cross is not None:
         query = found.query(call.x).unflatten(-1, (-1, found.head_dim))
-        return _output(found, _attended(query, _of_second(call, index, integers), call, scale))
+        return _output(
+            parts, call, _attended(query, _of_second(call, index, integers), call, scale)
+        )
     if found.key is None:
         counts = parts.heads, parts.kv_heads, parts.kv_heads
         rows = found.query(call.x)
@@ -222,7 +224,7 @@ def attention_in_parts(parts, call, integers, numbers):
         result = _scaled_dot_product(
             query, key, value, call.mask, call.bias, call.causal, scale, integers
         ).flatten(2)
-    return _output(found, result)
+    return _output(parts, call, result)
 
 
 def _attended_by_distance(found, call, query, key, value, integers):
@@ -251,11 +253,16 @@ def _normed(norm, heads):
     return norm.module(heads.flatten(2)).unflatten(-1, heads.shape[-2:])
 
 
-def _output(found, attended):
-    """What an attention makes of all heads, by calls of its modules. found: AttentionParts."""
+def _output(parts, call, attended):
+    """What an attention makes of all heads, by calls of its modules."""
+    found = parts.attention
     if found.output is not None:
         attended = found.output(attended)
-    return attended if found.dropout is None else found.dropout(attended)
+    if found.dropout is not None:
+        attended = found.dropout(attended)
+    if parts.adapter.residual:
+        attended = attended + call.x
+    return attended if found.norm is None else found.norm.module(attended)
 
 
 def feed_forward_arguments(up, gate, down, activation, split, before, after, scheme):

@@ -69,22 +69,37 @@ def norm_of(module):
         return None
     if type(module) is nn.LayerNorm:
         return "layer" if len(module.normalized_shape) == 1 else None
-    weight = module._parameters.get("weight")
-    if len(dict(module.named_parameters())) != 1 or weight is None or weight.dim() != 1:
+    weight, bias = map(module._parameters.get, ("weight", "bias"))
+    count = 1 if bias is None else 2
+    if len(list(module.parameters())) != count or weight is None or weight.dim() != 1:
         return None
-    if epsilon_of(module) is None:
+    if epsilon_of(module) is None or (bias is not None and bias.shape != weight.shape):
         return None
+    if any(True for _ in module.buffers()):
+        return None  # it may keep what it sees
     generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(8, weight.shape[0], generator=generator)
-    x = (rows * torch.logspace(-4, 1, 8)[:, None]).to(weight.dtype)
+    # Norms of channels, which come before the last dimension, find another number of them.
+    size = weight.shape[0]
+    shape = 2, 4 if size != 4 else 5, size
+    rows = torch.randn(shape, generator=generator)
+    x = rows * torch.logspace(-4, 1, shape[0] * shape[1]).view(*shape[:2], 1)
+    x = x.to(weight.dtype)
     found = _evaluated(module, x)
-    weight = weight.detach().float()
     tolerance = 1e-5 if x.dtype == torch.float32 else 2e-2
-    for name, factor in (("rms", weight), ("rms_plus_one", 1 + weight)):
-        expected = F.rms_norm(x.float(), weight.shape, factor, epsilon_of(module))
+    for name, expected in _normalized(x.float(), weight, bias, epsilon_of(module)):
         if found is not None and torch.allclose(found.float(), expected, tolerance, tolerance):
             return name
     return None
+
+
+@torch.no_grad()
+def _normalized(x, weight, bias, eps):
+    """(name, x by it) of each norm that has these parameters."""
+    weight, shape = weight.float(), weight.shape
+    if bias is None:
+        yield "rms", F.rms_norm(x, shape, weight, eps)
+        yield "rms_plus_one", F.rms_norm(x, shape, 1 + weight, eps)
+    yield "layer", F.layer_norm(x, shape, weight, None if bias is None else bias.float(), eps)
 
 
 def epsilon_of(norm):

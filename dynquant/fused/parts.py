@@ -303,10 +303,10 @@ class Parts:
         found = self.attention
         if found is None or self.feed_forward is not None:
             return False
-        if found.norm or found.result_norm or self.adapter.residual:
+        if found.result_norm or (found.norm and self.adapter.norm_first):
             return False
         called = {id(one) for part in self.linears.values() for one in part.modules()}
-        called |= {id(norm.module) for norm in found.head_norms}
+        called |= {id(norm.module) for norm in (*found.head_norms, found.norm) if norm}
         called |= {id(one) for one in self._embeddings()}
         return not self.disturbance(called | {id(found.dropout)})
 

@@ -38,6 +38,8 @@ STUBS = (QuantStub, DeQuantStub)
 _FOREIGN_FORMS = (
     ("transformers.pytorch_utils", "Conv1D", (quantized.Conv1D, quantized.Conv1D16bit)),
     ("torch.ao.nn.qat.dynamic.modules.linear", "Linear", _FORMS[nn.Linear]),
+    # Its own forward rounds once more between product and bias, where it is in 16 bits.
+    ("transformers.models.falcon.modeling_falcon", "FalconLinear", _FORMS[nn.Linear]),
 )
 
 

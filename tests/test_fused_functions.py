@@ -1,0 +1,71 @@
+"""Which norms are recognized, whatever their class is, and which are not."""
+
+import pytest
+import torch
+from torch import nn
+
+from dynquant.fused.functions import norm_of
+
+
+class OwnNorm(nn.Module):
+    """A norm written out, as models have them."""
+
+    def __init__(self, size, center, bias, plus=0.0):
+        super().__init__()
+        self.weight = nn.Parameter(1 + torch.randn(size) / 4)
+        self.bias = nn.Parameter(torch.randn(size)) if bias else None
+        self.variance_epsilon, self._center, self._plus = 1e-6, center, plus
+
+    def forward(self, x):
+        wide = x.float()
+        if self._center:
+            wide = wide - wide.mean(-1, keepdim=True)
+        wide = wide / (wide.square().mean(-1, keepdim=True) + self.variance_epsilon).sqrt()
+        y = wide.to(x.dtype) * (self._plus + self.weight)
+        return y if self.bias is None else y + self.bias
+
+
+class Wide(nn.LayerNorm):
+    """The same in fp32."""
+
+    def forward(self, x):
+        return super().forward(x.float()).to(x.dtype)
+
+
+@pytest.mark.parametrize("size", [1, 4, 8, 48])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_by_what_they_compute(size, dtype):
+    def name(module):
+        return norm_of(module.to(dtype))
+
+    assert name(nn.LayerNorm(size)) == "layer"
+    assert name(OwnNorm(size, center=True, bias=True)) == "layer"
+    assert name(OwnNorm(size, center=False, bias=False)) == "rms"
+    assert name(OwnNorm(size, center=False, bias=False, plus=1.0)) == "rms_plus_one"
+    if size > 1:  # a single value less its mean is nothing, by any norm with a mean
+        assert name(OwnNorm(size, center=True, bias=False)) == "layer"
+        assert name(OwnNorm(size, center=False, bias=True)) is None
+        assert name(OwnNorm(size, center=True, bias=True, plus=1.0)) is None
+    if dtype == torch.float32:
+        assert name(Wide(size)) == "layer"
+    assert norm_of(nn.Identity()) == ""
+
+
+@pytest.mark.parametrize("size", [1, 4, 5, 8])
+def test_norms_of_channels_are_others(size):
+    """In two dimensions, that of a single group is a layer norm."""
+    for module in (
+        nn.GroupNorm(1, size),
+        nn.BatchNorm1d(size),
+        nn.BatchNorm1d(size, track_running_stats=False),
+        nn.InstanceNorm1d(size, affine=True),
+    ):
+        before = {name: value.clone() for name, value in module.state_dict().items()}
+        assert norm_of(module) is None
+        for name, value in module.state_dict().items():
+            assert torch.equal(value, before[name])
+
+
+def test_what_is_no_norm():
+    for module in (nn.Linear(8, 8), nn.PReLU(8), nn.LayerNorm((2, 8)), nn.Embedding(8, 8)):
+        assert norm_of(module) is None
