@@ -169,6 +169,14 @@ ERRORS = {
         {"mask": torch.ones(2, 1, 4, 4, dtype=torch.bool)},
         "mask must spread to",
     ),
+    "more scores than there can be": (
+        {
+            "key": torch.randn(3, 1, 2, 12).expand(3, 1 << 50, 2, 12),
+            "value": torch.randn(3, 1, 2, 12).expand(3, 1 << 50, 2, 12),
+            "integers": False,
+        },
+        "too many rows",
+    ),
     "a scale that is not finite": ({"scale": float("inf")}, "scale must be finite"),
 }
 

@@ -49,6 +49,10 @@ Tensor relative_attention(const Tensor& query, const Tensor& key, const Tensor& 
   const AttentionShape shape = checked_shape(q, k, v);
   check(shape.kv_heads == shape.heads, "key must have as many heads as query, ", shape.heads,
         ", got ", ShapeOf(key));
+  // What is added to the scores of a head is kept: its size must be a number.
+  constexpr double kMostScores = 1e15;
+  check(static_cast<double>(shape.rows) * static_cast<double>(shape.keys) < kMostScores,
+        "query and key have too many rows, ", shape.rows, " and ", shape.keys);
   const int64_t count = shape.rows + shape.keys - 1;
   const std::optional<Vectors> by_query = vectors_of(position_key, "position_key", q, count);
   const std::optional<Vectors> by_key = vectors_of(position_query, "position_query", q, count);
