@@ -21,6 +21,7 @@ from dynquant.fused.known import known_as, stranger_in
 from dynquant.fused.models import FusedModel, is_known
 from dynquant.fused.parts import Parts
 from dynquant.fused.sequential import Chain, FusedSequential, chain_of
+from dynquant.fused.texts import FusedTexts, is_text_model
 from dynquant.qconfig import one_of
 from dynquant.swap.undo import all_or_nothing
 
@@ -97,6 +98,8 @@ def _fuse(model, attention):
             swap_class(module, FusedEmbeddings, names)
         elif is_known(module):
             swap_class(module, FusedModel)
+        elif is_text_model(module):
+            swap_class(module, FusedTexts)
         elif not module._modules and (kind := norm_of(module)) in _SLOW_NORMS:
             swap_class(module, FusedNorm, kind)
     _warn(blocks, reasons)

@@ -20,7 +20,7 @@ from dynquant.fused.embeddings import FusedEmbeddings
 from dynquant.fused.encoder import Encoder, encoder_of
 from dynquant.fused.functions import runs_as_op
 from dynquant.fused.outputs import maker_of
-from dynquant.fused.padding import groups_of, run_in_groups
+from dynquant.fused.padding import groups_of, hides_nothing, run_in_groups
 from dynquant.fused.plan import Watched, holds
 from dynquant.fused.readers import READERS
 
@@ -35,7 +35,6 @@ _KNOWN = {
 }
 _WAY = "_attn_implementation_internal"
 _ASKS_FOR_MORE = ("output_hidden_states", "_output_attentions", "is_decoder", "is_causal")
-_FEW = 256  # values of a mask that are looked through as a list
 _OUTPUT = "BaseModelOutputWithPoolingAndCrossAttentions"
 
 
@@ -178,20 +177,13 @@ def _adds_nothing(parts, config):
 
 def _encode(encoder, hidden, mask):
     """The result of the layers. mask: [batch, length], 0 at padding, or None."""
-    if mask is None or _all(mask):
+    if mask is None or hides_nothing(mask):
         return encoder.run(hidden, None)
     mask = mask.to(torch.bool)
     groups = groups_of(mask) if encoder.per_token else None
     if groups is None:
         return encoder.run(hidden, mask[:, None, None, :])
     return run_in_groups(groups, hidden, mask, encoder.run)
-
-
-def _all(mask):
-    """mask.all(), which for one short text takes four times as long as this."""
-    if mask.numel() > _FEW:
-        return bool(mask.all())
-    return not any(0 in row for row in mask.tolist())
 
 
 def _is_plain(ids, mask, kwargs):
