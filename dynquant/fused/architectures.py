@@ -170,28 +170,53 @@ _layer(
     result="tuple",
 )
 
+
+def _disentangled(part="", **more):
+    """DeBERTa's attention, seen from the module that has it under that name."""
+
+    def of_part(names):
+        return {key: part + name for key, name in names.items()}
+
+    relative = {
+        "span": "pos_ebd_size",
+        "terms": "pos_att_type",
+        "shared": "share_att_key",
+        "key": "pos_key_proj",
+        "query": "pos_query_proj",
+    }
+    own = {
+        "query": "query_proj",
+        "key": "key_proj",
+        "value": "value_proj",
+        "head_dim": "attention_head_size",
+    }
+    names = Relative(vectors="rel_embeddings", positions="relative_pos", **of_part(relative))
+    return Attention(**of_part(own), relative=names, **more)
+
+
+_deberta = {"mask": "attention_mask", "result": "weights", "family": "disentangled"}
+_distances = "query_states", "relative_pos", "rel_embeddings"
 _register(
     _of("deberta_v2", "DisentangledSelfAttention"),
     Adapter(
-        arguments=(
-            *(*_MASKED, "output_attentions"),
-            *("query_states", "relative_pos", "rel_embeddings"),
+        arguments=(*_MASKED, "output_attentions", *_distances),
+        attention=_disentangled(),
+        **_deberta,
+    ),
+)
+_register(
+    _of("deberta_v2", "DebertaV2Layer"),
+    Adapter(
+        arguments=(*_MASKED, *_distances, "output_attentions"),
+        attention=_disentangled(
+            "attention.self.",
+            core="attention.self",
+            output="attention.output.dense",
+            norm="attention.output.LayerNorm",
         ),
-        attention=Attention(
-            *("query_proj", "key_proj", "value_proj", "attention_head_size"),
-            relative=Relative(
-                vectors="rel_embeddings",
-                positions="relative_pos",
-                span="pos_ebd_size",
-                terms="pos_att_type",
-                shared="share_att_key",
-                key="pos_key_proj",
-                query="pos_query_proj",
-            ),
-        ),
-        mask="attention_mask",
-        result="weights",
-        family="disentangled",
+        feed_forward=_bert_layer.feed_forward,
+        residual=True,
+        **_deberta,
     ),
 )
 

@@ -113,6 +113,8 @@ def compute(parts, plan, call, attention):
         x = calls.cross(plan.cross, call, residual, integers)
     elif call.as_tokens:
         x = calls.token(plan.token, call, residual)
+    elif plan.relative is not None:
+        x = calls.relative(plan.relative, parts, call, residual, integers)
     elif plan.attention is not None:
         x = calls.attention(plan.attention, call, residual, integers)
     elif parts.attention is not None:

@@ -192,6 +192,36 @@ def _of_second(call, index, integers):
     return narrowed(second_of(call.cache, index)) if integers else Kept(*call.cross)
 
 
+def relative_arguments(parts, before, after, scheme):
+    """What an attention with terms for distances takes besides what a call brings.
+
+    First query_key_value's, then those of the output, or None where it has none. Takes what
+    attention_arguments takes.
+    """
+    found = parts.attention
+    weights = map(weight_of, (found.query, found.key, found.value))
+    angles_and_norms = None, None, None, 0.0, None, 0.0
+    output = None
+    if found.output is not None:
+        output = linear_block_arguments(found.output, "none", None, after, scheme)
+    ends = *angles_and_norms, *_norm(before), *unusual(scheme)
+    return (*chain(*weights), parts.heads, parts.kv_heads, *ends), output
+
+
+def relative(arguments, parts, call, residual, integers):
+    """An attention block for a Call with Distances.
+
+    Args:
+        arguments: what relative_arguments gave.
+    """
+    before, output = arguments
+    heads = _query_key_value(call.x, *before)
+    attended = _attended_by_distance(parts.attention, call, *heads, integers)
+    if output is None:
+        return attended
+    return linear_block(output, attended, call.x if residual else None)
+
+
 def attention_in_parts(parts, call, integers, numbers):
     """The same bits, but for a norm in front, by calls of the linear layers themselves.
 

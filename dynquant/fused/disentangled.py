@@ -17,6 +17,8 @@ def of_disentangled(parts, args, kwargs):
     found = [given.pop(role, None) for role in roles]
     if any(value is not None for value in given.values()) or parts.attention is None:
         return None
+    if weights and adapter.feed_forward is not None:
+        return None
     x, mask, positions, vectors = found
     if not all(isinstance(one, torch.Tensor) for one in found) or not _fits(*found):
         return None

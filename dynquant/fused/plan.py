@@ -68,8 +68,9 @@ class Plan:
     """The arguments of a block's ops that a call does not bring.
 
     Attributes:
-        attention, token, cross, feed_forward, linear_block: what the functions of that name in
-            calls take as `arguments`; token and cross where there may be a cache.
+        attention, relative, token, cross, feed_forward, linear_block: what the functions of that
+            name in calls take as `arguments`; relative in the place of attention, token and cross
+            where there may be a cache.
         fixed: what has to hold for that, for `holds`; None where it cannot be kept.
     """
 
@@ -81,12 +82,14 @@ class Plan:
             before, after = self.around(norm)
             return before, result_norm or after, parts.scheme
 
-        self.attention = self.token = self.cross = self.fixed = None
+        self.attention = self.relative = self.token = self.cross = self.fixed = None
         self.feed_forward = self.linear_block = None
         if parts.attention is not None:
             numbers = numbers_of(module, parts)
             around = numbers, *ends(parts.attention.norm, parts.attention.result_norm)
-            if parts.attention.output is not None and parts.runs_without_cache:
+            if parts.attention.relative is not None:
+                self.relative = calls.relative_arguments(parts, *around[1:])
+            elif parts.attention.output is not None and parts.runs_without_cache:
                 self.attention = calls.attention_arguments(parts, *around)
             if parts.adapter.cache is not None:
                 self.token = calls.token_arguments(parts, *around)
