@@ -234,6 +234,76 @@ def test_a_hook_sees_the_vectors_as_a_batch(v3):
     assert shapes == [(2, 12, 48), (1, 7, 48)]  # for 23 distances
 
 
+def _scale_in_place(layer):
+    layer.weight_scale.mul_(2)
+
+
+def _write_past_the_count(layer):
+    layer.bias.data.add_(1)
+
+
+def _load(layer):
+    other = dynquant.quantize_dynamic(torch.nn.Linear(48, 48))
+    layer.load_state_dict(other.state_dict())
+
+
+def _replace_weight(layer):
+    layer.packed = layer.packed.clone()
+    layer.packed[200] += 1
+
+
+class TestKeptProjections:
+    """The vectors of distances are projected once, until one of them or a layer changes."""
+
+    def run(self, model):
+        with torch.no_grad(), Counting() as counting:
+            result = model(input_ids=IDS, attention_mask=MASK)[0]
+        return result, counting.found["linear_dynamic"] + counting.found["scaled_mm"]
+
+    def test_once(self, v3):
+        _, model = v3
+        model = copy.deepcopy(model)
+        (expected, first), (result, second) = self.run(model), self.run(model)
+        assert first - second == 4  # by two layers of each attention
+        assert_same(result, expected)
+        model.encoder.rel_embeddings.weight.data[3] += 1
+        changed, third = self.run(model)
+        assert third == first and not torch.equal(changed, expected)
+
+    @pytest.mark.parametrize(
+        "change", [_scale_in_place, _write_past_the_count, _load, _replace_weight]
+    )
+    @pytest.mark.parametrize("name", ["query_proj", "key_proj"])
+    def test_a_change_is_noticed(self, v3, change, name):
+        _, model = v3
+        model = copy.deepcopy(model)
+        self.run(model)
+        with torch.inference_mode():
+            change(model.get_submodule(ATTENTIONS[1]).get_submodule(name))
+        expected = self.run(copy.deepcopy(model))[0]  # copies begin without
+        assert_same(self.run(model)[0], expected)
+
+    def test_of_many_they_are_made_anew(self):
+        wide = {**V3, "position_buckets": -1, "max_position_embeddings": 200}
+        model = fused(small("DebertaV2", wide))[1]
+        given = {"input_ids": torch.randint(3, 99, (1, 65))}
+        with torch.no_grad(), Counting() as counting:
+            model(**given)
+            model(**given)
+        found = counting.found
+        assert found["linear_dynamic"] + found["scaled_mm"] == 8
+
+    def test_in_inference_mode_and_out_of_it(self, v3):
+        _, model = v3
+        model = copy.deepcopy(model)
+        with torch.inference_mode():
+            expected = model(input_ids=IDS, attention_mask=MASK)[0]
+        assert_same(self.run(model)[0], expected)
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        assert_same(model(input_ids=IDS, attention_mask=MASK)[0], expected)
+
+
 def test_copies(v3, tmp_path):
     _, model = v3
     expected = hidden(model)

@@ -8,6 +8,7 @@ import torch
 from dynquant.fused.caches import own_of, second_of
 from dynquant.fused.growing import updated
 from dynquant.fused.narrowing import Kept, narrowed
+from dynquant.fused.vectors import kept_projections_of, projections_of
 from dynquant.nn.linear import outputs_of
 from dynquant.ops.blocks import ACTIVATIONS, NORMS
 from dynquant.ops.heads import swapped
@@ -216,7 +217,8 @@ def relative(arguments, parts, call, residual, integers):
     """
     before, output = arguments
     heads = _query_key_value(call.x, *before)
-    attended = _attended_by_distance(parts.attention, call, *heads, integers)
+    vectors = kept_projections_of(parts, call.distances)
+    attended = _attended_by_distance(parts.attention, call, vectors, *heads, integers)
     if output is None:
         return attended
     return linear_block(output, attended, call.x if residual else None)
@@ -247,7 +249,8 @@ def attention_in_parts(parts, call, integers, numbers):
     if call.rotary is not None:
         query, key = (_ops.rotary(heads, *call.rotary) for heads in (query, key))
     if call.distances is not None:
-        result = _attended_by_distance(found, call, query, key, value, integers)
+        vectors = projections_of(found.relative, call.distances)
+        result = _attended_by_distance(found, call, vectors, query, key, value, integers)
     elif call.as_tokens:
         result = _attended(query, _taken_in(key, value, call, index), call, scale)
     else:
@@ -257,18 +260,21 @@ def attention_in_parts(parts, call, integers, numbers):
     return _output(parts, call, result)
 
 
-def _attended_by_distance(found, call, query, key, value, integers):
-    """As _attended does, for the heads of query, key and value [batch, rows, heads, D]."""
-    rows, *numbers = call.distances
-    layers = found.relative.key, found.relative.query
-    projected = iter(outputs_of([one for one in layers if one is not None], rows))
-    vectors = [
-        None if one is None else _by_number(next(projected)[0], number, found.head_dim)
-        for one, number in zip(layers, numbers, strict=True)
+def _attended_by_distance(found, call, vectors, query, key, value, integers):
+    """As _attended does, for the heads of query, key and value [batch, rows, heads, D].
+
+    Args:
+        vectors: what vectors.projections_of gives.
+    """
+    made = iter(vectors)
+    _, *numbers = call.distances
+    terms = [
+        None if number is None else _by_number(next(made)[0], number, found.head_dim)
+        for number in numbers
     ]
-    terms = 1 + sum(one is not None for one in vectors)
-    scale = 1 / math.sqrt(found.head_dim * terms)
-    return _relative_attention(query, key, value, *vectors, call.mask, scale, integers).flatten(2)
+    count = 1 + sum(one is not None for one in terms)
+    scale = 1 / math.sqrt(found.head_dim * count)
+    return _relative_attention(query, key, value, *terms, call.mask, scale, integers).flatten(2)
 
 
 def _by_number(rows, numbers, head_dim):

@@ -87,6 +87,7 @@ class Parts:
         scheme: how the linear layers quantize their inputs: per_token, symmetric, activation_bits.
         plan: the last Plan that was made from them, or None.
         token_plan: the last TokenPlan (decoder.py) likewise.
+        kept_vectors: what vectors.py keeps between calls, or None.
         heads, kv_heads: of the attention.
     """
 
@@ -97,7 +98,7 @@ class Parts:
         self.runs_without_cache = False
         self.linears = {}
         self.obstacle = ""
-        self.plan = self.token_plan = None
+        self.plan = self.token_plan = self.kept_vectors = None
         self._rotates = None
         self._children = [
             (parent, key, child, type(child))
