@@ -144,11 +144,15 @@ def test_a_mask_of_every_pair(v3):
     assert count == 1 and decibels(found, expected) > 25
 
 
-def test_a_16_bit_model():
-    quantized = dynquant.quantize_dynamic(randomized(small("DebertaV2", V3)).bfloat16())
-    found = hidden(dynquant.fuse(quantized))
-    assert found.dtype == torch.bfloat16
-    assert decibels(found, hidden(quantized)) > 20
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_16_bit_model(dtype):
+    """Its rows that see nothing see all alike, too."""
+    quantized = dynquant.quantize_dynamic(randomized(small("DebertaV2", V3)).to(dtype))
+    model = dynquant.fuse(quantized, attention="float")
+    with torch.no_grad():
+        found, expected = (one(input_ids=IDS, attention_mask=MASK)[0] for one in (model, quantized))
+    assert found.dtype == dtype
+    assert decibels(found, expected) > 25
 
 
 class TestAsItsOwnCode:
@@ -282,6 +286,17 @@ class TestKeptProjections:
             change(model.get_submodule(ATTENTIONS[1]).get_submodule(name))
         expected = self.run(copy.deepcopy(model))[0]  # copies begin without
         assert_same(self.run(model)[0], expected)
+
+    def test_another_dtype(self, v3):
+        """Even of vectors that are the same numbers in both."""
+        model = copy.deepcopy(v3[1])
+        model.encoder.norm_rel_ebd = ["none"]
+        model.encoder.rel_embeddings.weight.data.round_()
+        for layer in model.encoder.layer:
+            for name in ("query_proj", "key_proj"):
+                layer.attention.self.get_submodule(name).bias.data.zero_()
+        self.run(model)
+        assert self.run(model.bfloat16())[0].dtype == torch.bfloat16
 
     def test_of_many_they_are_made_anew(self):
         wide = {**V3, "position_buckets": -1, "max_position_embeddings": 200}

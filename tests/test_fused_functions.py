@@ -32,26 +32,49 @@ class Wide(nn.LayerNorm):
         return super().forward(x.float()).to(x.dtype)
 
 
-@pytest.mark.parametrize("size", [1, 4, 8, 48])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_by_what_they_compute(size, dtype):
-    def name(module):
-        return norm_of(module.to(dtype))
+@pytest.mark.parametrize("size", [2, 4, 8, 48, 4096])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("factor", [0.1, 1.0, 30.0])
+def test_by_what_they_compute(size, dtype, factor):
+    def name(**kind):
+        module = OwnNorm(size, **kind).to(dtype)
+        module.weight.data *= factor
+        return norm_of(module)
 
-    assert name(nn.LayerNorm(size)) == "layer"
-    assert name(OwnNorm(size, center=True, bias=True)) == "layer"
-    assert name(OwnNorm(size, center=False, bias=False)) == "rms"
-    assert name(OwnNorm(size, center=False, bias=False, plus=1.0)) == "rms_plus_one"
-    if size > 1:  # a single value less its mean is nothing, by any norm with a mean
-        assert name(OwnNorm(size, center=True, bias=False)) == "layer"
-        assert name(OwnNorm(size, center=False, bias=True)) is None
-        assert name(OwnNorm(size, center=True, bias=True, plus=1.0)) is None
-    if dtype == torch.float32:
-        assert name(Wide(size)) == "layer"
+    assert name(center=True, bias=True) == "layer"
+    assert name(center=True, bias=False) == "layer"
+    assert name(center=False, bias=False) == "rms"
+    assert name(center=False, bias=True) is None
+    assert name(center=False, bias=False, plus=1.0) == "rms_plus_one"
+    assert name(center=True, bias=True, plus=1.0) is None
+    if factor <= 1 or dtype == torch.float32:
+        assert name(center=False, bias=False, plus=0.2) is None
+
+
+def test_by_type():
+    assert (
+        norm_of(nn.LayerNorm(1)) == norm_of(Wide(8)) == norm_of(nn.LayerNorm(8).half()) == "layer"
+    )
+    assert norm_of(nn.RMSNorm(8)) == "rms"
     assert norm_of(nn.Identity()) == ""
 
 
-@pytest.mark.parametrize("size", [1, 4, 5, 8])
+@pytest.mark.parametrize("center", [True, False])
+def test_weights_that_show_nothing(center):
+    """Of zeros, every norm makes the same; and one weight may be for any number of values."""
+    nothing = OwnNorm(8, center, bias=center)
+    nothing.weight.data.zero_()
+    assert norm_of(nothing) is None
+    assert norm_of(OwnNorm(1, center, bias=False)) is None
+
+
+def test_hooks_do_not_see_it():
+    module, seen = OwnNorm(8, center=True, bias=True), []
+    module.register_forward_hook(lambda *given: seen.append(given))
+    assert norm_of(module) == "layer" and not seen
+
+
+@pytest.mark.parametrize("size", [4, 5, 8])
 def test_norms_of_channels_are_others(size):
     """In two dimensions, that of a single group is a layer norm."""
     for module in (

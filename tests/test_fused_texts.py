@@ -6,10 +6,11 @@ import inspect
 import pytest
 import torch
 from compare import assert_same
-from fused import TEXT, fused, seen_one_by_one, small
+from fused import TEXT, decibels, fused, seen_one_by_one, small
 from test_fused_disentangled import V3
 from test_fused_padding import LENGTHS, mask_of
 from test_fused_transformers import DISTILBERT, ENCODERS
+from torch._subclasses import FakeTensorMode
 
 import dynquant
 from dynquant.fused.texts import FusedTexts
@@ -107,6 +108,35 @@ def test_whole_where_something_is_in_the_way(mpnet):
 def test_a_convolution_sees_neighbours():
     model = fused(small("DebertaV2", {**V3, "conv_kernel_size": 3, "conv_act": "gelu"}))[1]
     assert not isinstance(model, FusedTexts)
+
+
+@torch.no_grad()
+def test_a_model_without_a_pooler():
+    """It gives nothing in the place of what a pooler gives."""
+    from transformers import MPNetConfig, MPNetModel
+
+    _, model = fused(MPNetModel(MPNetConfig(**MPNET), add_pooling_layer=False))
+    states, pooled = call(model, return_dict=False)
+    assert leaves_out_padding((states,)) and pooled is None
+    assert_same(call(model).last_hidden_state, states)
+
+
+@pytest.mark.parametrize("name", ["NomicBert", "Gte"])
+def test_angles_that_depend_on_the_longest_text(name):
+    angles = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+    sizes = {**TEXT, "max_position_embeddings": 16, "rope_parameters": angles}
+    quantized, model = fused(small(name, sizes), attention="float")
+    found, expected = call(model)[0], call(quantized)[0]
+    assert found[~MASK].any()
+    assert decibels(found[MASK], expected[MASK]) > 35
+
+
+@pytest.mark.parametrize("name", ["MPNet", "DebertaV2"])
+def test_shapes_alone(name):
+    model = fused(small(name, CONFIGS[name]))[1]
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+        given = mode.from_tensor(IDS), mode.from_tensor(MASK.long())
+        assert model(*given)[0].shape == (*MASK.shape, 48)
 
 
 def test_copies_and_pickles(mpnet, tmp_path):

@@ -225,7 +225,9 @@ def relative(arguments, parts, call, residual, integers):
 
 
 def attention_in_parts(parts, call, integers, numbers):
-    """The same bits, but for a norm in front, by calls of the linear layers themselves.
+    """The same bits, by calls of the linear layers themselves; without a norm in front.
+
+    A residual is added, and a norm behind it is called.
 
     Args:
         numbers: as for attention_arguments.

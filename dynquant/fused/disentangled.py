@@ -1,6 +1,7 @@
 """What an attention that adds terms for distances is called with, as in DeBERTa."""
 
 import torch
+from torch import nn
 
 from dynquant.fused.arguments import Call, Distances
 
@@ -20,7 +21,7 @@ def of_disentangled(parts, args, kwargs):
     if weights and adapter.feed_forward is not None:
         return None
     x, mask, positions, vectors = found
-    if not all(isinstance(one, torch.Tensor) for one in found) or not _fits(*found):
+    if not all(type(one) in (torch.Tensor, nn.Parameter) for one in found) or not _fits(*found):
         return None
     # Neither a compiler nor a tracer can look at the positions.
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or not parts.takes_rows_alone():
@@ -33,8 +34,8 @@ def of_disentangled(parts, args, kwargs):
         return None  # more than the distance counts
     distances = _distances_of(relative, positions, vectors)
     # A row that sees nothing sees all alike: what is hidden gets the least number, not -Inf.
-    least = torch.finfo(x.dtype).min
-    hidden = torch.zeros_like(mask, dtype=x.dtype).masked_fill_(mask == 0, least)
+    least = torch.finfo(torch.float32).min
+    hidden = torch.zeros_like(mask, dtype=torch.float32).masked_fill_(mask == 0, least)
     return Call(x, hidden, weights=weights, distances=distances)
 
 

@@ -69,8 +69,8 @@ class Plan:
 
     Attributes:
         attention, relative, token, cross, feed_forward, linear_block: what the functions of that
-            name in calls take as `arguments`; relative in the place of attention, token and cross
-            where there may be a cache.
+            name in calls take as `arguments`, None where they are not called. token and cross go
+            with a cache, relative takes the place of attention.
         fixed: what has to hold for that, for `holds`; None where it cannot be kept.
     """
 

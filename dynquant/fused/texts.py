@@ -27,7 +27,8 @@ _KNOWN = {
         ("nomic_bert", "NomicBertModel"),
     )
 }
-_MAY_BE_GIVEN = ("return_dict", "token_type_ids")
+# The angles of others depend on the longest text of a batch.
+_ROTARY = (None, "default", "linear", "llama3", "yarn", "proportional")
 _ASKS_FOR_MORE = ("output_hidden_states", "_output_attentions", "is_decoder")
 
 
@@ -82,7 +83,9 @@ def _run(model, groups, args, kwargs):
 
 
 def _joined(parts, groups, seen):
-    """[batch, length, features] of texts' tokens, or [batch, features] of texts."""
+    """[batch, length, features] of texts' tokens, [batch, features] of texts, or None."""
+    if parts[0] is None:
+        return None
     of_tokens = parts[0].dim() == 3
     shape = (*seen.shape, parts[0].shape[-1]) if of_tokens else (len(seen), parts[0].shape[-1])
     result = parts[0].new_zeros(shape)
@@ -111,7 +114,7 @@ def _groups_of_call(model, args, kwargs):
     if given is None:
         return None
     ids, mask = given.pop("input_ids", None), given.pop("attention_mask", None)
-    if not all(isinstance(one, torch.Tensor) and one.dim() == 2 for one in (ids, mask)):
+    if not all(type(one) is torch.Tensor and one.dim() == 2 for one in (ids, mask)):
         return None
     if ids.shape != mask.shape or not ids.is_cpu or not mask.is_cpu:
         return None
@@ -134,10 +137,17 @@ def _is_by_token(model):
     if torch.is_grad_enabled() and any(one.requires_grad for one in model.parameters()):
         return False
     named = [(name, one) for name, one in model.named_modules() if one is not model]
-    if first_disturbance(named) or not all(getattr(one, "per_token", True) for _, one in named):
+    if first_disturbance(named) or not all(_is_of_tokens(one) for _, one in named):
         return False
     attentions = _attentions_of(model)
     return attentions is not None and all(one._current_plan()[1] is not None for one in attentions)
+
+
+def _is_of_tokens(module):
+    """Whether nothing that it computes is of a whole batch: ranges, angles."""
+    kinds = getattr(module, "rope_type", None)
+    kinds = kinds.values() if isinstance(kinds, dict) else (kinds,)
+    return getattr(module, "per_token", True) and all(kind in _ROTARY for kind in kinds)
 
 
 def _attentions_of(model):

@@ -15,9 +15,9 @@ class _Kept(NamedTuple):
     """What was projected, by what, and the results.
 
     Attributes:
-        values: copies of the vectors, and of the scales and biases of the layers: others may write
-            to those without being seen.
-        weights: (packed weight, the number of writes to it) of each layer.
+        values: copies of the vectors, and of the scales and biases of the layers: code of models
+            writes to those past torch's count of writes.
+        weights: (packed weight, torch's count of writes to it) of each layer.
         results: one for each layer.
     """
 
@@ -32,7 +32,11 @@ class _Kept(NamedTuple):
             one is other and count == before
             for (one, count), (other, before) in zip(weights, self.weights, strict=True)
         )
-        return same and all(map(torch.equal, values, self.values))
+        return same and all(map(_are_equal, values, self.values))
+
+
+def _are_equal(one, other):
+    return one.dtype == other.dtype and torch.equal(one, other)
 
 
 def projections_of(relative, distances: Distances):
