@@ -55,7 +55,7 @@ def test_by_type():
     assert (
         norm_of(nn.LayerNorm(1)) == norm_of(Wide(8)) == norm_of(nn.LayerNorm(8).half()) == "layer"
     )
-    assert norm_of(nn.RMSNorm(8)) == "rms"
+    assert norm_of(nn.RMSNorm(8)) == norm_of(nn.RMSNorm(1)) == "rms"
     assert norm_of(nn.Identity()) == ""
 
 

@@ -77,8 +77,10 @@ def norm_of(module):
     if epsilon_of(module) is None or (bias is not None and bias.shape != weight.shape):
         return None
     size = weight.shape[0]
-    if size == 1 or any(True for _ in module.buffers()):
-        return None  # it may be a weight for all values; it may keep what it sees
+    if size == 1 and type(module) is not nn.RMSNorm:
+        return None  # it may be a weight for all values
+    if any(True for _ in module.buffers()):
+        return None  # it may keep what it sees
     generator = torch.Generator().manual_seed(0)
     # Norms of channels, which come before the last dimension, find another number of them. The
     # mean of a row is as great as its deviation.
