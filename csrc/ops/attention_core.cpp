@@ -70,6 +70,11 @@ AttentionCore::AttentionCore(const Kernels& kernels, Dtype dtype, Dtype kept_dty
 void AttentionCore::quantize(const Heads& from, Dtype dtype, int64_t b, int64_t first_head,
                              int64_t heads, int64_t begin, int64_t end, bool symmetric,
                              const QuantizedHeads& to) const {
+  if (heads == 1) {
+    return quantize_rows(kernels_, from.at(b, begin, first_head), dtype, from.row_stride,
+                         end - begin, shape_.dim, to.q, to.scale,
+                         symmetric ? nullptr : to.zero_point);
+  }
   QuantizeVectorsArgs a = {};
   a.dtype = dtype;
   a.count = heads;
@@ -79,17 +84,6 @@ void AttentionCore::quantize(const Heads& from, Dtype dtype, int64_t b, int64_t 
   a.symmetric = symmetric;
   a.q_stride = to.q_stride;
   a.value_stride = to.value_stride;
-  if (heads == 1) {
-    a.x = from.at(b, begin, first_head);
-    a.count = end - begin;
-    a.x_stride = from.row_stride / bytes_of(dtype);
-    a.q = to.q;
-    a.q_stride = shape_.dim;
-    a.scale = to.scale;
-    a.zero_point = symmetric ? nullptr : to.zero_point;
-    a.value_stride = 1;
-    return kernels_.quantize_vectors(a);
-  }
   // Row by row, since the heads of a row lie together.
   for (int64_t row = begin; row < end; ++row) {
     a.x = from.at(b, row, first_head);

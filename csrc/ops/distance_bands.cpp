@@ -36,19 +36,7 @@ void DistanceBands::take(uint8_t* memory, int64_t kept) {
 
 void DistanceBands::quantize(const char* x, int64_t stride, int64_t count, uint8_t* q, float* scale,
                              int32_t* zero_point) const {
-  QuantizeVectorsArgs a = {};
-  a.x = x;
-  a.dtype = term_.dtype;
-  a.count = count;
-  a.x_stride = stride / bytes_of(term_.dtype);
-  a.k = dim_;
-  a.symmetric = zero_point == nullptr;
-  a.q = q;
-  a.q_stride = dim_;
-  a.scale = scale;
-  a.zero_point = zero_point;
-  a.value_stride = 1;
-  kernels_.quantize_vectors(a);
+  quantize_rows(kernels_, x, term_.dtype, stride, count, dim_, q, scale, zero_point);
 }
 
 void DistanceBands::widen(const char* x, int64_t stride, int64_t count, float* to) const {

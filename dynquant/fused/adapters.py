@@ -334,6 +334,11 @@ def name_of(block: type) -> str:
     return f"{block.__module__}.{block.__qualname__}"
 
 
+def names_in_transformers(model: str, *classes: str) -> list[str]:
+    """The full names of classes of a model in transformers."""
+    return [f"transformers.models.{model}.modeling_{model}.{name}" for name in classes]
+
+
 def adapter_named(name: str) -> Adapter:
     """The one that is registered for the class of that full name.
 

@@ -17,15 +17,11 @@ from dynquant.fused.adapters import (
     Sublayers,
     register,
 )
+from dynquant.fused.adapters import names_in_transformers as _of
 
 _NOT_READ = frozenset({"position_ids", "token_type_ids"})  # passed on to layers that ignore them
 _MASKED = ("hidden_states", "attention_mask")
 _USUAL = {"arguments": _MASKED, "mask": "attention_mask", "ignored": _NOT_READ}
-
-
-def _of(model, *classes):
-    """The full names of classes of a model in transformers."""
-    return [f"transformers.models.{model}.modeling_{model}.{name}" for name in classes]
 
 
 def _register(names, adapter):

@@ -76,6 +76,17 @@ class Call(NamedTuple):
         return y if self.batch_first else y.transpose(0, 1)
 
 
+def by_name(names, args, kwargs):
+    """All arguments of a forward with these parameters, or None where they are not such.
+
+    Named ones may be others.
+    """
+    given = dict(zip(names, args, strict=False))
+    if len(args) > len(names) or not given.keys().isdisjoint(kwargs):
+        return None
+    return {**given, **kwargs}
+
+
 def of_transformers(parts, args, kwargs):
     """The forward of a block of transformers: what is None or False says nothing."""
     adapter = parts.adapter

@@ -9,7 +9,7 @@ import torch
 
 from dynquant.fused import calls
 from dynquant.fused.adapters import Adapter
-from dynquant.fused.arguments import of_cross_tokens, of_tokens
+from dynquant.fused.arguments import by_name, of_cross_tokens, of_tokens
 from dynquant.fused.block import FusedBlock
 from dynquant.fused.functions import Norm, norm_of, runs_as_op
 from dynquant.fused.inline import FusedInline
@@ -101,10 +101,9 @@ class TokenPlan(NamedTuple):
     def run(self, args, kwargs):
         """What the layer's forward gives, or None where these ops cannot do it."""
         adapter, names = self.adapter, self.adapter.sublayers
-        given = dict(zip(adapter.arguments, args, strict=False))
-        if len(args) > len(adapter.arguments) or not given.keys().isdisjoint(kwargs):
+        given = by_name(adapter.arguments, args, kwargs)
+        if given is None:
             return None
-        given.update(kwargs)
         roles = adapter.arguments[0], adapter.cache, adapter.mask, names.second, names.second_mask
         x, cache, mask, second, second_mask = map(given.get, roles)
         rest = {name: one for name, one in given.items() if name not in adapter.arguments}

@@ -3,16 +3,15 @@
 import torch
 from torch import nn
 
-from dynquant.fused.arguments import Call, Distances
+from dynquant.fused.arguments import Call, Distances, by_name
 
 
 def of_disentangled(parts, args, kwargs):
     """A Call for all tokens of each sequence, or None where the op cannot do it."""
     adapter, names = parts.adapter, parts.adapter.attention.relative
-    given = dict(zip(adapter.arguments, args, strict=False))
-    if len(args) > len(adapter.arguments) or not given.keys().isdisjoint(kwargs):
+    given = by_name(adapter.arguments, args, kwargs)
+    if given is None:
         return None
-    given.update(kwargs)
     weights = bool(given.pop("output_attentions", False))
     roles = adapter.arguments[0], adapter.mask, names.positions, names.vectors
     found = [given.pop(role, None) for role in roles]

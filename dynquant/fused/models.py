@@ -12,7 +12,7 @@ import torch
 from torch.nn.modules.module import _has_any_global_hook
 
 from dynquant.fused import calls
-from dynquant.fused.adapters import name_of
+from dynquant.fused.adapters import name_of, names_in_transformers
 from dynquant.fused.arguments import Call
 from dynquant.fused.block import FusedBlock
 from dynquant.fused.classes import Swapped
@@ -25,13 +25,10 @@ from dynquant.fused.plan import Watched, holds
 from dynquant.fused.readers import READERS
 
 _KNOWN = {
-    f"transformers.models.{module}.modeling_{module}.{name}"
-    for module, name in (
-        ("bert", "BertModel"),
-        ("roberta", "RobertaModel"),
-        ("xlm_roberta", "XLMRobertaModel"),
-        ("camembert", "CamembertModel"),
-    )
+    *names_in_transformers("bert", "BertModel"),
+    *names_in_transformers("roberta", "RobertaModel"),
+    *names_in_transformers("xlm_roberta", "XLMRobertaModel"),
+    *names_in_transformers("camembert", "CamembertModel"),
 }
 _WAY = "_attn_implementation_internal"
 _ASKS_FOR_MORE = ("output_hidden_states", "_output_attentions", "is_decoder", "is_causal")

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from dynquant.fused.adapters import adapter_named, name_of
+from dynquant.fused.adapters import adapter_named, name_of, names_in_transformers
+from dynquant.fused.arguments import by_name
 from dynquant.fused.block import FusedBlock
 from dynquant.fused.classes import Swapped
 from dynquant.fused.hooks import first_disturbance
@@ -14,21 +15,19 @@ from dynquant.fused.padding import groups_of, hides_nothing
 
 # Those of BERT's kind have a forward of their own, which does so as well: models.py.
 _KNOWN = {
-    f"transformers.models.{module}.modeling_{module}.{name}"
-    for module, name in (
-        ("deberta_v2", "DebertaV2Model"),
-        ("distilbert", "DistilBertModel"),
-        ("electra", "ElectraModel"),
-        ("ernie", "ErnieModel"),
-        ("gte", "GteModel"),
-        ("jina_embeddings_v3", "JinaEmbeddingsV3Model"),
-        ("modernbert", "ModernBertModel"),
-        ("mpnet", "MPNetModel"),
-        ("nomic_bert", "NomicBertModel"),
-    )
+    *names_in_transformers("deberta_v2", "DebertaV2Model"),
+    *names_in_transformers("distilbert", "DistilBertModel"),
+    *names_in_transformers("electra", "ElectraModel"),
+    *names_in_transformers("ernie", "ErnieModel"),
+    *names_in_transformers("gte", "GteModel"),
+    *names_in_transformers("jina_embeddings_v3", "JinaEmbeddingsV3Model"),
+    *names_in_transformers("modernbert", "ModernBertModel"),
+    *names_in_transformers("mpnet", "MPNetModel"),
+    *names_in_transformers("nomic_bert", "NomicBertModel"),
 }
 # The angles of others depend on the longest text of a batch.
 _ROTARY = (None, "default", "linear", "llama3", "yarn", "proportional")
+_FIRST = ("input_ids", "attention_mask")
 _ASKS_FOR_MORE = ("output_hidden_states", "_output_attentions", "is_decoder")
 
 
@@ -64,7 +63,7 @@ class FusedTexts(Swapped):
 
 def _run(model, groups, args, kwargs):
     base = type(model)._base.forward
-    given = _by_name(args, kwargs)
+    given = by_name(_FIRST, args, kwargs)
     mask = given["attention_mask"]
     results = []
     for indices, length in groups:
@@ -97,20 +96,12 @@ def _joined(parts, groups, seen):
     return result
 
 
-def _by_name(args, kwargs):
-    """All arguments by name, or None where these are not the two first and named ones."""
-    given = dict(zip(("input_ids", "attention_mask"), args, strict=False))
-    if len(args) > 2 or not given.keys().isdisjoint(kwargs):
-        return None
-    return {**given, **kwargs}
-
-
 def _groups_of_call(model, args, kwargs):
     """What groups_of gives, or None where the texts run as they are given."""
     # Values decide which way is taken, which nothing that traces can follow.
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or _has_any_global_hook():
         return None
-    given = _by_name(args, kwargs)
+    given = by_name(_FIRST, args, kwargs)
     if given is None:
         return None
     ids, mask = given.pop("input_ids", None), given.pop("attention_mask", None)
