@@ -27,6 +27,7 @@ if __name__ == "__main__":  # as a program, not as a part of the test run
 import numpy as np
 import test_ops_attention
 import test_ops_blocks
+import test_ops_conv1d
 import test_ops_embedding
 import test_ops_encoder
 import test_ops_grouped
@@ -253,6 +254,7 @@ RIGHT = {
     "rescale": rescaled,
     "scaled_mm": fused_product,
     "linear_dynamic": linear,
+    "conv1d_dynamic": _of_a_seed(test_ops_conv1d.test_is_the_specification),
     "linear_half": half,
     "linear_grouped": _of_a_seed(test_ops_grouped.test_is_the_specification),
     "quantize_embedding": embedding_table,

@@ -115,7 +115,13 @@ BLOCKS = {
 GROUPED = {
     "linear_grouped": ("x", "counts", "weight", "weight_scale", "bias", "n", *_SCHEME),
 }
-ALL_OPS = OPS | RECURRENT | BLOCKS | GROUPED
+CONVOLUTIONS = {
+    "conv1d_dynamic": (
+        *("x", "packed", "weight_scale", "bias", "kernel_size", "stride"),
+        *("padding_left", "padding_right", "dilation", *_SCHEME),
+    ),
+}
+ALL_OPS = OPS | RECURRENT | BLOCKS | GROUPED | CONVOLUTIONS
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 CPU_ONLY = ("linear_half", "quantize_embedding", "embedding", "embedding_bag", "embedding_sum")
 CUDA_OPS = tuple(name for name in OPS if name not in CPU_ONLY)
@@ -314,10 +320,27 @@ def valid_grouped_arguments(m=(M,), n=N, k=K, dtype=torch.float32, per_channel=T
     }
 
 
+def valid_convolution_arguments(m=(M,), n=N, k=K, dtype=torch.float32, per_channel=True):
+    """A value for every argument of CONVOLUTIONS: prod(m) sequences of k channels."""
+    kernel_size = 3
+    values = valid_arguments((), n, kernel_size * k, dtype, per_channel)
+    generator = torch.Generator().manual_seed(1)
+    return values | {
+        "x": torch.randn(math.prod(m), k, 9, generator=generator).to(dtype),
+        "kernel_size": kernel_size,
+        "stride": 2,
+        "padding_left": 1,
+        "padding_right": 2,
+        "dilation": 2,
+    }
+
+
 def valid_call(name, **sizes):
     """A value for every argument of any op of ALL_OPS."""
     if name in GROUPED:
         return valid_grouped_arguments(**sizes)
+    if name in CONVOLUTIONS:
+        return valid_convolution_arguments(**sizes)
     if name in BLOCKS:
         return valid_block_arguments(name, **sizes)
     if name in RECURRENT:

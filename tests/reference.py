@@ -128,6 +128,31 @@ def linear_dynamic(
     return scaled_mm(q, scale, zero_point, w, weight_scale, bias, dtype)
 
 
+def windows(x, kernel_size, stride=1, left=0, right=0, dilation=1):
+    """x [B, C, L] -> [B, windows, kernel_size * C], one position of the kernel after the other."""
+    x = np.pad(x, [(0, 0), (0, 0), (left, right)])
+    count = (x.shape[2] - dilation * (kernel_size - 1) - 1) // stride + 1
+    positions = np.arange(count)[:, None] * stride + np.arange(kernel_size) * dilation
+    seen = x[:, :, positions].transpose(0, 2, 3, 1)  # [B, windows, kernel_size, C]
+    return seen.reshape(len(x), count, kernel_size * x.shape[1])
+
+
+def conv1d_dynamic(
+    x, w, weight_scale, bias, sizes, per_token=True, symmetric=False, dtype="float32", bits=8
+):
+    """x [B, C, L], w int8 [N, kernel_size * C], sizes: the arguments of `windows`, in its order."""
+    rows = windows(x, *sizes)
+    if per_token:
+        q, scale, zero_point = quantize_activation(rows, True, symmetric, bits)
+    else:  # one range for all of x, of which the windows may leave something out
+        q, scale, zero_point = quantize_activation(x, False, symmetric, bits)
+        blank = int(zero_point[0])  # what stands for the padding's zeros
+        q = windows(q.astype(np.int64) - blank, *sizes) + blank
+        q = q.astype({8: np.int8 if symmetric else np.uint8, 16: np.uint16}[bits])
+    y = scaled_mm(q, scale, zero_point, w, weight_scale, bias, dtype)
+    return y.swapaxes(1, 2)
+
+
 def fma(x, y, z):
     """x * y + z in fp32 with one rounding, of fp32 values."""
     product, z = x.astype(np.float64) * y, z.astype(np.float64)  # the product is exact

@@ -42,6 +42,13 @@ STABLE_TORCH_LIBRARY(dynquant, m) {
   m.def(
       "linear_dynamic.inference(Tensor x, Tensor packed, Tensor weight_scale, Tensor? bias=None, "
       "bool per_token=True, bool symmetric=False, int activation_bits=8) -> Tensor");
+  for (const char* overload : {"", ".inference"}) {
+    m.def((std::string("conv1d_dynamic") + overload +
+           "(Tensor x, Tensor packed, Tensor weight_scale, Tensor? bias, int kernel_size, "
+           "int stride=1, int padding_left=0, int padding_right=0, int dilation=1, "
+           "bool per_token=True, bool symmetric=False, int activation_bits=8) -> Tensor")
+              .c_str());
+  }
   m.def(
       "linear_grouped(Tensor x, Tensor counts, Tensor weight, Tensor? weight_scale, Tensor? bias, "
       "int n, bool per_token=True, bool symmetric=False, int activation_bits=8) -> Tensor");
@@ -175,6 +182,7 @@ STABLE_TORCH_LIBRARY(dynquant, m) {
 STABLE_TORCH_LIBRARY_IMPL(dynquant, CPU, m) {
   dynquant::Implementations ops(m);
   dynquant::implement(ops);
+  ops.add<&dynquant::conv1d_dynamic>("conv1d_dynamic", "conv1d_dynamic.inference");
   ops.add<&dynquant::quantize_embedding>("quantize_embedding");
   ops.add<&dynquant::embedding>("embedding");
   ops.add<&dynquant::embedding_bag>("embedding_bag");

@@ -32,6 +32,10 @@ Tensor scaled_mm(const Tensor& q, const Tensor& scale, const Tensor& zero_point,
 Tensor linear_dynamic(const Tensor& x, const Tensor& packed, const Tensor& weight_scale,
                       const std::optional<Tensor>& bias, bool per_token, bool symmetric,
                       int64_t activation_bits);
+Tensor conv1d_dynamic(const Tensor& x, const Tensor& packed, const Tensor& weight_scale,
+                      const std::optional<Tensor>& bias, int64_t kernel_size, int64_t stride,
+                      int64_t padding_left, int64_t padding_right, int64_t dilation, bool per_token,
+                      bool symmetric, int64_t activation_bits);
 
 Tensor linear_grouped(const Tensor& x, const Tensor& counts, const Tensor& weight,
                       const std::optional<Tensor>& weight_scale, const std::optional<Tensor>& bias,

@@ -2,6 +2,7 @@
 
 from dynquant.nn.attention import MultiheadAttention
 from dynquant.nn.conv1d import Conv1D, Conv1D16bit
+from dynquant.nn.convolution import Conv1d
 from dynquant.nn.embedding import Embedding, EmbeddingBag
 from dynquant.nn.experts import Experts, Experts16bit
 from dynquant.nn.linear import Linear
@@ -21,6 +22,7 @@ from dynquant.nn.rnn_half import (
 __all__ = [
     "Conv1D",
     "Conv1D16bit",
+    "Conv1d",
     "DeQuantize",
     "Embedding",
     "EmbeddingBag",

@@ -191,6 +191,48 @@ class _Stack(_Held):
         return _Quantized([one.of(held, index)], self.dtype, self._is_transposed)
 
 
+class _Convolution(_Held):
+    """A matrix [N, taps * C] as the weight [N, C, taps] of a convolution."""
+
+    @staticmethod
+    def __new__(cls, parts, dtype, taps, is_own=False):
+        ((one, held),) = parts
+        channels = one.k // taps
+        weight = torch.Tensor._make_wrapper_subclass(
+            cls,
+            (one.n, channels, taps),
+            strides=(one.k, 1, channels),
+            dtype=dtype,
+            device=held[0].device,
+        )
+        weight._parts, weight._taps, weight._is_own = tuple(parts), taps, is_own
+        return weight
+
+    @classmethod
+    def _handlers(cls):
+        return _ALIKE
+
+    def whole(self, rows):
+        return None
+
+    def dequantize(self):
+        with torch.inference_mode(False), torch.no_grad():
+            return _by_channels(_values(self._parts, self.dtype), self._taps)
+
+    def int_repr(self):
+        ((one, held),) = self._parts
+        return _by_channels(one.integers(held), self._taps)
+
+    def _like(self, **changes):
+        return type(self)(
+            **{"parts": self._parts, "dtype": self.dtype, "taps": self._taps, **changes}
+        )
+
+
+def _by_channels(rows, taps):
+    return rows.unflatten(1, (taps, rows.shape[1] // taps)).transpose(1, 2)
+
+
 class _Traced(QuantizedWeight):
     """A matrix while torch.compile traces, which knows no tensors without storage: the values.
 
@@ -275,6 +317,14 @@ def quantized_weight(parts, dtype):
         return _Traced.of(values, parts) if is_matrix else values.as_subclass(QuantizedWeight)
     kind = _Quantized if is_matrix else _Stack
     return kind(parts, dtype, is_own=True)
+
+
+def convolution_weight(one, held, dtype, taps):
+    """The weight [N, C, taps] of a convolution, whose rows [N, taps * C] are held by a Format."""
+    parts = [(one, held)]
+    if torch.compiler.is_dynamo_compiling():
+        return _by_channels(_values(parts, dtype), taps).as_subclass(QuantizedWeight)
+    return _Convolution(parts, dtype, taps, is_own=True)
 
 
 # What some functions do instead of taking the dequantized values; NotImplemented: they take those.
@@ -485,8 +535,8 @@ _SCALES = {
 _ALIKE = {  # for matrices and for stacks of them
     **_SCALES,
     torch.detach: _itself,
-    torch.dequantize: _Held.dequantize,
-    torch.int_repr: _Held.int_repr,
+    torch.dequantize: lambda weight: weight.dequantize(),
+    torch.int_repr: lambda weight: weight.int_repr(),
     _T.data.__get__: _itself,
     _T.requires_grad.__set__: _requires_grad,
     _T.requires_grad_: _requires_grad,

@@ -29,6 +29,11 @@ def _product(x, packed):
     return 2 * prod(x) * _C.columns_of(packed[0], x[-1])
 
 
+@register_flop_formula(OPS.conv1d_dynamic)
+def _conv1d(x, packed, weight_scale, bias, kernel_size, *arguments, out_shape=None, **options):
+    return 2 * prod(out_shape) * kernel_size * x[1]
+
+
 @register_flop_formula([OPS.lstm_dynamic, OPS.lstm_half, OPS.lstm_mixed])
 def _lstm(x, h0, c0, *arguments, out_shape=None, **options):
     hidden, state = c0[-1], h0[-1]

@@ -38,7 +38,8 @@ def share_in_float(model):
 def without_form(model, swapped, forms):
     """A warning about large parameters of types that cannot be quantized, or None.
 
-    Embeddings, which other dtypes are for, and layers that could be quantized do not count.
+    Embeddings, which other dtypes are for, and layers that could be quantized do not count, but for
+    those that are quantized only where they are asked for.
 
     Args:
         model: the float model.
@@ -47,13 +48,18 @@ def without_form(model, swapped, forms):
     """
     counts = _float_parameters(model, swapped, least_dims=2)
     total = sum(parameter.numel() for parameter in model.parameters())
-    for kind in list(counts):
+    on_request = {kind for kind in counts if forms.is_on_request(forms.of(kind)[0])}
+    for kind in counts.keys() - on_request:
         scripted = kind is torch.jit.ScriptModule
         if not scripted and (forms.has_any(kind) or issubclass(kind, nn.Linear)):
             del counts[kind]
     if sum(counts.values()) < _WORTH_A_WORD * max(total, 1):
         return None
-    return f"{_listed(counts, total)} of the parameters stay in float: no quantized form"
+    why = "no quantized form"
+    if on_request:
+        names = ", ".join(sorted(kind.__name__ for kind in on_request))
+        why += f", or ({names}) one only where it is asked for"
+    return f"{_listed(counts, total)} of the parameters stay in float: {why}"
 
 
 def _float_parameters(model, swapped, least_dims=0):

@@ -104,7 +104,7 @@ class Plan:
             if form is None or first != name:
                 continue
             parents = [parent for parent, _ in places[id(module)]]
-            if obstacle := _obstacle(module, base, parents):
+            if obstacle := _obstacle(module, base, form, parents):
                 left.append(f"{_titled(name, module)} {obstacle}")
                 continue
             if hasattr(form, "check_float"):
@@ -172,11 +172,16 @@ class Plan:
     def warn_of_requests_without_form(self, modules, spec, forms):
         """Adds the warning that names the types and names that cover nothing to quantize."""
 
+        def has_form(module, dtype, is_asked):
+            base, candidates = forms.of(type(module))
+            is_left = forms.is_on_request(base) and not is_asked
+            return form_for(candidates, dtype) is not None and not is_left
+
         def idle(covering, dtype):
             return not any(
                 isinstance(module, NonDynamicallyQuantizableLinear)
                 or forms.is_quantized(type(module))
-                or form_for(forms.of(type(module))[1], dtype) is not None
+                or has_form(module, dtype, module is outer)
                 for outer in covering
                 for module in outer.modules()
             )
@@ -314,6 +319,8 @@ def _candidates(name, module, found, forms):
     if found is None:
         return None, ()
     base, candidates = forms.of(type(module))
+    if forms.is_on_request(base) and not found.is_asked:
+        return base, ()
     if base is NonDynamicallyQuantizableLinear and found.by_name:
         candidates = candidates or forms.of(nn.Linear)[1]
     # A name or type that covers the module among others may ask for a dtype of those.
@@ -346,7 +353,7 @@ def _computed(module):
     return None
 
 
-def _obstacle(module, base, parents):
+def _obstacle(module, base, form, parents):
     """Why a module of a type with a quantized form has none itself, or None."""
     if "forward" in vars(module) or not _keeps_forward(type(module), base):
         return f"has a forward other than {base.__name__}'s"
@@ -358,7 +365,7 @@ def _obstacle(module, base, parents):
                 return "belongs to an nn.MultiheadAttention, which computes with its weight"
     if computed := _computed(module):
         return f"has a {computed} that a hook computes, as weight_norm's does: remove that first"
-    return None
+    return form.unlike(module) if hasattr(form, "unlike") else None
 
 
 def _keeps_forward(module_type, base):

@@ -25,6 +25,7 @@ _FORMS = {
     nn.LSTMCell: (quantized.LSTMCell, quantized.LSTMCell16bit),
     nn.GRUCell: (quantized.GRUCell, quantized.GRUCell16bit),
     nn.RNNCell: (quantized.RNNCell, quantized.RNNCell16bit),
+    nn.Conv1d: quantized.Conv1d,
     nn.Embedding: quantized.Embedding,
     nn.EmbeddingBag: quantized.EmbeddingBag,
     FloatExperts: (quantized.Experts, quantized.Experts16bit),
@@ -32,6 +33,9 @@ _FORMS = {
     DeQuantStub: quantized.DeQuantize,
 }
 STUBS = (QuantStub, DeQuantStub)
+# What has a form and is quantized only where an entry asks for it and not for what it lies within:
+# torch.ao leaves it in float.
+_ON_REQUEST = (nn.Conv1d,)
 
 
 # Types of modules that dynquant does not import: where they are defined, and the quantized forms.
@@ -88,6 +92,10 @@ class Forms:
         base = next((base for base in bases_of(module_type) if base in self._forms), None)
         return base, _each(self._forms.get(base))
 
+    def is_on_request(self, base):
+        """Whether a type with an entry is quantized only where it is asked for by itself."""
+        return base in _ON_REQUEST and self._forms[base] is _FORMS[base]
+
     def is_quantized(self, module_type):
         return issubclass(module_type, self._quantized)
 
@@ -110,7 +118,7 @@ class Forms:
     def _has_default(self, base, dtype):
         forms = _each(self._forms[base])
         served = not forms or form_for(forms, dtype) is not None
-        return base not in STUBS and served
+        return base not in STUBS and not self.is_on_request(base) and served
 
 
 def _each(forms):

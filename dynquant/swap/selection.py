@@ -17,10 +17,13 @@ class Match(NamedTuple):
 
     qconfig: a QConfig, or None: the module stays in float.
     by_name: whether an entry names this very module.
+    is_asked: whether an entry is for this very module, by its name, a pattern for it or its type,
+        and not for all that lies within another.
     """
 
     qconfig: QConfig | None
     by_name: bool
+    is_asked: bool = False
 
 
 class Spec:
@@ -97,14 +100,17 @@ class Spec:
         lineage = _lineage(name)
         for covering in lineage:
             if covering in self.names:
-                return Match(self.names[covering], covering == name)
+                return Match(self.names[covering], covering == name, covering == name)
         best = self._best_pattern(lineage)
         if best is not None:
-            return Match(self.patterns[best], False)
+            within = any(_fits(best, covering) for covering in lineage[1:])
+            ends_in_all = not best.rpartition(".")[2].strip("*")
+            return Match(self.patterns[best], False, not within and not ends_in_all)
         for covering in lineage:
             for base in self._bases(type(modules[covering])):
                 if base in self.types:
-                    return Match(self.types[base], False)
+                    is_asked = covering == name and base is not nn.Module
+                    return Match(self.types[base], False, is_asked)
         return None
 
     def _best_pattern(self, lineage):

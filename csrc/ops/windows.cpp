@@ -1,0 +1,128 @@
+#include "windows.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "transposed.h"
+
+namespace dynquant {
+namespace {
+
+constexpr int64_t kChannelsTogether = 16;  // a cache line of each of their positions
+
+// Between rows of so many values: a power of two would bring them into few cache sets.
+constexpr int64_t stride_of(int64_t count) { return count + 16; }
+
+// Values `step` apart as neighbours.
+template <class T>
+void gather(const T* from, int64_t step, int64_t count, T* to) {
+  if (step == 1) return void(std::copy_n(from, count, to));
+  for (int64_t i = 0; i < count; ++i) to[i] = from[i * step];
+}
+
+// The same in fp32. `beside` has room for the values as they are.
+void gather_floats(const Kernels& kernels, const Sequences& x, const char* from, int64_t step,
+                   int64_t count, char* beside, float* to) {
+  if (x.dtype == Dtype::f32) {
+    return gather(reinterpret_cast<const float*>(from), step, count, to);
+  }
+  if (step != 1) {
+    gather(reinterpret_cast<const uint16_t*>(from), step, count,
+           reinterpret_cast<uint16_t*>(beside));
+    from = beside;
+  }
+  kernels.widen(from, x.dtype, count, to);
+}
+
+}  // namespace
+
+Sequences::Sequences(const Tensor& x) : holder(x), dtype(check_float(x, "x")) {
+  check(x.dim() == 3, "x must have the shape [B, C, L], got ", ShapeOf(x));
+  data = static_cast<const char*>(x.const_data_ptr());
+  bytes = static_cast<int64_t>(x.element_size());
+  batch = x.size(0);
+  channels = x.size(1);
+  length = x.size(2);
+  batch_step = x.stride(0);
+  channel_step = x.stride(1);
+  position_step = x.stride(2);
+}
+
+WindowLines::WindowLines(const Windows& windows, int64_t channels, int64_t count)
+    : windows_(windows),
+      channels_(channels),
+      count_(count),
+      step_(windows.taps == 1 ? 1 : windows.dilation) {
+  const int64_t span = windows.span(count), phases = std::min(step_, span);
+  const int64_t of_phase = ceil_div(span, step_);
+  shared_ = phases <= count * windows.taps / of_phase;  // the product of the two could overflow
+  runs_ = shared_ ? phases : count;
+  lines_of_run_ = shared_ ? of_phase : windows.taps;
+}
+
+int64_t WindowLines::bytes_beside() const {
+  const int64_t positions = shared_ ? windows_.span(count_) : windows_.taps;
+  return Pieces::total({kChannelsTogether * stride_of(positions) * 4, positions * 2});
+}
+
+void WindowLines::lay(const Kernels& kernels, const Sequences& x, int64_t sequence, int64_t first,
+                      float* out, uint8_t* beside) const {
+  const char* data = x.data + sequence * x.batch_step * x.bytes;
+  const int64_t position = first * windows_.stride - windows_.left;
+  if (shared_) {
+    const int64_t span = windows_.span(count_);
+    lay_run(
+        kernels, x, {data, position, span, 1},
+        [&](int64_t i) { return out + line_of(i) * channels_; }, beside);
+    // Behind the last position, to the end of each run.
+    for (int64_t i = span; i < lines(); ++i) {
+      std::fill_n(out + line_of(i) * channels_, channels_, 0.0f);
+    }
+    return;
+  }
+  for (int64_t window = 0; window < count_; ++window) {
+    float* to = out + window * lines_of_run_ * channels_;
+    lay_run(
+        kernels, x, {data, position + window * windows_.stride, windows_.taps, step_},
+        [&](int64_t i) { return to + i * channels_; }, beside);
+  }
+}
+
+// line_at(i) is where that of the run's position i goes.
+template <class LineAt>
+void WindowLines::lay_run(const Kernels& kernels, const Sequences& x, const Run& run,
+                          const LineAt& line_at, uint8_t* beside) const {
+  const auto first_from = [&](int64_t bound) {
+    const int64_t ahead = std::max<int64_t>(0, bound - run.position);
+    return std::min(ceil_div(ahead, run.step), run.count);
+  };
+  const int64_t begin = first_from(0), end = first_from(x.length);
+  for (int64_t i = 0; i < run.count; ++i) {
+    if (i == begin) i = end;
+    if (i < run.count) std::fill_n(line_at(i), channels_, 0.0f);
+  }
+  if (begin == end) return;
+  const auto line_of_inner = [&](int64_t i) { return line_at(begin + i); };
+  const int64_t count = end - begin, step = x.position_step * run.step;
+  const char* from = run.sequence + (run.position + begin * run.step) * x.position_step * x.bytes;
+  if (x.channel_step == 1) {
+    for (int64_t i = 0; i < count; ++i) {
+      kernels.widen(from + i * step * x.bytes, x.dtype, channels_, line_of_inner(i));
+    }
+    return;
+  }
+  Pieces pieces(beside);
+  const int64_t stride = stride_of(count);
+  float* rows = pieces.next<float>(kChannelsTogether * stride);
+  char* values = pieces.next(count * 2);
+  for (int64_t first = 0; first < channels_; first += kChannelsTogether) {
+    const int64_t together = std::min(kChannelsTogether, channels_ - first);
+    for (int64_t c = 0; c < together; ++c) {
+      gather_floats(kernels, x, from + (first + c) * x.channel_step * x.bytes, step, count, values,
+                    rows + c * stride);
+    }
+    transpose(rows, stride, together, count, [&](int64_t i) { return line_of_inner(i) + first; });
+  }
+}
+
+}  // namespace dynquant

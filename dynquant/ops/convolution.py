@@ -1,0 +1,117 @@
+"""The int8 op of convolutions over one dimension."""
+
+import torch
+
+from dynquant.ops.library import (
+    FLOAT_DTYPES,
+    LIBRARY,
+    OPS,
+    check_bits,
+    check_device,
+    check_dtype,
+    columns,
+    register_with_inference,
+)
+
+
+def _fake_conv1d(
+    x,
+    packed,
+    weight_scale,
+    bias,
+    kernel_size,
+    stride=1,
+    padding_left=0,
+    padding_right=0,
+    dilation=1,
+    per_token=True,
+    symmetric=False,
+    activation_bits=8,
+):
+    """A convolution over one dimension: linear_dynamic of the windows that the kernel sees.
+
+    Window t has the C values of each of the positions t * stride + tap * dilation - padding_left,
+    one tap behind the other; positions outside of x are zeros. Each window is a row that is
+    quantized on its own (per_token), or all by one range, that of x. The bits are those of
+    linear_dynamic on these rows.
+
+    Under autocast x alone is cast. The gradient of x is that of a float convolution with the
+    dequantized weight; the other arguments get none. The overload `inference` is the same without
+    a gradient, and cheaper to call.
+
+    Args:
+        x: fp32, bf16 or fp16 [B, C, L], any strides.
+        packed: what pack_weight gave of int8 [N, kernel_size * C], one tap behind the other.
+        weight_scale: fp32 [N] or [1].
+        bias: fp32, bf16 or fp16 [N], or None.
+        kernel_size, stride, dilation: of positions, from 1 on.
+        padding_left, padding_right: zeros before and behind each sequence.
+        per_token, symmetric, activation_bits: as in choose_qparams (there `bits`).
+
+    Returns:
+        [B, N, (L + padding_left + padding_right - dilation * (kernel_size - 1) - 1) // stride + 1]
+        in x's dtype.
+
+    Raises:
+        RuntimeError: another dtype, device or shape; no channels; a kernel longer than x with its
+            padding; numbers out of range; 16 bits that are to be symmetric; on CUDA.
+    """
+    check_bits("activation_bits", activation_bits, symmetric)
+    check_device(x=x, packed=packed, weight_scale=weight_scale, bias=bias)
+    check_dtype("x", x, *FLOAT_DTYPES)
+    torch._check(x.dim() == 3, lambda: f"x must have the shape [B, C, L], got {list(x.shape)}")
+    for name, value, least in (
+        ("kernel_size", kernel_size, 1),
+        ("stride", stride, 1),
+        ("padding_left", padding_left, 0),
+        ("padding_right", padding_right, 0),
+        ("dilation", dilation, 1),
+    ):
+        torch._check(
+            least <= value < 1 << 31,
+            lambda name=name, value=value, least=least: (
+                f"{name} must lie in [{least}, 2147483647], got {value}"
+            ),
+        )
+    batch, channels, length = x.shape
+    n = columns(packed, kernel_size * channels, weight_scale, bias)
+    padded = length + padding_left + padding_right
+    span = dilation * (kernel_size - 1) + 1
+    torch._check(
+        padded >= span,
+        lambda: f"x must not be shorter, with its padding, than the kernel, {span} positions",
+    )
+    return x.new_empty(batch, n, (padded - span) // stride + 1)
+
+
+def _save_weight(ctx, inputs, output):
+    x, packed, weight_scale, _, kernel_size, stride, left, right, dilation, *_ = inputs
+    ctx.save_for_backward(packed, weight_scale)
+    ctx.windows = kernel_size, stride, left, right, dilation
+    ctx.shape, ctx.dtype, ctx.out_channels = x.shape, x.dtype, output.shape[1]
+
+
+def _input_gradient(ctx, gradient):
+    """That of a float convolution with the dequantized weight, in fp32; rounding passes through."""
+    packed, weight_scale = ctx.saved_tensors
+    kernel_size, stride, left, right, dilation = ctx.windows
+    batch, channels, length = ctx.shape
+    weight = OPS.unpack_weight(packed, ctx.out_channels, kernel_size * channels)
+    weight = weight.to(torch.float32) * weight_scale[:, None]
+    weight = weight.unflatten(1, (kernel_size, channels)).transpose(1, 2)
+    padded = torch.nn.grad.conv1d_input(
+        (batch, channels, length + left + right),
+        weight,
+        gradient.to(torch.float32),
+        stride,
+        dilation=dilation,
+    )
+    return padded[..., left : left + length].to(ctx.dtype), *[None] * 11
+
+
+torch.library.register_autograd(
+    "dynquant::conv1d_dynamic", _input_gradient, setup_context=_save_weight, lib=LIBRARY
+)
+
+
+register_with_inference("conv1d_dynamic", _fake_conv1d, inputs=1)
