@@ -48,6 +48,14 @@ def speech(length):
     return {"kind": "speech", "length": length}
 
 
+def convolutions(model, length):
+    """model, of random weights: features, the convolutions that wav2vec2-base has for `length`
+    samples of 16 kHz in front of its transformer; vocoder, the HiFi-GAN of SpeechT5 for `length`
+    frames of 16 ms.
+    """
+    return {"kind": "convolutions", "model": model, "length": length}
+
+
 def tokens(layers, count, cached):
     """Tokens one after another behind `cached` ones, by layers of the shape of Qwen2-0.5B."""
     return {"kind": "tokens", "layers": layers, "tokens": count, "cached": cached}
@@ -231,6 +239,41 @@ def _speech(length):
     return FirstOutput(encoder).eval(), (frames,)
 
 
+class Convolutions(nn.Module):
+    """Attributes:
+    asked: what dynquant is asked to quantize, which by itself leaves convolutions in float.
+    """
+
+    asked = (nn.Conv1d,)
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x):
+        return self.module(x)
+
+
+def _convolutions(model, length):
+    generator = np.random.default_rng(0)
+    if model == "features":
+        from transformers import Wav2Vec2Config, Wav2Vec2Model
+
+        module, shape = Wav2Vec2Model(Wav2Vec2Config()).feature_extractor, (1, length)
+    else:
+        from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
+
+        module = SpeechT5HifiGan(SpeechT5HifiGanConfig())
+        shape = (1, length, module.config.model_in_dim)
+    for part in module.modules():
+        if isinstance(part, (nn.Conv1d, nn.ConvTranspose1d)):
+            # Such that values keep their size from layer to layer.
+            seen = part.weight[0].numel() if isinstance(part, nn.Conv1d) else part.in_channels
+            values = generator.standard_normal(part.weight.shape, dtype=np.float32)
+            part.weight.copy_(torch.from_numpy(values * seen**-0.5))
+    return Convolutions(module).eval(), (_normal(generator, *shape),)
+
+
 class Decoding(nn.Module):
     """The last hidden states of tokens, one after another, behind others that a cache has.
 
@@ -387,6 +430,7 @@ _BUILDERS = {
     "recurrent": _recurrent,
     "encoder": _encoder,
     "speech": _speech,
+    "convolutions": _convolutions,
     "tokens": _tokens,
     "transcript": _transcript,
     "encode": _encode,

@@ -61,7 +61,7 @@ class Dynquant(Peer):
         return model
 
     def quantized(self, module):
-        return self.dynquant.quantize_dynamic(module)
+        return self.dynquant.quantize_dynamic(module, getattr(module, "asked", None))
 
     def facts(self):
         return {**super().facts(), "isa": self.dynquant.info()["isa"]}
