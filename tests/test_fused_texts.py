@@ -106,8 +106,10 @@ def test_whole_where_something_is_in_the_way(mpnet):
 
 
 def test_a_convolution_sees_neighbours():
-    model = fused(small("DebertaV2", {**V3, "conv_kernel_size": 3, "conv_act": "gelu"}))[1]
-    assert not isinstance(model, FusedTexts)
+    floats = small("DebertaV2", {**V3, "conv_kernel_size": 3, "conv_act": "gelu"})
+    assert not isinstance(fused(floats)[1], FusedTexts)
+    spec = {torch.nn.Linear, torch.nn.Conv1d}
+    assert not isinstance(dynquant.quantize_dynamic(floats, spec, fuse=True), FusedTexts)
 
 
 @torch.no_grad()

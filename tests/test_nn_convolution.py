@@ -89,8 +89,13 @@ class TestIsMade:
             {"0.conv"},
             {"*.conv"},
             {"*conv"},
+            {"*conv*"},
+            {"0.c*"},
             {nn.Conv1d: QConfig(), nn.Linear: None},
             {nn.Linear, nn.Conv1d},
+            {nn.Module, nn.Conv1d},
+            {"", nn.Conv1d},
+            {"0", "0.conv"},
         ],
         ids=str,
     )
@@ -101,13 +106,22 @@ class TestIsMade:
         model(torch.randn(2, 8, 20))
 
     @pytest.mark.parametrize(
-        "spec", [None, {nn.Linear}, {nn.Module}, {Block}, {"0"}, {"*"}, {"0.*"}], ids=str
+        "spec",
+        [None, {nn.Linear}, {nn.Module}, {Block}, {"0"}, {"*"}, {"0.*"}]
+        + [{"0": None, nn.Conv1d: QConfig()}, {nn.Conv1d: None, "0": QConfig()}],
+        ids=str,
     )
     @pytest.mark.filterwarnings("error")
     def test_where_it_is_not(self, spec):
         model = nn.Sequential(Block(), nn.Linear(20, 500))
         model = dynquant.quantize_dynamic(model, spec)
         assert type(model[0].conv) is nn.Conv1d
+
+    @pytest.mark.filterwarnings("ignore:left in float")
+    def test_the_most_specific_entry_says_how(self):
+        spec = {"0": QConfig(activation_bits=16), nn.Conv1d: QConfig()}
+        model = dynquant.quantize_dynamic(nn.Sequential(Block()), spec)
+        assert model[0].conv.activation_bits == 16
 
     def test_of_several_groups_is_left_with_a_warning(self):
         model = nn.Sequential(Block())
@@ -116,14 +130,41 @@ class TestIsMade:
         with pytest.raises(ValueError, match="0.depthwise has 8 groups"):
             Conv1d.check_float(model[0].depthwise, QConfig(), "0.depthwise")
 
-    def test_what_covers_nothing_but_convolutions_is_told_so(self):
+    def test_with_a_forward_of_its_own_is_left_with_a_warning(self):
+        class Causal(nn.Conv1d):
+            def _conv_forward(self, x, weight, bias):
+                return super()._conv_forward(nn.functional.pad(x, (2, 0)), weight, bias)
+
+        with pytest.warns(UserWarning, match="has a _conv_forward other than Conv1d's"):
+            model = dynquant.quantize_dynamic(nn.Sequential(Causal(4, 4, 3)), {nn.Conv1d})
+        assert type(model[0]) is Causal
+
+    @pytest.mark.parametrize("spec", [{"0"}, {nn.Sequential}, {"*"}], ids=str)
+    def test_what_covers_nothing_but_convolutions_is_told_so(self, spec):
         model = nn.Sequential(nn.Sequential(nn.Conv1d(4, 4, 3)))
-        with pytest.warns(UserWarning, match=r"no quantized form, left as it is: 0 \(Sequential\)"):
-            dynquant.quantize_dynamic(model, {"0"})
+        with pytest.warns(UserWarning, match=r"\(Conv1d is quantized only where .* own name\): "):
+            dynquant.quantize_dynamic(model, spec)
 
     def test_the_warning_about_what_stays_in_float_says_how(self):
-        with pytest.warns(UserWarning, match=r"or \(Conv1d\) one only where it is asked for"):
+        with pytest.warns(UserWarning, match="no quantized form, but for Conv1d where that is ask"):
             dynquant.quantize_dynamic(nn.Sequential(nn.Conv1d(8, 8, 3)))
+        with pytest.warns(UserWarning, match="no quantized form$"):
+            dynquant.quantize_dynamic(nn.Sequential(nn.Conv1d(8, 8, 3, groups=8)))
+
+    def test_one_under_two_names_asked_for_differently(self):
+        model = nn.ModuleDict({"a": nn.Conv1d(4, 4, 3), "b": nn.ModuleDict()})
+        model["b"]["c"] = model["a"]
+        with pytest.raises(ValueError, match="are one module, asked for differently"):
+            dynquant.quantize_dynamic(model, {"a": QConfig(), "b": None})
+
+    def test_prepared_and_converted(self):
+        model = nn.Sequential(Block())
+        with pytest.warns(UserWarning, match="left in float"):
+            prepared = dynquant.prepare(model, {nn.Conv1d, nn.Linear})
+        converted = dynquant.convert(prepared)
+        assert type(converted[0].conv) is Conv1d
+        model[0].conv.qconfig = QConfig(activation_bits=16)
+        assert dynquant.convert(model)[0].conv.activation_bits == 16
 
     def test_a_mapping_of_the_users_own_comes_first(self):
         class Own(nn.Module):
@@ -133,6 +174,9 @@ class TestIsMade:
 
         model = dynquant.quantize_dynamic(nn.Sequential(Block()), mapping={nn.Conv1d: Own})
         assert type(model[0].conv) is Own and type(model[0].depthwise) is Own
+        with pytest.warns(UserWarning, match="8 groups"):
+            model = dynquant.quantize_dynamic(nn.Sequential(Block()), mapping={nn.Conv1d: Conv1d})
+        assert type(model[0].conv) is Conv1d and type(model[0].depthwise) is nn.Conv1d
 
     def test_a_dtype_that_it_has_no_form_for(self):
         with pytest.raises(ValueError, match=r"\[Conv1d\]: dtype is torch.float16; allowed: torch"):
@@ -143,6 +187,22 @@ class TestIsMade:
         model[0].weight.data[1, 2, 1] = torch.nan
         with pytest.raises(ValueError, match="0.weight holds"):
             dynquant.quantize_dynamic(model, {nn.Conv1d})
+
+    def test_sizes_that_were_changed(self):
+        """As the float module computes with what it has now."""
+        x = torch.randn(1, 4, 9)
+        for changed in ({"padding": (0,)}, {"dilation": (2,), "padding": (2,)}, {"stride": (2,)}):
+            conv = nn.Conv1d(4, 4, 3, padding=1)
+            vars(conv).update(changed)
+            layer = Conv1d.from_float(conv)
+            assert layer(x).shape == conv(x).shape == dynquant.dequantize(layer)(x).shape
+        conv.weight, conv.bias = nn.Parameter(torch.randn(6, 8, 5)), nn.Parameter(torch.randn(6))
+        layer, x = Conv1d.from_float(conv), torch.randn(1, 8, 9)
+        assert layer.weight.shape == (6, 8, 5) and layer(x).shape == conv(x).shape
+
+    def test_without_channels(self):
+        with pytest.raises(ValueError, match="the module has no channels"):
+            Conv1d.from_float(nn.Conv1d(0, 4, 3))
 
     def test_parametrized(self):
         conv = conv_of()

@@ -43,6 +43,9 @@ def drawn(rng):
         sizes = kernel_size, stride, left, right, dilation = drawn_sizes(rng)
         batch, channels = some(rng, [0, 1, 2, 3]), some(rng, CHANNELS)
         length, n = some(rng, LENGTHS), some(rng, [0, 1, 15, 16, 17, 63, 64, 65, 130])
+        if rng.random() < 0.2:  # short sequences, several of which are in a block
+            batch, length = 13, dilation * kernel_size + int(rng.integers(-2, 3))
+            length = max(1, length)
         rows = (length + left + right - dilation * (kernel_size - 1) - 1) // stride + 1
         if rows > 0 and batch * rows * n * channels * kernel_size <= MOST_PRODUCTS:
             break
@@ -104,6 +107,20 @@ def test_is_close_to_torch(
     exact = conv.double()(x.double())
     error = (y - exact).square().sum() / exact.square().sum()
     assert y.shape == exact.shape and error < 1e-3
+
+
+@pytest.mark.parametrize("beside", [-1, 0, 1])
+def test_as_many_windows_as_positions_between_taps(beside, isa, threads):  # noqa: F811
+    """A block takes in several such sequences, the last of them in part."""
+    dilation, kernel_size = 70, 4
+    windows = dilation + beside
+    x = torch.randn(5, 8, windows + dilation * (kernel_size - 1))
+    weight = torch.randint(-127, 128, (3, 8 * kernel_size), dtype=torch.int8)
+    y = OPS.conv1d_dynamic(
+        x, OPS.pack_weight(weight), torch.ones(1), None, kernel_size, 1, 0, 0, dilation
+    )
+    of_weight = weight.numpy(), np.ones(1, np.float32), None
+    assert_same(y, ref.conv1d_dynamic(widened(x), *of_weight, (kernel_size, 1, 0, 0, dilation)))
 
 
 def test_neither_padding_nor_the_batch_changes_a_bit():

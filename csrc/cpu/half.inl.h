@@ -361,5 +361,12 @@ void widen_row(const void* x, Dtype dtype, int64_t k, float* out) {
   with_type_or_int8(x, dtype, [&](const auto* typed) { widen_values<Isa>(typed, k, out); });
 }
 
+template <class Isa>
+void narrow_row(const float* x, int64_t k, Dtype dtype, void* out) {
+  with_output(out, dtype, 0, [&](auto* typed) {
+    each_register<Isa>(k, [&](int64_t i, auto part) { part.store(typed + i, part.load(x + i)); });
+  });
+}
+
 }  // namespace
 }  // namespace dynquant

@@ -388,7 +388,8 @@ struct Kernels {
   void (*rescale)(const RescaleArgs&);
   void (*half_gemm)(const HalfGemmArgs&);
   Costs half_costs;
-  void (*widen)(const void* x, Dtype dtype, int64_t k, float* out);  // to fp32
+  void (*widen)(const void* x, Dtype dtype, int64_t k, float* out);   // to fp32
+  void (*narrow)(const float* x, int64_t k, Dtype dtype, void* out);  // from fp32
   // One row of a table to 8 or 4 bits, and its scale and offset; false where it holds NaN or Inf or
   // spans more than fp32 can hold.
   bool (*quantize_row)(const void* x, Dtype dtype, int64_t dim, int bits, uint8_t* q,

@@ -41,6 +41,7 @@ constexpr Kernels table_of(const char* name) {
   t.half_gemm = &half_gemm<Isa>;
   t.half_costs = Isa::kHalfCosts;
   t.widen = &widen_row<Isa>;
+  t.narrow = &narrow_row<Isa>;
   t.quantize_row = &quantize_row<Isa>;
   t.bags = &bags<Isa>;
   t.activate = &activate<Isa>;

@@ -54,7 +54,9 @@ class Conv1d {
     out_ = static_cast<char*>(y.mutable_data_ptr());
     const int64_t bytes = scheme_.bits / 8, rows = x_.batch * windows_of_sequence_ * bytes;
     if (rows == 0 || product_.n() == 0) return y;
-    whole_ = scheme_.whole(kernels_, rows_of(x_.holder, "x"), x_.dtype);
+    if (!scheme_.per_token) {  // else rows_of may copy x for nothing
+      whole_ = scheme_.whole(kernels_, rows_of(x_.holder, "x"), x_.dtype);
+    }
     const Product& product = product_for(kernels_, rows);
     const int64_t multiple = std::max(product.row_multiple, bytes);
     const Split split =
@@ -92,7 +94,7 @@ class Conv1d {
 
     const StagedRows staged(product, product_.k(), rows * bytes, bytes, Purpose::staged_rows);
     for_each_sequence(begin, end, [&](int64_t sequence, int64_t first, int64_t at, int64_t count) {
-      stage(staged, sequence, first, at, count, memory);
+      stage(staged, most.of(count), sequence, first, at, memory);
     });
     const bool is_far = reads_far(rows * bytes, product_.weight.panels, n * product_.k());
     staged.multiply(0, rows * bytes, product_.weight, n_begin, n_end,
@@ -122,9 +124,9 @@ class Conv1d {
     uint8_t* beside;
   };
 
-  void stage(const StagedRows& staged, int64_t sequence, int64_t first, int64_t at, int64_t count,
-             const Memory& memory) const {
-    const WindowLines lines(windows_, x_.channels, count);
+  // The windows from that number `first` on of a sequence become staged rows from `at` on.
+  void stage(const StagedRows& staged, const WindowLines& lines, int64_t sequence, int64_t first,
+             int64_t at, const Memory& memory) const {
     lines.lay(kernels_, x_, sequence, first, memory.values, memory.beside);
     // Shorter lines take longer apart than all of a window together.
     constexpr int64_t kLeastChannels = 8;
@@ -137,7 +139,7 @@ class Conv1d {
         kernels_,      scheme_,     whole_,        lines,
         windows_.taps, x_.channels, memory.values, apart ? memory.ranges : nullptr};
     const int64_t bytes = scheme_.bits / 8;
-    staged.stage(source, 0, at * bytes, (at + count) * bytes);
+    staged.stage(source, 0, at * bytes, (at + lines.count()) * bytes);
   }
 
   // Results [count, N] become channels of the output.
@@ -152,16 +154,8 @@ class Conv1d {
     }
     transpose(sums + n_begin, stride_of_sums(), count, columns,
               [&](int64_t c) { return turned + c * count; });
-    const float one = 1.0f;  // divided by it, a float stays what it is, and is rounded
     for (int64_t c = 0; c < columns; ++c) {
-      DivideArgs a = {};
-      a.x = turned + c * count;
-      a.n = count;
-      a.by = &one;
-      a.dtype = x_.dtype;
-      a.y = out + c * length * x_.bytes;
-      a.rows = 1;
-      kernels_.divide(a);
+      kernels_.narrow(turned + c * count, count, x_.dtype, out + c * length * x_.bytes);
     }
   }
 
@@ -200,6 +194,8 @@ Tensor conv1d_dynamic(const Tensor& x, const Tensor& packed, const Tensor& weigh
   check(channels > 0 && product.k() % channels == 0 && product.k() / channels == kernel_size,
         "x must have K / kernel_size channels, K = ", product.k(),
         " as the packed weight has, got ", ShapeOf(x), " and kernel_size = ", kernel_size);
+  constexpr int64_t kLongest = std::numeric_limits<int64_t>::max() / 2;
+  check(sequences.length <= kLongest, "x must have L of at most ", kLongest, ", got ", ShapeOf(x));
   const int64_t padded = sequences.length + padding_left + padding_right;
   check(windows.span(1) <= padded, "x must not be shorter, with its padding, than the kernel, ",
         windows.span(1), " positions, got ", padded);

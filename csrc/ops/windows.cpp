@@ -34,6 +34,22 @@ void gather_floats(const Kernels& kernels, const Sequences& x, const char* from,
   kernels.widen(from, x.dtype, count, to);
 }
 
+// Positions between neighbouring lines.
+int64_t step_of(const Windows& windows) { return windows.taps == 1 ? 1 : windows.dilation; }
+
+// Where windows share lines: a run for each of `step` positions, and what all of them hold.
+int64_t phases_of(const Windows& windows, int64_t count) {
+  return std::min(step_of(windows), windows.span(count));
+}
+int64_t lines_of_phase(const Windows& windows, int64_t count) {
+  return ceil_div(windows.span(count), step_of(windows));
+}
+
+bool are_shared(const Windows& windows, int64_t count) {
+  // Divided, since the product of the two could overflow.
+  return phases_of(windows, count) <= count * windows.taps / lines_of_phase(windows, count);
+}
+
 }  // namespace
 
 Sequences::Sequences(const Tensor& x) : holder(x), dtype(check_float(x, "x")) {
@@ -49,16 +65,20 @@ Sequences::Sequences(const Tensor& x) : holder(x), dtype(check_float(x, "x")) {
 }
 
 WindowLines::WindowLines(const Windows& windows, int64_t channels, int64_t count)
+    : WindowLines(windows, channels, count, are_shared(windows, count)) {}
+
+WindowLines WindowLines::of(int64_t count) const {
+  return WindowLines(windows_, channels_, count, shared_);
+}
+
+WindowLines::WindowLines(const Windows& windows, int64_t channels, int64_t count, bool shared)
     : windows_(windows),
       channels_(channels),
       count_(count),
-      step_(windows.taps == 1 ? 1 : windows.dilation) {
-  const int64_t span = windows.span(count), phases = std::min(step_, span);
-  const int64_t of_phase = ceil_div(span, step_);
-  shared_ = phases <= count * windows.taps / of_phase;  // the product of the two could overflow
-  runs_ = shared_ ? phases : count;
-  lines_of_run_ = shared_ ? of_phase : windows.taps;
-}
+      step_(step_of(windows)),
+      shared_(shared),
+      runs_(shared ? phases_of(windows, count) : count),
+      lines_of_run_(shared ? lines_of_phase(windows, count) : windows.taps) {}
 
 int64_t WindowLines::bytes_beside() const {
   const int64_t positions = shared_ ? windows_.span(count_) : windows_.taps;

@@ -39,7 +39,10 @@ struct Sequences {
 class WindowLines {
  public:
   WindowLines(const Windows& windows, int64_t channels, int64_t count);
+  // Fewer windows, as lines in the same way: they need no more memory.
+  WindowLines of(int64_t count) const;
 
+  int64_t count() const { return count_; }
   int64_t lines() const { return runs_ * lines_of_run_; }
   // Of the window's first line.
   int64_t first(int64_t window) const {
@@ -52,6 +55,8 @@ class WindowLines {
            uint8_t* beside) const;
 
  private:
+  WindowLines(const Windows& windows, int64_t channels, int64_t count, bool shared);
+
   // Where windows share lines: that of a position of theirs.
   int64_t line_of(int64_t position) const {
     if (step_ == 1) return position;
@@ -68,9 +73,9 @@ class WindowLines {
 
   const Windows windows_;
   const int64_t channels_, count_;
-  const int64_t step_;  // positions between neighbouring lines
-  bool shared_;
-  int64_t runs_, lines_of_run_;
+  const int64_t step_;
+  const bool shared_;
+  const int64_t runs_, lines_of_run_;
 };
 
 }  // namespace dynquant

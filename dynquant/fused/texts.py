@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
 
+from dynquant import nn as quantized
 from dynquant.fused.adapters import adapter_named, name_of, names_in_transformers
 from dynquant.fused.arguments import by_name
 from dynquant.fused.block import FusedBlock
@@ -35,7 +36,7 @@ def is_text_model(module):
     """Whether it is such a model, not fused yet, and the attentions of all its layers are fused."""
     if name_of(type(module)) not in _KNOWN or isinstance(module, Swapped):
         return False
-    if any(isinstance(one, nn.Conv1d) for one in module.modules()):
+    if any(isinstance(one, (nn.Conv1d, quantized.Conv1d)) for one in module.modules()):
         return False  # it sees what is behind a text
     return _attentions_of(module) is not None
 

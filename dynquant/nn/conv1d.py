@@ -1,4 +1,7 @@
-"""Hugging Face's Conv1D, GPT-2's linear layer, with an int8 or 16-bit weight."""
+"""Hugging Face's Conv1D, GPT-2's linear layer, with an int8 or 16-bit weight.
+
+nn.Conv1d, a convolution, is in convolution.py.
+"""
 
 import torch
 

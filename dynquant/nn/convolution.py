@@ -41,20 +41,22 @@ class Conv1d(QuantizedModule):
     FORMAT = Int8
     DTYPES = Int8.DTYPES
     COPIED = (
-        *("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation"),
-        *("groups", "padding_mode"),
+        *("stride", "padding", "dilation", "groups", "padding_mode"),
+        "_reversed_padding_repeated_twice",  # (left, right) of the padding modes other than zeros
     )
 
     def __init__(self, mod: nn.Module, qconfig: QConfig, tied_to: nn.Module | None = None) -> None:
         super().__init__(mod, qconfig, tied_to)
-        # What nn.Conv1d pads itself with: (left, right), also for padding="same" and "valid".
-        self.padding_both = tuple(mod._reversed_padding_repeated_twice)
+        self.out_channels, self.in_channels, *kernel_size = mod.weight.shape
+        self.kernel_size = tuple(kernel_size)
 
     @staticmethod
     def unlike(mod: nn.Module) -> str | None:
         """Why a convolution has no such form, or None."""
         if mod.groups != 1:
             return f"has {mod.groups} groups; convolutions of one group have a quantized form"
+        if "_conv_forward" in vars(mod) or type(mod)._conv_forward is not nn.Conv1d._conv_forward:
+            return "has a _conv_forward other than Conv1d's"
         return None
 
     @classmethod
@@ -62,6 +64,8 @@ class Conv1d(QuantizedModule):
         if reason := cls.unlike(mod):
             raise ValueError(f"{name or 'the module'} {reason}")
         super().check_float(mod, qconfig, name)
+        if mod.weight.shape[1] == 0:
+            raise ValueError(f"{name or 'the module'} has no channels")
 
     @staticmethod
     def _rows(weight):
@@ -87,10 +91,12 @@ class Conv1d(QuantizedModule):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if not torch.jit.is_scripting() and not isinstance(input, torch.Tensor):
             return as_one_call(self, input)
-        left, right = self.padding_both
         if self.padding_mode != "zeros":
-            input = nn.functional.pad(input, [left, right], self.padding_mode)
+            both = self._reversed_padding_repeated_twice
+            input = nn.functional.pad(input, [both[0], both[1]], self.padding_mode)
             left, right = 0, 0
+        else:
+            left, right = self._zeros()
         is_unbatched = input.dim() == 2
         x = input.unsqueeze(0) if is_unbatched else input
         if torch.jit.is_scripting():
@@ -114,6 +120,14 @@ class Conv1d(QuantizedModule):
             self.activation_bits,
         )
         return y.squeeze(0) if is_unbatched else y
+
+    def _zeros(self) -> tuple[int, int]:
+        """The zeros on the left and on the right."""
+        padding = self.padding
+        if isinstance(padding, str):
+            both = self.dilation[0] * (self.kernel_size[0] - 1) if padding == "same" else 0
+            return both // 2, both - both // 2
+        return padding[0], padding[0]
 
     @property
     def weight(self) -> torch.Tensor:

@@ -35,31 +35,29 @@ def share_in_float(model):
     return f"{_listed(counts, total)} of the parameters stay in float"
 
 
-def without_form(model, swapped, forms):
-    """A warning about large parameters of types that cannot be quantized, or None.
+def without_form(model, swapped, forms, on_request):
+    """A warning about large parameters of types that are not quantized, or None.
 
-    Embeddings, which other dtypes are for, and layers that could be quantized do not count, but for
-    those that are quantized only where they are asked for.
+    Embeddings, which other dtypes are for, and layers that could be quantized do not count.
 
     Args:
         model: the float model.
         swapped: those of its modules that are quantized.
         forms: a Forms.
+        on_request: the types of modules that would be quantized if they were asked for.
     """
     counts = _float_parameters(model, swapped, least_dims=2)
     total = sum(parameter.numel() for parameter in model.parameters())
-    on_request = {kind for kind in counts if forms.is_on_request(forms.of(kind)[0])}
     for kind in counts.keys() - on_request:
         scripted = kind is torch.jit.ScriptModule
-        if not scripted and (forms.has_any(kind) or issubclass(kind, nn.Linear)):
+        is_left = forms.is_on_request(forms.of(kind)[0])
+        if not scripted and not is_left and (forms.has_any(kind) or issubclass(kind, nn.Linear)):
             del counts[kind]
     if sum(counts.values()) < _WORTH_A_WORD * max(total, 1):
         return None
-    why = "no quantized form"
-    if on_request:
-        names = ", ".join(sorted(kind.__name__ for kind in on_request))
-        why += f", or ({names}) one only where it is asked for"
-    return f"{_listed(counts, total)} of the parameters stay in float: {why}"
+    asked = ", ".join(sorted(kind.__name__ for kind in counts.keys() & on_request))
+    but_for = f", but for {asked} where that is asked for" if asked else ""
+    return f"{_listed(counts, total)} of the parameters stay in float: no quantized form{but_for}"
 
 
 def _float_parameters(model, swapped, least_dims=0):

@@ -14,7 +14,7 @@ from dynquant.swap.copies import in_eval_mode
 from dynquant.swap.floats import without_form
 from dynquant.swap.own_thread import on_own_thread
 from dynquant.swap.registry import STUBS, Forms, check_dtype, form_for
-from dynquant.swap.selection import Match, Spec, describe
+from dynquant.swap.selection import Match, Spec, describe, fits
 
 
 @dataclass(eq=False)
@@ -74,7 +74,7 @@ class Plan:
         self.warnings = []
         left, within, scripted = [], [], []
         places = _places(modules)
-        asked = {}  # by id(module): its first name and config
+        self._asked = asked = {}  # by id(module): its first name and config
         outer = None
         for name, module in modules.items():
             if isinstance(module, torch.jit.ScriptModule):
@@ -166,35 +166,58 @@ class Plan:
 
     def warn_of_large_floats(self, model, forms):
         """Adds a warning where much of the model is of types that have no quantized form."""
-        if message := without_form(model, [item.module for item in self.items], forms):
+        on_request = {
+            type(module)
+            for module in model.modules()
+            for base, candidates in (forms.of(type(module)),)
+            if forms.is_on_request(base) and not _obstacle(module, base, candidates[0], ())
+        }
+        swapped = [item.module for item in self.items]
+        if message := without_form(model, swapped, forms, on_request):
             self.warnings.append(message)
 
     def warn_of_requests_without_form(self, modules, spec, forms):
-        """Adds the warning that names the types and names that cover nothing to quantize."""
+        """Adds the warnings that name the types, names and patterns that cover nothing to quantize,
+        or nothing but what has to be asked for by itself.
+        """
 
-        def has_form(module, dtype, is_asked):
+        def has_form(module, dtype, unasked_too=False):
             base, candidates = forms.of(type(module))
-            is_left = forms.is_on_request(base) and not is_asked
-            return form_for(candidates, dtype) is not None and not is_left
+            is_unasked = forms.is_on_request(base) and id(module) not in self._asked
+            return form_for(candidates, dtype) is not None and (unasked_too or not is_unasked)
 
-        def idle(covering, dtype):
-            return not any(
+        without, unasked = [], []
+
+        def check(subject, covering, dtype, without):
+            within = [module for outer in covering for module in outer.modules()]
+            if any(
                 isinstance(module, NonDynamicallyQuantizableLinear)
                 or forms.is_quantized(type(module))
-                or has_form(module, dtype, module is outer)
-                for outer in covering
-                for module in outer.modules()
-            )
+                or has_form(module, dtype)
+                for module in within
+            ):
+                return
+            is_unasked = any(has_form(module, dtype, unasked_too=True) for module in within)
+            (unasked if is_unasked else without).append(subject)
 
-        subjects = []
         for base, qconfig in spec.types.items():
-            instances = [module for module in modules.values() if isinstance(module, base)]
-            if qconfig is not None and not forms.has_any(base) and idle(instances, qconfig.dtype):
-                subjects.append(describe(base))
+            if qconfig is not None and not forms.has_any(base):
+                instances = [module for module in modules.values() if isinstance(module, base)]
+                check(describe(base), instances, qconfig.dtype, without)
         for name, qconfig in spec.names.items():
-            if qconfig is not None and idle([modules[name]], qconfig.dtype):
-                subjects.append(_titled(name, modules[name]))
-        self._warn("no quantized form, left as it is", subjects)
+            if qconfig is not None:
+                module = modules[name]
+                check(_titled(name, module), [module], qconfig.dtype, without)
+        for pattern, qconfig in spec.patterns.items():
+            if qconfig is not None:
+                fitting = [modules[name] for name in modules if fits(pattern, name)]
+                check(describe(pattern), fitting, qconfig.dtype, [])
+        self._warn("no quantized form, left as it is", without)
+        self._warn(
+            f"left as it is ({forms.on_request} is quantized only where an entry is for its type "
+            "or its own name)",
+            unasked,
+        )
 
 
 @on_own_thread
@@ -290,10 +313,12 @@ def plan_from_attributes(model, mapping, inplace):
         if isinstance(module, STUBS) or not hasattr(module, "qconfig"):
             return None
         config = module.qconfig
+        # Those of torch are handed on to all that a module holds.
+        is_asked = not type(config).__module__.startswith("torch.")
         if config is not None and forms.of(type(module))[1]:
             config = parse_qconfig(config, name=f"{name or 'model'}.qconfig")
             check_dtype(forms.of(type(module))[1], config.dtype, f"{name or 'model'}.qconfig")
-        return Match(config, False)
+        return Match(config, False, is_asked)
 
     plan = Plan(modules, match, forms)
     if not plan.items and not any(forms.is_quantized(type(module)) for module in modules.values()):
@@ -319,7 +344,7 @@ def _candidates(name, module, found, forms):
     if found is None:
         return None, ()
     base, candidates = forms.of(type(module))
-    if forms.is_on_request(base) and not found.is_asked:
+    if forms.is_on_request(base) and not found.is_asked and found.qconfig is not None:
         return base, ()
     if base is NonDynamicallyQuantizableLinear and found.by_name:
         candidates = candidates or forms.of(nn.Linear)[1]

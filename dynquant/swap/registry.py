@@ -64,6 +64,8 @@ class Forms:
 
     Attributes:
         relatives: types made of linear layers, which an entry for nn.Linear covers as well.
+        on_request: the names of the types that are quantized only where they are asked for by
+            themselves.
     """
 
     def __init__(self, mapping):
@@ -79,6 +81,8 @@ class Forms:
                 )
         foreign = _foreign_forms()
         self.relatives = (nn.MultiheadAttention, FloatExperts, *foreign)
+        self._on_request = [base for base in _ON_REQUEST if base not in mapping]
+        self.on_request = ", ".join(base.__name__ for base in self._on_request)
         mapping = {base: form for base, form in mapping.items() if not _is_of_torch_ao(form)}
         self._forms = {**_FORMS, **foreign, **mapping}
         self._quantized = tuple({form for forms in self._forms.values() for form in _each(forms)})
@@ -93,8 +97,8 @@ class Forms:
         return base, _each(self._forms.get(base))
 
     def is_on_request(self, base):
-        """Whether a type with an entry is quantized only where it is asked for by itself."""
-        return base in _ON_REQUEST and self._forms[base] is _FORMS[base]
+        """Whether a type is quantized only where it is asked for by itself, as `mapping` does."""
+        return base in self._on_request
 
     def is_quantized(self, module_type):
         return issubclass(module_type, self._quantized)

@@ -17,8 +17,8 @@ class Match(NamedTuple):
 
     qconfig: a QConfig, or None: the module stays in float.
     by_name: whether an entry names this very module.
-    is_asked: whether an entry is for this very module, by its name, a pattern for it or its type,
-        and not for all that lies within another.
+    is_asked: whether some entry with a config is for this very module, by its name, a pattern for
+        that or its type, and not for all that lies within another.
     """
 
     qconfig: QConfig | None
@@ -69,7 +69,7 @@ class Spec:
         """
         check_names(self.names, modules)
         for pattern in self.patterns:
-            if not any(_fits(pattern, name) for name in (*modules, *products)):
+            if not any(fits(pattern, name) for name in (*modules, *products)):
                 raise ValueError(f"the model has no module whose name fits {pattern!r}")
 
     def match_product(self, name):
@@ -82,7 +82,7 @@ class Spec:
         if any(covering in self.names for covering in lineage):
             return None
         best = self._best_pattern(lineage)
-        if best is None or any(_fits(best, covering) for covering in lineage[1:]):
+        if best is None or any(fits(best, covering) for covering in lineage[1:]):
             return None
         return Match(self.patterns[best], False)
 
@@ -100,25 +100,33 @@ class Spec:
         lineage = _lineage(name)
         for covering in lineage:
             if covering in self.names:
-                return Match(self.names[covering], covering == name, covering == name)
+                by_name = covering == name
+                return Match(self.names[covering], by_name, self._asks(name, modules))
         best = self._best_pattern(lineage)
         if best is not None:
-            within = any(_fits(best, covering) for covering in lineage[1:])
-            ends_in_all = not best.rpartition(".")[2].strip("*")
-            return Match(self.patterns[best], False, not within and not ends_in_all)
+            return Match(self.patterns[best], False, self._asks(name, modules))
         for covering in lineage:
             for base in self._bases(type(modules[covering])):
                 if base in self.types:
-                    is_asked = covering == name and base is not nn.Module
-                    return Match(self.types[base], False, is_asked)
+                    return Match(self.types[base], False, self._asks(name, modules))
         return None
+
+    def _asks(self, name, modules):
+        """Whether an entry with a config is for the module `name` itself."""
+        if self.names.get(name) is not None:
+            return True
+        for pattern, qconfig in self.patterns.items():
+            if qconfig is not None and _is_for(pattern, name):
+                return True
+        bases = set(self._bases(type(modules[name]))) - {nn.Module}
+        return any(self.types.get(base) is not None for base in bases)
 
     def _best_pattern(self, lineage):
         """The pattern with most letters, the last of equals, that fits one of the names."""
         fitting = [
             pattern
             for pattern in self.patterns
-            if any(_fits(pattern, covering) for covering in lineage)
+            if any(fits(pattern, covering) for covering in lineage)
         ]
         letters = {pattern: len(pattern.replace("*", "")) for pattern in fitting}
         return max(reversed(fitting), key=letters.get, default=None)
@@ -172,5 +180,12 @@ def _lineage(name):
     return [".".join(parts[:count]) for count in range(len(parts), -1, -1)]
 
 
-def _fits(pattern, name):
+def _is_for(pattern, name):
+    """Whether a pattern fits a name, and its last part that of the name, which is not any."""
+    last = pattern.rpartition(".")[2]
+    return bool(last.strip("*")) and fits(pattern, name) and fits(last, name.rpartition(".")[2])
+
+
+def fits(pattern, name):
+    """Whether a pattern, in which `*` stands for anything, fits a whole name."""
     return re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), name) is not None

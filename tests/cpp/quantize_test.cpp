@@ -102,6 +102,23 @@ void test_quantize_vectors(const Kernels& kernels, int64_t k, bool symmetric,
   }
 }
 
+// Around each edge of a register, values that are rounded.
+template <class T>
+void test_narrow(const Kernels& kernels, Dtype dtype, std::mt19937& random) {
+  std::normal_distribution<float> real;
+  for (int64_t k = 0; k < 70; ++k) {
+    std::vector<float> x(static_cast<size_t>(k));
+    std::vector<T> y(static_cast<size_t>(k));
+    for (float& value : x) value = random() % 8 == 0 ? -0.0f : real(random);
+    kernels.narrow(x.data(), k, dtype, y.data());
+    for (int64_t i = 0; i < k; ++i) {
+      T wanted;
+      narrow(x[i], &wanted);
+      expect(same(widen(y[i]), widen(wanted)), kernels.name, "narrowed", i, 0, k);
+    }
+  }
+}
+
 template <class T>
 void test_16_bits(const Kernels& kernels, Dtype dtype) {
   // Every 16-bit value widens and comes back: K = 0 leaves the bias alone, which is every value.
@@ -115,10 +132,14 @@ void test_16_bits(const Kernels& kernels, Dtype dtype) {
     const RescaleArgs a = {
         zeros, 0x400, 1, 0x400, {&scale, &one, false, bias.data(), out.data(), dtype, 0x400}};
     kernels.rescale(a);
+    std::vector<T> narrowed(0x400u);
+    kernels.narrow(bias.data(), 0x400, dtype, narrowed.data());
     for (uint32_t i = 0; i < 0x400u; ++i) {
-      const bool equal = out[i].bits == values[i].bits;
-      expect(equal || (bias[i] != bias[i] && widen(out[i]) != widen(out[i])), kernels.name,
-             "16-bit round trip", high + i, 0, 0);
+      for (T one : {out[i], narrowed[i]}) {
+        const bool is_nan = bias[i] != bias[i] && widen(one) != widen(one);
+        expect(one.bits == values[i].bits || is_nan, kernels.name, "16-bit round trip", high + i, 0,
+               0);
+      }
       const Range range = kernels.range(&values[i], dtype, 1);
       expect(range.has_nan == (bias[i] != bias[i]), kernels.name, "16-bit NaN", high + i, 0, 0);
     }
@@ -144,6 +165,9 @@ void test_quantization(const Kernels& kernels, std::mt19937& random) {
   }
   test_16_bits<Bfloat16>(kernels, Dtype::bf16);
   test_16_bits<Half>(kernels, Dtype::f16);
+  test_narrow<float>(kernels, Dtype::f32, random);
+  test_narrow<Bfloat16>(kernels, Dtype::bf16, random);
+  test_narrow<Half>(kernels, Dtype::f16, random);
 }
 
 }  // namespace dynquant
