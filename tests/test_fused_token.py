@@ -28,6 +28,14 @@ from dynquant.fused import Adapter, Attention, register
 CONFIG = {**TEXT, "num_key_value_heads": 2, "head_dim": 12}
 GEMMA3 = {**CONFIG, "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8}
 GPT2 = {"n_embd": 48, "n_layer": 2, "n_head": 4, "vocab_size": 99, "n_positions": 40}
+# A quarter of 32 features of a head is turned in StableLM; StarCoder 2 has layer norms as it has.
+TURNED = {
+    **TEXT,
+    "hidden_size": 128,
+    "num_key_value_heads": 2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 # Qwen 3 has norms of heads, Gemma adds 1 to the weights of norms, Gemma 3 has both, and norms of
 # what its attention and its feed-forward block give. OLMo and Exaone 4 have these without norms
 # before them; a norm of OLMo's is of all heads together. Phi-3 and GPT-2 have one linear layer for
@@ -40,6 +48,7 @@ MODELS = {
     "Exaone4": {**CONFIG, "sliding_window": None, "layer_types": 2 * ["full_attention"]},
     "GPT2": GPT2,
     "SmolLM3": {**CONFIG, "no_rope_layers": [1, 0]},
+    **dict.fromkeys(("Starcoder2", "StableLm"), TURNED),
 }
 OPS = {"query_key_value": 2, "attend": 2, "feed_forward": 2}
 PROMPT = torch.randint(3, 99, (2, 7), generator=torch.Generator().manual_seed(1))
@@ -75,7 +84,8 @@ def first_layer(model):
     """The layer, and the names of its attention and of a part of its feed-forward block."""
     if hasattr(model, "h"):
         return model.h[0], "attn", "mlp.c_fc"
-    return model.layers[0], "self_attn", "mlp.down_proj"
+    layer = model.layers[0]
+    return layer, "self_attn", "mlp.c_fc" if hasattr(layer.mlp, "c_fc") else "mlp.down_proj"
 
 
 def assert_close(model, quantized, least=90, **arguments):

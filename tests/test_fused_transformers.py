@@ -134,16 +134,25 @@ OTHERS = {
     # Few tokens with a mask run as those behind a cache do.
     "OPT": (OPT, DECODERS + _layers("decoder.layers", ".self_attn"), TOKENS, (2, 2, 0)),
     "GPT2": (GPT2, _layers("h"), {"input_ids": IDS}, (2, 2, 0)),
-    **dict.fromkeys(
-        ("GPTNeoX", "Starcoder2"), (TEXT, _layers("layers", ".mlp"), TOKENS, (0, 2, 0))
-    ),
+    "GPTNeoX": (TEXT, _layers("layers", ".mlp"), TOKENS, (0, 2, 0)),
+    "Phi": (TEXT, _layers("layers", ".mlp") + _layers("layers", ".self_attn"), TOKENS, (2, 2, 0)),
     "Falcon": (TEXT, _layers("h", ".mlp"), TOKENS, (0, 2, 0)),
     # An encoder whose layers run the code of Llama's.
     "EuroBert": (DECODER, _layers("layers"), TOKENS, (2, 2, 0)),
     # Behind a cache: test_fused_token.py.
     **dict.fromkeys(
-        ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Phi3", "SmolLM3"),
+        ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Phi3", "SmolLM3", "Starcoder2"),
         (DECODER, _layers("layers"), TOKENS, (2, 2, 0)),
+    ),
+    "StableLm": (
+        {
+            **TEXT,
+            "hidden_size": 128,
+            "num_key_value_heads": 2,
+        },  # of whose heads of 32 features a quarter is turned
+        _layers("layers"),
+        TOKENS,
+        (2, 2, 0),
     ),
     "Granite": (
         DECODER,

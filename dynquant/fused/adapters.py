@@ -51,6 +51,8 @@ class Attention:
         index: the attribute with the number of the layer in the cache.
         rotates: the attribute that says whether the layer applies the rotary embedding that it is
             called with, where some do not.
+        turned: the attribute with how many features of a head the rotary embedding turns, where
+            these may be fewer than all.
         result_norm: the norm after it in a block with norm_first, where `norm`, if any, is before
             it: its input is added behind that.
         relative: what its scores have for distances, in a block of the family "disentangled".
@@ -70,6 +72,7 @@ class Attention:
     key_norm: str | None = None
     index: str | None = None
     rotates: str | None = None
+    turned: str | None = None
     result_norm: str | None = None
     relative: Relative | None = None
 

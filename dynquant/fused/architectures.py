@@ -313,9 +313,34 @@ for _model, _prefix, _names, _block in (
     ("qwen3", "Qwen3", _token_normed, _gated),
     ("smollm3", "SmolLM3", _token_rotated_or_not, _gated),
     ("phi3", "Phi3", _phi3, _phi3_mlp),
+    ("starcoder2", "Starcoder2", _token, _gpt2_mlp),
 ):
     _before = {"norm": "input_layernorm"}, {"norm": "post_attention_layernorm"}
     _decoder(_model, _prefix, _names, _block, *_before)
+# Some of its sizes have norms of heads, and some the feed-forward block beside the attention, which
+# then has no norm of its own.
+_stablelm = dataclasses.replace(_token, turned="rotary_ndims")
+_stablelm_arguments = (*_layer_arguments[:4], "output_attentions", *_layer_arguments[4:])
+_attention_module(
+    _of("stablelm", "StableLmAttention"),
+    _stablelm,
+    whole="qk_layernorm",
+    **{**_behind_a_cache, "arguments": _stablelm_arguments},
+)
+_layer(
+    _of("stablelm", "StableLmDecoderLayer"),
+    _within("self_attn", _stablelm, core="self_attn", norm="input_layernorm"),
+    _within("mlp", _gated, norm="post_attention_layernorm"),
+    norm_first=True,
+    whole="self_attn.qk_layernorm",
+    **{**_behind_a_cache, "arguments": _layer_arguments},
+)
+_attention_module(
+    _of("phi", "PhiAttention"),
+    _projections("dense", **_in_cache, turned="rotary_ndims"),
+    whole="qk_layernorm",
+    **_behind_a_cache,
+)
 # No norm before the attention or the feed-forward block, and one of what it gives. With a sliding
 # window, Exaone rotates in the layers alone that have it.
 _behind = (

@@ -30,6 +30,7 @@ class AttentionParts(NamedTuple):
     head_norms: those of query and key, or (); each of every head, or of all heads together.
     result_norm: of what it gives, before the input is added; in FeedForwardParts as well.
     kv_heads: None where key and value tell it, or have as many heads as the query.
+    turned: the features of a head that a rotary embedding would turn.
     """
 
     query: nn.Module
@@ -44,6 +45,7 @@ class AttentionParts(NamedTuple):
     kv_heads: int | None
     result_norm: Norm | None
     relative: RelativeParts | None
+    turned: int
 
 
 class FeedForwardParts(NamedTuple):
@@ -175,7 +177,11 @@ class Parts:
             for name in (names.query, names.key, names.value, names.output)
         )
         dropout = names.dropout and part_of(module, names.dropout)
-        for name, kind in ((names.scale, float), (names.index, int), (names.kv_heads, int)):
+        attributes = (
+            *((names.scale, float), (names.index, int)),
+            *((names.kv_heads, int), (names.turned, int)),
+        )
+        for name, kind in attributes:
             if not name:
                 continue
             found = part_of(module, name, missing=False)
@@ -191,6 +197,7 @@ class Parts:
         return AttentionParts(
             *(query, key, value, output, norm, head_dim, core, dropout, heads, kv_heads, last),
             relative,
+            part_of(module, names.turned) if names.turned else head_dim,
         )
 
     def _relative(self, module, names, key, query):
