@@ -153,6 +153,7 @@ def _request(options):
     return model_files.Request(
         qconfig,
         options.embeddings and getattr(torch, options.embeddings),
+        options.convolutions,
         options.keep_float,
         options.keep_float_below,
         options.raise_bits_below,
@@ -245,6 +246,9 @@ def _source_options():
         "--embeddings",
         choices=_names(Embedding.DTYPES),
         help="quantize embeddings as well, in 8 or 4 bits",
+    )
+    options.add_argument(
+        "--convolutions", action="store_true", help="quantize nn.Conv1d as well (of dtype qint8)"
     )
     options.add_argument(
         "--keep-float",

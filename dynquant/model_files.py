@@ -111,6 +111,7 @@ class Request:
     Args:
         qconfig: a QConfig.
         embeddings: the dtype of embeddings, besides that of `qconfig`; None for none.
+        convolutions: whether nn.Conv1d is quantized.
         keep_float: names of modules that stay in float.
         keep_float_below, raise_bits_below: as for quantize_dynamic.
         inputs: (arguments, named ones) that the model is called with where one of those is given.
@@ -118,6 +119,7 @@ class Request:
 
     qconfig: QConfig = field(default_factory=QConfig)
     embeddings: torch.dtype | None = None
+    convolutions: bool = False
     keep_float: Sequence[str] = ()
     keep_float_below: float | None = None
     raise_bits_below: float | None = None
@@ -130,7 +132,7 @@ class Request:
 
     def spec(self):
         """The qconfig_spec of quantize_dynamic."""
-        spec = default_spec(self.qconfig)
+        spec = default_spec(self.qconfig, self.convolutions)
         if self.embeddings is not None:
             spec |= default_spec(QConfig(dtype=self.embeddings))
         return spec | dict.fromkeys(self.keep_float)
@@ -335,6 +337,7 @@ def _read_quantized(folder, request, allow_pickle):
         activation_bits=qconfig.activation_bits,
         dtype=qconfig.dtype,
         embeddings=request.embeddings,
+        convolutions=request.convolutions,
     )
     model = _read_folder(folder, allow_pickle, quantization_config=config)
     check_names(request.keep_float, dict(model.named_modules()))

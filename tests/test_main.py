@@ -97,6 +97,13 @@ class TestQuantizeModule:
         assert model[0].symmetric and not model[0].per_token
         assert model[0].weight_scale.numel() == 1
 
+    def test_convolutions(self, tmp_path):
+        model = nn.Sequential(nn.Conv1d(4, 8, 3), nn.Linear(10, 6)).eval()
+        torch.save(model, tmp_path / "m.pt")
+        files = [str(tmp_path / "m.pt"), str(tmp_path / "q.pt")]
+        assert main(["quantize", "--convolutions", *files, "--allow-pickle"]) == 0
+        assert type(loaded(tmp_path / "q.pt")[0]) is dynquant.nn.Conv1d
+
     def test_names_before_the_files(self, module, tmp_path):
         out = tmp_path / "q.pt"
         given = ["--keep-float", "0,1", "--keep-float", "2", "--dtype", "bfloat16"]

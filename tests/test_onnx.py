@@ -189,6 +189,36 @@ def attentions():
     }
 
 
+class TestConvolution:
+    CONVOLUTIONS = {
+        "plain": {"kernel_size": 3},
+        "of one position": {"kernel_size": 1, "bias": False},
+        "stride": {"kernel_size": 4, "stride": 3, "padding": 2},
+        "dilation": {"kernel_size": 3, "dilation": 4, "padding": "same"},
+        "reflect": {"kernel_size": 5, "padding": 2, "padding_mode": "reflect"},
+    }
+    SCHEMES = ("default", "symmetric", "16 bits")
+
+    def test_any_batch_and_length(self, tmp_path):
+        torch.manual_seed(0)
+        made = {
+            f"{name}, {scheme}": quantize_dynamic(
+                nn.Conv1d(6, 5, **sizes), {nn.Conv1d: SCHEMES[scheme]}
+            )
+            for name, sizes in self.CONVOLUTIONS.items()
+            for scheme in self.SCHEMES
+        }
+        example, inputs = (torch.randn(2, 6, 20),), (torch.randn(3, 6, 47),)
+        dynamic = {0: BATCH, 2: LENGTH}
+        program, _ = check(Each(made), tmp_path, example, inputs, dynamic)
+        assert not {"Conv", "ConvInteger"} & set(kinds(program))
+
+    def test_per_tensor_is_an_error(self):
+        model = quantize_dynamic(nn.Sequential(nn.Conv1d(6, 5, 3)), {nn.Conv1d: STANDARD})
+        with pytest.raises(ValueError, match="whose activation is per_tensor has no form"):
+            export(model, (torch.randn(2, 6, 20),), verbose=False)
+
+
 class TestAttention:
     def test_every_scheme(self, tmp_path):
         def call(module, x, memory):

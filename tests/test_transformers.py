@@ -213,6 +213,30 @@ class TestDtypes:
         assert _types(again) == _types(model)
         assert_same(output(again), output(model))
 
+    def test_convolutions(self, tmp_path):
+        from transformers import HubertConfig
+
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+        more = {"intermediate_size": 64, "conv_dim": (16,) * 7, "num_conv_pos_embedding_groups": 4}
+        AutoModel.from_config(HubertConfig(**sizes, **more)).save_pretrained(tmp_path / "float")
+        config = DynquantConfig(convolutions=True)
+        with pytest.warns(UserWarning, match=r"left in float: .* has 4 groups"):
+            model = AutoModel.from_pretrained(tmp_path / "float", quantization_config=config)
+            spec = {nn.Linear, nn.Conv1d}
+            floats = AutoModel.from_pretrained(tmp_path / "float")
+            expected = dynquant.quantize_dynamic(floats, spec)
+        assert sum(isinstance(one, dynquant.nn.Conv1d) for one in model.modules()) == 7
+        waves = torch.randn(2, 1000)
+        wanted = expected(waves).last_hidden_state
+        assert_same(model(waves).last_hidden_state, wanted)
+        again = saved_and_loaded(model, tmp_path / "q", AutoModel)
+        assert_same(again(waves).last_hidden_state, wanted)
+        with pytest.raises(ValueError, match="convolutions: dtype is bfloat16; allowed: qint8"):
+            DynquantConfig(convolutions=True, dtype=torch.bfloat16)
+        with pytest.raises(TypeError, match="convolutions is 1; expected a bool"):
+            DynquantConfig(convolutions=1)
+
     def test_embeddings_are_kept_in_float_by_name(self, bert):
         config = DynquantConfig(embeddings=torch.quint8, modules_to_not_convert=["word_embeddings"])
         model = AutoModel.from_pretrained(bert, quantization_config=config)

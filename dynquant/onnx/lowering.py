@@ -71,6 +71,32 @@ def _linear_dynamic(b, given, unsigned):
     return [product(b, b.floats(given["x"]))]
 
 
+def _conv1d_dynamic(b, given, unsigned):
+    """The linear layer on what the kernel sees: a slice for each of its positions."""
+    scheme = _scheme(given)
+    if not scheme.per_token:
+        raise ValueError(
+            "a convolution whose activation is per_tensor has no form; allowed: per_token"
+        )
+    x = b.floats(given["x"])
+    left, right = given["padding_left"], given["padding_right"]
+    if left or right:
+        x = b("Pad", x, b.constant([0, 0, left, 0, 0, right], np.int64))
+    taps, dilation = given["kernel_size"], given["dilation"]
+    axis, step = (b.constant([one], np.int64) for one in (2, given["stride"]))
+    seen = []
+    for tap in range(taps):
+        behind = (taps - 1 - tap) * dilation  # positions that this one never sees
+        ends = (tap * dilation, -behind if behind else np.iinfo(np.int64).max)
+        begin, end = (b.constant([one], np.int64) for one in ends)
+        seen.append(b("Slice", x, begin, end, axis, step))
+    rows = b("Transpose", b("Concat", *seen, axis=1), perm=[0, 2, 1])
+    product = Int8Product(
+        b, given["packed"], given["weight_scale"], given["bias"], scheme, unsigned
+    )
+    return [b("Transpose", product(b, rows), perm=[0, 2, 1])]
+
+
 def _linear_half(b, given, unsigned):
     return [FloatProduct(b, given["half_weight"], given["bias"])(b, b.floats(given["x"]))]
 
@@ -147,6 +173,7 @@ def _recurrence(cell):
 
 _LOWERINGS = {
     "linear_dynamic": _linear_dynamic,
+    "conv1d_dynamic": _conv1d_dynamic,
     "linear_half": _linear_half,
     "quantize_activation": _quantize_activation,
     "quantize_with": _quantize_with,

@@ -292,10 +292,14 @@ def _titled_part(item, product):
     return _titled(".".join(filter(None, (item.name, product))), item.module)
 
 
-def default_spec(qconfig):
-    """The qconfig_spec that quantizes what None does, with a QConfig for all of it."""
+def default_spec(qconfig, convolutions=False):
+    """The qconfig_spec that quantizes what None does, with a QConfig for all of it.
+
+    convolutions: nn.Conv1d as well.
+    """
     bases = Forms(None).default_types(qconfig.dtype)
-    return {base: qconfig for base in bases if base is not NonDynamicallyQuantizableLinear}
+    spec = {base: qconfig for base in bases if base is not NonDynamicallyQuantizableLinear}
+    return spec | {nn.Conv1d: qconfig} if convolutions else spec
 
 
 @on_own_thread

@@ -32,6 +32,7 @@ class DynquantConfig(QuantizationConfigMixin):
             also by its name, as in 'bfloat16'. Types that have no form of it stay in float.
         embeddings: torch.quint8 or torch.quint4x2, also by name: nn.Embedding and nn.EmbeddingBag
             in 8 or 4 bits, besides what `dtype` asks for.
+        convolutions: whether nn.Conv1d is quantized, in 8 bits.
         modules_to_not_convert: names of modules that stay in float, each of which covers its
             submodules, or regular expressions, as for other methods of transformers. Those that
             lose too much are found on the float model, by dynquant.compare or by
@@ -60,6 +61,7 @@ class DynquantConfig(QuantizationConfigMixin):
         dtype: str | torch.dtype = "qint8",
         embeddings: str | torch.dtype | None = None,
         source: dict[str, Any] | None = None,
+        convolutions: bool = False,
     ) -> None:
         self.weight = weight
         self.activation = activation
@@ -67,6 +69,9 @@ class DynquantConfig(QuantizationConfigMixin):
         self.activation_bits = activation_bits
         self.dtype = _name_of(dtype)
         self.embeddings = None if embeddings is None else _name_of(embeddings)
+        if not isinstance(convolutions, bool):
+            raise TypeError(f"convolutions is {convolutions!r}; expected a bool")
+        self.convolutions = convolutions
         self._default_spec()  # checks them
         self.modules = modules
         if modules is not None:
@@ -118,7 +123,9 @@ class DynquantConfig(QuantizationConfigMixin):
             dtype=_dtype_of(self.dtype, "dtype", DTYPES),
             activation_bits=self.activation_bits,
         )
-        spec = default_spec(qconfig)
+        if self.convolutions and qconfig.dtype != torch.qint8:
+            raise ValueError(f"convolutions: dtype is {self.dtype}; allowed: qint8")
+        spec = default_spec(qconfig, self.convolutions)
         if self.embeddings is not None:
             dtype = _dtype_of(self.embeddings, "embeddings", EMBEDDING_DTYPES)
             spec |= default_spec(QConfig(dtype=dtype))

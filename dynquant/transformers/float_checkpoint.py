@@ -17,6 +17,7 @@ from dynquant.transformers.stand_ins import StandIn
 _AT_ONCE = (
     quantized.Linear,
     quantized.Linear16bit,
+    quantized.Conv1d,
     quantized.Embedding,
     quantized.EmbeddingBag,
     quantized.Experts,
