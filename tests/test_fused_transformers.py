@@ -160,6 +160,12 @@ OTHERS = {
         TOKENS,
         (2, 2, 0),
     ),
+    "Lfm2": (
+        {**TEXT, "num_key_value_heads": 2, "layer_types": ["conv", "full_attention"]},
+        ["layers.1.self_attn"],
+        TOKENS,
+        (1, 0, 0),
+    ),
     "Gemma2": (DECODER, _layers("layers", ".mlp"), TOKENS, (0, 2, 0)),
 }
 

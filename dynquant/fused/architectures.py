@@ -335,6 +335,12 @@ _layer(
     whole="self_attn.qk_layernorm",
     **{**_behind_a_cache, "arguments": _layer_arguments},
 )
+# Its feed-forward block calls a function, which would have other bits than an op.
+_attention_module(
+    _of("lfm2", "Lfm2Attention"),
+    _projections("out_proj", **_in_cache, query_norm="q_layernorm", key_norm="k_layernorm"),
+    **_behind_a_cache,
+)
 _attention_module(
     _of("phi", "PhiAttention"),
     _projections("dense", **_in_cache, turned="rotary_ndims"),
