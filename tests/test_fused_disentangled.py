@@ -144,6 +144,27 @@ def test_a_mask_of_every_pair(v3):
     assert count == 1 and decibels(found, expected) > 25
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_positions_and_masks_that_change_in_place(v3, mode):
+    with mode():
+        mask = torch.ones(1, 1, 5, 5, dtype=torch.long)
+        numbers = torch.arange(5)
+        positions = (numbers[:, None] - numbers)[None]
+        given = {"attention_mask": mask, "relative_pos": positions}
+        first = attended(v3, **given)[1]
+        assert_same(attended(v3, **given)[1], first)
+        mask[..., 3:] = 0
+        expected, found, count = attended(v3, **given)
+        assert count == 1 and decibels(found, expected) > 25 > decibels(found, first)
+        positions[0, 0, 0] = 2  # more than the distance counts
+        expected, found, count = attended(v3, **given)
+        assert count == 0
+        assert_same(found, expected)
+        positions[0, 0, 0] = 0
+        mask.fill_(1)
+        assert_same(attended(v3, **given)[1], first)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_16_bit_model(dtype):
     """Its rows that see nothing see all alike, too."""

@@ -1,5 +1,7 @@
 """What an attention that adds terms for distances is called with, as in DeBERTa."""
 
+from typing import NamedTuple
+
 import torch
 from torch import nn
 
@@ -29,13 +31,11 @@ def of_disentangled(parts, args, kwargs):
     positions = positions.reshape(positions.shape[-2:])
     if vectors.shape[0] < 2 * relative.span:
         return None
-    if not torch.equal(positions[1:, 1:], positions[:-1, :-1]):
-        return None  # more than the distance counts
-    distances = _distances_of(relative, positions, vectors)
-    # A row that sees nothing sees all alike: what is hidden gets the least number, not -Inf.
-    least = torch.finfo(torch.float32).min
-    hidden = torch.zeros_like(mask, dtype=torch.float32).masked_fill_(mask == 0, least)
-    return Call(x, hidden, weights=weights, distances=distances)
+    seen = _seen(relative, positions, mask)
+    if seen.numbers is None:
+        return None
+    rows = vectors[seen.first : seen.last + 1].unsqueeze(0)
+    return Call(x, seen.hidden, weights=weights, distances=Distances(rows, *seen.numbers))
 
 
 def _fits(x, mask, positions, vectors):
@@ -51,8 +51,53 @@ def _fits(x, mask, positions, vectors):
     return positions.is_cpu and vectors.is_cpu and vectors.dtype == x.dtype
 
 
-def _distances_of(relative, positions, vectors):
-    """The Distances of tokens whose positions differ by nothing but the distance."""
+class _Seen(NamedTuple):
+    """What positions and a mask say to attentions of one kind.
+
+    hidden: what is added to scores.
+    first, last: of the vectors that are used.
+    numbers: those of the vectors for c2p and p2c from `first` on, None for a term that there is
+        not; None where more than the distance of two tokens counts.
+    """
+
+    kind: tuple
+    positions: torch.Tensor
+    mask: torch.Tensor
+    hidden: torch.Tensor
+    numbers: tuple | None
+    first: int
+    last: int
+
+
+# All layers of a model ask the same. For more it takes much less time than the layer's products.
+_KEPT_VALUES = 1 << 16  # of the positions, and of the mask
+_kept = None  # the last _Seen
+
+
+def _seen(relative, positions, mask):
+    global _kept
+    kind = relative.span, relative.key is None, relative.query is None, mask.dtype, positions.dtype
+    kept = _kept  # of whichever thread
+    if (
+        kept is not None
+        and kept.kind == kind
+        and torch.equal(kept.positions, positions)
+        and torch.equal(kept.mask, mask)
+    ):
+        return kept
+    with torch.inference_mode(False):  # such tensors are of use in any mode
+        seen = _Seen(kind, positions.clone(), mask.clone(), *_read(relative, positions, mask))
+    if max(positions.numel(), mask.numel()) <= _KEPT_VALUES:
+        _kept = seen
+    return seen
+
+
+def _read(relative, positions, mask):
+    # A row that sees nothing sees all alike: what is hidden gets the least number, not -Inf.
+    least = torch.finfo(torch.float32).min
+    hidden = torch.zeros_like(mask, dtype=torch.float32).masked_fill_(mask == 0, least)
+    if not torch.equal(positions[1:, 1:], positions[:-1, :-1]):
+        return hidden, None, 0, 0
     span = relative.span
     # Of a query and what lies behind it, from the farthest, then in front of it.
     distances = torch.cat([positions[:, 0].flip(0), positions[0, 1:]]).long()
@@ -63,5 +108,5 @@ def _distances_of(relative, positions, vectors):
     ]
     used = torch.cat([one for one in numbers if one is not None])
     first, last = int(used.min()), int(used.max())
-    rows = vectors[first : last + 1].unsqueeze(0)
-    return Distances(rows, *(None if one is None else one - first for one in numbers))
+    numbers = tuple(None if one is None else one - first for one in numbers)
+    return hidden, numbers, first, last
