@@ -6,10 +6,10 @@ Qwen3-Embedding-0.6B and EmbeddingGemma. Texts of 32x8..128 have lengths of 8 to
 padded. The name of a recurrent layer tells its size, the number of layers, and batch x length.
 wav2vec2-1x500 is the transformer of wav2vec2-base for ten seconds of speech, and qwen2-8-16+128
 sixteen tokens, one after another, behind 128 others, by eight layers of the shape of Qwen2-0.5B;
-features-1x80000 is what wav2vec2-base has in front of its transformer, for five seconds, and
-vocoder-1x100 the HiFi-GAN of SpeechT5 for 1.6: there dynquant is asked for convolutions.
 whisper-6-16+32 the same of a transcript, behind 32, by the decoder of whisper-base for 30 seconds
-of speech, and whisper-6-96+4 the whole of one. These have random weights. encode-500 is run where
+of speech, and whisper-6-96+4 the whole of one. features-1x80000 is what wav2vec2-base has in front
+of its transformer, for five seconds, and vocoder-1x100 the HiFi-GAN of SpeechT5 for 1.6: there
+dynquant and torch.ao are asked for convolutions. These have random weights. encode-500 is run where
 it is named: the `encode` of sentence-transformers for 500 texts of 3 to 100 words.
 """
 

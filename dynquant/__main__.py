@@ -143,6 +143,8 @@ def _bench(arguments):
 
 
 def _request(options):
+    if options.convolutions and options.dtype != "qint8":
+        raise ValueError(f"--convolutions: --dtype is {options.dtype}; allowed: qint8")
     qconfig = QConfig(
         options.weight,
         options.activation,

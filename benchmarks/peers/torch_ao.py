@@ -5,6 +5,7 @@ import warnings
 
 import torch
 from torch import nn
+from torch.ao.quantization import quantization_mappings
 
 from benchmarks.peers.base import Peer
 
@@ -24,8 +25,10 @@ class TorchEngine(Peer):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch.ao announces its own removal
             parent = nn.ModuleList([copy.deepcopy(module)])  # it swaps children, not the root
-            layers = {nn.Linear, nn.LSTM, nn.GRU}
-            return torch.ao.quantization.quantize_dynamic(parent, layers, dtype=self.dtype)[0]
+            layers = {nn.Linear, nn.LSTM, nn.GRU, *getattr(module, "asked", ())}
+            forms = quantization_mappings.get_default_dynamic_quant_module_mappings()
+            forms[nn.Conv1d] = torch.ao.nn.quantized.dynamic.Conv1d
+            return torch.ao.quantization.quantize_dynamic(parent, layers, self.dtype, forms)[0]
 
 
 class Fbgemm(TorchEngine):

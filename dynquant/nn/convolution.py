@@ -49,6 +49,9 @@ class Conv1d(QuantizedModule):
         super().__init__(mod, qconfig, tied_to)
         self.out_channels, self.in_channels, *kernel_size = mod.weight.shape
         self.kernel_size = tuple(kernel_size)
+        for name in ("stride", "padding", "dilation"):  # numbers may have been set for pairs of one
+            if isinstance(getattr(self, name), int):
+                setattr(self, name, (getattr(self, name),))
 
     @staticmethod
     def unlike(mod: nn.Module) -> str | None:

@@ -14,7 +14,7 @@ from dynquant.swap.copies import in_eval_mode
 from dynquant.swap.floats import without_form
 from dynquant.swap.own_thread import on_own_thread
 from dynquant.swap.registry import STUBS, Forms, check_dtype, form_for
-from dynquant.swap.selection import Match, Spec, describe, fits
+from dynquant.swap.selection import Match, Spec, describe, fits, lineage_of
 
 
 @dataclass(eq=False)
@@ -164,13 +164,13 @@ class Plan:
             what, [f"{_titled_part(*part)} {ratio:.1f} dB" for part, ratio in ratios.items()]
         )
 
-    def warn_of_large_floats(self, model, forms):
-        """Adds a warning where much of the model is of types that have no quantized form."""
+    def warn_of_large_floats(self, model, forms, dtype):
+        """Adds a warning where much of the model is of types that have no quantized form.
+
+        dtype: what was asked for.
+        """
         on_request = {
-            type(module)
-            for module in model.modules()
-            for base, candidates in (forms.of(type(module)),)
-            if forms.is_on_request(base) and not _obstacle(module, base, candidates[0], ())
+            type(module) for module in model.modules() if _can_be_asked_for(module, dtype, forms)
         }
         swapped = [item.module for item in self.items]
         if message := without_form(model, swapped, forms, on_request):
@@ -181,10 +181,10 @@ class Plan:
         or nothing but what has to be asked for by itself.
         """
 
-        def has_form(module, dtype, unasked_too=False):
+        def has_form(module, dtype):
             base, candidates = forms.of(type(module))
             is_unasked = forms.is_on_request(base) and id(module) not in self._asked
-            return form_for(candidates, dtype) is not None and (unasked_too or not is_unasked)
+            return form_for(candidates, dtype) is not None and not is_unasked
 
         without, unasked = [], []
 
@@ -197,7 +197,7 @@ class Plan:
                 for module in within
             ):
                 return
-            is_unasked = any(has_form(module, dtype, unasked_too=True) for module in within)
+            is_unasked = any(_can_be_asked_for(module, dtype, forms) for module in within)
             (unasked if is_unasked else without).append(subject)
 
         for base, qconfig in spec.types.items():
@@ -234,7 +234,7 @@ def plan_from_spec(model, qconfig_spec, dtype, mapping, inplace, qconfig):
     if qconfig_spec is None:
         spec = Spec(forms.default_types(dtype), dtype, relatives=forms.relatives)
         plan = Plan(modules, lambda name: spec.match(name, modules), forms)
-        plan.warn_of_large_floats(model, forms)
+        plan.warn_of_large_floats(model, forms, dtype)
         return plan
     spec = Spec(qconfig_spec, dtype, argument, forms.relatives)
     names = _names_of_products(spec, modules, forms)
@@ -317,12 +317,14 @@ def plan_from_attributes(model, mapping, inplace):
         if isinstance(module, STUBS) or not hasattr(module, "qconfig"):
             return None
         config = module.qconfig
-        # Those of torch are handed on to all that a module holds.
-        is_asked = not type(config).__module__.startswith("torch.")
+        # Those of torch are handed on from a module to all that it holds.
+        is_handed_on = type(config).__module__.startswith("torch.") and any(
+            getattr(modules[outer], "qconfig", None) is not None for outer in lineage_of(name)[1:]
+        )
         if config is not None and forms.of(type(module))[1]:
             config = parse_qconfig(config, name=f"{name or 'model'}.qconfig")
             check_dtype(forms.of(type(module))[1], config.dtype, f"{name or 'model'}.qconfig")
-        return Match(config, False, is_asked)
+        return Match(config, False, not is_handed_on)
 
     plan = Plan(modules, match, forms)
     if not plan.items and not any(forms.is_quantized(type(module)) for module in modules.values()):
@@ -337,6 +339,13 @@ def _modules(model, inplace):
     if not isinstance(inplace, bool):
         raise TypeError(f"inplace is {inplace!r}; expected a bool")
     return dict(model.named_modules(remove_duplicate=False))
+
+
+def _can_be_asked_for(module, dtype, forms):
+    """Whether an entry for the module itself would quantize one that is otherwise left in float."""
+    base, candidates = forms.of(type(module))
+    form = form_for(candidates, dtype) if forms.is_on_request(base) else None
+    return form is not None and not _obstacle(module, base, form, ())
 
 
 def _candidates(name, module, found, forms):

@@ -78,7 +78,7 @@ class Spec:
         """
         if name in self.names:
             return Match(self.names[name], True)
-        lineage = _lineage(name)
+        lineage = lineage_of(name)
         if any(covering in self.names for covering in lineage):
             return None
         best = self._best_pattern(lineage)
@@ -97,7 +97,7 @@ class Spec:
             name: of the module.
             modules: those of the model, a dict by name.
         """
-        lineage = _lineage(name)
+        lineage = lineage_of(name)
         for covering in lineage:
             if covering in self.names:
                 by_name = covering == name
@@ -174,7 +174,7 @@ def _parse(config, dtype, name):
     return QConfig(dtype=dtype) if config is QuantStub else parse_qconfig(config, dtype, name)
 
 
-def _lineage(name):
+def lineage_of(name):
     """The name, its parents from the nearest, and '' for the model itself."""
     parts = name.split(".") if name else []
     return [".".join(parts[:count]) for count in range(len(parts), -1, -1)]

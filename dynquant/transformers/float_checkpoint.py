@@ -38,7 +38,7 @@ class FloatCheckpoint:
         remember_shared(model, list(model.all_tied_weights_keys.items()))
         tied = set(chain.from_iterable(model.all_tied_weights_keys.items()))
         plan = plan_from_spec(model, config.spec_for(model), torch.qint8, None, True, None)
-        plan.warn_of_large_floats(model, Forms(None))
+        plan.warn_of_large_floats(model, Forms(None), getattr(torch, config.dtype))
         for message in plan.warnings:
             warnings.warn(message, stacklevel=2)
         self._awaited = {}  # items by the names of parameters
