@@ -97,12 +97,16 @@ class TestQuantizeModule:
         assert model[0].symmetric and not model[0].per_token
         assert model[0].weight_scale.numel() == 1
 
-    def test_convolutions(self, tmp_path):
+    def test_convolutions(self, tmp_path, capsys):
         model = nn.Sequential(nn.Conv1d(4, 8, 3), nn.Linear(10, 6)).eval()
         torch.save(model, tmp_path / "m.pt")
         files = [str(tmp_path / "m.pt"), str(tmp_path / "q.pt")]
         assert main(["quantize", "--convolutions", *files, "--allow-pickle"]) == 0
         assert type(loaded(tmp_path / "q.pt")[0]) is dynquant.nn.Conv1d
+        files[1] += "2"
+        given = ["quantize", "--convolutions", "--dtype", "float16", *files, "--allow-pickle"]
+        assert main(given) == 2
+        assert "--convolutions: --dtype is float16; allowed: qint8" in capsys.readouterr().err
 
     def test_names_before_the_files(self, module, tmp_path):
         out = tmp_path / "q.pt"

@@ -85,17 +85,17 @@ class TestIsMade:
     @pytest.mark.parametrize(
         "spec",
         [
-            {nn.Conv1d},
-            {"0.conv"},
-            {"*.conv"},
-            {"*conv"},
-            {"*conv*"},
-            {"0.c*"},
+            [nn.Conv1d],
+            ["0.conv"],
+            ["*.conv"],
+            ["*conv"],
+            ["*conv*"],
+            ["0.c*"],
             {nn.Conv1d: QConfig(), nn.Linear: None},
-            {nn.Linear, nn.Conv1d},
-            {nn.Module, nn.Conv1d},
-            {"", nn.Conv1d},
-            {"0", "0.conv"},
+            [nn.Linear, nn.Conv1d],
+            [nn.Module, nn.Conv1d],
+            ["", nn.Conv1d],
+            ["0", "0.conv"],
         ],
         ids=str,
     )
@@ -107,7 +107,7 @@ class TestIsMade:
 
     @pytest.mark.parametrize(
         "spec",
-        [None, {nn.Linear}, {nn.Module}, {Block}, {"0"}, {"*"}, {"0.*"}]
+        [None, [nn.Linear], [nn.Module], [Block], ["0"], ["*"], ["0.*"]]
         + [{"0": None, nn.Conv1d: QConfig()}, {nn.Conv1d: None, "0": QConfig()}],
         ids=str,
     )
@@ -126,7 +126,7 @@ class TestIsMade:
     def test_of_several_groups_is_left_with_a_warning(self):
         model = nn.Sequential(Block())
         with pytest.warns(UserWarning, match=r"left in float: 0.depthwise \(Conv1d\) has 8 groups"):
-            dynquant.quantize_dynamic(model, {nn.Conv1d})
+            dynquant.quantize_dynamic(model, [nn.Conv1d])
         with pytest.raises(ValueError, match="0.depthwise has 8 groups"):
             Conv1d.check_float(model[0].depthwise, QConfig(), "0.depthwise")
 
@@ -136,10 +136,10 @@ class TestIsMade:
                 return super()._conv_forward(nn.functional.pad(x, (2, 0)), weight, bias)
 
         with pytest.warns(UserWarning, match="has a _conv_forward other than Conv1d's"):
-            model = dynquant.quantize_dynamic(nn.Sequential(Causal(4, 4, 3)), {nn.Conv1d})
+            model = dynquant.quantize_dynamic(nn.Sequential(Causal(4, 4, 3)), [nn.Conv1d])
         assert type(model[0]) is Causal
 
-    @pytest.mark.parametrize("spec", [{"0"}, {nn.Sequential}, {"*"}], ids=str)
+    @pytest.mark.parametrize("spec", [["0"], [nn.Sequential], ["*"]], ids=str)
     def test_what_covers_nothing_but_convolutions_is_told_so(self, spec):
         model = nn.Sequential(nn.Sequential(nn.Conv1d(4, 4, 3)))
         with pytest.warns(UserWarning, match=r"\(Conv1d is quantized only where .* own name\): "):
@@ -160,11 +160,33 @@ class TestIsMade:
     def test_prepared_and_converted(self):
         model = nn.Sequential(Block())
         with pytest.warns(UserWarning, match="left in float"):
-            prepared = dynquant.prepare(model, {nn.Conv1d, nn.Linear})
+            prepared = dynquant.prepare(model, [nn.Conv1d, nn.Linear])
         converted = dynquant.convert(prepared)
         assert type(converted[0].conv) is Conv1d
         model[0].conv.qconfig = QConfig(activation_bits=16)
         assert dynquant.convert(model)[0].conv.activation_bits == 16
+
+    @pytest.mark.filterwarnings("ignore:.*is deprecated")
+    def test_configs_of_torch(self):
+        """One for a module is handed on to all that it holds, and asks for none of them."""
+        quantization = pytest.importorskip("torch.ao.quantization", reason="no torch.ao here")
+        config = quantization.default_dynamic_qconfig
+        model = nn.Sequential(nn.Conv1d(8, 8, 3), nn.Linear(3, 3))
+        model[0].qconfig = config
+        assert type(dynquant.convert(model)[0]) is Conv1d
+        model.qconfig = config
+        quantization.propagate_qconfig_(model)
+        converted = dynquant.convert(model)
+        assert [type(one) for one in converted] == [nn.Conv1d, Linear]
+
+    @pytest.mark.filterwarnings("error")
+    def test_a_hint_that_would_be_an_error_is_not_given(self):
+        model = nn.Sequential(nn.Conv1d(8, 80, 3), nn.Linear(3, 3))
+        with pytest.warns(UserWarning, match="no quantized form$"):
+            dynquant.quantize_dynamic(model, dtype=torch.float16)
+        grouped = nn.Sequential(nn.Sequential(nn.Conv1d(8, 8, 3, groups=8)))
+        with pytest.warns(UserWarning, match="^no quantized form, left as it is: 0"):
+            dynquant.quantize_dynamic(grouped, ["0"])
 
     def test_a_mapping_of_the_users_own_comes_first(self):
         class Own(nn.Module):
@@ -180,18 +202,23 @@ class TestIsMade:
 
     def test_a_dtype_that_it_has_no_form_for(self):
         with pytest.raises(ValueError, match=r"\[Conv1d\]: dtype is torch.float16; allowed: torch"):
-            dynquant.quantize_dynamic(nn.Sequential(Block()), {nn.Conv1d}, dtype=torch.float16)
+            dynquant.quantize_dynamic(nn.Sequential(Block()), [nn.Conv1d], dtype=torch.float16)
 
     def test_a_weight_that_is_not_finite(self):
         model = nn.Sequential(nn.Conv1d(4, 4, 3))
         model[0].weight.data[1, 2, 1] = torch.nan
         with pytest.raises(ValueError, match="0.weight holds"):
-            dynquant.quantize_dynamic(model, {nn.Conv1d})
+            dynquant.quantize_dynamic(model, [nn.Conv1d])
 
     def test_sizes_that_were_changed(self):
         """As the float module computes with what it has now."""
         x = torch.randn(1, 4, 9)
-        for changed in ({"padding": (0,)}, {"dilation": (2,), "padding": (2,)}, {"stride": (2,)}):
+        for changed in (
+            {"padding": 2, "stride": 2, "dilation": 2},
+            {"padding": (0,)},
+            {"dilation": (2,), "padding": (2,)},
+            {"stride": (2,)},
+        ):
             conv = nn.Conv1d(4, 4, 3, padding=1)
             vars(conv).update(changed)
             layer = Conv1d.from_float(conv)
@@ -207,7 +234,7 @@ class TestIsMade:
     def test_parametrized(self):
         conv = conv_of()
         normed = nn.utils.parametrizations.weight_norm(copy.deepcopy(conv))
-        model = dynquant.quantize_dynamic(nn.Sequential(normed), {nn.Conv1d})
+        model = dynquant.quantize_dynamic(nn.Sequential(normed), [nn.Conv1d])
         expected = Conv1d.from_float(normed)
         x = torch.randn(1, 8, 20)
         assert_same(model(x), expected(x))
