@@ -61,7 +61,8 @@ aarch64: $(VENV)/tools
 amx: $(VENV)/dev
 	tools/variant.sh amx -DDYNQUANT_AMX_EMULATED=ON
 	OMP_NUM_THREADS=4 GOMP_SPINCOUNT=1000 PYTHONPATH=build/amx/package $(BIN)/pytest -q -k amx_trapped \
-	  tests/test_ops_linear.py tests/test_ops_rnn.py tests/test_ops_attention.py tests/test_ops_relative.py tests/test_ops_blocks.py
+	  tests/test_ops_linear.py tests/test_ops_rnn.py tests/test_ops_attention.py tests/test_ops_relative.py \
+	  tests/test_ops_conv1d.py tests/test_ops_blocks.py
 
 # Kernels and ops compiled by clang, where there is one: the same bits.
 clang: $(VENV)/dev
