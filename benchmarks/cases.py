@@ -240,8 +240,10 @@ def _speech(length):
 
 
 class Convolutions(nn.Module):
-    """Attributes:
-    asked: what dynquant is asked to quantize, which by itself leaves convolutions in float.
+    """Convolutions, which dynquant and torch.ao leave in float unless they are asked for.
+
+    Attributes:
+        asked: the types to be quantized.
     """
 
     asked = (nn.Conv1d,)

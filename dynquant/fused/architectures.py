@@ -292,10 +292,23 @@ _phi3 = Attention(
 
 
 def _decoder(
-    model, prefix, attention, block, norms, block_norms, arguments=_layer_arguments, whole=None
+    model,
+    prefix,
+    attention,
+    block,
+    norms,
+    block_norms,
+    arguments=_layer_arguments,
+    whole=None,
+    attention_arguments=_behind_a_cache["arguments"],
 ):
     """The attention and the layer of a decoder. norms, block_norms: as the two parts name them."""
-    _attention_module(_of(model, f"{prefix}Attention"), attention, whole=whole, **_behind_a_cache)
+    _attention_module(
+        _of(model, f"{prefix}Attention"),
+        attention,
+        whole=whole,
+        **{**_behind_a_cache, "arguments": attention_arguments},
+    )
     _layer(
         _of(model, f"{prefix}DecoderLayer"),
         _within("self_attn", attention, core="self_attn", **norms),
@@ -306,6 +319,7 @@ def _decoder(
     )
 
 
+_before = {"norm": "input_layernorm"}, {"norm": "post_attention_layernorm"}
 for _model, _prefix, _names, _block in (
     ("llama", "Llama", _token, _gated),
     ("mistral", "Mistral", _token, _gated),
@@ -315,25 +329,13 @@ for _model, _prefix, _names, _block in (
     ("phi3", "Phi3", _phi3, _phi3_mlp),
     ("starcoder2", "Starcoder2", _token, _gpt2_mlp),
 ):
-    _before = {"norm": "input_layernorm"}, {"norm": "post_attention_layernorm"}
     _decoder(_model, _prefix, _names, _block, *_before)
 # Some of its sizes have norms of heads, and some the feed-forward block beside the attention, which
 # then has no norm of its own.
-_stablelm = dataclasses.replace(_token, turned="rotary_ndims")
-_stablelm_arguments = (*_layer_arguments[:4], "output_attentions", *_layer_arguments[4:])
-_attention_module(
-    _of("stablelm", "StableLmAttention"),
-    _stablelm,
+_decoder(
+    *("stablelm", "StableLm", dataclasses.replace(_token, turned="rotary_ndims"), _gated, *_before),
     whole="qk_layernorm",
-    **{**_behind_a_cache, "arguments": _stablelm_arguments},
-)
-_layer(
-    _of("stablelm", "StableLmDecoderLayer"),
-    _within("self_attn", _stablelm, core="self_attn", norm="input_layernorm"),
-    _within("mlp", _gated, norm="post_attention_layernorm"),
-    norm_first=True,
-    whole="self_attn.qk_layernorm",
-    **{**_behind_a_cache, "arguments": _layer_arguments},
+    attention_arguments=(*_layer_arguments[:4], "output_attentions", *_layer_arguments[4:]),
 )
 # Its feed-forward block calls a function, which would have other bits than an op.
 _attention_module(

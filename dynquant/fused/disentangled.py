@@ -52,7 +52,7 @@ def _fits(x, mask, positions, vectors):
 
 
 class _Seen(NamedTuple):
-    """What positions and a mask say to attentions of one kind.
+    """What positions and a mask say to an attention.
 
     hidden: what is added to scores.
     first, last: of the vectors that are used.
@@ -60,9 +60,6 @@ class _Seen(NamedTuple):
         not; None where more than the distance of two tokens counts.
     """
 
-    kind: tuple
-    positions: torch.Tensor
-    mask: torch.Tensor
     hidden: torch.Tensor
     numbers: tuple | None
     first: int
@@ -71,24 +68,22 @@ class _Seen(NamedTuple):
 
 # All layers of a model ask the same. For more it takes much less time than the layer's products.
 _KEPT_VALUES = 1 << 16  # of the positions, and of the mask
-_kept = None  # the last _Seen
+_kept = None  # what was asked last, copied, and the _Seen
 
 
 def _seen(relative, positions, mask):
     global _kept
     kind = relative.span, relative.key is None, relative.query is None, mask.dtype, positions.dtype
-    kept = _kept  # of whichever thread
-    if (
-        kept is not None
-        and kept.kind == kind
-        and torch.equal(kept.positions, positions)
-        and torch.equal(kept.mask, mask)
-    ):
-        return kept
+    if max(positions.numel(), mask.numel()) > _KEPT_VALUES:
+        return _read(relative, positions, mask)
+    if _kept is not None:
+        kept_kind, kept_positions, kept_mask, seen = _kept  # of whichever thread
+        same = kept_kind == kind and torch.equal(kept_positions, positions)
+        if same and torch.equal(kept_mask, mask):
+            return seen
     with torch.inference_mode(False):  # such tensors are of use in any mode
-        seen = _Seen(kind, positions.clone(), mask.clone(), *_read(relative, positions, mask))
-    if max(positions.numel(), mask.numel()) <= _KEPT_VALUES:
-        _kept = seen
+        seen = _read(relative, positions, mask)
+        _kept = kind, positions.clone(), mask.clone(), seen
     return seen
 
 
@@ -97,7 +92,7 @@ def _read(relative, positions, mask):
     least = torch.finfo(torch.float32).min
     hidden = torch.zeros_like(mask, dtype=torch.float32).masked_fill_(mask == 0, least)
     if not torch.equal(positions[1:, 1:], positions[:-1, :-1]):
-        return hidden, None, 0, 0
+        return _Seen(hidden, None, 0, 0)
     span = relative.span
     # Of a query and what lies behind it, from the farthest, then in front of it.
     distances = torch.cat([positions[:, 0].flip(0), positions[0, 1:]]).long()
@@ -109,4 +104,4 @@ def _read(relative, positions, mask):
     used = torch.cat([one for one in numbers if one is not None])
     first, last = int(used.min()), int(used.max())
     numbers = tuple(None if one is None else one - first for one in numbers)
-    return hidden, numbers, first, last
+    return _Seen(hidden, numbers, first, last)

@@ -5,11 +5,11 @@ import torch
 from dynquant.ops.library import (
     FLOAT_DTYPES,
     LIBRARY,
-    OPS,
     check_bits,
     check_device,
     check_dtype,
     columns,
+    dequantized,
     register_with_inference,
 )
 
@@ -96,8 +96,7 @@ def _input_gradient(ctx, gradient):
     packed, weight_scale = ctx.saved_tensors
     kernel_size, stride, left, right, dilation = ctx.windows
     batch, channels, length = ctx.shape
-    weight = OPS.unpack_weight(packed, ctx.out_channels, kernel_size * channels)
-    weight = weight.to(torch.float32) * weight_scale[:, None]
+    weight = dequantized(packed, weight_scale, ctx.out_channels, kernel_size * channels)
     weight = weight.unflatten(1, (kernel_size, channels)).transpose(1, 2)
     padded = torch.nn.grad.conv1d_input(
         (batch, channels, length + left + right),

@@ -62,6 +62,11 @@ def check_device(**tensors):
     )
 
 
+def dequantized(packed, weight_scale, n, k):
+    """The weight [n, k] in fp32 that a packed one stands for."""
+    return OPS.unpack_weight(packed, n, k).to(torch.float32) * weight_scale[:, None]
+
+
 def leading_shape(name, tensor):
     """The leading shape of a tensor of rows."""
     torch._check(tensor.dim() >= 1, lambda: f"{name} must have at least one dimension")

@@ -6,7 +6,6 @@ from dynquant import _C
 from dynquant.ops.library import (
     FLOAT_DTYPES,
     LIBRARY,
-    OPS,
     check_bits,
     check_columns,
     check_device,
@@ -14,6 +13,7 @@ from dynquant.ops.library import (
     check_matrix,
     check_per_row,
     columns,
+    dequantized,
     fake,
     leading_shape,
     register_with_inference,
@@ -252,8 +252,7 @@ def _save_weight(ctx, inputs, output):
 def _input_gradient(ctx, gradient):
     """That of a float linear with the dequantized weight, in fp32; rounding passes through."""
     packed, weight_scale = ctx.saved_tensors
-    weight = OPS.unpack_weight(packed, ctx.out_features, ctx.in_features)
-    weight = weight.to(torch.float32) * weight_scale[:, None]
+    weight = dequantized(packed, weight_scale, ctx.out_features, ctx.in_features)
     return (gradient.to(torch.float32) @ weight).to(ctx.dtype), None, None, None, None, None, None
 
 

@@ -5,8 +5,9 @@ from functools import partial
 import torch
 from torch.nn.functional import linear
 
+from dynquant.ops.library import dequantized
+
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
-OPS = torch.ops.dynquant
 
 
 def _lstm_step(given, hidden, h, c):
@@ -51,8 +52,7 @@ def _float_weight(saved, part, n, k):
     """The weight [n, k] of the product `part` in fp32; None where there is none."""
     weight = saved.get(f"packed_{part}", saved.get(f"weight_{part}"))
     if f"weight_scale_{part}" in saved:
-        plain = OPS.unpack_weight(weight, n, k)
-        return plain.to(torch.float32) * saved[f"weight_scale_{part}"][:, None]
+        return dequantized(weight, saved[f"weight_scale_{part}"], n, k)
     return None if weight is None else weight.to(torch.float32)
 
 

@@ -181,24 +181,24 @@ class Plan:
         or nothing but what has to be asked for by itself.
         """
 
-        def has_form(module, dtype):
+        def is_quantized(module, dtype):
             base, candidates = forms.of(type(module))
-            is_unasked = forms.is_on_request(base) and id(module) not in self._asked
-            return form_for(candidates, dtype) is not None and not is_unasked
+            if forms.is_on_request(base) and id(module) not in self._asked:
+                return False
+            return (
+                isinstance(module, NonDynamicallyQuantizableLinear)
+                or forms.is_quantized(type(module))
+                or form_for(candidates, dtype) is not None
+            )
 
         without, unasked = [], []
 
-        def check(subject, covering, dtype, without):
+        def check(subject, covering, dtype, otherwise):
             within = [module for outer in covering for module in outer.modules()]
-            if any(
-                isinstance(module, NonDynamicallyQuantizableLinear)
-                or forms.is_quantized(type(module))
-                or has_form(module, dtype)
-                for module in within
-            ):
+            if any(is_quantized(module, dtype) for module in within):
                 return
-            is_unasked = any(_can_be_asked_for(module, dtype, forms) for module in within)
-            (unasked if is_unasked else without).append(subject)
+            can_be = any(_can_be_asked_for(module, dtype, forms) for module in within)
+            (unasked if can_be else otherwise).append(subject)
 
         for base, qconfig in spec.types.items():
             if qconfig is not None and not forms.has_any(base):

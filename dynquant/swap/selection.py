@@ -98,28 +98,28 @@ class Spec:
             modules: those of the model, a dict by name.
         """
         lineage = lineage_of(name)
+        is_asked = self._asks(name, modules)
         for covering in lineage:
             if covering in self.names:
-                by_name = covering == name
-                return Match(self.names[covering], by_name, self._asks(name, modules))
+                return Match(self.names[covering], covering == name, is_asked)
         best = self._best_pattern(lineage)
         if best is not None:
-            return Match(self.patterns[best], False, self._asks(name, modules))
+            return Match(self.patterns[best], False, is_asked)
         for covering in lineage:
             for base in self._bases(type(modules[covering])):
                 if base in self.types:
-                    return Match(self.types[base], False, self._asks(name, modules))
+                    return Match(self.types[base], False, is_asked)
         return None
 
     def _asks(self, name, modules):
         """Whether an entry with a config is for the module `name` itself."""
-        if self.names.get(name) is not None:
-            return True
-        for pattern, qconfig in self.patterns.items():
-            if qconfig is not None and _is_for(pattern, name):
-                return True
         bases = set(self._bases(type(modules[name]))) - {nn.Module}
-        return any(self.types.get(base) is not None for base in bases)
+        entries = (
+            self.names.get(name),
+            *(qconfig for pattern, qconfig in self.patterns.items() if _is_for(pattern, name)),
+            *(self.types.get(base) for base in bases),
+        )
+        return any(qconfig is not None for qconfig in entries)
 
     def _best_pattern(self, lineage):
         """The pattern with most letters, the last of equals, that fits one of the names."""

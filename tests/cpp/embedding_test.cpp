@@ -1,5 +1,4 @@
 // Quantized tables.
-
 #include <cmath>
 #include <random>
 #include <vector>

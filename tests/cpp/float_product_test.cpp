@@ -1,5 +1,4 @@
 // Products with weights and vectors that are floats, or int8 that counts as such.
-
 #include <algorithm>
 #include <cmath>
 #include <random>

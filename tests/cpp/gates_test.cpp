@@ -1,5 +1,4 @@
 // The end of a step of a recurrent layer.
-
 #include <cmath>
 #include <random>
 #include <vector>

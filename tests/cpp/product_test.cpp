@@ -1,5 +1,4 @@
 // Products of staged rows and packed weights, and packing.
-
 #include <sys/mman.h>
 #include <unistd.h>
 

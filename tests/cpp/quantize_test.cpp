@@ -1,5 +1,4 @@
 // Floats to integers, and 16-bit floats.
-
 #include <cmath>
 #include <cstring>
 #include <iterator>
@@ -135,10 +134,10 @@ void test_16_bits(const Kernels& kernels, Dtype dtype) {
     std::vector<T> narrowed(0x400u);
     kernels.narrow(bias.data(), 0x400, dtype, narrowed.data());
     for (uint32_t i = 0; i < 0x400u; ++i) {
-      for (T one : {out[i], narrowed[i]}) {
-        const bool is_nan = bias[i] != bias[i] && widen(one) != widen(one);
-        expect(one.bits == values[i].bits || is_nan, kernels.name, "16-bit round trip", high + i, 0,
-               0);
+      for (T found : {out[i], narrowed[i]}) {
+        const bool is_nan = bias[i] != bias[i] && widen(found) != widen(found);
+        expect(found.bits == values[i].bits || is_nan, kernels.name, "16-bit round trip", high + i,
+               0, 0);
       }
       const Range range = kernels.range(&values[i], dtype, 1);
       expect(range.has_nan == (bias[i] != bias[i]), kernels.name, "16-bit NaN", high + i, 0, 0);

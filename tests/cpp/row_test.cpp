@@ -1,5 +1,4 @@
 // What lies between products: activations, norms, softmax, attention scores, angles.
-
 #include <algorithm>
 #include <cfloat>
 #include <cmath>
