@@ -250,7 +250,9 @@ def _source_options():
         help="quantize embeddings as well, in 8 or 4 bits",
     )
     options.add_argument(
-        "--convolutions", action="store_true", help="quantize nn.Conv1d as well (of dtype qint8)"
+        "--convolutions",
+        action="store_true",
+        help="quantize nn.Conv1d and nn.ConvTranspose1d as well (of dtype qint8)",
     )
     options.add_argument(
         "--keep-float",

@@ -111,7 +111,7 @@ class Request:
     Args:
         qconfig: a QConfig.
         embeddings: the dtype of embeddings, besides that of `qconfig`; None for none.
-        convolutions: whether nn.Conv1d is quantized.
+        convolutions: whether nn.Conv1d and nn.ConvTranspose1d are quantized.
         keep_float: names of modules that stay in float.
         keep_float_below, raise_bits_below: as for quantize_dynamic.
         inputs: (arguments, named ones) that the model is called with where one of those is given.

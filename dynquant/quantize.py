@@ -63,10 +63,11 @@ def quantize_dynamic(
     Args:
         model: an nn.Module; the weights to be quantized are fp32, bf16 or fp16.
         qconfig_spec: what is quantized, and how:
-            None: every supported module type that has a form of that dtype, but for nn.Conv1d;
+            None: every supported module type that has a form of that dtype, but for convolutions;
             a set or list of module types, names, and patterns with `*`, each of which covers
-            submodules. nn.Conv1d is quantized where one of them is its type, its own name, or a
-            pattern whose last part is one for the last part of its name ('*.conv', '*conv*');
+            submodules. nn.Conv1d and nn.ConvTranspose1d are quantized where one of them is the
+            type, the own name, or a pattern whose last part is one for the last part of that name
+            ('*.conv', '*conv*');
             a dict from those to configs, of which None keeps a module in float. The most specific
             entry wins: exact name, longest parent name, pattern, exact type, base type, types of
             parents.

@@ -138,19 +138,35 @@ def windows(x, kernel_size, stride=1, left=0, right=0, dilation=1):
 
 
 def conv1d_dynamic(
-    x, w, weight_scale, bias, sizes, per_token=True, symmetric=False, dtype="float32", bits=8
+    x,
+    w,
+    weight_scale,
+    bias,
+    sizes,
+    per_token=True,
+    symmetric=False,
+    dtype="float32",
+    bits=8,
+    groups=1,
 ):
-    """x [B, C, L], w int8 [N, kernel_size * C], sizes: the arguments of `windows`, in its order."""
-    rows = windows(x, *sizes)
-    if per_token:
-        q, scale, zero_point = quantize_activation(rows, True, symmetric, bits)
-    else:  # one range for all of x, of which the windows may leave something out
-        q, scale, zero_point = quantize_activation(x, False, symmetric, bits)
-        blank = int(zero_point[0])  # what stands for the padding's zeros
-        q = windows(q.astype(np.int64) - blank, *sizes) + blank
-        q = q.astype({8: np.int8 if symmetric else np.uint8, 16: np.uint16}[bits])
-    y = scaled_mm(q, scale, zero_point, w, weight_scale, bias, dtype)
-    return y.swapaxes(1, 2)
+    """x [B, C, L], w int8 [N, kernel_size * C / groups], sizes: the arguments of `windows`."""
+    n = len(w) // groups
+    whole = None if per_token else quantize_activation(x, False, symmetric, bits)
+    results = []
+    for group, channels in enumerate(np.split(np.arange(x.shape[1]), groups)):
+        if per_token:
+            rows = windows(x[:, channels], *sizes)
+            q, scale, zero_point = quantize_activation(rows, True, symmetric, bits)
+        else:  # one range for all of x, of which the windows may leave something out
+            q, scale, zero_point = whole
+            blank = int(zero_point[0])  # what stands for the padding's zeros
+            q = windows(q[:, channels].astype(np.int64) - blank, *sizes) + blank
+            q = q.astype({8: np.int8 if symmetric else np.uint8, 16: np.uint16}[bits])
+        own = slice(group * n, group * n + n)
+        scales = weight_scale[own] if len(weight_scale) == len(w) else weight_scale
+        added = None if bias is None else bias[own]
+        results.append(scaled_mm(q, scale, zero_point, w[own], scales, added, dtype))
+    return np.concatenate(results, axis=-1).swapaxes(1, 2)
 
 
 def fma(x, y, z):

@@ -48,6 +48,7 @@ MODULES = {
     "Linear without bias": (lambda: nn.Linear(12, 7, bias=False), (X,), INT8_AND_16),
     "Conv1D": (_conv1d, (X,), INT8_AND_16),
     "Conv1d": (lambda: nn.Conv1d(5, 7, 3, padding="same"), (SEQUENCE,), (torch.qint8,)),
+    "ConvTranspose1d": (lambda: nn.ConvTranspose1d(5, 7, 3, 2), (SEQUENCE,), (torch.qint8,)),
     "MultiheadAttention": (
         lambda: nn.MultiheadAttention(12, 3, batch_first=True),
         (SEQUENCE,) * 3,

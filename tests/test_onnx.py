@@ -196,6 +196,13 @@ class TestConvolution:
         "stride": {"kernel_size": 4, "stride": 3, "padding": 2},
         "dilation": {"kernel_size": 3, "dilation": 4, "padding": "same"},
         "reflect": {"kernel_size": 5, "padding": 2, "padding_mode": "reflect"},
+        "groups": {"kernel_size": 3, "padding": 1, "groups": 2},
+        "groups without bias": {"kernel_size": 1, "groups": 3, "bias": False},
+    }
+    TRANSPOSED = {
+        "transposed": {"kernel_size": 4, "stride": 2, "padding": 1},
+        "uneven": {"kernel_size": 7, "stride": 3, "output_padding": 2},
+        "transposed groups": {"kernel_size": 4, "stride": 2, "groups": 3},
     }
     SCHEMES = ("default", "symmetric", "16 bits")
 
@@ -203,9 +210,13 @@ class TestConvolution:
         torch.manual_seed(0)
         made = {
             f"{name}, {scheme}": quantize_dynamic(
-                nn.Conv1d(6, 5, **sizes), {nn.Conv1d: SCHEMES[scheme]}
+                kind(6, 96 if "groups" in name else 5, **sizes), {kind: SCHEMES[scheme]}
             )
-            for name, sizes in self.CONVOLUTIONS.items()
+            for kind, forms in (
+                (nn.Conv1d, self.CONVOLUTIONS),
+                (nn.ConvTranspose1d, self.TRANSPOSED),
+            )
+            for name, sizes in forms.items()
             for scheme in self.SCHEMES
         }
         example, inputs = (torch.randn(2, 6, 20),), (torch.randn(3, 6, 47),)

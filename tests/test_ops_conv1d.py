@@ -37,6 +37,13 @@ def drawn_sizes(rng):
     )
 
 
+def packed_groups(weight, groups):
+    """A row for each group that begins with its packed weight, and has more behind it."""
+    rows = [OPS.pack_weight(one) for one in weight.chunk(groups)]
+    longest = max(map(len, rows))
+    return torch.stack([nn.functional.pad(one, (0, longest + 5 - len(one))) for one in rows])
+
+
 def drawn(rng):
     """The arguments of a call, as the op takes them."""
     while True:
@@ -59,20 +66,26 @@ def drawn(rng):
     return x, weight, torch.from_numpy(scale.astype(np.float32)), bias, sizes
 
 
-@settings(max_examples=150)
+@settings(max_examples=200)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_is_the_specification(isa, threads, seed):  # noqa: F811
     rng = np.random.default_rng(seed)
     x, weight, scale, bias, sizes = drawn(rng)
+    groups = some(rng, [None, None, None, 1, 2, 3, 5])
+    if groups is None:
+        packed = OPS.pack_weight(weight)
+    else:  # whose ranges differ
+        x = torch.cat([x * (1 + group) for group in range(groups)], 1)
+        weight, scale = weight.repeat(groups, 1), scale.expand(len(weight)).repeat(groups)
+        bias = None if bias is None else bias.repeat(groups)
+        packed = packed_groups(weight, groups)
     per_token, symmetric, bits = drawn_scheme(rng)
-    packed = OPS.pack_weight(weight)
     y = OPS.conv1d_dynamic(x, packed, scale, bias, *sizes, per_token, symmetric, bits)
     assert y.dtype == x.dtype and y.is_contiguous()
-    dtype = str(x.dtype).removeprefix("torch.")
     added = None if bias is None else widened(bias)
     of_weight = weight.numpy(), scale.numpy(), added
-    scheme = per_token, symmetric, dtype, bits
-    assert_same(y, ref.conv1d_dynamic(widened(x), *of_weight, sizes, *scheme))
+    scheme = per_token, symmetric, str(x.dtype).removeprefix("torch."), bits
+    assert_same(y, ref.conv1d_dynamic(widened(x), *of_weight, sizes, *scheme, groups or 1))
 
 
 @settings(max_examples=40)
@@ -158,6 +171,19 @@ def test_gradient_of_the_input(sizes, dtype):
     torch.testing.assert_close(grad.double(), expected, rtol=tolerance, atol=tolerance)
 
 
+def test_gradient_of_the_input_of_groups():
+    torch.manual_seed(0)
+    conv = nn.Conv1d(6, 8, 3, 2, 1, groups=2)
+    q, scale = OPS.quantize_weight(conv.weight.detach().transpose(1, 2).flatten(1))
+    x = torch.randn(2, 6, 17, requires_grad=True)
+    y = OPS.conv1d_dynamic(x, packed_groups(q, 2), scale, conv.bias, 3, 2, 1, 1)
+    grad_y = torch.randn_like(y)
+    (grad,) = torch.autograd.grad(y, x, grad_y)
+    values = (q * scale[:, None]).unflatten(1, (3, 3)).transpose(1, 2)
+    exact = nn.functional.conv1d(x, values, None, 2, 1, groups=2)
+    torch.testing.assert_close(grad, torch.autograd.grad(exact, x, grad_y)[0])
+
+
 def test_no_graph_where_none_is_asked_for():
     values = valid_convolution_arguments()
     arguments = [values[name] for name in CONVOLUTIONS["conv1d_dynamic"]]
@@ -193,6 +219,37 @@ WRONG = [
     ),
     *((name, 0, f"{name} must lie in") for name in ("kernel_size", "stride", "dilation")),
 ]
+
+
+GROUPED = {"x": torch.zeros(2, 4, 9), "packed": torch.zeros(2, 64, dtype=torch.int8)}
+WRONG_GROUPS = [
+    ({"packed": torch.zeros(0, 64, dtype=torch.int8)}, "x must have channels for each of 0 groups"),
+    ({"packed": torch.zeros(2, 2, 64, dtype=torch.int8)}, "packed"),
+    ({"x": torch.zeros(2, 5, 9)}, "x must have channels for each of 2 groups"),
+    ({"x": torch.zeros(2, 0, 9)}, "x must have channels for each of 2 groups"),
+    ({"weight_scale": torch.ones(1)}, "weight_scale must have one value for each column of the 2"),
+    ({"weight_scale": torch.ones(2, 2)}, "weight_scale must have one value for each column"),
+    ({"weight_scale": torch.ones(4), "bias": None}, r"packed must have the shape \[2, \d+ or more"),
+    ({"kernel_size": 1 << 17}, "more than 65536"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "message"), WRONG_GROUPS)
+def test_errors_of_groups(wrong, message):
+    with pytest.raises(RuntimeError, match=message):
+        call("conv1d_dynamic", valid_convolution_arguments() | GROUPED | wrong)
+
+
+def test_a_group_that_is_no_packed_weight():
+    weight = torch.randint(-127, 128, (8, 6), dtype=torch.int8)
+    packed = packed_groups(weight, 2)
+    packed[1, 0] = 0
+    with pytest.raises(RuntimeError, match="packed is not a weight packed by pack_weight"):
+        OPS.conv1d_dynamic(torch.zeros(1, 4, 9), packed, torch.ones(8), None, 3)
+    packed = packed_groups(weight, 2)
+    packed[1] = OPS.pack_weight(torch.zeros(3, 4, dtype=torch.int8))[0]
+    with pytest.raises(RuntimeError, match="packed"):
+        OPS.conv1d_dynamic(torch.zeros(1, 4, 9), packed, torch.ones(8), None, 3)
 
 
 @pytest.mark.parametrize(("argument", "value", "message"), WRONG)

@@ -1,9 +1,10 @@
 // conv1d_dynamic: windows as rows of a product, in blocks that stay in the L2 cache.
 #include <limits>
+#include <numeric>
 
 #include "gemm_driver.h"
-#include "int8_product.h"
 #include "ops.h"
+#include "product_of_groups.h"
 #include "transposed.h"
 #include "windows.h"
 
@@ -41,12 +42,14 @@ struct WindowRows {
 
 class Conv1d {
  public:
-  Conv1d(Sequences x, Int8Product product, const Windows& windows, const ActivationScheme& scheme)
+  Conv1d(Sequences x, ProductOfGroups product, const Windows& windows,
+         const ActivationScheme& scheme)
       : kernels_(kernels_in_use()),
         x_(std::move(x)),
         product_(std::move(product)),
         windows_(windows),
         scheme_(scheme),
+        channels_(x_.channels / product_.groups()),
         windows_of_sequence_(windows.count(x_.length)) {}
 
   Tensor run() {
@@ -58,31 +61,40 @@ class Conv1d {
       whole_ = scheme_.whole(kernels_, rows_of(x_.holder, "x"), x_.dtype);
     }
     const Product& product = product_for(kernels_, rows);
+    const int64_t groups = product_.groups(), columns = product_.columns(), k = product_.k();
     const int64_t multiple = std::max(product.row_multiple, bytes);
-    const Split split =
-        choose_split(rows, product_.n(), product_.k(), num_threads(), product.costs, multiple);
-    const int64_t staged = staged_stride(product.layout, groups_of(product_.k()));
+    const double each = product_nanoseconds(rows, columns, k, product.costs, multiple);
+    const int64_t threads = num_threads();
+    const double region = region_nanoseconds(Threads::kPool, threads);
+    // As many parts of each group as let every thread have as many of all.
+    const Split split = choose_split(rows, columns, k, threads / std::gcd(threads, groups),
+                                     product.costs, multiple);
+    const int64_t parts = groups * split.parts();
+    const int64_t tasks = static_cast<double>(groups) * each > region ? parts : 1;
     const int64_t row_bytes =
-        staged +
-        (std::min(windows_.stride, windows_.taps) * x_.channels + product_.n()) * 4 / bytes;
-    run_tasks(split.parts(), [&](int64_t task) {
-      const Part part = part_of(split, task, rows, product_.n());
-      if (part.is_empty()) return;
-      for_each_block(part.m_end - part.m_begin, row_bytes, multiple, [&](int64_t b, int64_t e) {
-        const int64_t begin = (part.m_begin + b) / bytes, end = (part.m_begin + e) / bytes;
-        run_block(product, begin, end, part.n_begin, part.n_end);
-      });
+        staged_stride(product.layout, groups_of(k)) +
+        (std::min(windows_.stride, windows_.taps) * channels_ + columns) * 4 / bytes;
+    run_tasks(tasks, [&](int64_t task) {
+      for (int64_t i = parts * task / tasks; i < parts * (task + 1) / tasks; ++i) {
+        const int64_t group = i / split.parts();
+        const Part part = part_of(split, i % split.parts(), rows, columns);
+        if (part.is_empty()) continue;
+        for_each_block(part.m_end - part.m_begin, row_bytes, multiple, [&](int64_t b, int64_t e) {
+          const int64_t begin = (part.m_begin + b) / bytes, end = (part.m_begin + e) / bytes;
+          run_block(product, group, begin, end, part.n_begin, part.n_end);
+        });
+      }
     });
     return y;
   }
 
  private:
-  // The columns [n_begin, n_end) of the windows [begin, end) of all sequences.
-  void run_block(const Product& product, int64_t begin, int64_t end, int64_t n_begin,
+  // A group's columns [n_begin, n_end) of the windows [begin, end) of all sequences.
+  void run_block(const Product& product, int64_t group, int64_t begin, int64_t end, int64_t n_begin,
                  int64_t n_end) const {
-    const int64_t bytes = scheme_.bits / 8, rows = end - begin, n = product_.n();
-    const WindowLines most(windows_, x_.channels, std::min(rows, windows_of_sequence_));
-    const int64_t values = most.lines() * x_.channels, results = rows * stride_of_sums();
+    const int64_t bytes = scheme_.bits / 8, rows = end - begin;
+    const WindowLines most(windows_, channels_, std::min(rows, windows_of_sequence_));
+    const int64_t values = most.lines() * channels_, results = rows * stride_of_sums();
     const int64_t turned_results = x_.dtype == Dtype::f32 ? 0 : results;
     const int64_t ranges = most.lines() * static_cast<int64_t>(sizeof(Range));
     Pieces pieces(Purpose::block,
@@ -94,13 +106,14 @@ class Conv1d {
 
     const StagedRows staged(product, product_.k(), rows * bytes, bytes, Purpose::staged_rows);
     for_each_sequence(begin, end, [&](int64_t sequence, int64_t first, int64_t at, int64_t count) {
-      stage(staged, most.of(count), sequence, first, at, memory);
+      stage(staged, most.of(count), {sequence, group, first}, at, memory);
     });
-    const bool is_far = reads_far(rows * bytes, product_.weight.panels, n * product_.k());
-    staged.multiply(0, rows * bytes, product_.weight, n_begin, n_end,
-                    product_.to(sums, stride_of_sums(), Dtype::f32), is_far);
+    const Packed& weight = product_.weight(group);
+    const bool is_far = reads_far(rows * bytes, weight.panels, weight.n * weight.k);
+    staged.multiply(0, rows * bytes, weight, n_begin, n_end,
+                    product_.to(group, sums, stride_of_sums()), is_far);
     for_each_sequence(begin, end, [&](int64_t sequence, int64_t first, int64_t at, int64_t count) {
-      finish(sums + at * stride_of_sums(), sequence, first, count, n_begin, n_end, turned);
+      finish(sums + at * stride_of_sums(), {sequence, group, first}, count, n_begin, n_end, turned);
     });
   }
 
@@ -116,7 +129,12 @@ class Conv1d {
   }
 
   // A power of two would bring the values of a column into few cache sets.
-  int64_t stride_of_sums() const { return product_.n() + 16; }
+  int64_t stride_of_sums() const { return product_.columns() + 16; }
+
+  struct Place {
+    int64_t sequence, group;
+    int64_t window;  // of the sequence
+  };
 
   struct Memory {
     float* values;
@@ -124,29 +142,31 @@ class Conv1d {
     uint8_t* beside;
   };
 
-  // The windows from that number `first` on of a sequence become staged rows from `at` on.
-  void stage(const StagedRows& staged, const WindowLines& lines, int64_t sequence, int64_t first,
-             int64_t at, const Memory& memory) const {
-    lines.lay(kernels_, x_, sequence, first, memory.values, memory.beside);
+  // The windows from that place on become staged rows from `at` on.
+  void stage(const StagedRows& staged, const WindowLines& lines, const Place& place, int64_t at,
+             const Memory& memory) const {
+    const int64_t channel = place.group * channels_;
+    lines.lay(kernels_, x_, place.sequence, channel, place.window, memory.values, memory.beside);
     // Shorter lines take longer apart than all of a window together.
     constexpr int64_t kLeastChannels = 8;
-    const bool apart = scheme_.per_token && x_.channels >= kLeastChannels;
+    const bool apart = scheme_.per_token && channels_ >= kLeastChannels;
     for (int64_t line = 0; apart && line < lines.lines(); ++line) {
-      memory.ranges[line] =
-          kernels_.range(memory.values + line * x_.channels, Dtype::f32, x_.channels);
+      memory.ranges[line] = kernels_.range(memory.values + line * channels_, Dtype::f32, channels_);
     }
     const WindowRows source = {
-        kernels_,      scheme_,     whole_,        lines,
-        windows_.taps, x_.channels, memory.values, apart ? memory.ranges : nullptr};
+        kernels_,      scheme_,   whole_,        lines,
+        windows_.taps, channels_, memory.values, apart ? memory.ranges : nullptr};
     const int64_t bytes = scheme_.bits / 8;
     staged.stage(source, 0, at * bytes, (at + lines.count()) * bytes);
   }
 
-  // Results [count, N] become channels of the output.
-  void finish(const float* sums, int64_t sequence, int64_t first, int64_t count, int64_t n_begin,
-              int64_t n_end, float* turned) const {
-    const int64_t n = product_.n(), columns = n_end - n_begin, length = windows_of_sequence_;
-    char* out = out_ + ((sequence * n + n_begin) * length + first) * x_.bytes;
+  // Results of `count` windows, a row for each, become channels of the output.
+  void finish(const float* sums, const Place& place, int64_t count, int64_t n_begin, int64_t n_end,
+              float* turned) const {
+    const int64_t columns = n_end - n_begin, length = windows_of_sequence_;
+    const int64_t channel =
+        place.sequence * product_.n() + place.group * product_.columns() + n_begin;
+    char* out = out_ + (channel * length + place.window) * x_.bytes;
     if (x_.dtype == Dtype::f32) {
       float* channels = reinterpret_cast<float*>(out);
       return transpose(sums + n_begin, stride_of_sums(), count, columns,
@@ -161,9 +181,10 @@ class Conv1d {
 
   const Kernels& kernels_;
   const Sequences x_;
-  const Int8Product product_;
+  const ProductOfGroups product_;
   const Windows windows_;
   const ActivationScheme scheme_;
+  const int64_t channels_;  // of a group
   const int64_t windows_of_sequence_;
   std::optional<QParams> whole_;
   char* out_ = nullptr;
@@ -189,10 +210,14 @@ Tensor conv1d_dynamic(const Tensor& x, const Tensor& packed, const Tensor& weigh
                            checked("padding_left", padding_left, 0),
                            checked("padding_right", padding_right, 0),
                            checked("dilation", dilation, 1)};
-  Int8Product product(packed, weight_scale, bias, {});
-  const int64_t channels = sequences.channels;
-  check(channels > 0 && product.k() % channels == 0 && product.k() / channels == kernel_size,
-        "x must have K / kernel_size channels, K = ", product.k(),
+  const int64_t channels = sequences.channels, groups = packed.dim() == 2 ? packed.size(0) : 1;
+  check(packed.dim() != 2 || (groups > 0 && channels > 0 && channels % groups == 0),
+        "x must have channels for each of ", groups, " groups, got ", ShapeOf(x));
+  check(channels / groups <= kMaxK / kernel_size, "x has K = ", channels / groups,
+        " * kernel_size = ", kernel_size, ", more than ", kMaxK);
+  const int64_t k = channels / groups * kernel_size;
+  ProductOfGroups product(packed, weight_scale, bias, k);
+  check(k > 0 && product.k() == k, "x must have K / kernel_size channels, K = ", product.k(),
         " as the packed weight has, got ", ShapeOf(x), " and kernel_size = ", kernel_size);
   constexpr int64_t kLongest = std::numeric_limits<int64_t>::max() / 2;
   check(sequences.length <= kLongest, "x must have L of at most ", kLongest, ", got ", ShapeOf(x));

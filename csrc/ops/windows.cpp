@@ -85,9 +85,9 @@ int64_t WindowLines::bytes_beside() const {
   return Pieces::total({kChannelsTogether * stride_of(positions) * 4, positions * 2});
 }
 
-void WindowLines::lay(const Kernels& kernels, const Sequences& x, int64_t sequence, int64_t first,
-                      float* out, uint8_t* beside) const {
-  const char* data = x.data + sequence * x.batch_step * x.bytes;
+void WindowLines::lay(const Kernels& kernels, const Sequences& x, int64_t sequence, int64_t channel,
+                      int64_t first, float* out, uint8_t* beside) const {
+  const char* data = x.data + (sequence * x.batch_step + channel * x.channel_step) * x.bytes;
   const int64_t position = first * windows_.stride - windows_.left;
   if (shared_) {
     const int64_t span = windows_.span(count_);

@@ -50,9 +50,10 @@ class WindowLines {
   }
   // What `lay` needs beside the lines.
   int64_t bytes_beside() const;
-  // The windows from that number `first` on of a sequence, as lines at `out`.
-  void lay(const Kernels& kernels, const Sequences& x, int64_t sequence, int64_t first, float* out,
-           uint8_t* beside) const;
+  // The windows from that number `first` on of a sequence and channels from `channel` on, as lines
+  // at `out`.
+  void lay(const Kernels& kernels, const Sequences& x, int64_t sequence, int64_t channel,
+           int64_t first, float* out, uint8_t* beside) const;
 
  private:
   WindowLines(const Windows& windows, int64_t channels, int64_t count, bool shared);

@@ -27,6 +27,7 @@ _KNOWN = {
     *names_in_transformers("nomic_bert", "NomicBertModel"),
 }
 # The angles of others depend on the longest text of a batch.
+_CONVOLUTIONS = (nn.Conv1d, nn.ConvTranspose1d, quantized.Conv1d, quantized.ConvTranspose1d)
 _ROTARY = (None, "default", "linear", "llama3", "yarn", "proportional")
 _FIRST = ("input_ids", "attention_mask")
 _ASKS_FOR_MORE = ("output_hidden_states", "_output_attentions", "is_decoder")
@@ -36,8 +37,8 @@ def is_text_model(module):
     """Whether it is such a model, not fused yet, and the attentions of all its layers are fused."""
     if name_of(type(module)) not in _KNOWN or isinstance(module, Swapped):
         return False
-    if any(isinstance(one, (nn.Conv1d, quantized.Conv1d)) for one in module.modules()):
-        return False  # it sees what is behind a text
+    if any(isinstance(one, _CONVOLUTIONS) for one in module.modules()):
+        return False  # they see what is behind a text
     return _attentions_of(module) is not None
 
 

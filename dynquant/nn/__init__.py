@@ -3,6 +3,7 @@
 from dynquant.nn.attention import MultiheadAttention
 from dynquant.nn.conv1d import Conv1D, Conv1D16bit
 from dynquant.nn.convolution import Conv1d
+from dynquant.nn.convolution_transposed import ConvTranspose1d
 from dynquant.nn.embedding import Embedding, EmbeddingBag
 from dynquant.nn.experts import Experts, Experts16bit
 from dynquant.nn.linear import Linear
@@ -23,6 +24,7 @@ __all__ = [
     "Conv1D",
     "Conv1D16bit",
     "Conv1d",
+    "ConvTranspose1d",
     "DeQuantize",
     "Embedding",
     "EmbeddingBag",

@@ -72,7 +72,7 @@ class Format:
         check_finite(key, rows)
 
     def holds_like(self, other):
-        """Whether both hold a float weight as the same tensors."""
+        """Whether both hold rows of one shape as the same tensors."""
         raise NotImplementedError
 
     def quantized(self, rows, key):
@@ -185,7 +185,7 @@ class Int8(Format):
         check_finite(key, rows)
 
     def holds_like(self, other):
-        return isinstance(other, Int8) and other.per_channel == self.per_channel
+        return type(other) is type(self) and other.per_channel == self.per_channel
 
     def quantized(self, rows, key):
         pair = torch.ops.dynquant.quantize_weight(rows, self.per_channel)

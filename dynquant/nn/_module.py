@@ -59,7 +59,7 @@ class QuantizedModule(nn.Module):
             weight = weight.detach()
             one = self._format_of(name, self._rows(weight), qconfig, mod)
             one.float_shape = tuple(weight.shape)
-            if tied_to is not None and one.holds_like(tied_to._formats[name]):
+            if tied_to is not None and _can_share(one, tied_to._formats[name]):
                 held = tied_to._held(name)
             else:
                 held = one.held_of(one.quantized(self._rows(weight), name), weight.device)
@@ -213,7 +213,7 @@ class QuantizedModule(nn.Module):
         one = self._formats[name]
         if isinstance(value, QuantizedWeight) and (part := value.whole(self._rows)):
             other, held = part
-            if one.holds_like(other) and other.shape == one.shape:
+            if _can_share(one, other):
                 self._buffers.update(zip(one.buffers, held, strict=True))
                 return
             if are_alike(one, self._held(name), other, held):
@@ -378,6 +378,11 @@ class QuantizedModule(nn.Module):
                 held.copy_(value)
         if "placeholder" in self._parameters:
             self._set_placeholder(self.placeholder.dtype)
+
+
+def _can_share(one, other):
+    """Whether what one format holds of a float weight is what the other would hold."""
+    return one.shape == other.shape and one.holds_like(other)
 
 
 def _torn(one, state_dict, prefix):

@@ -1,7 +1,8 @@
-"""Formats of weights with three dimensions: one matrix [N, K] for each expert of a mixture.
+"""Formats of weights that are several matrices, each of which is packed for itself.
 
-Each is a format of dynquant/nn/_formats.py for a stack of such matrices: rows and entries have the
-number of experts as their first dimension, and an expert's weight is held as nn.Linear's would be.
+Each is a format of dynquant/nn/_formats.py. Of a mixture's experts, with a matrix [N, K] each, rows
+and entries have the number of experts as their first dimension, and an expert's weight is held as
+nn.Linear's would be. Of a convolution's groups, rows and entries are those of one matrix.
 """
 
 import torch
@@ -9,7 +10,17 @@ import torch
 from dynquant import _C
 from dynquant.nn._formats import Bits16, Format, Int8
 
-_ALIGNED = 64  # bytes: where an expert's packed weight begins
+_ALIGNED = 64  # bytes: where each packed weight begins
+
+
+def _packed(matrices):
+    """int8 [E, bytes], each row of which begins with what pack_weight gives for a matrix."""
+    each = [torch.ops.dynquant.pack_weight(one) for one in matrices]
+    longest = max(len(one) for one in each)
+    rows = each[0].new_zeros(len(each), -(-longest // _ALIGNED) * _ALIGNED)
+    for row, one in zip(rows, each, strict=True):
+        row[: len(one)] = one
+    return rows
 
 
 class _Stack(Format):
@@ -79,10 +90,38 @@ class Int8Stack(_Stack, Int8):
         return torch.stack([one.integers(own) for one, own in self.each(held)])
 
     def _packed(self, integers):
-        packed = integers.new_zeros(self.experts, -(-self.bytes // _ALIGNED) * _ALIGNED)
-        for expert, one in enumerate(integers):
-            packed[expert, : self.bytes] = super()._packed(one)
-        return packed
+        return _packed(integers)
+
+
+class Int8Groups(Int8):
+    """int8 [N, K], and fp32 scales [N] or [1]; the rows of each of some groups are packed alone.
+
+    Attributes:
+        groups: how many there are; they have as many rows each.
+    """
+
+    def __init__(self, name, rows, qconfig, groups):
+        super().__init__(name, rows, qconfig)
+        self.groups = groups
+
+    def holds_like(self, other):
+        return super().holds_like(other) and other.groups == self.groups
+
+    def _packed(self, integers):
+        return _packed(integers.chunk(self.groups))
+
+    def integers(self, held):
+        rows = self.n // self.groups
+        bytes_ = _C.packed_bytes(rows, self.k)
+        unpack = torch.ops.dynquant.unpack_weight
+        return torch.cat([unpack(one[:bytes_], rows, self.k) for one in held[0]])
+
+    def part(self, held, first, last):
+        """As of one group."""
+        rows = Int8.__new__(Int8)
+        vars(rows).update({key: one for key, one in vars(self).items() if key != "groups"})
+        rows.n = max(0, min(last, self.n) - first)
+        return rows, self._held_part(held, first, last)
 
 
 class Bits16Stack(_Stack, Bits16):

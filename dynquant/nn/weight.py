@@ -191,21 +191,17 @@ class _Stack(_Held):
         return _Quantized([one.of(held, index)], self.dtype, self._is_transposed)
 
 
-class _Convolution(_Held):
-    """A matrix [N, taps * C] as the weight [N, C, taps] of a convolution."""
+class _Shaped(_Held):
+    """A matrix as a weight of another shape: what `shown` makes of its rows."""
 
     @staticmethod
-    def __new__(cls, parts, dtype, taps, is_own=False):
+    def __new__(cls, parts, dtype, shown, is_own=False):
         ((one, held),) = parts
-        channels = one.k // taps
+        like = shown(torch.empty(one.shape, device="meta"))
         weight = torch.Tensor._make_wrapper_subclass(
-            cls,
-            (one.n, channels, taps),
-            strides=(one.k, 1, channels),
-            dtype=dtype,
-            device=held[0].device,
+            cls, like.shape, strides=like.stride(), dtype=dtype, device=held[0].device
         )
-        weight._parts, weight._taps, weight._is_own = tuple(parts), taps, is_own
+        weight._parts, weight._shown_rows, weight._is_own = tuple(parts), shown, is_own
         return weight
 
     @classmethod
@@ -217,20 +213,15 @@ class _Convolution(_Held):
 
     def dequantize(self):
         with torch.inference_mode(False), torch.no_grad():
-            return _by_channels(_values(self._parts, self.dtype), self._taps)
+            return self._shown_rows(_values(self._parts, self.dtype))
 
     def int_repr(self):
         ((one, held),) = self._parts
-        return _by_channels(one.integers(held), self._taps)
+        return self._shown_rows(one.integers(held))
 
     def _like(self, **changes):
-        return type(self)(
-            **{"parts": self._parts, "dtype": self.dtype, "taps": self._taps, **changes}
-        )
-
-
-def _by_channels(rows, taps):
-    return rows.unflatten(1, (taps, rows.shape[1] // taps)).transpose(1, 2)
+        given = {"parts": self._parts, "dtype": self.dtype, "shown": self._shown_rows}
+        return type(self)(**{**given, **changes})
 
 
 class _Traced(QuantizedWeight):
@@ -319,12 +310,12 @@ def quantized_weight(parts, dtype):
     return kind(parts, dtype, is_own=True)
 
 
-def convolution_weight(one, held, dtype, taps):
-    """The weight [N, C, taps] of a convolution, whose rows [N, taps * C] are held by a Format."""
+def shaped_weight(one, held, dtype, shown):
+    """The weight that `shown` makes of the rows [N, K], which are held by a Format."""
     parts = [(one, held)]
     if torch.compiler.is_dynamo_compiling():
-        return _by_channels(_values(parts, dtype), taps).as_subclass(QuantizedWeight)
-    return _Convolution(parts, dtype, taps, is_own=True)
+        return shown(_values(parts, dtype)).as_subclass(QuantizedWeight)
+    return _Shaped(parts, dtype, shown, is_own=True)
 
 
 # What some functions do instead of taking the dequantized values; NotImplemented: they take those.

@@ -82,19 +82,37 @@ def _conv1d_dynamic(b, given, unsigned):
     left, right = given["padding_left"], given["padding_right"]
     if left or right:
         x = b("Pad", x, b.constant([0, 0, left, 0, 0, right], np.int64))
+    packed, columns = given["packed"], (given["weight_scale"], given["bias"])
+    groups = packed.shape[0] if len(packed.shape) == 2 else None
+    if groups is not None:  # [B, G, channels, positions]; a row of columns for each group
+        channels = given["x"].shape[1] // groups
+        x = b("Reshape", x, b.constant([0, groups, channels, -1], np.int64))
+        shape = b.constant([groups, 1, -1], np.int64)
+        columns = (one if one is None else b("Reshape", one, shape) for one in columns)
+    last = 2 if groups is None else 3
+    rows = _windows(b, x, given, last)
+    y = _turned(b, Int8Product(b, packed, *columns, scheme, unsigned)(b, rows), last)
+    if groups is not None:
+        y = b("Reshape", y, b.constant([0, given["weight_scale"].shape[0], -1], np.int64))
+    return [y]
+
+
+def _windows(b, x, given, last):
+    """[..., windows, kernel_size * channels] of x [..., channels, positions]."""
     taps, dilation = given["kernel_size"], given["dilation"]
-    axis, step = (b.constant([one], np.int64) for one in (2, given["stride"]))
+    axis, step = (b.constant([one], np.int64) for one in (last, given["stride"]))
     seen = []
     for tap in range(taps):
         behind = (taps - 1 - tap) * dilation  # positions that this one never sees
         ends = (tap * dilation, -behind if behind else np.iinfo(np.int64).max)
         begin, end = (b.constant([one], np.int64) for one in ends)
         seen.append(b("Slice", x, begin, end, axis, step))
-    rows = b("Transpose", b("Concat", *seen, axis=1), perm=[0, 2, 1])
-    product = Int8Product(
-        b, given["packed"], given["weight_scale"], given["bias"], scheme, unsigned
-    )
-    return [b("Transpose", product(b, rows), perm=[0, 2, 1])]
+    return _turned(b, b("Concat", *seen, axis=last - 1), last)
+
+
+def _turned(b, x, last):
+    """x with its last two dimensions exchanged, the very last of which is number `last`."""
+    return b("Transpose", x, perm=[*range(last - 1), last, last - 1])
 
 
 def _linear_half(b, given, unsigned):

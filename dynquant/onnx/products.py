@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from dynquant import _C
 from dynquant.onnx.builder import array_of
 
 UINT8, INT32, FLOAT = ir.DataType.UINT8, ir.DataType.INT32, ir.DataType.FLOAT
@@ -107,22 +108,36 @@ def _both_bytes(b, q):
     return b("Concat", *(b("Unsqueeze", one, first) for one in (high, low)), axis=0)
 
 
+def _unpacked(bytes_):
+    """The rows [N, K] of the packed weight that `bytes_` begin with."""
+    n, k = (int(bytes_[: _HEADER.itemsize].view(_HEADER)[0][key]) for key in ("n", "k"))
+    packed = torch.from_numpy(bytes_[: _C.packed_bytes(n, k)].copy())
+    return torch.ops.dynquant.unpack_weight(packed, n, k).numpy()
+
+
 class Int8Weight:
-    """A packed weight as constants: int8 [K, N], or uint8 with the zero point 128, and its sums."""
+    """A packed weight as constants: int8 [K, N], or uint8 with the zero point 128, and its sums.
+
+    Of several, one in each row, the constants have the number of rows as their first dimension.
+    """
 
     def __init__(self, b, packed, unsigned):
         bytes_ = array_of(packed)
-        n, k = (int(bytes_[: _HEADER.itemsize].view(_HEADER)[0][key]) for key in ("n", "k"))
-        rows = torch.ops.dynquant.unpack_weight(torch.from_numpy(bytes_.copy()), n, k).numpy()
+        if bytes_.ndim == 1:
+            rows = _unpacked(bytes_)
+        else:
+            rows = np.stack([_unpacked(row) for row in bytes_])
         name = packed.name.replace("packed", "weight")
         if unsigned:
             shifted = (rows.astype(np.int16) + 128).astype(np.uint8)
-            self._matrix = b.named(f"{name}_uint8", np.ascontiguousarray(shifted.T))
+            self._matrix = b.named(f"{name}_uint8", np.ascontiguousarray(shifted.swapaxes(-1, -2)))
             self._zero_point = b.constant(128, np.uint8)
         else:
-            self._matrix = b.named(f"{name}_int8", np.ascontiguousarray(rows.T))
+            self._matrix = b.named(f"{name}_int8", np.ascontiguousarray(rows.swapaxes(-1, -2)))
             self._zero_point = None
-        self._sums = lambda b: b.named(f"{name}_sums", rows.sum(1, dtype=np.int32))
+        sums = rows.sum(-1, dtype=np.int32)
+        sums = sums if bytes_.ndim == 1 else sums[:, None]
+        self._sums = lambda b: b.named(f"{name}_sums", sums)
 
     def sums_of(self, b, quantized):
         """Sums of products with a Quantized, in fp32; exact, but for the sum of two bytes' sums."""

@@ -2,10 +2,12 @@
 
 import torch
 
+from dynquant import _C
 from dynquant.ops.library import (
     FLOAT_DTYPES,
     LIBRARY,
     check_bits,
+    check_columns,
     check_device,
     check_dtype,
     columns,
@@ -35,14 +37,19 @@ def _fake_conv1d(
     quantized on its own (per_token), or all by one range, that of x. The bits are those of
     linear_dynamic on these rows.
 
+    Where packed has a row for each of G groups, the channels, and the N columns, are in as many
+    groups, and windows of a group's channels are multiplied with its columns alone.
+
     Under autocast x alone is cast. The gradient of x is that of a float convolution with the
     dequantized weight; the other arguments get none. The overload `inference` is the same without
     a gradient, and cheaper to call.
 
     Args:
         x: fp32, bf16 or fp16 [B, C, L], any strides.
-        packed: what pack_weight gave of int8 [N, kernel_size * C], one tap behind the other.
-        weight_scale: fp32 [N] or [1].
+        packed: what pack_weight gave of int8 [N, kernel_size * C], one tap behind the other; or
+            int8 [G, bytes], each row of which begins with what it gave of one group's
+            [N / G, kernel_size * C / G].
+        weight_scale: fp32 [N] or, without groups, [1].
         bias: fp32, bf16 or fp16 [N], or None.
         kernel_size, stride, dilation: of positions, from 1 on.
         padding_left, padding_right: zeros before and behind each sequence.
@@ -74,7 +81,7 @@ def _fake_conv1d(
             ),
         )
     batch, channels, length = x.shape
-    n = columns(packed, kernel_size * channels, weight_scale, bias)
+    n = _columns(packed, kernel_size, channels, weight_scale, bias)
     padded = length + padding_left + padding_right
     span = dilation * (kernel_size - 1) + 1
     torch._check(
@@ -82,6 +89,52 @@ def _fake_conv1d(
         lambda: f"x must not be shorter, with its padding, than the kernel, {span} positions",
     )
     return x.new_empty(batch, n, (padded - span) // stride + 1)
+
+
+def _columns(packed, kernel_size, channels, weight_scale, bias):
+    """N, and the checks of what has one value for each column."""
+    if packed.dim() != 2:
+        return columns(packed, kernel_size * channels, weight_scale, bias)
+    check_dtype("packed", packed, torch.int8)
+    check_dtype("weight_scale", weight_scale, torch.float32)
+    groups = packed.shape[0]
+    torch._check(
+        groups > 0 and channels % groups == 0,
+        lambda: f"x must have channels for each of {groups} groups, got {channels}",
+    )
+    n = weight_scale.shape[0] if weight_scale.dim() == 1 else -1
+    torch._check(
+        n >= 0 and n % groups == 0,
+        lambda: (
+            f"weight_scale must have one value for each column of the {groups} groups of packed, "
+            f"got {list(weight_scale.shape)}"
+        ),
+    )
+    size = _packed_bytes(n, groups, kernel_size, channels)
+    torch._check(
+        packed.shape[1] >= size,
+        lambda: f"packed must have the shape [{groups}, {size} or more], got {list(packed.shape)}",
+    )
+    check_columns(n, weight_scale, bias)
+    return n
+
+
+def _packed_bytes(n, groups, kernel_size, channels):
+    """Of a group's packed weight."""
+    return _C.packed_bytes(int(n) // groups, kernel_size * int(channels) // groups)
+
+
+def _weight(packed, weight_scale, n, kernel_size, channels):
+    """The float weight [N, C / G, kernel_size], dequantized."""
+    if packed.dim() == 1:
+        rows = dequantized(packed, weight_scale, n, kernel_size * channels)
+    else:
+        groups = packed.shape[0]
+        size = _packed_bytes(n, groups, kernel_size, channels)
+        k = kernel_size * channels // groups
+        parts = zip(packed[:, :size], weight_scale.chunk(groups), strict=True)
+        rows = torch.cat([dequantized(*part, n // groups, k) for part in parts])
+    return rows.unflatten(1, (kernel_size, -1)).transpose(1, 2)
 
 
 def _save_weight(ctx, inputs, output):
@@ -96,14 +149,14 @@ def _input_gradient(ctx, gradient):
     packed, weight_scale = ctx.saved_tensors
     kernel_size, stride, left, right, dilation = ctx.windows
     batch, channels, length = ctx.shape
-    weight = dequantized(packed, weight_scale, ctx.out_channels, kernel_size * channels)
-    weight = weight.unflatten(1, (kernel_size, channels)).transpose(1, 2)
+    weight = _weight(packed, weight_scale, ctx.out_channels, kernel_size, channels)
     padded = torch.nn.grad.conv1d_input(
         (batch, channels, length + left + right),
         weight,
         gradient.to(torch.float32),
         stride,
         dilation=dilation,
+        groups=channels // weight.shape[1],
     )
     return padded[..., left : left + length].to(ctx.dtype), *[None] * 11
 

@@ -31,7 +31,8 @@ def _product(x, packed):
 
 @register_flop_formula(OPS.conv1d_dynamic)
 def _conv1d(x, packed, weight_scale, bias, kernel_size, *arguments, out_shape=None, **options):
-    return 2 * prod(out_shape) * kernel_size * x[1]
+    groups = packed[0] if len(packed) == 2 else 1
+    return 2 * prod(out_shape) * kernel_size * x[1] // groups
 
 
 @register_flop_formula([OPS.lstm_dynamic, OPS.lstm_half, OPS.lstm_mixed])

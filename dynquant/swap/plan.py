@@ -13,7 +13,7 @@ from dynquant.qconfig import DTYPES, QConfig, one_of, parse_qconfig
 from dynquant.swap.copies import in_eval_mode
 from dynquant.swap.floats import without_form
 from dynquant.swap.own_thread import on_own_thread
-from dynquant.swap.registry import STUBS, Forms, check_dtype, form_for
+from dynquant.swap.registry import ON_REQUEST, STUBS, Forms, check_dtype, form_for
 from dynquant.swap.selection import Match, Spec, describe, fits, lineage_of
 
 
@@ -214,8 +214,8 @@ class Plan:
                 check(describe(pattern), fitting, qconfig.dtype, [])
         self._warn("no quantized form, left as it is", without)
         self._warn(
-            f"left as it is ({forms.on_request} is quantized only where an entry is for its type "
-            "or its own name)",
+            "left as it is (only an entry for its type or its own name quantizes "
+            f"{' or '.join(forms.on_request)})",
             unasked,
         )
 
@@ -295,11 +295,11 @@ def _titled_part(item, product):
 def default_spec(qconfig, convolutions=False):
     """The qconfig_spec that quantizes what None does, with a QConfig for all of it.
 
-    convolutions: nn.Conv1d as well.
+    convolutions: as well as what is quantized on request alone, which are these.
     """
     bases = Forms(None).default_types(qconfig.dtype)
     spec = {base: qconfig for base in bases if base is not NonDynamicallyQuantizableLinear}
-    return spec | {nn.Conv1d: qconfig} if convolutions else spec
+    return spec | dict.fromkeys(ON_REQUEST, qconfig) if convolutions else spec
 
 
 @on_own_thread

@@ -26,6 +26,7 @@ _FORMS = {
     nn.GRUCell: (quantized.GRUCell, quantized.GRUCell16bit),
     nn.RNNCell: (quantized.RNNCell, quantized.RNNCell16bit),
     nn.Conv1d: quantized.Conv1d,
+    nn.ConvTranspose1d: quantized.ConvTranspose1d,
     nn.Embedding: quantized.Embedding,
     nn.EmbeddingBag: quantized.EmbeddingBag,
     FloatExperts: (quantized.Experts, quantized.Experts16bit),
@@ -34,8 +35,8 @@ _FORMS = {
 }
 STUBS = (QuantStub, DeQuantStub)
 # What has a form and is quantized only where an entry asks for it and not for what it lies within:
-# torch.ao leaves it in float.
-_ON_REQUEST = (nn.Conv1d,)
+# torch.ao leaves it in float. What is called convolutions in configs.
+ON_REQUEST = (nn.Conv1d, nn.ConvTranspose1d)
 
 
 # Types of modules that dynquant does not import: where they are defined, and the quantized forms.
@@ -81,8 +82,8 @@ class Forms:
                 )
         foreign = _foreign_forms()
         self.relatives = (nn.MultiheadAttention, FloatExperts, *foreign)
-        self._on_request = [base for base in _ON_REQUEST if base not in mapping]
-        self.on_request = ", ".join(base.__name__ for base in self._on_request)
+        self._on_request = [base for base in ON_REQUEST if base not in mapping]
+        self.on_request = [base.__name__ for base in self._on_request]
         mapping = {base: form for base, form in mapping.items() if not _is_of_torch_ao(form)}
         self._forms = {**_FORMS, **foreign, **mapping}
         self._quantized = tuple({form for forms in self._forms.values() for form in _each(forms)})

@@ -32,7 +32,7 @@ class DynquantConfig(QuantizationConfigMixin):
             also by its name, as in 'bfloat16'. Types that have no form of it stay in float.
         embeddings: torch.quint8 or torch.quint4x2, also by name: nn.Embedding and nn.EmbeddingBag
             in 8 or 4 bits, besides what `dtype` asks for.
-        convolutions: whether nn.Conv1d is quantized, in 8 bits.
+        convolutions: whether nn.Conv1d and nn.ConvTranspose1d are quantized, in 8 bits.
         modules_to_not_convert: names of modules that stay in float, each of which covers its
             submodules, or regular expressions, as for other methods of transformers. Those that
             lose too much are found on the float model, by dynquant.compare or by

@@ -18,6 +18,7 @@ _AT_ONCE = (
     quantized.Linear,
     quantized.Linear16bit,
     quantized.Conv1d,
+    quantized.ConvTranspose1d,
     quantized.Embedding,
     quantized.EmbeddingBag,
     quantized.Experts,
