@@ -46,6 +46,15 @@ class TestProducts:
                 assert_same(product, expected)
         assert_same(torch.addmm(layer.bias, x, weight.t()), layer(x))
 
+    def test_from_the_left(self, layer, x):
+        expected = F.linear(x, layer.weight).T
+        for product in (layer.weight @ x.T, torch.matmul(layer.weight, x.T), layer.weight.mm(x.T)):
+            assert_same(product, expected)
+            assert product.is_contiguous()
+        batch = torch.randn(3, 12, 5)
+        assert_same(layer.weight @ batch, F.linear(batch.mT, layer.weight).mT)
+        assert (layer.weight @ x[0]).shape == (9,)
+
     @pytest.mark.parametrize("scheme", ["per_channel", "per_tensor"])
     def test_of_rows(self, x, scheme):
         layer = quantized(nn.Linear(12, 9), weight=scheme)
@@ -118,6 +127,92 @@ class TestProducts:
         for product in (F.linear(h, table.weight), h @ table.weight.to(h.dtype).T):
             torch.testing.assert_close(product, F.linear(h, values))
         assert table.weight.int_repr().shape == (5000, 7)
+
+
+class Attention(nn.Module):
+    """As WavLM's and fairseq's: torch computes with the weights of four linear layers."""
+
+    def __init__(self, key_features=12):
+        super().__init__()
+        self.q_proj, self.out_proj = nn.Linear(12, 12), nn.Linear(12, 12)
+        self.k_proj, self.v_proj = nn.Linear(key_features, 12), nn.Linear(key_features, 12)
+
+    def forward(self, query, key, need_weights=False, mask=None):
+        biases = [one.bias for one in (self.q_proj, self.k_proj, self.v_proj)]
+        return F.multi_head_attention_forward(
+            *(query, key, key, 12, 3, torch.empty(0), torch.cat(biases), None, None, False, 0.0),
+            *(self.out_proj.weight, self.out_proj.bias, self.training),
+            need_weights=need_weights,
+            attn_mask=mask,
+            use_separate_proj_weight=True,
+            q_proj_weight=self.q_proj.weight,
+            k_proj_weight=self.k_proj.weight,
+            v_proj_weight=self.v_proj.weight,
+        )
+
+
+class TestAttentionOfWeights:
+    @pytest.fixture(params=[torch.qint8, torch.float16], ids=str)
+    def both(self, request):
+        """The attention, and the quantized module that computes the same."""
+        torch.manual_seed(0)
+        attention, module = Attention(10), nn.MultiheadAttention(12, 3, kdim=10, vdim=10)
+        for name, one in (
+            ("q", attention.q_proj),
+            ("k", attention.k_proj),
+            ("v", attention.v_proj),
+        ):
+            getattr(module, f"{name}_proj_weight").data = one.weight.data
+        biases = [one.bias.data for one in (attention.q_proj, attention.k_proj, attention.v_proj)]
+        module.in_proj_bias.data = torch.cat(biases)
+        module.out_proj.load_state_dict(attention.out_proj.state_dict())
+        spec = {nn.Linear: QConfig(dtype=request.param)}
+        return [
+            dynquant.quantize_dynamic(nn.Sequential(one).eval(), spec)[0]
+            for one in (attention, module)
+        ]
+
+    @pytest.mark.parametrize("need_weights", [False, True])
+    def test_is_the_module(self, both, need_weights):
+        attention, module = both
+        query, key, mask = torch.randn(5, 2, 12), torch.randn(7, 2, 10), torch.randn(5, 7)
+        for mask in (None, torch.randn(5, 7)):
+            found = attention(query, key, need_weights, mask)
+            expected = module(query, key, key, None, need_weights, mask)
+            for one, other in zip(found, expected, strict=True):
+                torch.testing.assert_close(one, other)
+
+    def test_computes_with_no_dequantized_weight(self, both, monkeypatch):
+        def fail(weight):
+            raise AssertionError("dequantized")
+
+        monkeypatch.setattr(QuantizedWeight, "dequantize", fail)
+        monkeypatch.setattr(type(both[0].q_proj.weight), "dequantize", fail)
+        both[0](torch.randn(5, 2, 12), torch.randn(7, 2, 10))
+
+    def test_compiled_and_exported(self, both):
+        attention, inputs = both[0], (torch.randn(5, 2, 12), torch.randn(7, 2, 10))
+        expected = attention(*inputs)[0]
+        compiled = torch.compile(attention, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(*inputs)[0], expected)
+        program = torch.export.export(attention, inputs)
+        torch.testing.assert_close(program.module()(*inputs)[0], expected)
+        for graph in (program.graph, _traced_by_dynamo(attention, inputs)):
+            names = [str(node.target) for node in graph.nodes]
+            assert sum("linear_dynamic" in name or "linear_half" in name for name in names) == 4
+            assert not any("addmm" in name or "function linear" in name for name in names)
+
+
+def _traced_by_dynamo(model, inputs):
+    graphs = []
+
+    def backend(module, inputs):
+        graphs.append(module.graph)
+        return module
+
+    torch._dynamo.reset()
+    torch.compile(model, backend=backend, fullgraph=True)(*inputs)
+    return graphs[0]
 
 
 class TestReads:

@@ -1,6 +1,7 @@
 """QuantizedWeight: what `.weight` of a quantized module is."""
 
 import math
+from types import FunctionType
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -16,8 +17,9 @@ _READ_ONLY = (
 class QuantizedWeight(torch.Tensor):
     """A float tensor that stands for the dequantized values of a weight [N, K] (or its transpose).
 
-    It holds what the module holds, and takes no memory of its own. torch.nn.functional.linear and
-    matrix products with its transpose compute as the module does; slices of rows and concatenations
+    It holds what the module holds, and takes no memory of its own. torch.nn.functional.linear,
+    multi_head_attention_forward, matrix products with its transpose, and those of itself with a
+    matrix compute as the module does; slices of rows and concatenations
     of rows, casts to other float dtypes and the transpose stay quantized. Every other operator sees
     the dequantized values, and gives plain tensors.
 
@@ -439,10 +441,12 @@ def _linear(input, weight, bias=None):
 
 
 def _matmul(input, other):
+    """x @ rows.T, or rows @ x as Mamba has it."""
+    if isinstance(input, _MATRICES):
+        of_rows = not input._is_transposed and not isinstance(other, _MATRICES) and other.dim() > 1
+        return _product(other.mT, input, None).mT.contiguous() if of_rows else NotImplemented
     is_one = isinstance(other, _MATRICES) and other._is_transposed
-    if not is_one or isinstance(input, _MATRICES) or input.dim() == 0:
-        return NotImplemented
-    return _product(input, other, None)
+    return _product(input, other, None) if is_one and input.dim() else NotImplemented
 
 
 def _addmm(input, mat1, mat2, *, beta=1, alpha=1):
@@ -460,6 +464,32 @@ def _product(x, weight, bias):
         outputs.append(one.linear(x, held, piece))
         first += one.n
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
+
+
+def _linear_or_plain(input, weight, bias=None):
+    result = _linear(input, weight, bias)
+    if result is NotImplemented:
+        return torch.nn.functional.linear(input, weight, bias)
+    return result
+
+
+def _copied(function, names):
+    """A function in Python with other global names."""
+    copy = FunctionType(function.__code__, names, function.__name__, function.__defaults__)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+def _attention_of_weights():
+    """multi_head_attention_forward, which goes on with weights of any class.
+
+    It would ask them, as one of its arguments, for an own form of it again; and while dynamo traces
+    what such a form does, linear asks no weight.
+    """
+    names = vars(torch.nn.functional).copy()
+    names |= {"has_torch_function": lambda tensors: False, "linear": _linear_or_plain}
+    names["_in_projection"] = _copied(torch.nn.functional._in_projection, names)
+    return _copied(_attention, names)
 
 
 def _plain(tensor):
@@ -517,6 +547,7 @@ def _requires_grad(weight, value=True):
 
 
 _T = torch.Tensor
+_attention = torch.nn.functional.multi_head_attention_forward
 _SCALES = {
     **dict.fromkeys((_T.mul_, _T.multiply_, _T.__imul__), _scaled_in_place(torch.mul)),
     **dict.fromkeys(
@@ -554,6 +585,8 @@ _PRODUCTS = {
     _T.__matmul__: _matmul,
     _T.mm: _matmul,
     _T.addmm: _addmm,
+    # Called by models that keep its projections in linear layers: fairseq's, WavLM, CLIP's pooling.
+    _attention: _attention_of_weights(),
 }
 _TRANSPOSES = {
     **dict.fromkeys(
