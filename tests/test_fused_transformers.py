@@ -50,6 +50,7 @@ ENCODERS = {
     ),
     **dict.fromkeys(("NomicBert", "Gte", "JinaEmbeddingsV3"), (TEXT, "layers")),
     "DistilBert": (DISTILBERT, "transformer.layer"),
+    "Esm": ({**TEXT, "position_embedding_type": "rotary"}, "encoder.layer"),
     "ModernBert": ({**TEXT, "global_attn_every_n_layers": 2, "local_attention": 6}, "layers"),
 }
 GPT2 = {"n_embd": 48, "n_layer": 2, "n_head": 4, "vocab_size": 99, "n_positions": 40}
@@ -162,9 +163,9 @@ OTHERS = {
     ),
     "Lfm2": (
         {**TEXT, "num_key_value_heads": 2, "layer_types": ["conv", "full_attention"]},
-        ["layers.1.self_attn"],
+        ["layers.0.feed_forward", "layers.1.self_attn", "layers.1.feed_forward"],
         TOKENS,
-        (1, 0, 0),
+        (1, 2, 0),
     ),
     "Gemma2": (DECODER, _layers("layers", ".mlp"), TOKENS, (0, 2, 0)),
 }

@@ -93,7 +93,8 @@ class FeedForward:
 
     Args:
         up, down, gate: the linear layers.
-        activation: a module or a function.
+        activation: a module; or a function that forward calls by a name of its own file, with a
+            colon before it: ":gelu", ":F.silu".
         split: where `up` has the rows of both: "gate_first" or "up_first".
         norm: the norm before (norm_first) or after it, if any.
         result_norm: as in Attention.
@@ -120,7 +121,7 @@ class LinearBlock:
 
     Args:
         linear: the linear layer.
-        activation: a module, if there is one.
+        activation: as in FeedForward, if there is one.
         norm: the norm before (norm_first) or after it, if any.
         residual: the argument of forward with what is added, where that is not the input.
         first_token: of the input [batch, length, features], only [:, 0] is taken, as poolers do.
@@ -287,7 +288,7 @@ class Adapter:
         items = (item for part in parts if part is not None for item in vars(part).items())
         found = [name for key, name in items if key not in _NO_NAMES]
         found += [self.whole, self.norm_first]
-        return [name for name in found if isinstance(name, str) and name]
+        return [name for name in found if isinstance(name, str) and name and name[0] != ":"]
 
 
 def _has_norm(part):

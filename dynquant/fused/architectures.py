@@ -275,6 +275,21 @@ for _model, _prefix, _names in (
         **_rotary,
     )
 
+_esm = {
+    "arguments": (*_cached[:-1], "position_embeddings"),
+    "rotary": "position_embeddings",
+    "whole": "is_decoder",
+}
+_linear_block(_of("esm", "EsmIntermediate"), activation=":gelu")
+_attention_module(_of("esm", "EsmSelfAttention"), _bert_attention.attention, **_esm)
+_layer(
+    _of("esm", "EsmLayer"),
+    dataclasses.replace(_bert_layer.attention, norm="attention.LayerNorm"),
+    FeedForward("intermediate.dense", "output.dense", ":gelu", norm="LayerNorm"),
+    norm_first=True,
+    **_esm,
+)
+
 # Decoders.
 _behind_a_cache = {
     "arguments": ("hidden_states", "position_embeddings", "attention_mask", "cache"),
@@ -337,7 +352,7 @@ _decoder(
     whole="qk_layernorm",
     attention_arguments=(*_layer_arguments[:4], "output_attentions", *_layer_arguments[4:]),
 )
-# Its feed-forward block calls a function, which would have other bits than an op.
+_mlp(_of("lfm2", "Lfm2MLP"), FeedForward(up="w3", gate="w1", activation=":F.silu", down="w2"), "x")
 _attention_module(
     _of("lfm2", "Lfm2Attention"),
     _projections("out_proj", **_in_cache, query_norm="q_layernorm", key_norm="k_layernorm"),

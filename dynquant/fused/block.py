@@ -13,6 +13,7 @@ from dynquant.fused.caches import updated_once
 from dynquant.fused.classes import Swapped
 from dynquant.fused.functions import runs_as_op
 from dynquant.fused.hooks import all_idle
+from dynquant.fused.inner import MARK, activated, forward_of
 from dynquant.fused.parts import Parts, numbers_of
 from dynquant.fused.plan import Plan, holds
 from dynquant.fused.readers import READERS
@@ -30,11 +31,11 @@ class FusedBlock(Swapped):
         if not self.training:
             call = READERS[parts.adapter.family](parts, args, kwargs)
         if call is None or not runs_as_op(call.x, lambda: call.added() + parts.parameters()):
-            return super().forward(*args, **kwargs)
+            return self._as_written(parts, *args, **kwargs)
         kind = parts.adapter.result
         as_one = plan is not None and not _has_any_global_hook()
         if not as_one and (not parts.can_call_linears() or _trains(parts.linears)):
-            return super().forward(*args, **kwargs)
+            return self._as_written(parts, *args, **kwargs)
         # Where a bias is returned, there are no weights.
         asked = kind in ("tuple", "weights") and (call.weights or not all_idle(self))
         if asked and call.cache is not None:
@@ -56,6 +57,16 @@ class FusedBlock(Swapped):
         if kind == "tuple":
             return (result,)
         return (result, None) if kind == "weights" else (result, call.bias, None)
+
+    def _as_written(self, parts, *args, **kwargs):
+        names = parts.adapter.feed_forward or parts.adapter.linear_block
+        name = names and names.activation
+        if name is None or not name.startswith(MARK):
+            return super().forward(*args, **kwargs)
+        found = parts.feed_forward or parts.linear_block
+        if found is None:
+            return super().forward(*args, **kwargs)
+        return forward_of(self._base, name, found.activation)(self, *args, **kwargs)
 
     def why_not(self):
         """What stands against running fused now, or ""."""
@@ -133,13 +144,9 @@ class FusedTorchLayer(FusedBlock):
         parts = self.__dict__.get("_parts")
         if isinstance(function, nn.Module) or parts is None or parts.feed_forward is None:
             return function
-        return partial(_activated, parts.feed_forward.activation, function)
+        return partial(activated, parts.feed_forward.activation, function)
 
     @activation.setter
     def activation(self, function):
         self.__dict__["activation"] = function
         self.__dict__.pop("_parts", None)
-
-
-def _activated(name, function, x):
-    return calls.activation(name, x) if runs_as_op(x) else function(x)

@@ -9,6 +9,7 @@ from dynquant import nn as quantized
 from dynquant.fused.adapters import adapter_named
 from dynquant.fused.functions import Norm, activation_of, norm_of
 from dynquant.fused.hooks import first_disturbance
+from dynquant.fused.inner import MARK, function_of
 
 LINEAR = (quantized.Linear, quantized.Conv1D)  # what the ops have a form for
 
@@ -155,10 +156,13 @@ class Parts:
         return LinearParts(linear, norm, activation, function)
 
     def _activation(self, module, name):
-        function = part_of(module, name)
+        is_inner = name.startswith(MARK)
+        function = function_of(module, name) if is_inner else part_of(module, name)
         activation = activation_of(function)
         if activation is None:
             raise _Obstacle(f"{name} is not a known activation")
+        if is_inner:
+            return function, activation
         if not isinstance(function, nn.Module) and self.adapter.family != "torch_layer":
             raise _Obstacle(f"{name} is not a module")
         return function, activation
