@@ -1,0 +1,131 @@
+"""Decoders that generate text."""
+
+import dataclasses
+
+from dynquant.fused.adapters import Attention, FeedForward
+from dynquant.fused.adapters import names_in_transformers as _of
+from dynquant.fused.architectures.feed_forward import GATED, GPT2_MLP, PHI3_MLP
+from dynquant.fused.architectures.forms import (
+    IN_CACHE,
+    MASKED,
+    attention_module,
+    layer,
+    mlp,
+    projections,
+    within,
+)
+
+_behind_a_cache = {
+    "arguments": ("hidden_states", "position_embeddings", "attention_mask", "cache"),
+    "rotary": "position_embeddings",
+    "cache": "cache",
+}
+_layer_arguments = (*MASKED, "position_ids", "cache", "use_cache", "position_embeddings")
+_token = projections("o_proj", **IN_CACHE)
+_token_rotated_or_not = dataclasses.replace(_token, rotates="use_rope")
+_token_normed = dataclasses.replace(_token, query_norm="q_norm", key_norm="k_norm")
+_phi3 = Attention(
+    *("qkv_proj", None, None, "head_dim", "o_proj"), kv_heads="num_key_value_heads", **IN_CACHE
+)
+
+
+def _decoder(
+    model,
+    prefix,
+    attention,
+    block,
+    norms,
+    block_norms,
+    arguments=_layer_arguments,
+    whole=None,
+    attention_arguments=_behind_a_cache["arguments"],
+):
+    """The attention and the layer of a decoder. norms, block_norms: as the two parts name them."""
+    attention_module(
+        _of(model, f"{prefix}Attention"),
+        attention,
+        whole=whole,
+        **{**_behind_a_cache, "arguments": attention_arguments},
+    )
+    layer(
+        _of(model, f"{prefix}DecoderLayer"),
+        within("self_attn", attention, core="self_attn", **norms),
+        within("mlp", block, **block_norms),
+        norm_first=True,
+        whole=whole and f"self_attn.{whole}",
+        **{**_behind_a_cache, "arguments": arguments},
+    )
+
+
+_before = {"norm": "input_layernorm"}, {"norm": "post_attention_layernorm"}
+for _model, _prefix, _names, _block in (
+    ("llama", "Llama", _token, GATED),
+    ("mistral", "Mistral", _token, GATED),
+    ("qwen2", "Qwen2", _token, GATED),
+    ("qwen3", "Qwen3", _token_normed, GATED),
+    ("smollm3", "SmolLM3", _token_rotated_or_not, GATED),
+    ("phi3", "Phi3", _phi3, PHI3_MLP),
+    ("starcoder2", "Starcoder2", _token, GPT2_MLP),
+):
+    _decoder(_model, _prefix, _names, _block, *_before)
+# Some of its sizes have norms of heads, and some the feed-forward block beside the attention, which
+# then has no norm of its own.
+_decoder(
+    *("stablelm", "StableLm", dataclasses.replace(_token, turned="rotary_ndims"), GATED, *_before),
+    whole="qk_layernorm",
+    attention_arguments=(*_layer_arguments[:4], "output_attentions", *_layer_arguments[4:]),
+)
+mlp(_of("lfm2", "Lfm2MLP"), FeedForward(up="w3", gate="w1", activation=":F.silu", down="w2"), "x")
+attention_module(
+    _of("lfm2", "Lfm2Attention"),
+    projections("out_proj", **IN_CACHE, query_norm="q_layernorm", key_norm="k_layernorm"),
+    **_behind_a_cache,
+)
+attention_module(
+    _of("phi", "PhiAttention"),
+    projections("dense", **IN_CACHE, turned="rotary_ndims"),
+    whole="qk_layernorm",
+    **_behind_a_cache,
+)
+# No norm before the attention or the feed-forward block, and one of what it gives. With a sliding
+# window, Exaone rotates in the layers alone that have it.
+_behind = (
+    {"result_norm": "post_attention_layernorm"},
+    {"result_norm": "post_feedforward_layernorm"},
+)
+for _model, _prefix, _without in (
+    ("olmo2", "Olmo2", None),
+    ("olmo3", "Olmo3", None),
+    ("exaone4", "Exaone4", "sliding_window"),
+):
+    _decoder(_model, _prefix, _token_normed, GATED, *_behind, whole=_without)
+_decoder(
+    *("gemma3", "Gemma3", _token_normed, GATED),
+    {"norm": "input_layernorm", **_behind[0]},
+    {"norm": "pre_feedforward_layernorm", **_behind[1]},
+    arguments=(
+        *("hidden_states", "position_embeddings", "attention_mask"),
+        *("position_ids", "cache"),
+    ),
+)
+_gpt2 = Attention(
+    *("c_attn", None, None, "head_dim", "c_proj"), dropout="resid_dropout", **IN_CACHE
+)
+_gpt2_arguments = (
+    *("hidden_states", "cache", "attention_mask"),
+    *("encoder_hidden_states", "encoder_attention_mask"),
+)
+attention_module(
+    _of("gpt2", "GPT2Attention"),
+    _gpt2,
+    arguments=(*_gpt2_arguments, "output_attentions"),
+    cache="cache",
+)
+layer(
+    _of("gpt2", "GPT2Block"),
+    within("attn", _gpt2, core="attn", norm="ln_1"),
+    within("mlp", GPT2_MLP, norm="ln_2"),
+    norm_first=True,
+    arguments=(*_gpt2_arguments, "use_cache"),
+    cache="cache",
+)
