@@ -14,7 +14,7 @@ void sum_transposed(const float* a, int64_t a_stride, const float* b, int64_t b_
   for (int64_t i = 0; i < m; i += kSide) {
     int64_t j = 0;
     for (; i + kSide <= m && j + kSide <= n; j += kSide) {
-      FourFloats x[kSide];
+      FourFloats x[kSide] = {};
       if (b != nullptr) {
         for (int64_t c = 0; c < kSide; ++c) x[c] = load_four(b + (j + c) * b_stride + i);
         transpose_four(x);
