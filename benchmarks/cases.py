@@ -49,9 +49,9 @@ def speech(length):
 
 
 def convolutions(model, length):
-    """model, of random weights: features, the convolutions that wav2vec2-base has for `length`
-    samples of 16 kHz in front of its transformer; vocoder, the HiFi-GAN of SpeechT5 for `length`
-    frames of 16 ms.
+    """model, of random weights: wav2vec2, wav2vec2-base for `length` samples of 16 kHz; features,
+    the convolutions that it has in front of its transformer; vocoder, the HiFi-GAN of SpeechT5 for
+    `length` frames of 16 ms.
     """
     return {"kind": "convolutions", "model": model, "length": length}
 
@@ -229,12 +229,18 @@ def _initialized(model):
     return model
 
 
-def _speech(length):
+def _wav2vec2():
     from transformers import Wav2Vec2Config, Wav2Vec2Model
 
-    encoder = _initialized(Wav2Vec2Model(Wav2Vec2Config())).encoder
+    model = _initialized(Wav2Vec2Model(Wav2Vec2Config()))
     # As a weight of its own, which ONNX Runtime asks for.
-    nn.utils.parametrize.remove_parametrizations(encoder.pos_conv_embed.conv, "weight")
+    nn.utils.parametrize.remove_parametrizations(model.encoder.pos_conv_embed.conv, "weight")
+    model.feature_projection.projection.bias.zero_()  # the one that is drawn in each process anew
+    return model
+
+
+def _speech(length):
+    encoder = _wav2vec2().encoder
     frames = _normal(np.random.default_rng(0), 1, length, encoder.config.hidden_size)
     return FirstOutput(encoder).eval(), (frames,)
 
@@ -246,7 +252,7 @@ class Convolutions(nn.Module):
         asked: the types to be quantized.
     """
 
-    asked = (nn.Conv1d,)
+    asked = (nn.Linear, nn.Conv1d, nn.ConvTranspose1d)
 
     def __init__(self, module):
         super().__init__()
@@ -258,16 +264,16 @@ class Convolutions(nn.Module):
 
 def _convolutions(model, length):
     generator = np.random.default_rng(0)
-    if model == "features":
-        from transformers import Wav2Vec2Config, Wav2Vec2Model
-
-        module, shape = Wav2Vec2Model(Wav2Vec2Config()).feature_extractor, (1, length)
-    else:
+    if model == "vocoder":
         from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
-        module = SpeechT5HifiGan(SpeechT5HifiGanConfig())
+        module = convolved = SpeechT5HifiGan(SpeechT5HifiGanConfig())
         shape = (1, length, module.config.model_in_dim)
-    for part in module.modules():
+    else:
+        whole, shape = _wav2vec2(), (1, length)
+        convolved = whole.feature_extractor
+        module = FirstOutput(whole) if model == "wav2vec2" else convolved
+    for part in convolved.modules():
         if isinstance(part, (nn.Conv1d, nn.ConvTranspose1d)):
             # Such that values keep their size from layer to layer.
             seen = part.weight[0].numel() if isinstance(part, nn.Conv1d) else part.in_channels

@@ -7,10 +7,11 @@ padded. The name of a recurrent layer tells its size, the number of layers, and 
 wav2vec2-1x500 is the transformer of wav2vec2-base for ten seconds of speech, and qwen2-8-16+128
 sixteen tokens, one after another, behind 128 others, by eight layers of the shape of Qwen2-0.5B;
 whisper-6-16+32 the same of a transcript, behind 32, by the decoder of whisper-base for 30 seconds
-of speech, and whisper-6-96+4 the whole of one. features-1x80000 is what wav2vec2-base has in front
-of its transformer, for five seconds, and vocoder-1x100 the HiFi-GAN of SpeechT5 for 1.6: there
-dynquant and torch.ao are asked for convolutions. These have random weights. encode-500 is run where
-it is named: the `encode` of sentence-transformers for 500 texts of 3 to 100 words.
+of speech, and whisper-6-96+4 the whole of one. wav2vec2-1x80000 is all of wav2vec2-base for five
+seconds, features-1x80000 what it has in front of its transformer, and vocoder-1x100 the HiFi-GAN of
+SpeechT5 for 1.6: there dynquant and torch.ao are asked for convolutions. These have random weights.
+encode-500 is run where it is named: the `encode` of sentence-transformers for 500 texts of 3 to 100
+words.
 """
 
 import statistics
@@ -52,6 +53,7 @@ CASES = {
     **dict(_encoders()),
     **dict(_recurrent()),
     "wav2vec2-1x500": cases.speech(500),
+    "wav2vec2-1x80000": cases.convolutions("wav2vec2", 80000),
     "features-1x80000": cases.convolutions("features", 80000),
     "vocoder-1x100": cases.convolutions("vocoder", 100),
     "qwen2-8-16+128": cases.tokens(8, 16, 128),

@@ -100,7 +100,7 @@ class DynquantFused(Dynquant):
     """With the blocks of the model run as single ops."""
 
     def quantized(self, module):
-        model = self.dynquant.quantize_dynamic(module, fuse=True)
+        model = self.dynquant.fuse(super().quantized(module))
         blocks = self.dynquant.fused_blocks(model)
         if not blocks or any(blocks.values()):
             raise Unsupported("dynquant.fuse does not fuse the blocks of this model")

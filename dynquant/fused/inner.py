@@ -7,6 +7,7 @@ from types import FunctionType, SimpleNamespace
 from dynquant.fused import calls
 from dynquant.fused.classes import base_of
 from dynquant.fused.functions import runs_as_op
+from dynquant.nn._renamed import with_names
 
 MARK = ":"  # what such names begin with
 
@@ -32,9 +33,7 @@ def forward_of(kind, name, activation):
         return forward
     names = vars(sys.modules[kind.__module__]).copy()
     names[first] = _replaced(names[first], rest, activation)
-    copy = FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__)
-    copy.__kwdefaults__ = forward.__kwdefaults__
-    return copy
+    return with_names(forward, names)
 
 
 def _replaced(found, steps, activation):

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from typing_extensions import Self  # which torch needs, too
 
+from dynquant.nn import _weight_views  # noqa: F401 (tells weights what functions do with them)
 from dynquant.nn._checks import FLOAT_DTYPES, check_config, check_parameters
 from dynquant.nn._formats import are_alike, renamed_from_version_1
 from dynquant.nn._move import moved

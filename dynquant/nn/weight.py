@@ -1,8 +1,5 @@
 """QuantizedWeight: what `.weight` of a quantized module is."""
 
-import math
-from types import FunctionType
-
 import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -19,9 +16,9 @@ class QuantizedWeight(torch.Tensor):
 
     It holds what the module holds, and takes no memory of its own. torch.nn.functional.linear,
     multi_head_attention_forward, matrix products with its transpose, and those of itself with a
-    matrix compute as the module does; slices of rows and concatenations
-    of rows, casts to other float dtypes and the transpose stay quantized. Every other operator sees
-    the dequantized values, and gives plain tensors.
+    matrix compute as the module does; slices of rows and concatenations of rows, casts to other
+    float dtypes and the transpose stay quantized. Every other operator sees the dequantized values,
+    and gives plain tensors.
 
     Code that merely looks at it (shape, dtype, device) costs nothing and finds, by
     torch.overrides.has_torch_function, that this is not a plain tensor. The fast path of
@@ -60,13 +57,18 @@ class QuantizedWeight(torch.Tensor):
         return self.as_subclass(torch.Tensor)
 
 
-class _Held(QuantizedWeight):
+class Held(QuantizedWeight):
     """Has formats, each with what a module holds as it says, and no storage.
 
-    The weight is the rows of the formats, one below the other. Some functions have handlers.
+    The weight is the rows of the formats, one below the other.
 
     is_own: whether this is a module's whole weight or a view of it, and no copy.
+    HANDLERS: what some functions do instead of taking the dequantized values, by function. Each may
+        give NotImplemented, for arguments with which the function takes the values. They come from
+        _weight_products.py and _weight_views.py.
     """
+
+    HANDLERS = {}
 
     @staticmethod
     def __new__(cls, parts, dtype, is_transposed=False, is_own=False):
@@ -84,14 +86,6 @@ class _Held(QuantizedWeight):
         weight._parts, weight._is_transposed = tuple(parts), is_transposed
         weight._is_own = is_own
         return weight
-
-    @classmethod
-    def _handlers(cls):
-        """What some functions do instead of taking the dequantized values, by function.
-
-        Each may give NotImplemented, for arguments with which the function takes the values.
-        """
-        raise NotImplementedError
 
     def whole(self, rows):
         if len(self._parts) > 1 or rows(self)._is_transposed:
@@ -129,7 +123,7 @@ class _Held(QuantizedWeight):
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        handler = cls._handlers().get(func)
+        handler = cls.HANDLERS.get(func)
         if handler is not None:
             result = handler(*args, **kwargs)
             if result is not NotImplemented:
@@ -145,7 +139,7 @@ class _Held(QuantizedWeight):
                 unpacked.append(weight.dequantize())
                 return unpacked[-1]
 
-            args, kwargs = tree_map_only(_Held, unpack, (args, kwargs))
+            args, kwargs = tree_map_only(Held, unpack, (args, kwargs))
             versions = [weight._version for weight in unpacked]
             result = func(*args, **kwargs)
             if any(
@@ -161,12 +155,10 @@ class _Held(QuantizedWeight):
         return func(*args, **kwargs)
 
 
-class _Quantized(_Held):
+class Matrix(Held):
     """A matrix [N, K], or its transpose."""
 
-    @classmethod
-    def _handlers(cls):
-        return _HANDLERS
+    HANDLERS = {}
 
     def _slice(self, first, last):
         """The rows from `first` to before `last`."""
@@ -181,19 +173,17 @@ class _Quantized(_Held):
         return self._like(parts=parts or [self._parts[0][0].part(self._parts[0][1], 0, 0)])
 
 
-class _Stack(_Held):
+class Stack(Held):
     """Matrices [E, N, K], or their transposes, as experts have them: one part."""
 
-    @classmethod
-    def _handlers(cls):
-        return _STACK_HANDLERS
+    HANDLERS = {}
 
     def _matrix(self, index):
         ((one, held),) = self._parts
-        return _Quantized([one.of(held, index)], self.dtype, self._is_transposed)
+        return Matrix([one.of(held, index)], self.dtype, self._is_transposed)
 
 
-class _Shaped(_Held):
+class Shaped(Held):
     """A matrix as a weight of another shape: what `shown` makes of its rows."""
 
     @staticmethod
@@ -206,9 +196,7 @@ class _Shaped(_Held):
         weight._parts, weight._shown_rows, weight._is_own = tuple(parts), shown, is_own
         return weight
 
-    @classmethod
-    def _handlers(cls):
-        return _ALIKE
+    HANDLERS = {}
 
     def whole(self, rows):
         return None
@@ -226,11 +214,15 @@ class _Shaped(_Held):
         return type(self)(**{**given, **changes})
 
 
-class _Traced(QuantizedWeight):
+class Traced(QuantizedWeight):
     """A matrix while torch.compile traces, which knows no tensors without storage: the values.
 
-    They are in the graph where an operator takes them. Beside them are the same parts as of _Held.
+    They are in the graph where an operator takes them. Beside them are the same parts as of Held.
+
+    PRODUCTS: as HANDLERS of Held.
     """
+
+    PRODUCTS = {}
 
     @classmethod
     def of(cls, values, parts, is_transposed=False):
@@ -241,7 +233,7 @@ class _Traced(QuantizedWeight):
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        handler = _PRODUCTS.get(func)
+        handler = cls.PRODUCTS.get(func)
         result = NotImplemented if handler is None else handler(*args, **kwargs)
         if result is not NotImplemented:
             return result
@@ -250,12 +242,12 @@ class _Traced(QuantizedWeight):
         if func in _DETACHING:
             return result
         dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
-        rows_join = func in _CONCATENATIONS and dim == 0  # dynamo asks for lists, not for tuples
+        rows_join = func in CONCATENATIONS and dim == 0  # dynamo asks for lists, not for tuples
         if rows_join and all(isinstance(one, cls) and not one._is_transposed for one in first):
             return cls.of(result, [part for one in first for part in one._parts])
-        if func in _TRANSPOSES and isinstance(first, cls) and _is_transpose(args[1:]):
+        if func in TRANSPOSES and isinstance(first, cls) and is_transpose(args[1:]):
             return cls.of(result, first._parts, not first._is_transposed)
-        if func in _CASTS and isinstance(first, cls) and result.dtype in FLOAT_DTYPES:
+        if func in CASTS and isinstance(first, cls) and result.dtype in FLOAT_DTYPES:
             return cls.of(result, first._parts, first._is_transposed)
         return result
 
@@ -307,8 +299,8 @@ def quantized_weight(parts, dtype):
     is_matrix = len(parts[0][0].shape) == 2
     if torch.compiler.is_dynamo_compiling():
         values = _values(parts, dtype)
-        return _Traced.of(values, parts) if is_matrix else values.as_subclass(QuantizedWeight)
-    kind = _Quantized if is_matrix else _Stack
+        return Traced.of(values, parts) if is_matrix else values.as_subclass(QuantizedWeight)
+    kind = Matrix if is_matrix else Stack
     return kind(parts, dtype, is_own=True)
 
 
@@ -317,299 +309,22 @@ def shaped_weight(one, held, dtype, shown):
     parts = [(one, held)]
     if torch.compiler.is_dynamo_compiling():
         return shown(_values(parts, dtype)).as_subclass(QuantizedWeight)
-    return _Shaped(parts, dtype, shown, is_own=True)
+    return Shaped(parts, dtype, shown, is_own=True)
 
 
-# What some functions do instead of taking the dequantized values; NotImplemented: they take those.
-
-
-def _itself(weight, *args, **kwargs):
-    return weight
-
-
-def _transposed(weight, *dims):
-    if _is_transpose(dims):
-        return weight._like(is_transposed=not weight._is_transposed)
-    return NotImplemented
-
-
-def _is_transpose(dims):
+def is_transpose(dims):
     """Whether the arguments of t, transpose or permute exchange the two dimensions of a matrix."""
     return dims in ((), (0, 1), (1, 0), (-1, -2), (-2, -1), ((1, 0),))
 
 
-def _stack_transposed(weight, *dims):
-    if dims in ((), (1, 2), (2, 1), (-1, -2), (-2, -1)):
-        return weight._like(is_transposed=not weight._is_transposed)
-    return NotImplemented
-
-
-def _of_stack(weight, index):
-    if isinstance(index, torch.Tensor):
-        if index.dim() or index.is_floating_point() or index.dtype == torch.bool:
-            return NotImplemented
-        index = int(index)
-    if not isinstance(index, int) or isinstance(index, bool):
-        return NotImplemented
-    count = weight.shape[0]
-    if not -count <= index < count:
-        raise IndexError(f"index {index} is out of bounds for dimension 0 with size {count}")
-    return weight._matrix(index % count)
-
-
-def _permuted(weight, *dims):
-    return _transposed(weight) if dims in ((1, 0), ((1, 0),), ([1, 0],)) else NotImplemented
-
-
-def _to(weight, *args, **kwargs):
-    if kwargs.pop("copy", False):
-        return NotImplemented
-    device, dtype, _, _ = torch._C._nn._parse_to(*args, **kwargs)
-    return _moved(weight, device, dtype)
-
-
-def _moved(weight, device, dtype):
-    dtype = dtype or weight.dtype
-    if dtype not in FLOAT_DTYPES:
-        return NotImplemented
-    if device is None or device == weight.device:
-        return weight if dtype == weight.dtype else weight._like(dtype=dtype)
-    parts = [(one, tuple(tensor.to(device) for tensor in held)) for one, held in weight._parts]
-    return weight._like(parts=parts, dtype=dtype)
-
-
-def _cast_to(dtype):
-    return lambda weight: _moved(weight, None, dtype)
-
-
-def _type_as(weight, other):
-    return _moved(weight, other.device, other.dtype) if isinstance(weight, _Held) else other
-
-
-def _item(weight, index):
-    rows = index[0] if isinstance(index, tuple) and index else index
-    rest = index[1:] if isinstance(index, tuple) else ()
-    plain = isinstance(rows, slice) and rows.step in (None, 1)
-    if weight._is_transposed or not plain or any(one != slice(None) for one in rest):
-        return NotImplemented
-    first, last, _ = rows.indices(weight.shape[0])
-    return weight._slice(first, last)
-
-
-def _narrow(weight, dim, start, length):
-    if weight._is_transposed or dim not in (0, -2):
-        return NotImplemented
-    if not (isinstance(start, int) and 0 <= start <= start + length <= weight.shape[0]):
-        return NotImplemented
-    return weight._slice(start, start + length)
-
-
-def _chunk(weight, chunks, dim=0):
-    return _split(weight, max(1, -(-weight.shape[0] // chunks)), dim)
-
-
-def _split(weight, sizes, dim=0):
-    n = weight.shape[0]
-    if weight._is_transposed or dim not in (0, -2):
-        return NotImplemented
-    if isinstance(sizes, int):
-        ends = [(first, min(first + sizes, n)) for first in range(0, n, sizes)] if sizes else []
-    else:
-        ends = [(sum(sizes[:place]), sum(sizes[: place + 1])) for place in range(len(sizes))]
-    if not ends or ends[-1][1] != n:
-        return NotImplemented
-    return tuple(weight._slice(*one) for one in ends)
-
-
-def _cat(tensors, dim=0):
-    tensors = list(tensors)
-    alike = all(
-        isinstance(one, _Quantized)
-        and not one._is_transposed
-        and (one.dtype, one.device, one.shape[1])
-        == (tensors[0].dtype, tensors[0].device, tensors[0].shape[1])
-        for one in tensors
-    )
-    if not alike or dim not in (0, -2):
-        return NotImplemented
-    return tensors[0]._like(parts=[part for one in tensors for part in one._parts])
-
-
-def _linear(input, weight, bias=None):
-    is_one = isinstance(weight, _MATRICES) and not weight._is_transposed
-    return _product(_plain(input), weight, _plain(bias)) if is_one else NotImplemented
-
-
-def _matmul(input, other):
-    """x @ rows.T, or rows @ x as Mamba has it."""
-    if isinstance(input, _MATRICES):
-        of_rows = not input._is_transposed and not isinstance(other, _MATRICES) and other.dim() > 1
-        return _product(other.mT, input, None).mT.contiguous() if of_rows else NotImplemented
-    is_one = isinstance(other, _MATRICES) and other._is_transposed
-    return _product(input, other, None) if is_one and input.dim() else NotImplemented
-
-
-def _addmm(input, mat1, mat2, *, beta=1, alpha=1):
-    if beta != 1 or alpha != 1 or isinstance(input, _MATRICES) or input.dim() != 1:
-        return NotImplemented
-    is_one = isinstance(mat2, _MATRICES) and mat2._is_transposed
-    return _product(_plain(mat1), mat2, input) if is_one else NotImplemented
-
-
-def _product(x, weight, bias):
-    """x @ rows.T + bias, where the weight is these rows or their transpose."""
-    outputs, first = [], 0
-    for one, held in weight._parts:
-        piece = None if bias is None else bias[first : first + one.n]
-        outputs.append(one.linear(x, held, piece))
-        first += one.n
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
-
-
-def _linear_or_plain(input, weight, bias=None):
-    result = _linear(input, weight, bias)
-    if result is NotImplemented:
-        return torch.nn.functional.linear(input, weight, bias)
-    return result
-
-
-def _copied(function, names):
-    """A function in Python with other global names."""
-    copy = FunctionType(function.__code__, names, function.__name__, function.__defaults__)
-    copy.__kwdefaults__ = function.__kwdefaults__
-    return copy
-
-
-def _attention_of_weights():
-    """multi_head_attention_forward, which goes on with weights of any class.
-
-    It would ask them, as one of its arguments, for an own form of it again; and while dynamo traces
-    what such a form does, linear asks no weight.
-    """
-    names = vars(torch.nn.functional).copy()
-    names |= {"has_torch_function": lambda tensors: False, "linear": _linear_or_plain}
-    names["_in_projection"] = _copied(torch.nn.functional._in_projection, names)
-    return _copied(_attention, names)
-
-
-def _plain(tensor):
-    return tensor.dequantize() if isinstance(tensor, _MATRICES) else tensor
-
-
-_MATRICES = (_Quantized, _Traced)
-
-
-def _scaled_in_place(scaled):
-    """Handles an operator that multiplies in place: `scaled` is its form that gives a new tensor.
-
-    A positive number scales the values as it scales their scales, up to rounding; a power of two
-    without any.
-    """
-
-    def handler(weight, number):
-        is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
-        if not isinstance(weight, _Held) or not weight._is_own or not is_number:
-            return NotImplemented
-        if not 0 < number < math.inf:
-            return NotImplemented
-        made = [
-            (tensor, value)
-            for one, held in weight._parts
-            for tensor, value in zip(
-                held, one.scaled(held, lambda tensor: scaled(tensor, number)), strict=True
-            )
-            if value is not tensor
-        ]
-        if not all(_is_in_range(*one) for one in made):
-            return NotImplemented
-        with torch.no_grad():
-            for tensor, value in made:
-                tensor.copy_(value)
-        return weight
-
-    return handler
-
-
-def _is_in_range(before, after):
-    """Whether all is finite, and scales, which are fp32, are in the normal range."""
-    is_normal = after.abs() >= torch.finfo(torch.float32).tiny
-    held = after.isfinite() & (is_normal | (before == 0) | (after.dtype != torch.float32))
-    return bool(held.all())
-
-
-def _requires_grad(weight, value=True):
-    if value:
-        raise RuntimeError(
-            "the weight of a quantized module takes no gradient; weight.dequantize() is a plain "
-            "tensor that can"
-        )
-    return weight
-
-
+MATRICES = (Matrix, Traced)
 _T = torch.Tensor
-_attention = torch.nn.functional.multi_head_attention_forward
-_SCALES = {
-    **dict.fromkeys((_T.mul_, _T.multiply_, _T.__imul__), _scaled_in_place(torch.mul)),
-    **dict.fromkeys(
-        (_T.div_, _T.divide_, _T.true_divide_, _T.__itruediv__), _scaled_in_place(torch.div)
-    ),
-}
-_ALIKE = {  # for matrices and for stacks of them
-    **_SCALES,
-    torch.detach: _itself,
-    torch.dequantize: lambda weight: weight.dequantize(),
-    torch.int_repr: lambda weight: weight.int_repr(),
-    _T.data.__get__: _itself,
-    _T.requires_grad.__set__: _requires_grad,
-    _T.requires_grad_: _requires_grad,
-    _T.detach: _itself,
-    _T.to: _to,
-    _T.float: _cast_to(torch.float32),
-    _T.half: _cast_to(torch.float16),
-    _T.bfloat16: _cast_to(torch.bfloat16),
-    _T.type_as: _type_as,
-}
-_STACK_HANDLERS = {
-    **_ALIKE,
-    torch.transpose: _stack_transposed,
-    _T.mT.__get__: _stack_transposed,
-    _T.transpose: _stack_transposed,
-    _T.__getitem__: _of_stack,
-}
-_PRODUCTS = {
-    torch.nn.functional.linear: _linear,
-    torch.matmul: _matmul,
-    torch.mm: _matmul,
-    torch.addmm: _addmm,
-    _T.matmul: _matmul,
-    _T.__matmul__: _matmul,
-    _T.mm: _matmul,
-    _T.addmm: _addmm,
-    # Called by models that keep its projections in linear layers: fairseq's, WavLM, CLIP's pooling.
-    _attention: _attention_of_weights(),
-}
-_TRANSPOSES = {
-    **dict.fromkeys(
-        (torch.t, torch.transpose, _T.T.__get__, _T.mT.__get__, _T.t, _T.transpose), _transposed
-    ),
-    torch.permute: _permuted,
-    _T.permute: _permuted,
-}
-_CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate, torch.vstack)
-_CASTS = (_T.to, _T.float, _T.half, _T.bfloat16, _T.type_as, _T.detach, torch.detach)
-_HANDLERS = {
-    **_ALIKE,
-    **_PRODUCTS,
-    **_TRANSPOSES,
-    **dict.fromkeys(_CONCATENATIONS, _cat),
-    torch.narrow: _narrow,
-    torch.chunk: _chunk,
-    torch.split: _split,
-    _T.narrow: _narrow,
-    _T.chunk: _chunk,
-    _T.split: _split,
-    _T.__getitem__: _item,
-}
+TRANSPOSES = (
+    *(torch.t, torch.transpose, torch.permute),
+    *(_T.T.__get__, _T.mT.__get__, _T.t, _T.transpose, _T.permute),
+)
+CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate, torch.vstack)
+CASTS = (_T.to, _T.float, _T.half, _T.bfloat16, _T.type_as, _T.detach, torch.detach)
 _LOOKS = {
     _T.__hash__,
     _T.__len__,

@@ -1,0 +1,10 @@
+"""Functions of other libraries, written in Python, that call something else by some of its names."""
+
+from types import FunctionType
+
+
+def with_names(function, names):
+    """A copy of the function that finds global names in the dict `names`."""
+    copy = FunctionType(function.__code__, names, function.__name__, function.__defaults__)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
