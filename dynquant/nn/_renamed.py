@@ -1,4 +1,4 @@
-"""Functions of other libraries, written in Python, that call something else by some of its names."""
+"""Functions of other libraries, in Python, that find something else under some of their names."""
 
 from types import FunctionType
 
