@@ -255,6 +255,9 @@ class TestIsMade:
             dynquant.quantize_dynamic(nn.Sequential(nn.Conv1d(8, 8, 3)))
         with pytest.warns(UserWarning, match="no quantized form$"):
             dynquant.quantize_dynamic(nn.Sequential(nn.Conv1d(8, 8, 3, groups=8)))
+        normed = nn.utils.parametrizations.weight_norm(nn.Conv1d(8, 8, 3))
+        with pytest.warns(UserWarning, match=r"\(Conv1d 9[0-9.]*%\) .* but for Conv1d where that"):
+            dynquant.quantize_dynamic(nn.Sequential(normed))
 
     def test_one_under_two_names_asked_for_differently(self):
         model = nn.ModuleDict({"a": nn.Conv1d(4, 4, 3), "b": nn.ModuleDict()})

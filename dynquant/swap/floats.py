@@ -4,6 +4,7 @@ from collections import Counter
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from dynquant.swap.registry import STUBS, Forms
 
@@ -61,17 +62,22 @@ def without_form(model, swapped, forms, on_request):
 
 
 def _float_parameters(model, swapped, least_dims=0):
-    """The number of elements by type of module; scripted modules count as one type."""
+    """The number of elements by type of module; scripted modules count as one type.
+
+    What a parametrization, weight_norm say, makes a weight of is the parametrized module's.
+    """
     done = {id(inner) for outer in swapped for inner in outer.modules()}
     counts, seen = Counter(), set()
     for module in model.modules():
         if id(module) in done:
             continue
         scripted = isinstance(module, torch.jit.ScriptModule)
-        for parameter in module.parameters(recurse=False):
+        kind = torch.jit.ScriptModule if scripted else type_before_parametrizations(module)
+        originals = [] if kind is type(module) or scripted else module.parametrizations.parameters()
+        for parameter in (*module.parameters(recurse=False), *originals):
             held = parameter.data_ptr() if scripted else id(parameter)
             if parameter.dim() >= least_dims and parameter.numel() and held not in seen:
-                counts[torch.jit.ScriptModule if scripted else type(module)] += parameter.numel()
+                counts[kind] += parameter.numel()
                 seen.add(held)
     return counts
 

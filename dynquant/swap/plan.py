@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from dynquant.nn.experts import FloatExperts, is_experts, unlike_experts
 from dynquant.qconfig import DTYPES, QConfig, one_of, parse_qconfig
@@ -170,7 +171,9 @@ class Plan:
         dtype: what was asked for.
         """
         on_request = {
-            type(module) for module in model.modules() if _can_be_asked_for(module, dtype, forms)
+            type_before_parametrizations(module)
+            for module in model.modules()
+            if _can_be_asked_for(module, dtype, forms)
         }
         swapped = [item.module for item in self.items]
         if message := without_form(model, swapped, forms, on_request):
