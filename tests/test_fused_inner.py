@@ -1,7 +1,10 @@
 """Blocks that call their activation by a name of their own file."""
 
 import math
+import pickle
+import sys
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -45,14 +48,48 @@ class Unknown(Intermediate):
         return cube(self.dense(x))
 
 
+class WithMore(Intermediate):
+    def forward(self, x):
+        return F.gelu(self.dense(x), approximate="tanh")
+
+
+class InAMethod(Intermediate):
+    def forward(self, x):
+        return self.act(self.dense(x))
+
+    def act(self, x):
+        return gelu(x)
+
+
+class Wrapped(Intermediate):
+    @torch.no_grad()
+    def forward(self, x):
+        return gelu(self.dense(x))
+
+
+class Super(Intermediate):
+    """Its forward closes over its class."""
+
+    def forward(self, x):
+        assert isinstance(super(), Intermediate | super)
+        return gelu(self.dense(x))
+
+
 _GATED = FeedForward(up="w3", gate="w1", activation=":F.silu", down="w2")
 register(Intermediate, Adapter(("x",), linear_block=LinearBlock("dense", ":gelu")))
 register(Gated, Adapter(("x",), feed_forward=_GATED))
-register(Unknown, Adapter(("x",), linear_block=LinearBlock("dense", ":cube")))
+for _kind, _name in (
+    (Unknown, ":cube"),
+    (WithMore, ":F.gelu"),
+    (InAMethod, ":gelu"),
+    (Wrapped, ":gelu"),
+    (Super, ":gelu"),
+):
+    register(_kind, Adapter(("x",), linear_block=LinearBlock("dense", _name)))
 X = torch.randn(5, 16, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.fixture(params=[Intermediate, Gated])
+@pytest.fixture(params=[Intermediate, Gated, Super])
 def block(request):
     return fused(nn.Sequential(request.param()))[1]
 
@@ -93,16 +130,54 @@ def test_the_class_keeps_its_function(block):
 def test_compiled(block):
     expected = block(X)
     assert_same(torch.compile(block, backend="aot_eager", fullgraph=True)(X), expected)
-    block[0].register_forward_hook(lambda *call: None)
+    next(block[0].children()).register_forward_hook(lambda *call: None)
     torch._dynamo.reset()
-    assert_same(torch.compile(block, backend="aot_eager")(X), expected)
+    compiled = torch.compile(block, backend="aot_eager")
+    torch.testing.assert_close(compiled(X), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_another_function_is_not_known():
-    quantized = dynquant.quantize_dynamic(nn.Sequential(Unknown()).eval())
-    with pytest.warns(UserWarning, match="0: :cube is not a known activation"):
+@pytest.mark.parametrize("training", [False, True])
+def test_compiled_with_a_gradient(block, training):
+    """Also where nothing was called before."""
+    again = pickle.loads(pickle.dumps(block)).train(training)
+    x = X.clone().requires_grad_()
+    compiled = torch.compile(again, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), block(X), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        torch.export.export(again, (X,), strict=True).module()(X), block(X), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (Unknown, ":cube is not a known activation"),
+        (WithMore, ":F.gelu is called with more than x"),
+        (InAMethod, ":gelu is not a known activation"),
+        (Wrapped, ":gelu is not a known activation"),
+    ],
+)
+def test_what_is_left_alone(kind, reason):
+    quantized = dynquant.quantize_dynamic(nn.Sequential(kind()).eval())
+    with pytest.warns(UserWarning, match=f"0: {reason}"):
         model = dynquant.fuse(quantized)
     assert_same(model(X), quantized(X))
+
+
+def test_an_inherited_forward_calls_what_its_own_file_has(monkeypatch):
+    namespace = {"__name__": "of_another_file", "Intermediate": Intermediate, "gelu": cube}
+    exec("class Derived(Intermediate): pass", namespace)
+    monkeypatch.setitem(sys.modules, "of_another_file", SimpleNamespace(**namespace))
+    derived = namespace["Derived"]
+    register(derived, Adapter(("x",), linear_block=LinearBlock("dense", ":gelu")))
+    quantized, model = fused(nn.Sequential(derived()))
+    torch.testing.assert_close(model(X), quantized(X), rtol=1e-5, atol=1e-5)
+
+
+def test_inline_goes_with_attributes():
+    names = FeedForward("up", "down", ":gelu")
+    with pytest.raises(ValueError, match="inline: its activation is an attribute"):
+        Adapter(("x",), feed_forward=names, inline=True)
 
 
 class TestEsm:

@@ -145,12 +145,20 @@ class TestOutputSize:
         for conv_or_layer in (conv, layer):
             with pytest.raises(ValueError, match="requested an output size of"):
                 conv_or_layer(x, [34])
+        layer.output_padding = (3,)
+        with pytest.raises(RuntimeError, match="output_padding must be smaller than stride, 3, g"):
+            layer(x)
 
     def test_nothing_left(self):
         layer = quantized("transposed, cut")
         assert layer(torch.randn(1, 8, 5)).shape == (1, 6, 1)
-        with pytest.raises(RuntimeError, match="input is too short: the result would have -1 pos"):
-            layer(torch.randn(1, 8, 4))
+        for length, size in ((4, -1), (0, -9)):
+            match = f"input is too short: of {length} positions the result would have {size}"
+            with pytest.raises(RuntimeError, match=match):
+                layer(torch.randn(1, 8, length))
+        for shape in ((), (8,), (1, 2, 8, 5)):
+            with pytest.raises(RuntimeError, match=r"input must have the shape \[B, C, L\] or"):
+                layer(torch.randn(shape))
 
 
 class Block(nn.Module):
@@ -418,10 +426,19 @@ class TestWeight:
         again = quantized(form)
         again.weight = layer.weight
         assert_same(again.weight.int_repr(), layer.weight.int_repr())
-        with pytest.raises(
-            (ValueError, RuntimeError), match=r"weight is torch.float32 \[6, 8, 9\]; allowed"
-        ):
-            layer.weight = torch.zeros(6, 8, 9)
+        assert again.packed is layer.packed
+        for wrong in (Linear.from_float(nn.Linear(6, 8)).weight, torch.zeros(6, 8, 9)):
+            match = rf"weight is torch.float32 \[{', '.join(map(str, wrong.shape))}\]; allowed"
+            with pytest.raises((ValueError, RuntimeError), match=match):
+                layer.weight = wrong
+
+    def test_is_assigned_to_another_kind(self):
+        """The rows of both have one shape, and other values."""
+        conv, other = nn.Conv1d(8, 8, 3), nn.ConvTranspose1d(8, 8, 3)
+        one, two = Conv1d.from_float(conv), ConvTranspose1d.from_float(other)
+        two.weight = one.weight
+        assert two.packed is not one.packed
+        torch.testing.assert_close(two.weight + 0, one.weight + 0, rtol=0, atol=2e-3)
 
 
 class TestState:
@@ -502,6 +519,22 @@ class TestCall:
             layer(torch.randn(1, 8, 2))
         with pytest.raises(TypeError, match="input must be a torch.Tensor"):
             layer([1.0])
+        for form in ("groups", "transposed, groups"):
+            with pytest.raises(RuntimeError, match="channels in each of 2 groups, K = 12 as"):
+                quantized(form)(torch.randn(1, 10, 20))
+
+    @pytest.mark.parametrize("form", SOME_FORMS)
+    def test_compiled_products_with_the_weight(self, form):
+        layer, x = quantized(form), torch.randn(2, 8, 20)
+        function = nn.functional.conv1d if form in FORMS else nn.functional.conv_transpose1d
+        more = (layer.stride, layer.padding)
+
+        def product(x):
+            weight = layer.weight
+            return function(x, weight, layer.bias, *more, groups=layer.groups)
+
+        compiled = torch.compile(product, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x), product(x))
 
     @pytest.mark.parametrize("form", ["stride", *SOME_FORMS[1:]])
     def test_gradient_of_the_input(self, form):

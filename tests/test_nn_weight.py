@@ -54,6 +54,9 @@ class TestProducts:
         batch = torch.randn(3, 12, 5)
         assert_same(layer.weight @ batch, F.linear(batch.mT, layer.weight).mT)
         assert (layer.weight @ x[0]).shape == (9,)
+        torch.testing.assert_close(layer.weight @ x.T.to_sparse(), (layer.weight + 0) @ x.T)
+        with pytest.raises(RuntimeError, match="must be a matrix"):
+            torch.mm(layer.weight, batch)
 
     @pytest.mark.parametrize("scheme", ["per_channel", "per_tensor"])
     def test_of_rows(self, x, scheme):
@@ -189,6 +192,35 @@ class TestAttentionOfWeights:
         monkeypatch.setattr(QuantizedWeight, "dequantize", fail)
         monkeypatch.setattr(type(both[0].q_proj.weight), "dequantize", fail)
         both[0](torch.randn(5, 2, 12), torch.randn(7, 2, 10))
+
+    def test_takes_what_torch_has_now(self, both, monkeypatch):
+        attention, inputs = both[0], (torch.randn(5, 2, 12), torch.randn(7, 2, 10))
+        expected, called = attention(*inputs)[0], []
+        plain = F.scaled_dot_product_attention
+
+        def other(*args, **kwargs):
+            called.append(args)
+            return plain(*args, **kwargs)
+
+        monkeypatch.setattr(F, "scaled_dot_product_attention", other)
+        assert_same(attention(*inputs)[0], expected)
+        assert len(called) == 1
+
+    def test_one_weight_for_all_projections(self):
+        torch.manual_seed(0)
+        layers = quantized(nn.Linear(12, 36)), quantized(nn.Linear(12, 12))
+
+        def call(x):
+            weight = layers[0].weight
+            return F.multi_head_attention_forward(
+                *(x, x, x, 12, 3, weight, layers[0].bias, None, None, False, 0.0),
+                *(layers[1].weight, layers[1].bias, False),
+                need_weights=False,
+            )[0]
+
+        x = torch.randn(5, 2, 12)
+        compiled = torch.compile(call, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x), call(x))
 
     def test_compiled_and_exported(self, both):
         attention, inputs = both[0], (torch.randn(5, 2, 12), torch.randn(7, 2, 10))

@@ -224,6 +224,18 @@ class TestConvolution:
         program, _ = check(Each(made), tmp_path, example, inputs, dynamic)
         assert not {"Conv", "ConvInteger"} & set(kinds(program))
 
+    def test_16_bits(self, tmp_path):
+        torch.manual_seed(0)
+        dtype = torch.float16
+        made = {
+            f"{kind.__name__}, {groups}": quantize_dynamic(
+                kind(6, 96, 3, groups=groups).to(dtype), {kind: SCHEMES["default"]}
+            )
+            for kind in (nn.Conv1d, nn.ConvTranspose1d)
+            for groups in (1, 3)
+        }
+        check(Each(made), tmp_path, (torch.randn(2, 6, 20).to(dtype),), least=40)
+
     def test_per_tensor_is_an_error(self):
         model = quantize_dynamic(nn.Sequential(nn.Conv1d(6, 5, 3)), {nn.Conv1d: STANDARD})
         with pytest.raises(ValueError, match="whose activation is per_tensor has no form"):

@@ -221,23 +221,43 @@ WRONG = [
 ]
 
 
-GROUPED = {"x": torch.zeros(2, 4, 9), "packed": torch.zeros(2, 64, dtype=torch.int8)}
+GROUPED = {
+    "x": torch.zeros(2, 4, 9),
+    "packed": packed_groups(torch.ones(8, 6, dtype=torch.int8), 2),
+    "weight_scale": torch.ones(8),
+    "bias": torch.ones(8),
+}
 WRONG_GROUPS = [
-    ({"packed": torch.zeros(0, 64, dtype=torch.int8)}, "x must have channels for each of 0 groups"),
-    ({"packed": torch.zeros(2, 2, 64, dtype=torch.int8)}, "packed"),
-    ({"x": torch.zeros(2, 5, 9)}, "x must have channels for each of 2 groups"),
-    ({"x": torch.zeros(2, 0, 9)}, "x must have channels for each of 2 groups"),
-    ({"weight_scale": torch.ones(1)}, "weight_scale must have one value for each column of the 2"),
-    ({"weight_scale": torch.ones(2, 2)}, "weight_scale must have one value for each column"),
-    ({"weight_scale": torch.ones(4), "bias": None}, r"packed must have the shape \[2, \d+ or more"),
-    ({"kernel_size": 1 << 17}, "more than 65536"),
+    ({"packed": torch.zeros(0, 64, dtype=torch.int8)}, "packed must have a row for each group"),
+    ({"packed": torch.zeros(2, 2, 64, dtype=torch.int8)}, "packed must be the contiguous one-dim"),
+    ({"packed": torch.zeros(2, 10, dtype=torch.int8)}, "packed is too small to be a packed weight"),
+    ({"packed": GROUPED["packed"].mT.contiguous().mT}, "packed must have contiguous rows"),
+    ({"packed": GROUPED["packed"][:, :-6]}, "packed has .* bytes, which does not fit its header"),
+    (
+        {"x": torch.zeros(2, 5, 9)},
+        "x must have K / kernel_size channels in each of 2 groups, K = 6",
+    ),
+    ({"x": torch.zeros(2, 0, 9)}, "x must have K / kernel_size channels in each of 2 groups"),
+    ({"x": torch.zeros(2, 8, 9)}, "x must have K / kernel_size channels in each of 2 groups"),
+    ({"weight_scale": torch.ones(1)}, "weight_scale must have one value for each of the 8 columns"),
+    ({"weight_scale": torch.ones(2, 4)}, "weight_scale must have one value for each of the 8"),
+    ({"bias": torch.ones(7)}, "bias"),
+    ({"kernel_size": 1 << 17}, "x must have K / kernel_size channels in each of 2 groups"),
 ]
 
 
 @pytest.mark.parametrize(("wrong", "message"), WRONG_GROUPS)
 def test_errors_of_groups(wrong, message):
+    values = valid_convolution_arguments() | GROUPED
+    assert call("conv1d_dynamic", values).shape == (2, 8, 4)
     with pytest.raises(RuntimeError, match=message):
-        call("conv1d_dynamic", valid_convolution_arguments() | GROUPED | wrong)
+        call("conv1d_dynamic", values | wrong)
+    with pytest.raises(RuntimeError):
+        on_meta = {
+            name: value.to("meta") if isinstance(value, torch.Tensor) else value
+            for name, value in (values | wrong).items()
+        }
+        call("conv1d_dynamic", on_meta)
 
 
 def test_a_group_that_is_no_packed_weight():
@@ -247,8 +267,9 @@ def test_a_group_that_is_no_packed_weight():
     with pytest.raises(RuntimeError, match="packed is not a weight packed by pack_weight"):
         OPS.conv1d_dynamic(torch.zeros(1, 4, 9), packed, torch.ones(8), None, 3)
     packed = packed_groups(weight, 2)
-    packed[1] = OPS.pack_weight(torch.zeros(3, 4, dtype=torch.int8))[0]
-    with pytest.raises(RuntimeError, match="packed"):
+    other = OPS.pack_weight(torch.zeros(3, 4, dtype=torch.int8))
+    packed[1, : len(other)] = other
+    with pytest.raises(RuntimeError, match="packed must have groups of one size, got N = 3 and K"):
         OPS.conv1d_dynamic(torch.zeros(1, 4, 9), packed, torch.ones(8), None, 3)
 
 

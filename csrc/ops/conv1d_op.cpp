@@ -210,14 +210,12 @@ Tensor conv1d_dynamic(const Tensor& x, const Tensor& packed, const Tensor& weigh
                            checked("padding_left", padding_left, 0),
                            checked("padding_right", padding_right, 0),
                            checked("dilation", dilation, 1)};
-  const int64_t channels = sequences.channels, groups = packed.dim() == 2 ? packed.size(0) : 1;
-  check(packed.dim() != 2 || (groups > 0 && channels > 0 && channels % groups == 0),
-        "x must have channels for each of ", groups, " groups, got ", ShapeOf(x));
-  check(channels / groups <= kMaxK / kernel_size, "x has K = ", channels / groups,
-        " * kernel_size = ", kernel_size, ", more than ", kMaxK);
-  const int64_t k = channels / groups * kernel_size;
-  ProductOfGroups product(packed, weight_scale, bias, k);
-  check(k > 0 && product.k() == k, "x must have K / kernel_size channels, K = ", product.k(),
+  ProductOfGroups product(packed, weight_scale, bias);
+  const int64_t groups = product.groups(), channels = sequences.channels / groups;
+  const std::string each = groups == 1 ? "" : " in each of " + std::to_string(groups) + " groups";
+  check(channels > 0 && channels * groups == sequences.channels && product.k() % channels == 0 &&
+            product.k() / channels == kernel_size,
+        "x must have K / kernel_size channels", each, ", K = ", product.k(),
         " as the packed weight has, got ", ShapeOf(x), " and kernel_size = ", kernel_size);
   constexpr int64_t kLongest = std::numeric_limits<int64_t>::max() / 2;
   check(sequences.length <= kLongest, "x must have L of at most ", kLongest, ", got ", ShapeOf(x));

@@ -20,8 +20,8 @@ struct Packed {
   int64_t k;
 };
 
-// The same of the packed weight of `bytes` bytes at `base`.
-Packed packed_at(const int8_t* base, int64_t bytes, const char* name);
+// The same of the packed weight of `bytes` bytes at `base`; or of one that they begin with.
+Packed packed_at(const int8_t* base, int64_t bytes, const char* name, bool has_more = false);
 
 // Reads and checks the header; a tensor that is not a packed weight of this layout is an error.
 Packed check_packed(const Tensor& packed, const char* name = "packed");

@@ -12,10 +12,10 @@ namespace dynquant {
 // Groups have as many columns each, and one K.
 class ProductOfGroups {
  public:
-  // packed: one packed weight, or a row for each group that begins with one of that K. Rows do not
-  // tell how many columns they hold: the scales, one for each, do.
+  // packed: one packed weight, or a row for each group that begins with one. There are as many
+  // scales as columns of all groups; of one group, a single one may do.
   ProductOfGroups(const Tensor& packed, const Tensor& weight_scale,
-                  const std::optional<Tensor>& bias, int64_t k);
+                  const std::optional<Tensor>& bias);
 
   int64_t groups() const { return static_cast<int64_t>(weights_.size()); }
   int64_t n() const { return groups() * columns(); }

@@ -94,17 +94,17 @@ Packed check_packed(const Tensor& packed, const char* name) {
   return packed_at(static_cast<const int8_t*>(packed.const_data_ptr()), packed.numel(), name);
 }
 
-Packed packed_at(const int8_t* base, int64_t bytes, const char* name) {
+Packed packed_at(const int8_t* base, int64_t bytes, const char* name, bool has_more) {
   check(bytes >= kHeaderBytes, name, " is too small to be a packed weight");
   PackedHeader header;
   std::memcpy(&header, base, sizeof header);
   check(header.magic == kPackedMagic, name, " is not a weight packed by pack_weight");
   check(header.version == kLayoutVersion, name, " has layout version ", header.version,
         ", this library reads version ", kLayoutVersion, ": pack the weight again");
-  check(header.n >= 0 && header.n < kMaxN && header.k >= 0 && header.k <= kMaxK &&
-            bytes == packed_bytes(header.n, header.k),
-        name, " has ", bytes, " bytes, which does not fit its header (N = ", header.n,
-        ", K = ", header.k, ")");
+  const bool is_valid = header.n >= 0 && header.n < kMaxN && header.k >= 0 && header.k <= kMaxK;
+  const int64_t wanted = is_valid ? packed_bytes(header.n, header.k) : -1;
+  check(is_valid && (has_more ? wanted <= bytes : wanted == bytes), name, " has ", bytes,
+        " bytes, which does not fit its header (N = ", header.n, ", K = ", header.k, ")");
   return {base + kHeaderBytes, header.n, header.k};
 }
 

@@ -93,8 +93,8 @@ class FeedForward:
 
     Args:
         up, down, gate: the linear layers.
-        activation: a module; or a function that forward calls by a name of its own file, with a
-            colon before it: ":gelu", ":F.silu".
+        activation: a module; or a function that forward calls with x alone, by a name of its own
+            file, with a colon before it: ":gelu", ":F.silu".
         split: where `up` has the rows of both: "gate_first" or "up_first".
         norm: the norm before (norm_first) or after it, if any.
         result_norm: as in Attention.
@@ -248,6 +248,8 @@ class Adapter:
         block = self.feed_forward
         if self.attention is not None or block is None or self.residual or _has_norm(block):
             raise ValueError("inline: it goes with feed_forward alone, without norm and residual")
+        if block.activation.startswith(MARK):
+            raise ValueError("inline: its activation is an attribute, not a function")
         if block.gate or block.split or any("." in name for name in self.names()):
             raise ValueError("inline: up, activation and down are attributes of the block itself")
 
@@ -288,7 +290,7 @@ class Adapter:
         items = (item for part in parts if part is not None for item in vars(part).items())
         found = [name for key, name in items if key not in _NO_NAMES]
         found += [self.whole, self.norm_first]
-        return [name for name in found if isinstance(name, str) and name and name[0] != ":"]
+        return [name for name in found if isinstance(name, str) and name and name[0] != MARK]
 
 
 def _has_norm(part):
@@ -299,6 +301,7 @@ def _goes_with_a_cache(attention):
     return attention.index or attention.query_norm or attention.rotates
 
 
+MARK = ":"  # what the name of a function begins with that forward finds in its own file
 # What is told of parts besides the names of their attributes.
 _NO_NAMES = ("split", "residual", "first_token")
 SPLITS = (None, "gate_first", "up_first")

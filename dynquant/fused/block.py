@@ -7,13 +7,14 @@ from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from dynquant.fused import calls
+from dynquant.fused.adapters import MARK
 from dynquant.fused.arguments import with_argument
 from dynquant.fused.biases import with_bias
 from dynquant.fused.caches import updated_once
 from dynquant.fused.classes import Swapped
 from dynquant.fused.functions import runs_as_op
 from dynquant.fused.hooks import all_idle
-from dynquant.fused.inner import MARK, activated, forward_of
+from dynquant.fused.inner import activated, forward_of
 from dynquant.fused.parts import Parts, numbers_of
 from dynquant.fused.plan import Plan, holds
 from dynquant.fused.readers import READERS
@@ -22,7 +23,8 @@ from dynquant.fused.readers import READERS
 class FusedBlock(Swapped):
     """A block of a known architecture.
 
-    Its settings: how the attention computes, and the name that its adapter is registered for.
+    Its settings: how the attention computes, the name that its adapter is registered for, and the
+    name of its activation, where that is a function of its file, or None.
     """
 
     def forward(self, *args, **kwargs):
@@ -61,12 +63,10 @@ class FusedBlock(Swapped):
     def _as_written(self, parts, *args, **kwargs):
         names = parts.adapter.feed_forward or parts.adapter.linear_block
         name = names and names.activation
-        if name is None or not name.startswith(MARK):
+        # A compiler cannot follow the making of a function, and makes kernels of its own anyway.
+        if not name or not name.startswith(MARK) or torch.compiler.is_compiling():
             return super().forward(*args, **kwargs)
-        found = parts.feed_forward or parts.linear_block
-        if found is None:
-            return super().forward(*args, **kwargs)
-        return forward_of(self._base, name, found.activation)(self, *args, **kwargs)
+        return forward_of(self._base, name, self._settings[2])(self, *args, **kwargs)
 
     def why_not(self):
         """What stands against running fused now, or ""."""
@@ -94,7 +94,7 @@ class FusedBlock(Swapped):
         if parts is not None and parts.hold():
             return parts
         kinds = None if parts is None else parts.kinds
-        parts = self.__dict__["_parts"] = Parts(self, self._settings[1], kinds)
+        parts = self.__dict__["_parts"] = Parts(self, *self._settings[1:], kinds)
         return parts
 
     def in_integers(self):

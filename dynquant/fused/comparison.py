@@ -9,6 +9,7 @@ from dynquant.fused.biases import with_bias
 from dynquant.fused.block import compute
 from dynquant.fused.caches import own_of, with_own
 from dynquant.fused.classes import base_of
+from dynquant.fused.inner import arguments_given
 from dynquant.fused.parts import dtype_of
 from dynquant.fused.plan import Plan
 from dynquant.fused.readers import READERS
@@ -69,6 +70,11 @@ def _updates(parts, kwargs):
 
 
 def _block_difference(module, parts, what, kwargs, attention):
+    if parts.inner_activation():
+        names = parts.adapter.feed_forward or parts.adapter.linear_block
+        for args, named in arguments_given(module, names.activation, kwargs):
+            if len(args) != 1 or named:
+                return f"{names.activation} is called with more than x"
     expected = module.forward(**kwargs)
     if unlike := _unlike(expected, parts.adapter.result):
         return unlike

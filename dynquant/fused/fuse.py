@@ -85,7 +85,8 @@ def _fuse(model, attention):
         if isinstance(parts, Chain):
             swap_class(block, FusedSequential)
         else:
-            swap_class(block, _kind_of(parts.adapter), attention, parts.known_as)
+            settings = attention, parts.known_as, parts.inner_activation()
+            swap_class(block, _kind_of(parts.adapter), *settings)
         _run_as_ops(parts.norms(), parts.activations())
     for name, block, parts in whole:
         composed = isinstance(block, FusedInline) and parts.adapter.sublayers is not None
@@ -118,7 +119,7 @@ def _fuse_sublayers(block, attention):
     if reason := sublayers_difference(block, of_token):
         return reason
     _run_as_ops(of_token.norms)
-    swap_class(block, FusedDecoder, attention, parts.known_as)
+    swap_class(block, FusedDecoder, attention, parts.known_as, None)
     return ""
 
 
@@ -131,8 +132,11 @@ def _kind_of(adapter):
 def _blocks_of(model):
     """(name, (block, its Parts or Chain)) of each block that is known."""
     for name, block in model.named_modules():
-        known = block._settings[1] if isinstance(block, FusedBlock) else known_as(block)
-        parts = chain_of(block) if known is None else Parts(block, known)
+        if isinstance(block, FusedBlock):
+            parts = Parts(block, *block._settings[1:])
+        else:
+            known = known_as(block)
+            parts = chain_of(block) if known is None else Parts(block, known)
         if parts is not None:
             yield name, (block, parts)
 

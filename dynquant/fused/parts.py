@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from dynquant import nn as quantized
-from dynquant.fused.adapters import adapter_named
+from dynquant.fused.adapters import MARK, adapter_named
 from dynquant.fused.functions import Norm, activation_of, norm_of
 from dynquant.fused.hooks import first_disturbance
-from dynquant.fused.inner import MARK, function_of
+from dynquant.fused.inner import function_of
 
 LINEAR = (quantized.Linear, quantized.Conv1D)  # what the ops have a form for
 
@@ -77,6 +77,8 @@ class Parts:
     Args:
         module: the block.
         known_as: the name that its Adapter is registered for.
+        activation: what a function of its file is known to compute, where it has such a one and was
+            fused; None where that is yet to be found out.
         kinds: by name, the types that its submodules had when it was fused; None for those that
             they have now.
 
@@ -94,8 +96,8 @@ class Parts:
         heads, kv_heads: of the attention.
     """
 
-    def __init__(self, module, known_as, kinds=None):
-        self.known_as = known_as
+    def __init__(self, module, known_as, activation=None, kinds=None):
+        self.known_as, self._known_activation = known_as, activation
         self.adapter = adapter_named(known_as)
         self.attention = self.feed_forward = self.linear_block = None
         self.runs_without_cache = False
@@ -157,12 +159,14 @@ class Parts:
 
     def _activation(self, module, name):
         is_inner = name.startswith(MARK)
+        if is_inner and self._known_activation:
+            return None, self._known_activation
         function = function_of(module, name) if is_inner else part_of(module, name)
         activation = activation_of(function)
         if activation is None:
             raise _Obstacle(f"{name} is not a known activation")
         if is_inner:
-            return function, activation
+            return None, activation
         if not isinstance(function, nn.Module) and self.adapter.family != "torch_layer":
             raise _Obstacle(f"{name} is not a module")
         return function, activation
@@ -262,6 +266,13 @@ class Parts:
     def takes_rows_alone(self):
         """Whether what a linear layer gives for a row depends on no other row."""
         return all(getattr(part, "per_token", True) for part in self.linears.values())
+
+    def inner_activation(self):
+        """What it computes, where its activation is a function of its file; else None."""
+        names = self.adapter.feed_forward or self.adapter.linear_block
+        if names is None or not (names.activation or "").startswith(MARK):
+            return None
+        return (self.feed_forward or self.linear_block).activation
 
     def norms(self):
         found = [self.attention, self.feed_forward, self.linear_block]

@@ -26,8 +26,8 @@ _KNOWN = {
     *names_in_transformers("mpnet", "MPNetModel"),
     *names_in_transformers("nomic_bert", "NomicBertModel"),
 }
-# The angles of others depend on the longest text of a batch.
 _CONVOLUTIONS = (nn.Conv1d, nn.ConvTranspose1d, quantized.Conv1d, quantized.ConvTranspose1d)
+# The angles of others depend on the longest text of a batch.
 _ROTARY = (None, "default", "linear", "llama3", "yarn", "proportional")
 _FIRST = ("input_ids", "attention_mask")
 _ASKS_FOR_MORE = ("output_hidden_states", "_output_attentions", "is_decoder")

@@ -212,7 +212,8 @@ class QuantizedModule(nn.Module):
         nothing where both can be forms of one float weight.
         """
         one = self._formats[name]
-        if isinstance(value, QuantizedWeight) and (part := value.whole(self._rows)):
+        is_alike = isinstance(value, QuantizedWeight) and tuple(value.shape) == one.float_shape
+        if is_alike and (part := value.whole(self._rows)):
             other, held = part
             if _can_share(one, other):
                 self._buffers.update(zip(one.buffers, held, strict=True))

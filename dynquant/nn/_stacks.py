@@ -9,6 +9,7 @@ import torch
 
 from dynquant import _C
 from dynquant.nn._formats import Bits16, Format, Int8
+from dynquant.ops.library import unpacked_groups
 
 _ALIGNED = 64  # bytes: where each packed weight begins
 
@@ -103,6 +104,7 @@ class Int8Groups(Int8):
     def __init__(self, name, rows, qconfig, groups):
         super().__init__(name, rows, qconfig)
         self.groups = groups
+        self.bytes = _C.packed_bytes(self.n // groups, self.k)  # of each packed weight
 
     def holds_like(self, other):
         return super().holds_like(other) and other.groups == self.groups
@@ -111,10 +113,7 @@ class Int8Groups(Int8):
         return _packed(integers.chunk(self.groups))
 
     def integers(self, held):
-        rows = self.n // self.groups
-        bytes_ = _C.packed_bytes(rows, self.k)
-        unpack = torch.ops.dynquant.unpack_weight
-        return torch.cat([unpack(one[:bytes_], rows, self.k) for one in held[0]])
+        return unpacked_groups(held[0], self.n, self.k, self.bytes)
 
     def part(self, held, first, last):
         """As of one group."""

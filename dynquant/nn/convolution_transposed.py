@@ -18,8 +18,8 @@ class ConvTranspose1d(ConvolutionModule):
     Output o of a channel, with q = o + padding, is a sum over the inputs at q // stride - j and the
     positions q % stride + j * stride of the kernel, for j = 0, 1, ...; so `stride` outputs next to
     each other come from the same window of inputs. It is quantized on its own (per_token), or all
-    by the range of x (per_tensor), to 8 or 16 bits. Each channel has a row for each of these
-    outputs, and so the weight has a scale for each.
+    by the range of x, without inputs whose outputs the padding takes away (per_tensor), to 8 or 16
+    bits. Each channel has a row for each of these outputs, and so the weight has a scale for each.
 
     The weight is held once, packed for the machine. The state dict has weight_int8 (int8
     [out_channels * stride, windows' positions * in_channels / groups]), weight_scale (fp32
@@ -86,15 +86,25 @@ class ConvTranspose1d(ConvolutionModule):
     def forward(self, input: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
         if not torch.jit.is_scripting() and not isinstance(input, torch.Tensor):
             return as_one_call(self, input, output_size)
+        x = input.unsqueeze(0) if input.dim() == 2 else input
+        if x.dim() != 3:
+            raise RuntimeError(
+                f"input must have the shape [B, C, L] or [C, L], got {list(input.shape)}"
+            )
         added = self._output_padding(
             input, output_size, self.stride, self.padding, self.kernel_size, 1, self.dilation
         )
         stride, padding = self.stride[0], self.padding[0]
+        if added[0] >= max(stride, self.dilation[0]):
+            raise RuntimeError(
+                f"output_padding must be smaller than stride, {stride}, got {added[0]}"
+            )
         reach = self.kernel_size[0] + added[0] - padding
-        size = (input.shape[-1] - 1) * stride - padding + reach
-        if size < 1:
-            raise RuntimeError(f"input is too short: the result would have {size} positions")
-        x = input.unsqueeze(0) if input.dim() == 2 else input
+        size = (x.shape[2] - 1) * stride - padding + reach
+        if size < 1 or x.shape[2] < 1:
+            raise RuntimeError(
+                f"input is too short: of {x.shape[2]} positions the result would have {size}"
+            )
         # Windows from that which ends at the input number `first` on.
         first = padding // stride
         left, right = self._taps - 1 - first, (reach - 1) // stride

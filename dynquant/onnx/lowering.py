@@ -88,7 +88,7 @@ def _conv1d_dynamic(b, given, unsigned):
         channels = given["x"].shape[1] // groups
         x = b("Reshape", x, b.constant([0, groups, channels, -1], np.int64))
         shape = b.constant([groups, 1, -1], np.int64)
-        columns = (one if one is None else b("Reshape", one, shape) for one in columns)
+        columns = (one if one is None else b("Reshape", b.floats(one), shape) for one in columns)
     last = 2 if groups is None else 3
     rows = _windows(b, x, given, last)
     y = _turned(b, Int8Product(b, packed, *columns, scheme, unsigned)(b, rows), last)

@@ -13,6 +13,7 @@ from dynquant.ops.library import (
     columns,
     dequantized,
     register_with_inference,
+    unpacked_groups,
 )
 
 
@@ -99,9 +100,11 @@ def _columns(packed, kernel_size, channels, weight_scale, bias):
     check_dtype("weight_scale", weight_scale, torch.float32)
     groups = packed.shape[0]
     torch._check(
-        groups > 0 and channels % groups == 0,
+        groups > 0 and channels > 0 and channels % groups == 0,
         lambda: f"x must have channels for each of {groups} groups, got {channels}",
     )
+    k = kernel_size * channels // groups
+    torch._check(k <= _C.max_k, lambda: f"x has K = {k}, more than {_C.max_k}")
     n = weight_scale.shape[0] if weight_scale.dim() == 1 else -1
     torch._check(
         n >= 0 and n % groups == 0,
@@ -110,18 +113,16 @@ def _columns(packed, kernel_size, channels, weight_scale, bias):
             f"got {list(weight_scale.shape)}"
         ),
     )
-    size = _packed_bytes(n, groups, kernel_size, channels)
+    size = _C.packed_bytes(int(n) // groups, int(k))
     torch._check(
-        packed.shape[1] >= size,
-        lambda: f"packed must have the shape [{groups}, {size} or more], got {list(packed.shape)}",
+        packed.shape[1] >= size and packed.stride(1) == 1,
+        lambda: (
+            f"packed must have the shape [{groups}, {size} or more], its rows contiguous, got "
+            f"{list(packed.shape)}"
+        ),
     )
     check_columns(n, weight_scale, bias)
     return n
-
-
-def _packed_bytes(n, groups, kernel_size, channels):
-    """Of a group's packed weight."""
-    return _C.packed_bytes(int(n) // groups, kernel_size * int(channels) // groups)
 
 
 def _weight(packed, weight_scale, n, kernel_size, channels):
@@ -129,11 +130,10 @@ def _weight(packed, weight_scale, n, kernel_size, channels):
     if packed.dim() == 1:
         rows = dequantized(packed, weight_scale, n, kernel_size * channels)
     else:
-        groups = packed.shape[0]
-        size = _packed_bytes(n, groups, kernel_size, channels)
-        k = kernel_size * channels // groups
-        parts = zip(packed[:, :size], weight_scale.chunk(groups), strict=True)
-        rows = torch.cat([dequantized(*part, n // groups, k) for part in parts])
+        k = kernel_size * channels // packed.shape[0]
+        size = _C.packed_bytes(n // packed.shape[0], k)
+        integers = unpacked_groups(packed, n, k, size)
+        rows = integers.to(torch.float32) * weight_scale[:, None]
     return rows.unflatten(1, (kernel_size, -1)).transpose(1, 2)
 
 

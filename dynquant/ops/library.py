@@ -62,6 +62,12 @@ def check_device(**tensors):
     )
 
 
+def unpacked_groups(packed, n, k, size):
+    """The rows [n, k] of groups, each of which is packed in the first `size` bytes of a row."""
+    rows = n // packed.shape[0]
+    return torch.cat([OPS.unpack_weight(one[:size], rows, k) for one in packed])
+
+
 def dequantized(packed, weight_scale, n, k):
     """The weight [n, k] in fp32 that a packed one stands for."""
     return OPS.unpack_weight(packed, n, k).to(torch.float32) * weight_scale[:, None]
