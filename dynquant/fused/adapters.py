@@ -248,7 +248,7 @@ class Adapter:
         block = self.feed_forward
         if self.attention is not None or block is None or self.residual or _has_norm(block):
             raise ValueError("inline: it goes with feed_forward alone, without norm and residual")
-        if block.activation.startswith(MARK):
+        if self.inner_function() is not None:
             raise ValueError("inline: its activation is an attribute, not a function")
         if block.gate or block.split or any("." in name for name in self.names()):
             raise ValueError("inline: up, activation and down are attributes of the block itself")
@@ -283,6 +283,12 @@ class Adapter:
         """The arguments of forward that its ops take, None for those that it has not."""
         first = self.arguments[0]
         return first, self.mask, self.bias, self.rotary, self.cache, self.cross
+
+    def inner_function(self) -> str | None:
+        """The name of its activation where that is a function of the block's file, else None."""
+        part = self.feed_forward or self.linear_block
+        name = part.activation if part is not None else None
+        return name if name is not None and name.startswith(MARK) else None
 
     def names(self) -> list[str]:
         """The attributes of a block that it names, with dots where they lie deeper."""

@@ -7,7 +7,6 @@ from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from dynquant.fused import calls
-from dynquant.fused.adapters import MARK
 from dynquant.fused.arguments import with_argument
 from dynquant.fused.biases import with_bias
 from dynquant.fused.caches import updated_once
@@ -61,10 +60,9 @@ class FusedBlock(Swapped):
         return (result, None) if kind == "weights" else (result, call.bias, None)
 
     def _as_written(self, parts, *args, **kwargs):
-        names = parts.adapter.feed_forward or parts.adapter.linear_block
-        name = names and names.activation
+        name = parts.adapter.inner_function()
         # A compiler cannot follow the making of a function, and makes kernels of its own anyway.
-        if not name or not name.startswith(MARK) or torch.compiler.is_compiling():
+        if name is None or torch.compiler.is_compiling():
             return super().forward(*args, **kwargs)
         return forward_of(self._base, name, self._settings[2])(self, *args, **kwargs)
 

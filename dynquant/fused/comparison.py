@@ -70,11 +70,10 @@ def _updates(parts, kwargs):
 
 
 def _block_difference(module, parts, what, kwargs, attention):
-    if parts.inner_activation():
-        names = parts.adapter.feed_forward or parts.adapter.linear_block
-        for args, named in arguments_given(module, names.activation, kwargs):
+    if name := parts.adapter.inner_function():
+        for args, named in arguments_given(module, name, kwargs):
             if len(args) != 1 or named:
-                return f"{names.activation} is called with more than x"
+                return f"{name} is called with more than x"
     expected = module.forward(**kwargs)
     if unlike := _unlike(expected, parts.adapter.result):
         return unlike

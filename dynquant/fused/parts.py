@@ -269,8 +269,7 @@ class Parts:
 
     def inner_activation(self):
         """What it computes, where its activation is a function of its file; else None."""
-        names = self.adapter.feed_forward or self.adapter.linear_block
-        if names is None or not (names.activation or "").startswith(MARK):
+        if self.adapter.inner_function() is None:
             return None
         return (self.feed_forward or self.linear_block).activation
 

@@ -3,7 +3,6 @@
 import torch
 from torch import nn
 
-from dynquant import _C
 from dynquant.nn._formats import Int8
 from dynquant.nn._module import QuantizedModule
 from dynquant.nn._stacks import Int8Groups
@@ -34,7 +33,7 @@ class ConvolutionModule(QuantizedModule):
                 setattr(self, name, (getattr(self, name),))
         one = self._formats["weight"]
         self._columns, self._depth = one.n, one.k
-        self._group_bytes = _C.packed_bytes(one.n // self.groups, one.k)
+        self._group_bytes = 0 if self.groups == 1 else one.bytes
 
     @classmethod
     def unlike(cls, mod: nn.Module) -> str | None:

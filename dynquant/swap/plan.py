@@ -298,7 +298,7 @@ def _titled_part(item, product):
 def default_spec(qconfig, convolutions=False):
     """The qconfig_spec that quantizes what None does, with a QConfig for all of it.
 
-    convolutions: as well as what is quantized on request alone, which are these.
+    convolutions: what is quantized on request alone as well.
     """
     bases = Forms(None).default_types(qconfig.dtype)
     spec = {base: qconfig for base in bases if base is not NonDynamicallyQuantizableLinear}
