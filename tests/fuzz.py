@@ -33,6 +33,7 @@ import test_ops_encoder
 import test_ops_grouped
 import test_ops_half
 import test_ops_linear
+import test_ops_mixers
 import test_ops_parts
 import test_ops_relative
 import test_ops_rnn
@@ -268,6 +269,11 @@ RIGHT = {
     "linear_block": _of_a_seed(test_ops_blocks.test_linear_block_is_its_parts),
     "feed_forward": _of_a_seed(test_ops_blocks.test_feed_forward_is_its_parts),
     "rotary": _of_a_seed(test_ops_attention.test_rotary),
+    "gated_delta_rule": _of_a_seed(test_ops_mixers.test_gated_delta_rule),
+    "gated_delta_rule_": _of_a_seed(test_ops_mixers.test_gated_delta_rule),
+    "selective_scan": _of_a_seed(test_ops_mixers.test_selective_scan),
+    "selective_scan_": _of_a_seed(test_ops_mixers.test_selective_scan),
+    "causal_conv1d": _of_a_seed(test_ops_mixers.test_causal_conv1d),
     "query_key_value": _of_a_seed(test_ops_attention.test_query_key_value_is_its_parts),
     "scaled_dot_product": _of_a_seed(test_ops_attention.test_scaled_dot_product),
     "relative_attention": _of_a_seed(test_ops_relative.test_is_the_specification),

@@ -121,7 +121,16 @@ CONVOLUTIONS = {
         *("padding_left", "padding_right", "dilation", *_SCHEME),
     ),
 }
-ALL_OPS = OPS | RECURRENT | BLOCKS | GROUPED | CONVOLUTIONS
+_RULE = "query", "key", "value", "decay", "beta", "state", "scale", "normalize"
+_SCAN = "x", "dt", "A", "B", "C", "D", "state"
+MIXERS = {
+    "gated_delta_rule": _RULE,
+    "gated_delta_rule_": _RULE,
+    "selective_scan": _SCAN,
+    "selective_scan_": _SCAN,
+    "causal_conv1d": ("x", "weight", "bias", "state", "activation"),
+}
+ALL_OPS = OPS | RECURRENT | BLOCKS | GROUPED | CONVOLUTIONS | MIXERS
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 CPU_ONLY = ("linear_half", "quantize_embedding", "embedding", "embedding_bag", "embedding_sum")
 CUDA_OPS = tuple(name for name in OPS if name not in CPU_ONLY)
@@ -335,12 +344,56 @@ def valid_convolution_arguments(m=(M,), n=N, k=K, dtype=torch.float32, per_chann
     }
 
 
+def valid_mixer_arguments(name, m=(M,), n=N, k=K, dtype=torch.float32, per_channel=True):
+    """A value for every argument of MIXERS[name]: prod(m) sequences of three tokens, two heads.
+
+    n: what comes out of a head; k: features of its keys, states of its values, or channels.
+    """
+    generator = torch.Generator().manual_seed(0)
+    batch, rows, heads = math.prod(m), 3, 2
+
+    def floats(*shape):
+        return torch.randn(*shape, generator=generator).to(dtype)
+
+    if name == "causal_conv1d":
+        return {
+            "x": floats(batch, rows, k),
+            "weight": floats(k, 4),
+            "bias": floats(k),
+            "state": floats(batch, k, 4),
+            "activation": 3,
+        }
+    k = max(k, 1)
+    if name.startswith("selective_scan"):
+        return {
+            "x": floats(batch, rows, heads, max(n, 1)),
+            "dt": floats(batch, rows, heads).abs(),
+            "A": -floats(heads).abs(),
+            "B": floats(batch, rows, 1, k),
+            "C": floats(batch, rows, 1, k),
+            "D": floats(heads),
+            "state": floats(batch, heads, max(n, 1), k).float(),
+        }
+    return {
+        "query": floats(batch, rows, heads, k),
+        "key": floats(batch, rows, heads, k),
+        "value": floats(batch, rows, heads, n),
+        "decay": -floats(batch, rows, heads).abs(),
+        "beta": floats(batch, rows, heads).sigmoid(),
+        "state": floats(batch, heads, k, n).float(),
+        "scale": None,
+        "normalize": True,
+    }
+
+
 def valid_call(name, **sizes):
     """A value for every argument of any op of ALL_OPS."""
     if name in GROUPED:
         return valid_grouped_arguments(**sizes)
     if name in CONVOLUTIONS:
         return valid_convolution_arguments(**sizes)
+    if name in MIXERS:
+        return valid_mixer_arguments(name, **sizes)
     if name in BLOCKS:
         return valid_block_arguments(name, **sizes)
     if name in RECURRENT:
@@ -349,4 +402,7 @@ def valid_call(name, **sizes):
 
 
 def call(name, values):
+    """What an op gives; one that writes to its state gets a copy of it."""
+    if name.endswith("_") and isinstance(values["state"], torch.Tensor):
+        values = values | {"state": values["state"].clone()}
     return op_named(name)(*(values[argument] for argument in ALL_OPS[name]))

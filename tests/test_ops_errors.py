@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from op_arguments import BLOCKS, OPS, K, M, N, call, valid_arguments, valid_call
+from op_arguments import BLOCKS, MIXERS, OPS, K, M, N, call, valid_arguments, valid_call
 
 VALID = valid_arguments()
 FLOATS = {torch.float32, torch.bfloat16, torch.float16}
@@ -141,18 +141,21 @@ def test_zero_point_out_of_its_range(dtype, values):
                 call(name, arguments)
 
 
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("name", BLOCKS | MIXERS)
 def test_tensors_of_blocks(name):
     """Each wrong in its dtype, its shape, its device or its layout."""
     valid = valid_call(name)
-    for argument in BLOCKS[name]:
+    arguments = (BLOCKS | MIXERS)[name]
+    for argument in arguments:
         value = valid[argument]
         if not isinstance(value, torch.Tensor):
             continue
         wrong = [value.to(torch.float64), value.to(torch.int64), value[None, None, None, None]]
-        if len(BLOCKS[name]) > 1 and value.shape[-1] > 1 and argument != "x":
+        # One tap, or one position, more is as right.
+        has_sizes = len(arguments) > 1 and name != "causal_conv1d"
+        if has_sizes and value.shape[-1] > 1 and argument != "x":
             wrong.append(torch.cat([value, value[..., :1]], -1))
-        if argument == "x" and name not in ("rotary", "attention", "encoder"):
+        if argument == "x" and name in BLOCKS and name not in ("rotary", "attention", "encoder"):
             wrong.pop(2)  # rows of any shape
         for given in wrong:
             with pytest.raises(EXCEPTIONS, match=rf"\b{argument}\b"):

@@ -3,11 +3,11 @@
 import pytest
 import torch
 from compare import assert_same
-from op_arguments import BLOCKS, GROUPED, OPS, call, op_named, valid_arguments, valid_call
+from op_arguments import BLOCKS, GROUPED, MIXERS, OPS, call, op_named, valid_arguments, valid_call
 from torch._subclasses import FakeTensorMode
 from torch.utils import _pytree as pytree
 
-CHECKED = OPS | BLOCKS | GROUPED
+CHECKED = OPS | BLOCKS | GROUPED | MIXERS
 CALLS = {
     "plain": {},
     "bfloat16": {"dtype": torch.bfloat16},

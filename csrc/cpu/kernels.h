@@ -321,6 +321,58 @@ struct FinishHalfArgs {
   int64_t out_stride;  // in values
 };
 
+// Tokens of one head of linear attention and columns of its state (delta_rule.inl.h). Strides are
+// in values.
+constexpr int64_t kDeltaColumns = 32;  // of a state, that best go through tokens together
+struct DeltaRuleArgs {
+  const float* query;  // [tokens, dim], as key
+  const float* key;
+  int64_t vector_stride;
+  const float* value;  // [tokens, columns]
+  int64_t value_stride;
+  const float* decay;  // [tokens], as beta
+  const float* beta;
+  int64_t tokens;
+  int64_t dim;
+  int64_t columns;
+  const float* from;  // the state before them, [dim, columns]
+  int64_t from_stride;
+  float* state;  // the one after them; may be `from`
+  int64_t state_stride;
+  float scale;
+  float* out;  // [tokens, columns]
+  int64_t out_stride;
+};
+
+// Tokens of some rows of the state of a state space model (selective_scan.inl.h).
+struct SelectiveScanArgs {
+  const float* x;       // [tokens, rows]
+  const float* dt;      // the same, or [tokens] where rows share them
+  bool shares_dt;       // and the skip
+  const float* rate;    // [rows, n], or a single one
+  bool rate_is_one;     // only where rows share dt
+  int64_t rate_stride;  // 0 where rows share it
+  const float* b;       // [tokens, n], as c
+  const float* c;
+  const float* skip;  // [rows] or [1], or null
+  int64_t tokens;
+  int64_t rows;
+  int64_t n;
+  const float* from;  // the state before them, [rows, n]
+  float* state;       // the one after them; may be `from`
+  float* out;         // [tokens, rows]
+};
+
+// y[n] = bias + the sum over taps of weight[tap] * x[tap], of n channels each.
+struct TapsArgs {
+  const float* weight;  // [taps, n]
+  const float* const* x;
+  const float* bias;  // or null
+  int64_t taps;
+  int64_t n;
+  float* y;
+};
+
 enum class Cell : int32_t { lstm, gru, rnn_tanh, rnn_relu };
 
 // The end of a recurrent step of one row, from the products of the input and of the hidden state,
@@ -397,6 +449,9 @@ struct Kernels {
   void (*bags)(const BagArgs&);
   void (*activate)(const ActivateArgs&);
   void (*gates)(const GatesArgs&);
+  void (*delta_rule)(const DeltaRuleArgs&);
+  void (*selective_scan)(const SelectiveScanArgs&);
+  void (*taps)(const TapsArgs&);
   void (*norm)(const NormArgs&);
   void (*softmax)(const SoftmaxArgs&);
   void (*rotary)(const RotaryArgs&);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "attention.inl.h"
+#include "delta_rule.inl.h"
 #include "embedding.inl.h"
 #include "gates.inl.h"
 #include "gemm.inl.h"
@@ -9,7 +10,9 @@
 #include "norm.inl.h"
 #include "probe.inl.h"
 #include "quantize.inl.h"
+#include "selective_scan.inl.h"
 #include "strips.inl.h"
+#include "taps.inl.h"
 #include "weighted_sum.inl.h"
 
 namespace dynquant {
@@ -46,6 +49,9 @@ constexpr Kernels table_of(const char* name) {
   t.bags = &bags<Isa>;
   t.activate = &activate<Isa>;
   t.gates = &gates<Isa>;
+  t.delta_rule = &delta_rule<Isa>;
+  t.selective_scan = &selective_scan<Isa>;
+  t.taps = &taps<Isa>;
   t.norm = &norm<Isa>;
   t.softmax = &softmax<Isa>;
   t.rotary = &rotary<Isa>;

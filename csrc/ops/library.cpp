@@ -94,6 +94,21 @@ STABLE_TORCH_LIBRARY(dynquant, m) {
       "Tensor? position_query=None, Tensor? mask=None, float? scale=None, bool integers=True) -> "
       "Tensor");
   m.def(
+      "gated_delta_rule(Tensor query, Tensor key, Tensor value, Tensor decay, Tensor beta, "
+      "Tensor? state=None, float? scale=None, bool normalize=False) -> (Tensor, Tensor)");
+  m.def(
+      "gated_delta_rule_(Tensor query, Tensor key, Tensor value, Tensor decay, Tensor beta, "
+      "Tensor(a!) state, float? scale=None, bool normalize=False) -> Tensor");
+  m.def(
+      "selective_scan(Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D=None, "
+      "Tensor? state=None) -> (Tensor, Tensor)");
+  m.def(
+      "selective_scan_(Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, "
+      "Tensor(a!) state) -> Tensor");
+  m.def(
+      "causal_conv1d(Tensor x, Tensor weight, Tensor? bias=None, Tensor? state=None, "
+      "int activation=0) -> (Tensor, Tensor)");
+  m.def(
       "query_key_value(Tensor x, Tensor packed_q, Tensor weight_scale_q, Tensor? bias_q, "
       "Tensor? packed_k, Tensor? weight_scale_k, Tensor? bias_k, Tensor? packed_v, "
       "Tensor? weight_scale_v, Tensor? bias_v, int heads, int kv_heads, Tensor? cos=None, "
@@ -196,6 +211,11 @@ STABLE_TORCH_LIBRARY_IMPL(dynquant, CPU, m) {
   ops.add<&dynquant::rotary>("rotary");
   ops.add<&dynquant::scaled_dot_product>("scaled_dot_product");
   ops.add<&dynquant::relative_attention>("relative_attention");
+  ops.add<&dynquant::gated_delta_rule>("gated_delta_rule");
+  ops.add<&dynquant::gated_delta_rule_>("gated_delta_rule_");
+  ops.add<&dynquant::selective_scan>("selective_scan");
+  ops.add<&dynquant::selective_scan_>("selective_scan_");
+  ops.add<&dynquant::causal_conv1d>("causal_conv1d");
   ops.add<&dynquant::query_key_value>("query_key_value");
   ops.add<&dynquant::attend>("attend");
   ops.add<&dynquant::attention>("attention");

@@ -79,6 +79,22 @@ Tensor relative_attention(const Tensor& query, const Tensor& key, const Tensor& 
                           const std::optional<Tensor>& position_query,
                           const std::optional<Tensor>& mask, std::optional<double> scale,
                           bool integers);
+std::tuple<Tensor, Tensor> gated_delta_rule(const Tensor& query, const Tensor& key,
+                                            const Tensor& value, const Tensor& decay,
+                                            const Tensor& beta, const std::optional<Tensor>& state,
+                                            std::optional<double> scale, bool normalize);
+Tensor gated_delta_rule_(const Tensor& query, const Tensor& key, const Tensor& value,
+                         const Tensor& decay, const Tensor& beta, const Tensor& state,
+                         std::optional<double> scale, bool normalize);
+std::tuple<Tensor, Tensor> selective_scan(const Tensor& x, const Tensor& dt, const Tensor& A,
+                                          const Tensor& B, const Tensor& C,
+                                          const std::optional<Tensor>& D,
+                                          const std::optional<Tensor>& state);
+Tensor selective_scan_(const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B,
+                       const Tensor& C, const std::optional<Tensor>& D, const Tensor& state);
+std::tuple<Tensor, Tensor> causal_conv1d(const Tensor& x, const Tensor& weight,
+                                         const std::optional<Tensor>& bias,
+                                         const std::optional<Tensor>& state, int64_t activation);
 std::tuple<Tensor, Tensor, Tensor> query_key_value(
     const Tensor& x, const Tensor& packed_q, const Tensor& weight_scale_q,
     const std::optional<Tensor>& bias_q, const std::optional<Tensor>& packed_k,

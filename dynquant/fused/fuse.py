@@ -18,6 +18,7 @@ from dynquant.fused.embeddings import FusedEmbeddings, sum_names
 from dynquant.fused.functions import FusedActivation, FusedNorm, norm_of
 from dynquant.fused.inline import FusedInline
 from dynquant.fused.known import known_as, stranger_in
+from dynquant.fused.mixers import FusedMixer, is_mixer
 from dynquant.fused.models import FusedModel, is_known
 from dynquant.fused.parts import Parts
 from dynquant.fused.sequential import Chain, FusedSequential, chain_of
@@ -92,7 +93,10 @@ def _fuse(model, attention):
         composed = isinstance(block, FusedInline) and parts.adapter.sublayers is not None
         if composed and (reason := _fuse_sublayers(block, attention)):
             reasons[f"{name} around its attentions"] = reason
-    for module in list(model.modules()) if whole else ():
+    mixers = [module for module in model.modules() if is_mixer(module)]
+    for module in mixers:
+        swap_class(module, FusedMixer)
+    for module in list(model.modules()) if whole or mixers else ():
         names = sum_names(module)
         if names is not None:
             swap_class(getattr(module, names.norm), FusedNorm, "layer")
@@ -103,7 +107,7 @@ def _fuse(model, attention):
             swap_class(module, FusedTexts)
         elif not module._modules and (kind := norm_of(module)) in _SLOW_NORMS:
             swap_class(module, FusedNorm, kind)
-    _warn(blocks, reasons)
+    _warn(blocks or mixers, reasons)
 
 
 def _fuse_sublayers(block, attention):
@@ -158,8 +162,8 @@ def _run_as_ops(norms, activations=()):
             swap_class(function, FusedActivation, activation)
 
 
-def _warn(blocks, reasons):
-    if not blocks:
+def _warn(known, reasons):
+    if not known:
         warnings.warn(
             "fuse: no block of the model is known; dynquant.fused.register makes one known",
             UserWarning,

@@ -14,6 +14,7 @@ from dynquant.ops import (
     grouped,
     half,
     linear,
+    mixers,
     recurrent,
 )
 
@@ -28,5 +29,6 @@ __all__ = [
     "grouped",
     "half",
     "linear",
+    "mixers",
     "recurrent",
 ]

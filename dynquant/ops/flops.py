@@ -9,6 +9,7 @@ from math import prod
 from torch.utils.flop_counter import register_flop_formula
 
 import dynquant.ops.grouped  # noqa: F401 (defines an op)
+import dynquant.ops.mixers  # noqa: F401 (defines ops)
 from dynquant import _C
 from dynquant.ops.encoder import layers_of
 from dynquant.ops.library import OPS
@@ -33,6 +34,21 @@ def _product(x, packed):
 def _conv1d(x, packed, weight_scale, bias, kernel_size, *arguments, out_shape=None, **options):
     groups = packed[0] if len(packed) == 2 else 1
     return 2 * prod(out_shape) * kernel_size * x[1] // groups
+
+
+@register_flop_formula(OPS.causal_conv1d)
+def _causal_conv1d(x, weight, *arguments, out_shape=None, **options):
+    return 2 * prod(x) * weight[1]
+
+
+@register_flop_formula([OPS.gated_delta_rule, OPS.gated_delta_rule_])
+def _delta_rule(query, key, value, *arguments, out_shape=None, **options):
+    return 3 * 2 * prod(value) * key[-1]  # what the state gives, what it learns, what comes out
+
+
+@register_flop_formula([OPS.selective_scan, OPS.selective_scan_])
+def _selective_scan(x, dt, rate, b, *arguments, out_shape=None, **options):
+    return 2 * 2 * prod(x) * b[-1]
 
 
 @register_flop_formula([OPS.lstm_dynamic, OPS.lstm_half, OPS.lstm_mixed])

@@ -60,6 +60,7 @@ void test_kernels(const Kernels& kernels) {
   if (kernels.many_rows != nullptr) test_product(kernels, *kernels.many_rows, random);
   test_rows(kernels, random);
   test_gates(kernels, random);
+  test_mixers(kernels, random);
   test_packing(kernels, random);
 }
 

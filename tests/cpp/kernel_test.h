@@ -26,6 +26,7 @@ void test_quantization(const Kernels& kernels, std::mt19937& random);
 void test_products_in_floats(const Kernels& kernels, std::mt19937& random);
 void test_rows(const Kernels& kernels, std::mt19937& random);
 void test_gates(const Kernels& kernels, std::mt19937& random);
+void test_mixers(const Kernels& kernels, std::mt19937& random);
 void test_embeddings(const Kernels& kernels, std::mt19937& random);
 
 }  // namespace dynquant

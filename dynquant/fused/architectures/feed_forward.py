@@ -12,6 +12,10 @@ PHI3_MLP = FeedForward(
     up="gate_up_proj", split="gate_first", activation="activation_fn", down="down_proj"
 )
 mlp(_of("phi3", "Phi3MLP"), PHI3_MLP)
+mlp(
+    _of("granitemoehybrid", "GraniteMoeHybridMLP"),
+    FeedForward("input_linear", "output_linear", "activation", split="gate_first"),
+)
 mlp(_of("dinov3_vit", "DINOv3ViTMLP"), FeedForward("up_proj", "down_proj", "act_fn"), "x")
 mlp(_of("clip", "CLIPMLP") + _of("detr", "DetrMLP"), PLAIN)
 _gpt_neox = FeedForward(up="dense_h_to_4h", activation="act", down="dense_4h_to_h")
