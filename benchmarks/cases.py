@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks import hybrids
+
 
 def linear(m, n, k):
     return {"kind": "linear", "m": m, "n": n, "k": k}
@@ -30,7 +32,7 @@ def recurrent(layer, size, layers, batch, length):
 def encoder(model, batch, length, shortest=None):
     """model: minilm (its true weights), or of random ones bert-base, deberta, the shape of
     DeBERTa-v3-base, or a decoder that embeds texts: qwen3-8 and gemma3-8, eight layers of the
-    shapes of Qwen3-Embedding-0.6B and of EmbeddingGemma.
+    shapes of Qwen3-Embedding-0.6B and of EmbeddingGemma, and those of hybrids.MODELS.
 
     shortest: texts have lengths drawn from there to `length`, and are padded; None for all alike.
     """
@@ -70,6 +72,11 @@ def transcript(layers, count, cached, frames):
         "cached": cached,
         "frames": frames,
     }
+
+
+def continued(model, count, prompt):
+    """Tokens one after another behind a prompt of so many, by one of hybrids.MODELS."""
+    return {"kind": "continued", "model": model, "tokens": count, "prompt": prompt}
 
 
 def encode(texts):
@@ -144,7 +151,8 @@ def seen(module, inputs):
 
 
 def _encoder(model, batch, length, shortest):
-    module = Encoder(model, _ENCODERS[model]()).eval()
+    made = _hybrid(model) if model in hybrids.MODELS else _ENCODERS[model]()
+    module = Encoder(model, made).eval()
     generator = np.random.default_rng(0)
     vocabulary = module.model.config.vocab_size
     ids = generator.integers(1000, vocabulary, (batch, length))
@@ -364,6 +372,14 @@ def _tokens(layers, tokens, cached):
     return Decoding(_initialized(Qwen2Model(config)), kept).eval(), (_ids(tokens),)
 
 
+def _hybrid(name):
+    return hybrids.with_rates(_initialized(hybrids.MODELS[name]())).eval()
+
+
+def _continued(model, tokens, prompt):
+    return hybrids.Continuing(_hybrid(model), _ids(prompt)).eval(), (_ids(tokens),)
+
+
 def _transcript(layers, tokens, cached, frames):
     from transformers import WhisperConfig, WhisperModel
 
@@ -441,5 +457,6 @@ _BUILDERS = {
     "convolutions": _convolutions,
     "tokens": _tokens,
     "transcript": _transcript,
+    "continued": _continued,
     "encode": _encode,
 }

@@ -9,14 +9,16 @@ sixteen tokens, one after another, behind 128 others, by eight layers of the sha
 whisper-6-16+32 the same of a transcript, behind 32, by the decoder of whisper-base for 30 seconds
 of speech, and whisper-6-96+4 the whole of one. wav2vec2-1x80000 is all of wav2vec2-base for five
 seconds, features-1x80000 what it has in front of its transformer, and vocoder-1x100 the HiFi-GAN of
-SpeechT5 for 1.6: there dynquant and torch.ao are asked for convolutions. These have random weights.
+SpeechT5 for 1.6: there dynquant and torch.ao are asked for convolutions. Most of the eight layers of
+qwen3.5-8, granite4h-8 and lfm2-8 have the gated delta rule, Mamba 2 or short convolutions; 16+128 is
+sixteen tokens behind a prompt of 128. These have random weights.
 encode-500 is run where it is named: the `encode` of sentence-transformers for 500 texts of 3 to 100
 words.
 """
 
 import statistics
 
-from benchmarks import cases, contest, tables
+from benchmarks import cases, contest, hybrids, tables
 from benchmarks.peers import CALIBRATED
 
 
@@ -41,6 +43,7 @@ def _encoders():
         ("deberta", ((1, 32), (8, 128), (1, 512))),
         ("qwen3-8", ((1, 128), (8, 32), (1, 512))),
         ("gemma3-8", ((1, 128), (8, 32), (1, 512))),
+        *((model, ((1, 128), (1, 512))) for model in hybrids.MODELS),
     )
     for model, sizes in shapes:
         for batch, length in sizes:
@@ -60,6 +63,7 @@ CASES = {
     "qwen2-8-16+2000": cases.tokens(8, 16, 2000),
     "whisper-6-16+32": cases.transcript(6, 16, 32, 1500),
     "whisper-6-96+4": cases.transcript(6, 96, 4, 1500),
+    **{f"{model}-16+128": cases.continued(model, 16, 128) for model in hybrids.MODELS},
     ENCODE: cases.encode(500),
 }
 # What int8 costs grows over layers and steps, and the inputs are random: engines with one scale for

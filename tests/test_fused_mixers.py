@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import inspect
 import pickle
 import warnings
 
@@ -10,6 +11,7 @@ import torch
 from compare import assert_same
 from fused import TEXT, Counting, decibels, fused, seen_one_by_one, small
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import dynquant
 from dynquant.fused import mixer_functions
@@ -48,6 +50,8 @@ MODELS = {
     ),
     "FalconH1": ({**BASE, **MAMBA2, "mamba_d_ssm": 96}, SCAN),
     "Bamba": ({**BASE, **MAMBA2, "attn_layer_indices": [1]}, SCAN),
+    "Lfm3": ({**CONVOLVED}, {"causal_conv1d"}),
+    "LaraMini": ({**BASE, **LINEAR}, RULE),
     "Mamba2": (
         {
             "hidden_size": 48,
@@ -209,7 +213,8 @@ def test_halves():
 
 
 def state_of(cache):
-    return cache.layers[0].recurrent_states[0]
+    """Of a cache's first layer, or of a layer."""
+    return getattr(cache, "layers", [cache])[0].recurrent_states[0]
 
 
 def test_states_are_written_in_place(qwen):
@@ -226,44 +231,143 @@ def test_states_are_written_in_place(qwen):
     assert_same(state_of(copied), before)
 
 
-def test_states_of_other_caches_are_not(qwen, monkeypatch):
-    """Of one that keeps what it had, say."""
+def keeping(one):
+    """Gives a cache, or a layer of one, a class that is told of a state before the next comes."""
+    kind = type(one)
+
+    def update(self, states, *given, **named):
+        self.kept = state_of(self).clone()
+        return kind.update_recurrent_state(self, states, *given, **named)
+
+    one.__class__ = type("Keeping", (kind,), {"update_recurrent_state": update})
+    return one
+
+
+def of_layer(cache):
+    return keeping(cache.layers[0])
+
+
+def of_instance(cache):
+    layer = cache.layers[0]
+
+    def kept(states, *given, **named):
+        layer.kept = state_of(cache).clone()
+        return type(layer).update_recurrent_state(layer, states, *given, **named)
+
+    layer.update_recurrent_state = kept
+    return layer
+
+
+@pytest.mark.parametrize("keeper_of", [of_layer, keeping, of_instance])
+def test_states_of_other_caches_are_not(qwen, keeper_of):
     _, model = qwen
-    kept = []
-
-    class Keeping(type(outputs(model)[1].layers[0])):
-        def update_recurrent_state(self, states, state_idx=0, **kwargs):
-            kept.append(self.recurrent_states[state_idx])
-            self.recurrent_states[state_idx] = states
-            return states
-
     wanted, _ = outputs(model, 1)
     with torch.no_grad():
         cache = model(input_ids=PROMPT, use_cache=True).cache
-        cache.layers[0].__class__ = Keeping
-        before = state_of(cache).clone()
+        before, keeper = state_of(cache).clone(), keeper_of(cache)
         with Counting() as counting:
             found = model(input_ids=NEXT, cache=cache, use_cache=True)[0]
     assert "gated_delta_rule_" not in counting.found
-    assert_same(kept[0], before)
+    assert_same(keeper.kept, before)
     assert_same(found, wanted[:, -1:])
 
 
-def test_functions_that_compute_something_else_stay(monkeypatch):
-    from transformers.models.qwen3_5 import modeling_qwen3_5 as file
+@pytest.fixture
+def file(monkeypatch):
+    """The file of Qwen 3.5, in which something else takes the place of names."""
+    from transformers.models.qwen3_5 import modeling_qwen3_5 as module
+
+    def replace(name, value):
+        monkeypatch.setattr(module, name, value)
+        return value
+
+    replace.module = module
+    return replace
+
+
+def test_functions_that_compute_something_else_stay(qwen, file):
+    """Also those that take their place after fusing, and what else the file has then."""
+    quantized, model = qwen
+    y, _ = outputs(model, 0)
+    of_torch = file.module.torch_chunk_gated_delta_rule
 
     def twice(*given, **named):
         y, state = of_torch(*given, **named)
         return 2 * y, state
 
-    of_torch = file.torch_chunk_gated_delta_rule
-    monkeypatch.setattr(file, "torch_chunk_gated_delta_rule", twice)
-    assert not mixer_functions.computes_the_same("torch_chunk_gated_delta_rule", twice)
-    quantized, model = fused(Own())
-    x = torch.randn(2, 3, 8)
-    with torch.no_grad(), Counting() as counting:
-        assert_same(model(x), quantized(x))
-    assert "causal_conv1d" not in counting.found
+    file("torch_chunk_gated_delta_rule", twice)
+    with Counting() as counting:
+        found, _ = outputs(model, 0)
+    assert "gated_delta_rule" not in counting.found and counting.found["causal_conv1d"]
+    assert decibels(outputs(quantized, 0)[0], found) > 40
+    assert_same(outputs(dynquant.fuse(quantized), 0)[0], found)
+    file("torch_chunk_gated_delta_rule", of_torch)
+    assert_same(outputs(model, 0)[0], y)
+    file("apply_mask_to_padding_states", lambda hidden, mask: hidden * 0)
+    assert decibels(outputs(quantized, 0)[0], outputs(model, 0)[0]) > 40
+
+
+def test_what_cannot_be_hashed(qwen, file):
+    class Unhashable:
+        __hash__ = None
+
+        def __eq__(self, other):
+            return True
+
+        def __call__(self, x, *given, **named):
+            return x * 0
+
+    quantized, model = qwen
+    file("causal_conv1d_fn", Unhashable())
+    assert decibels(outputs(quantized, 0)[0], outputs(dynquant.fuse(quantized), 0)[0]) > 40
+
+
+def test_a_forward_that_is_replaced_after_fusing(qwen, monkeypatch):
+    quantized, model = qwen
+    kind = type(mixers(model)[0])._base
+
+    def patched(self, hidden_states, **given):
+        return hidden_states * 2
+
+    monkeypatch.setattr(kind, "forward", patched)
+    assert decibels(outputs(quantized, 0)[0], outputs(model, 0)[0]) > 40
+
+
+@pytest.mark.parametrize("state", ["autocast", "default dtype"])
+def test_functions_are_known_in_any_state(qwen, monkeypatch, state):
+    """In which the first call of a process may find them."""
+    quantized, _ = qwen
+    monkeypatch.setattr(mixer_functions, "_FOUND", {})
+    before = torch.get_default_dtype()
+    try:
+        if state == "default dtype":
+            torch.set_default_dtype(torch.float64)
+        with torch.autocast("cpu", torch.bfloat16, enabled=state == "autocast"):
+            model = dynquant.fuse(quantized)
+    finally:
+        torch.set_default_dtype(before)
+    with Counting() as counting:
+        outputs(model)
+    assert mixers(model) and counting.found.keys() >= RULE
+
+
+def test_nobody_sees_how_functions_are_known(qwen, monkeypatch):
+    _, model = qwen
+    y, _ = outputs(model)
+    counted = []
+    for found in ({}, mixer_functions._FOUND):
+        monkeypatch.setattr(mixer_functions, "_FOUND", found)
+        with FlopCounterMode(display=False) as counter:
+            assert_same(outputs(model)[0], y)
+        counted.append(counter.get_total_flops())
+    assert counted[0] == counted[1]
+
+
+def test_fusing_says_nothing_of_other_packages(qwen, monkeypatch, caplog):
+    quantized, _ = qwen
+    monkeypatch.setattr(mixer_functions, "_FOUND", {})
+    dynquant.fuse(quantized)
+    assert "falling back" not in caplog.text
 
 
 def causal_conv1d_fn(x, weight, bias=None, activation=None):
@@ -279,6 +383,14 @@ class Own(nn.Module):
 
     def forward(self, x):
         return causal_conv1d_fn(self.tower(x), self.tower[0].weight)
+
+
+def test_another_function_of_such_a_name():
+    quantized, model = fused(Own())
+    x = torch.randn(2, 3, 8)
+    with torch.no_grad():
+        assert_same(model(x), quantized(x))
+    assert not mixers(model)
 
 
 def test_arguments_that_ops_do_not_have():
@@ -326,9 +438,13 @@ def test_decorated_functions_find_others():
         return wrapper
 
     def plain(x, *, more=2):
+        """Of a text."""
         return seen_one_by_one(x), more
 
-    copied = with_others(decorated(decorated(plain)), {"seen_one_by_one": lambda x: -x})
+    def negated(name, value):
+        return (lambda x: -x) if name == "seen_one_by_one" else value
+
+    copied = with_others(decorated(decorated(plain)), negated)
     assert copied(3, more=4) == ("decorated", ("decorated", (-3, 4)))
-    assert copied.__name__ == "plain"
-    assert with_others(hidden(plain), {"seen_one_by_one": abs}) is None
+    assert copied.__name__ == "plain" and inspect.unwrap(copied).__doc__ == "Of a text."
+    assert with_others(hidden(plain), negated) is None

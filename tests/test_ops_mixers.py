@@ -148,6 +148,41 @@ def test_causal_conv1d(isa, threads, seed):  # noqa: F811
         assert_same(after, torch.cat([state, x.mT], -1)[:, :, rows:].contiguous())
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_convolutions_that_threads_share(isa, threads, batch, dtype):  # noqa: F811
+    """A thread begins in the middle of a sequence."""
+    x, weight = (torch.randn(shape).to(dtype) for shape in ((batch, 97, 200), (200, 4)))
+    state = torch.randn(batch, 200, 3).to(dtype)
+    y, _ = ops.causal_conv1d(x, weight, None, state)
+    for b in range(batch):
+        rest = None, widened(state[b]).T, "none", name_of(dtype)
+        assert_same(y[b], reference_mixers.causal_conv1d(widened(x[b]), widened(weight), *rest))
+
+
+def test_writing_to_a_state_counts():
+    """As any change of a tensor that autograd has kept."""
+    weight, state = torch.ones(1, 1, 8, 8, requires_grad=True), torch.ones(1, 1, 8, 8)
+    for op, values in (
+        (ops.gated_delta_rule_, (*torch.randn(3, 1, 1, 1, 8), *torch.rand(2, 1, 1, 1))),
+        (ops.selective_scan_, scan_values()),
+    ):
+        product = (weight * state).sum()
+        with torch.no_grad():
+            op(*values, state)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            product.backward()
+        with pytest.raises(RuntimeError, match="state must not want a gradient"):
+            op(*values, state.clone().requires_grad_())
+        with torch.inference_mode():
+            op(*values, state.clone())
+
+
+def scan_values():
+    vectors = torch.randn(2, 1, 1, 1, 8)
+    return torch.randn(1, 1, 1, 8), torch.rand(1, 1, 1), -torch.rand(1), *vectors, None
+
+
 def test_tokens_one_by_one_are_tokens_together(isa):
     rng = np.random.default_rng(0)
     query, key = torch.randn(2, 1, 40, 2, 16)
@@ -191,8 +226,9 @@ class TestErrors:
             ({"decay": gate[:1]}, "decay must have the shape"),
             ({"beta": gate[..., :3]}, "beta must have the shape"),
             ({"state": state.half()}, "state must have dtype float32"),
-            ({"state": state[:, :, :7]}, "state, as value and key have it, must"),
+            ({"state": torch.zeros(2, 4, 7, 8)}, "state, as value and key have it, must"),
             ({"scale": float("nan")}, "scale must be finite"),
+            ({"scale": 1e300}, "scale must be finite"),
         ],
     )
     def test_gated_delta_rule(self, changes, text):

@@ -43,6 +43,14 @@ struct SplitExp {
   inline typename Isa::Float value() const { return Isa::add_float(scale, Isa::mul(scale, p)); }
 };
 
+// exp(x), by 1 / exp(-x) where x has no minus: 0 from -88 down, and Inf from 88 on.
+template <class Isa>
+inline typename Isa::Float factor_of(typename Isa::Float x) {
+  const auto below = Isa::max(Isa::set(-88.0f), Isa::with_sign_of(x, Isa::set(-1.0f)));
+  const auto factor = SplitExp<Isa>(below).value();
+  return Isa::select(Isa::is_negative(x), factor, Isa::div(Isa::set(1.0f), factor));
+}
+
 // 1 / (1 + z) where x >= 0 and z / (1 + z) where x < 0, with z = exp(-|x|).
 template <class Isa>
 inline typename Isa::Float sigmoid(typename Isa::Float x) {

@@ -1,7 +1,7 @@
 // The gated delta rule of linear attention, written once over an `Isa` type, for columns of the
 // state S[dim, columns] of one head, which do not know of each other. For each token
 //
-//     keep = exp(decay)                               1 / exp(-decay) where that is positive
+//     keep = factor_of(decay)                         its exponential
 //     read = sum over i of key[i] * S[i]              of the state before the token
 //     added = beta * (value - keep * read)
 //     S[i] = keep * S[i] + key[i] * added             rounded after the first product
@@ -35,14 +35,6 @@ inline typename Isa::Float read_state(const DeltaRuleArgs& a, int64_t column, Pa
     sum = Isa::mul_add(Isa::set(a.key[i]), s, sum);
   }
   return sum;
-}
-
-// exp(x): 1 / exp(-x) for a positive x.
-template <class Isa>
-inline typename Isa::Float factor_of(typename Isa::Float x) {
-  const auto below = Isa::max(Isa::set(-88.0f), Isa::with_sign_of(x, Isa::set(-1.0f)));
-  const auto factor = SplitExp<Isa>(below).value();
-  return Isa::select(Isa::is_negative(x), factor, Isa::div(Isa::set(1.0f), factor));
 }
 
 // One token: the state after it, from `from`, and what comes out. Gives what the next token, with

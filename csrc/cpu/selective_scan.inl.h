@@ -1,7 +1,7 @@
 // The scan of a state space model, written once over an `Isa` type, for rows of its state S[rows,
 // n], which do not know of each other. For each token and row
 //
-//     S[j] = exp(dt * rate[j]) * S[j] + (dt * x) * b[j]       rounded after the first product
+//     S[j] = factor_of(dt * rate[j]) * S[j] + (dt * x) * b[j]    rounded after the first product
 //     out = sum over j of c[j] * S[j], + skip * x
 //
 // where the sum is 16 partial sums like those of half.inl.h, each of which begins at 0, and
@@ -9,7 +9,9 @@
 // set, and for any split of rows and tokens.
 #pragma once
 
-#include "delta_rule.inl.h"
+#include <algorithm>
+
+#include "activate.inl.h"
 #include "kernels.h"
 #include "norm.inl.h"
 #include "registers.inl.h"

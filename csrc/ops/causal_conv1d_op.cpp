@@ -1,6 +1,5 @@
 // causal_conv1d: each channel's convolution with itself, of a position and those before it.
 #include <algorithm>
-#include <cstring>
 
 #include "ops.h"
 #include "parallel.h"
@@ -11,6 +10,7 @@ namespace dynquant {
 namespace {
 
 constexpr int64_t kFloat = sizeof(float);
+constexpr int64_t kTurnCost = 16;  // of a value that goes from channels to positions, or back
 
 // values[c][i] as rows of one i each.
 void turn(const float* values, int64_t channels, int64_t count, float* to) {
@@ -46,47 +46,57 @@ class CausalConv1d {
     Tensor y = empty({batch_, length_, channels_}, x_.holder.scalar_type());
     Tensor after = empty({batch_, channels_, kept_}, x_.holder.scalar_type());
     if (batch_ * channels_ == 0) return {y, after};
-    const Lines lines(*this);
-    const int64_t rows = batch_ * length_, bytes = bytes_of(dtype_);
-    char* out = static_cast<char*>(y.mutable_data_ptr());
-    constexpr int64_t kCost = 32;  // of one value
-    run_range(rows, channels_ * kCost,
-              [&](int64_t begin, int64_t end) { run_rows(lines, begin, end, out); });
-    if (kept_ > 0) keep(static_cast<char*>(after.mutable_data_ptr()), bytes);
+    if (length_ > 0) {
+      const Lines lines(*this);
+      char* out = static_cast<char*>(y.mutable_data_ptr());
+      constexpr int64_t kCost = 32;  // of one value
+      run_range(batch_ * length_, channels_ * kCost,
+                [&](int64_t begin, int64_t end) { run_rows(lines, begin, end, out); });
+    }
+    void* to = after.mutable_data_ptr();
+    if (kept_ > 0 && dtype_ == Dtype::f32) keep(static_cast<float*>(to));
+    if (kept_ > 0 && dtype_ != Dtype::f32) keep(static_cast<uint16_t*>(to));
     return {y, after};
   }
 
  private:
-  // The weight as rows of a tap each, and what each sequence has before x as rows of a position.
+  // The weight as rows of a tap each, and what each sequence has before x as rows of a position;
+  // without a state a single row of zeros.
   struct Lines {
     explicit Lines(const CausalConv1d& op) {
-      const int64_t channels = op.channels_, before = op.taps_ - 1;
-      const int64_t kept = op.kept_ * channels;
-      const bool narrow = op.dtype_ != Dtype::f32;
-      Pieces pieces(Purpose::shared_rows,
-                    {op.taps_ * channels * kFloat, op.batch_ * before * channels * kFloat,
-                     narrow ? kept * kFloat : 0});
+      const int64_t channels = op.channels_, kept = op.kept_ * channels;
+      const bool has_state = op.state_.has_value(), narrow = has_state && op.dtype_ != Dtype::f32;
+      const int64_t values = has_state ? op.batch_ * kept : channels;
+      Pieces pieces(Purpose::shared_rows, {op.taps_ * channels * kFloat, values * kFloat,
+                                           narrow ? op.batch_ * kept * kFloat : 0});
       float* weights = pieces.next<float>(op.taps_ * channels);
-      float* states = pieces.next<float>(op.batch_ * before * channels);
-      float* widened = pieces.next<float>(narrow ? kept : 0);
+      float* states = pieces.next<float>(values);
+      float* widened = pieces.next<float>(narrow ? op.batch_ * kept : 0);
       turn(op.weight_.data, channels, op.taps_, weights);
       weight = weights, state = states;
-      if (!op.state_.has_value()) {
-        std::fill_n(states, op.batch_ * before * channels, 0.0f);
+      if (!has_state) {
+        std::fill_n(states, channels, 0.0f);
         return;
       }
       const char* given = static_cast<const char*>(op.state_->const_data_ptr());
-      for (int64_t b = 0; b < op.batch_; ++b) {
-        const char* own = given + b * kept * bytes_of(op.dtype_);
-        if (narrow) op.kernels_.widen(own, op.dtype_, kept, widened);
-        const float* values = narrow ? widened : reinterpret_cast<const float*>(own);
-        transpose(values + op.kept_ - before, op.kept_, channels, before,
-                  [&](int64_t i) { return states + (b * before + i) * channels; });
-      }
+      run_range(op.batch_, kept * kTurnCost, [&](int64_t begin, int64_t end) {
+        for (int64_t b = begin; b < end; ++b) {
+          const char* own = given + b * kept * bytes_of(op.dtype_);
+          if (narrow) op.kernels_.widen(own, op.dtype_, kept, widened + b * kept);
+          const float* from = narrow ? widened + b * kept : reinterpret_cast<const float*>(own);
+          turn(from, channels, op.kept_, states + b * kept);
+        }
+      });
     }
     const float* weight;  // [taps, channels]
-    const float* state;   // [batch, taps - 1, channels]
+    const float* state;   // [batch, kept, channels], or [channels]
   };
+
+  // What a tap multiplies at a position before x, a negative number.
+  const float* before(const Lines& lines, int64_t sequence, int64_t position) const {
+    if (!state_.has_value()) return lines.state;
+    return lines.state + (sequence * kept_ + kept_ + position) * channels_;
+  }
 
   // The rows [begin, end) of all sequences.
   void run_rows(const Lines& lines, int64_t begin, int64_t end, char* out) const {
@@ -109,7 +119,7 @@ class CausalConv1d {
       for (int64_t tap = 0; tap < taps_; ++tap) {
         const int64_t p = position - taps_ + 1 + tap;
         rows[static_cast<size_t>(tap)] =
-            p < 0    ? lines.state + (b * (taps_ - 1) + p + taps_ - 1) * channels_
+            p < 0    ? before(lines, b, p)
             : narrow ? ring + p % taps_ * channels_
                      : reinterpret_cast<const float*>(x_.data + (b * length_ + p) * x_.stride);
       }
@@ -124,19 +134,21 @@ class CausalConv1d {
   }
 
   // The last positions of each sequence and what was before it.
-  void keep(char* after, int64_t bytes) const {
-    const char* before = static_cast<const char*>(state_->const_data_ptr());
+  template <class T>
+  void keep(T* after) const {
+    const T* before = static_cast<const T*>(state_->const_data_ptr());
     const int64_t taken = std::min(kept_, length_), left = kept_ - taken;
-    for (int64_t b = 0; b < batch_; ++b) {
-      for (int64_t c = 0; c < channels_; ++c) {
-        const int64_t at = (b * channels_ + c) * kept_ * bytes;
-        std::memcpy(after + at, before + at + taken * bytes, static_cast<size_t>(left * bytes));
+    run_range(batch_ * channels_, kept_ * kTurnCost, [&](int64_t begin, int64_t end) {
+      for (int64_t m = begin; m < end; ++m) {
+        const int64_t b = m / channels_, c = m % channels_;
+        T* to = after + m * kept_;
+        for (int64_t i = 0; i < left; ++i) to[i] = before[m * kept_ + taken + i];
         for (int64_t i = 0; i < taken; ++i) {
-          const char* x = x_.data + (b * length_ + length_ - taken + i) * x_.stride + c * bytes;
-          std::memcpy(after + at + (left + i) * bytes, x, static_cast<size_t>(bytes));
+          const char* row = x_.data + (b * length_ + length_ - taken + i) * x_.stride;
+          to[left + i] = reinterpret_cast<const T*>(row)[c];
         }
       }
-    }
+    });
   }
 
   const Kernels& kernels_;

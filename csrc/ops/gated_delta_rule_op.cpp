@@ -1,6 +1,7 @@
 // gated_delta_rule: linear attention whose state forgets, and learns what it does not know yet.
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "heads.h"
 #include "parallel.h"
@@ -72,7 +73,8 @@ class GatedDeltaRule {
                   {value_.batch, value_.count, key_.dim, value_.dim});
       before_ = dense(*state);
     }
-    check(!scale.has_value() || std::isfinite(*scale), "scale must be finite, got ",
+    constexpr double kMost = std::numeric_limits<float>::max();
+    check(!scale.has_value() || std::abs(*scale) <= kMost, "scale must be finite in fp32, got ",
           scale.value_or(0.0));
     scale_ = static_cast<float>(scale.has_value() ? *scale
                                                   : 1.0 / std::sqrt(static_cast<double>(key_.dim)));
@@ -88,18 +90,20 @@ class GatedDeltaRule {
     Tensor y = empty({batch, rows, heads, value_.dim}, value_.holder.scalar_type());
     out_ = static_cast<char*>(y.mutable_data_ptr());
     after_ = static_cast<float*>(after.mutable_data_ptr());
-    // Parts of a head's columns, where the heads alone are fewer than the threads.
-    const int64_t pieces = ceil_div(value_.dim, kDeltaColumns), all = batch * heads;
-    const int64_t parts = all == 0 ? 0 : std::min(pieces, ceil_div(num_threads(), all));
+    // Parts of a head's columns, where the heads alone are fewer than the threads that are worth
+    // it.
     constexpr int64_t kCost = 4;  // of one value of the state and one token
-    run_range(all * parts, key_.dim * value_.dim * (rows + 1) * kCost / std::max<int64_t>(parts, 1),
-              [&](int64_t begin, int64_t end) {
-                for (int64_t i = begin; i < end; ++i) {
-                  const int64_t part = i % parts;
-                  run_columns(i / parts, pieces * part / parts * kDeltaColumns,
-                              std::min(pieces * (part + 1) / parts * kDeltaColumns, value_.dim));
-                }
-              });
+    const int64_t pieces = ceil_div(value_.dim, kDeltaColumns), all = batch * heads;
+    const int64_t cost = key_.dim * kDeltaColumns * (rows + 1) * kCost;
+    const int64_t worth = parts_worth(Threads::kPool, all * pieces, cost);
+    const int64_t parts = all * pieces == 0 ? 0 : std::min(pieces, ceil_div(worth, all));
+    run_range(all * parts, parts == 0 ? 0 : cost * pieces / parts, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t part = i % parts;
+        run_columns(i / parts, pieces * part / parts * kDeltaColumns,
+                    std::min(pieces * (part + 1) / parts * kDeltaColumns, value_.dim));
+      }
+    });
     return y;
   }
 
@@ -142,15 +146,19 @@ class GatedDeltaRule {
         const int64_t number = (batch * value_.rows + first + t) * value_.count + head;
         decays[t] = decay_.data[number], betas[t] = beta_.data[number];
       }
-      DeltaRuleArgs a = {queries, keys, dim,     values, count,   decays, betas, some, dim,
-                         count,   from, columns, state,  columns, scale_, outs,  count};
-      if (some == 1) {
+      DeltaRuleArgs a = {};
+      a.query = queries, a.key = keys, a.vector_stride = dim;
+      a.value = values, a.value_stride = count, a.decay = decays, a.beta = betas;
+      a.tokens = some, a.dim = dim, a.columns = count, a.scale = scale_;
+      a.from = from, a.from_stride = columns, a.state = state, a.state_stride = columns;
+      a.out = outs, a.out_stride = count;
+      if (value_.rows == 1) {
         // The weights of other layers have driven it from the caches since the last token, and the
         // kernel reads it in columns.
         constexpr int64_t kLineFloats = 64 / sizeof(float);
         for (int64_t i = 0; i < dim; ++i) {
           const float* row = from + i * columns;
-          for (int64_t j = 0; j < count; j += kLineFloats) __builtin_prefetch(row + j, 1, 2);
+          for (int64_t j = 0; j < count; j += kLineFloats) __builtin_prefetch(row + j, 0, 2);
         }
         kernels_.delta_rule(a);
       } else {
@@ -210,8 +218,8 @@ std::tuple<Tensor, Tensor> gated_delta_rule(const Tensor& query, const Tensor& k
 Tensor gated_delta_rule_(const Tensor& query, const Tensor& key, const Tensor& value,
                          const Tensor& decay, const Tensor& beta, const Tensor& state,
                          std::optional<double> scale, bool normalize) {
+  check_written(state);
   GatedDeltaRule rule(query, key, value, decay, beta, state, scale, normalize);
-  check(state.is_contiguous(), "state must be contiguous, since it is written to");
   return rule.run(state);
 }
 

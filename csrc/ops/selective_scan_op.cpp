@@ -27,8 +27,8 @@ class SelectiveScan {
     check(b_.count > 0 && x_.count % b_.count == 0,
           "the heads of x must be a multiple of the groups of B, got ", x_.count, " and ",
           b_.count);
-    check(n_ > 0 && x_.dim > 0, "x must have P > 0 and B N > 0, got ", ShapeOf(x), " and ",
-          ShapeOf(b));
+    check(n_ > 0, "B must have N > 0, got ", ShapeOf(b));
+    check(x_.dim > 0, "x must have P > 0, got ", ShapeOf(x));
     dt_ = FloatBias(dt, {x_.batch, x_.rows, x_.count}, "dt");
     skip_ = FloatBias(skip, x_.count, "D");
     check_float(rate, "A");
@@ -141,6 +141,10 @@ class SelectiveScan {
       return kernels_.widen(x_.heads.at(batch, token, head + row), x_.dtype, rows, to);
     }
     for (int64_t r = 0; r < rows; ++r) {
+      if (x_.dtype == Dtype::f32) {
+        to[r] = *reinterpret_cast<const float*>(x_.heads.at(batch, token, head + row + r));
+        continue;
+      }
       kernels_.widen(x_.heads.at(batch, token, head + row + r), x_.dtype, 1, to + r);
     }
   }
@@ -169,8 +173,8 @@ std::tuple<Tensor, Tensor> selective_scan(const Tensor& x, const Tensor& dt, con
 
 Tensor selective_scan_(const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B,
                        const Tensor& C, const std::optional<Tensor>& D, const Tensor& state) {
+  check_written(state);
   SelectiveScan scan(x, dt, A, B, C, D, state);
-  check(state.is_contiguous(), "state must be contiguous, since it is written to");
   return scan.run(state);
 }
 

@@ -74,6 +74,12 @@ void check_shape(const Tensor& t, const char* name, std::initializer_list<int64_
   fail(name, " must have the shape ", wanted.str(), ", got ", ShapeOf(t));
 }
 
+void check_written(const Tensor& state) {
+  check_tensor(state, "state", {ScalarType::Float});
+  check(state.is_contiguous(), "state must be contiguous, since it is written to, got ",
+        ShapeOf(state));
+}
+
 Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 
 void check_same_shape(const Tensor& t, const char* name, const Tensor& like,

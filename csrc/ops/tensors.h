@@ -46,6 +46,9 @@ void check_tensor(const Tensor& t, const char* name, std::initializer_list<Scala
 // An error that names the argument where its shape is another.
 void check_shape(const Tensor& t, const char* name, std::initializer_list<int64_t> shape);
 
+// An error where an op cannot write to its argument `state` as it lies.
+void check_written(const Tensor& state);
+
 // The tensor itself where it is contiguous, else a copy that is.
 Tensor dense(const Tensor& t);
 

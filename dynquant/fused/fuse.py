@@ -33,7 +33,8 @@ _SLOW_NORMS = ("rms", "rms_plus_one")
 def fuse(model: nn.Module, inplace: bool = False, *, attention: str = "integer") -> nn.Module:
     """The model whose known blocks run as single ops: feed-forward, attention, encoder layers.
 
-    RMS norms, which libraries make of many ops of torch, run as one as well, wherever they are.
+    RMS norms, which libraries make of many ops of torch, run as one as well, wherever they are, and
+    so do the functions of linear attention, state spaces and short convolutions.
 
     Modules, their names, the state dict, copies, pickles and saving stay what they are: instances
     of the blocks get a class derived from their own. What a fused block cannot do (gradients,
@@ -60,7 +61,7 @@ def fuse(model: nn.Module, inplace: bool = False, *, attention: str = "integer")
     Warns:
         UserWarning: about known blocks that stay as they are, and why: each is compared with the
             original on a random and on a padded batch, or on prompts and tokens. Also where
-            no block is known.
+            no block and no such function is known.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is of type {type(model).__name__}; expected an nn.Module")

@@ -2,16 +2,18 @@
 
 Each model has them in a file of its own, under the same names: a causal convolution of each
 channel, the gated delta rule, the scans of Mamba and of Mamba 2. They are known by these names and
-by what they compute on some numbers. Those of this file take the function itself first, and call it
-where no op can run: for gradients, under autocast, for arguments that ops do not have.
+by what they compute on some numbers. What is called in their place takes the function itself first,
+and calls it where no op can run: for gradients, under autocast, for arguments that ops do not have.
 """
 
+import logging
 import threading
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import partial
 
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import _disable_current_modes
 
 from dynquant.fused.functions import runs_as_op
 from dynquant.ops.blocks import ACTIVATIONS
@@ -19,8 +21,8 @@ from dynquant.ops.library import OPS
 
 # The names that transformers has for them.
 _ACTIVATIONS = {None: "none", "silu": "silu", "swish": "silu"}
-# What ops do not have: sequences in one, a gate in the scan of Mamba 2.
-_NOT_IN_OPS = "cu_seqlens", "seq_idx", "z"
+# What tells several sequences in one apart, which the ops do not do.
+_PACKED = "cu_seqlens", "seq_idx"
 
 
 class _Written(threading.local):
@@ -46,13 +48,13 @@ def _are_for_ops(*tensors):
     return all(runs_as_op(one) for one in tensors if one is not None)
 
 
-def _has_more(kwargs):
-    return any(kwargs.get(name) is not None for name in _NOT_IN_OPS)
+def _is_packed(kwargs):
+    return any(kwargs.get(name) is not None for name in _PACKED)
 
 
 def _convolution(function, hidden_states, weight, bias=None, activation=None, **kwargs):
     """causal_conv1d_fn: x [B, C, L] behind zeros."""
-    known = activation in _ACTIVATIONS and not _has_more(kwargs)
+    known = activation in _ACTIVATIONS and not _is_packed(kwargs)
     if not known or not _are_for_ops(hidden_states, weight, bias):
         return function(hidden_states, weight, bias, activation, **kwargs)
     return _convolved(hidden_states, weight, bias, None, activation)[0]
@@ -89,7 +91,7 @@ def _delta_rule(
     """torch_chunk_gated_delta_rule and torch_recurrent_gated_delta_rule."""
     given = query, key, value, g, beta
     alike = query.dtype == key.dtype == value.dtype
-    if not alike or _has_more(kwargs) or not _are_for_ops(*given, initial_state):
+    if not alike or _is_packed(kwargs) or not _are_for_ops(*given, initial_state):
         return function(
             *(query, key, value),
             g=g,
@@ -133,7 +135,8 @@ def _chunk_scan(
 ):
     """mamba2_chunk_scan: x [B, L, H, P], dt [B, L, H], B and C [B, L, G, N]."""
     given = hidden_states, dt, A, B, C, D, dt_bias, initial_states
-    if _has_more(kwargs) or not _are_for_ops(*given):
+    is_gated = kwargs.get("z") is not None  # a function that has it may heed it or not
+    if is_gated or _is_packed(kwargs) or not _are_for_ops(*given):
         return function(
             *given[:5],
             chunk_size,
@@ -176,7 +179,7 @@ def _chunk_scan_step(
     rate = None if A.dim() != 3 or not _is_expanded(A, -1) else A[..., 0]
     expanded = [one for one in (dt, rate, D, dt_bias) if one is not None]
     known = rate is not None and all(_is_expanded(one, -1) for one in expanded)
-    if not known or _has_more(kwargs) or not _are_for_ops(*given):
+    if not known or _is_packed(kwargs) or not _are_for_ops(*given):
         options = {"D": D, "dt_bias": dt_bias, "dt_softplus": dt_softplus, "z": z}
         return function(*given[:6], **options, **kwargs)
     dt, rate, D, dt_bias = (None if one is None else one[..., 0] for one in (dt, rate, D, dt_bias))
@@ -214,7 +217,7 @@ def _scan(
 ):
     """mamba_selective_scan: x, dt and z [B, H, L], A [H, N], B and C [B, N, L]."""
     given = hidden_states, dt, A, B, C, D, z, delta_bias
-    if _has_more(kwargs) or not _are_for_ops(*given):
+    if _is_packed(kwargs) or not _are_for_ops(*given):
         return function(
             *given[:7],
             delta_bias=delta_bias,
@@ -250,7 +253,7 @@ def _scan_of_token(
 ):
     """mamba_selective_state_update: one token, x, dt and z [B, H], state [B, H, N]."""
     given = state, hidden_states, dt, A, B, C, D, dt_bias, z
-    if _has_more(kwargs) or not _are_for_ops(*given):
+    if _is_packed(kwargs) or not _are_for_ops(*given):
         options = {"D": D, "dt_bias": dt_bias, "dt_softplus": dt_softplus, "z": z}
         return function(*given[:6], **options, **kwargs)
     steps = _steps(dt, dt_bias, dt_softplus)[:, None]
@@ -276,7 +279,7 @@ def _samples():
     generator = torch.Generator().manual_seed(0)
 
     def drawn(*shape):
-        return torch.randn(shape, generator=generator)
+        return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
 
     def rule(length):
         vectors = [drawn(2, length, heads, 6) for heads in (2, 2, 4)]
@@ -316,27 +319,62 @@ def _samples():
     }
 
 
-@lru_cache(maxsize=256)
-@torch.no_grad()
+def op_for(name, value):
+    """What is called in the place of a function that has such a name; other values as they are."""
+    return (
+        partial(INSTEAD[name], value)
+        if name in INSTEAD and computes_the_same(name, value)
+        else value
+    )
+
+
+_FOUND = {}  # by name and identity, with the function, which so keeps its identity
+
+
 def computes_the_same(name, function):
     """Whether a function gives what is called in its place, and changes its arguments alike."""
-    given, named = _samples()[name]
+    key = name, id(function)
+    if key not in _FOUND:
+        _FOUND[key] = function, callable(function) and _is_alike(name, function)
+    return _FOUND[key][1]
 
-    def outcome(call):
-        # A view stays one, and only what is written to is copied.
-        own = [
-            one.clone() if isinstance(one, torch.Tensor) and one.is_contiguous() else one
-            for one in given
-        ]
-        result = call(*own, **named)
-        return [*(result if isinstance(result, tuple) else (result,)), *own]
 
+def _is_alike(name, function):
+    with torch.no_grad(), torch.autocast("cpu", enabled=False), _disable_current_modes():
+        given, named = _samples()[name]
+        expected = _outcome(partial(INSTEAD[name], None), given, named)
+        try:
+            with _silent(function):
+                found = _outcome(function, given, named)
+            return len(found) == len(expected) and all(
+                torch.allclose(one, other, rtol=1e-4, atol=1e-4)
+                for one, other in zip(found, expected, strict=True)
+            )
+        except Exception:
+            return False  # whatever it is, it is another function
+
+
+def _outcome(call, given, named):
+    """The tensors that a call gives, and its arguments, of which it may change some."""
+    # What is expanded is only read, and has to stay a view.
+    own = [one.clone() if _can_be_written(one) else one for one in given if _is_tensor(one)]
+    left = iter(own)
+    result = call(*(next(left) if _is_tensor(one) else one for one in given), **named)
+    return [*(result if isinstance(result, tuple) else (result,)), *own]
+
+
+def _is_tensor(x):
+    return isinstance(x, torch.Tensor)
+
+
+@contextmanager
+def _silent(function):
+    """Within the block, the file of a function does not log: transformers would say that one in
+    torch is slow, and to install another.
+    """
+    logger = logging.getLogger(getattr(function, "__globals__", {}).get("__name__", __name__))
+    before, logger.disabled = logger.disabled, True
     try:
-        pairs = zip(outcome(partial(INSTEAD[name], None)), outcome(function), strict=True)
-        return all(
-            torch.allclose(one, other, rtol=1e-4, atol=1e-4)
-            for one, other in pairs
-            if isinstance(other, torch.Tensor)
-        )
-    except Exception:
-        return False  # whatever it is, it is another function
+        yield
+    finally:
+        logger.disabled = before

@@ -1,6 +1,6 @@
 """Functions of other libraries, in Python, that find something else under some of their names."""
 
-from functools import update_wrapper
+from functools import WRAPPER_ASSIGNMENTS, WRAPPER_UPDATES
 from types import CellType, FunctionType
 
 
@@ -9,21 +9,36 @@ def with_names(function, names):
     return _copied(function, names, function.__closure__)
 
 
-def with_others(function, others):
-    """A copy of a function, decorated or not, that finds what `others` has under its names.
+def with_others(function, other):
+    """A copy of a function, decorated or not, that finds other(name, value) for its global names.
+
+    It looks them up at each call, as the function itself does: what its file has then.
 
     Returns:
         None where a decorator does not keep what it calls in its closure.
     """
     inner = getattr(function, "__wrapped__", None)
     if inner is None:
-        return with_names(function, {**function.__globals__, **others})
-    replaced = with_others(inner, others)
+        return with_names(function, _Others(function.__globals__, other))
+    replaced = with_others(inner, other)
     cells = getattr(function, "__closure__", None) or ()
     if replaced is None or not any(_holds(cell, inner) for cell in cells):
         return None
     cells = tuple(CellType(replaced) if _holds(cell, inner) else cell for cell in cells)
-    return update_wrapper(_copied(function, function.__globals__, cells), replaced)
+    copy = _copied(function, function.__globals__, cells)
+    copy.__wrapped__ = replaced
+    return copy
+
+
+class _Others(dict):
+    """Global names of a function: those of a file, or what is in their place."""
+
+    def __init__(self, names, other):
+        super().__init__(__builtins__=names["__builtins__"])  # the interpreter reads it itself
+        self.names, self.other = names, other
+
+    def __missing__(self, name):
+        return self.other(name, self.names[name])
 
 
 def _holds(cell, value):
@@ -36,4 +51,8 @@ def _holds(cell, value):
 def _copied(function, names, closure):
     copy = FunctionType(function.__code__, names, function.__name__, function.__defaults__, closure)
     copy.__kwdefaults__ = function.__kwdefaults__
+    for name in WRAPPER_ASSIGNMENTS:
+        setattr(copy, name, getattr(function, name))
+    for name in WRAPPER_UPDATES:
+        getattr(copy, name).update(getattr(function, name))
     return copy

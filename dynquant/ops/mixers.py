@@ -7,7 +7,15 @@ import torch
 
 from dynquant.ops.blocks import ACTIVATIONS
 from dynquant.ops.heads import check_heads
-from dynquant.ops.library import FLOAT_DTYPES, check_bias, check_device, check_dtype, fake
+from dynquant.ops.library import (
+    FLOAT_DTYPES,
+    LIBRARY,
+    OPS,
+    check_bias,
+    check_device,
+    check_dtype,
+    fake,
+)
 
 
 def _check_shape(name, x, shape, *dtypes):
@@ -19,7 +27,32 @@ def _check_shape(name, x, shape, *dtypes):
 
 
 def _check_written(state):
-    torch._check(state.is_contiguous(), lambda: "state must be contiguous, since it is written to")
+    check_dtype("state", state, torch.float32)
+    torch._check(
+        state.is_contiguous(),
+        lambda: f"state must be contiguous, since it is written to, got {list(state.shape)}",
+    )
+
+
+def _register_write(name, position):
+    """Lets autograd see that an op writes to its argument `state`, as those of torch do."""
+    op = getattr(OPS, name).default
+
+    def written(keys, *arguments, **options):
+        state = arguments[position] if len(arguments) > position else options["state"]
+        torch._check(
+            not (torch.is_grad_enabled() and state.requires_grad),
+            lambda: "state must not want a gradient, since it is written to",
+        )
+        result = op.redispatch(keys & torch._C._after_ADInplaceOrView_keyset, *arguments, **options)
+        torch.autograd.graph.increment_version(state)
+        return result
+
+    LIBRARY.impl(name, written, "ADInplaceOrView", with_keyset=True)
+
+
+_register_write("gated_delta_rule_", 5)
+_register_write("selective_scan_", 6)
 
 
 def _rule_shapes(query, key, value, decay, beta, state, scale):
@@ -49,7 +82,8 @@ def _rule_shapes(query, key, value, decay, beta, state, scale):
     if state is not None:
         _check_shape("state, as value and key have it,", state, shape, torch.float32)
     torch._check(
-        scale is None or abs(scale) < float("inf"), lambda: f"scale must be finite, got {scale}"
+        scale is None or abs(scale) <= torch.finfo(torch.float32).max,
+        lambda: f"scale must be finite in fp32, got {scale}",
     )
     return value.shape, shape
 
@@ -66,7 +100,7 @@ def _(query, key, value, decay, beta, state=None, scale=None, normalize=False):
 
     so that a key's value is learnt as far as the state does not give it yet. docs/numerics.md has
     every rounding; the bits are the same on every instruction set, and for tokens one by one and
-    together.
+    together. exp is Inf from 88 on. No gradients.
 
     Args:
         query, key: fp32, bf16 or fp16 [B, L, HK, DK], any strides.
@@ -75,14 +109,14 @@ def _(query, key, value, decay, beta, state=None, scale=None, normalize=False):
         decay: fp32, bf16 or fp16 [B, L, HV], the logarithm of what is kept of the state.
         beta: fp32, bf16 or fp16 [B, L, HV].
         state: fp32 [B, HV, DK, DV], what comes before; None for zeros.
-        scale: finite; None for 1 / sqrt(DK).
+        scale: finite in fp32; None for 1 / sqrt(DK).
         normalize: divides each vector of query and key by sqrt(its sum of squares + 1e-6).
 
     Returns:
         out [B, L, HV, DV] in value's dtype, and the state behind the tokens.
 
     Raises:
-        RuntimeError: another dtype, device or shape; a scale that is not finite.
+        RuntimeError: another dtype, device or shape; a scale that is not finite in fp32.
     """
     of_out, of_state = _rule_shapes(query, key, value, decay, beta, state, scale)
     return value.new_empty(of_out), value.new_empty(of_state, dtype=torch.float32)
@@ -93,16 +127,16 @@ def _(query, key, value, decay, beta, state, scale=None, normalize=False):
     """gated_delta_rule that writes the state behind the tokens to `state`, for the same bits.
 
     Args:
-        state: as there, contiguous. Other arguments as there.
+        state: as there, contiguous; it shares no memory with the others, which are as there.
 
     Returns:
         out [B, L, HV, DV] in value's dtype.
 
     Raises:
-        RuntimeError: as there; a state that is not contiguous.
+        RuntimeError: as there; a state that is not contiguous, or that wants a gradient.
     """
-    of_out, _ = _rule_shapes(query, key, value, decay, beta, state, scale)
     _check_written(state)
+    of_out, _ = _rule_shapes(query, key, value, decay, beta, state, scale)
     return value.new_empty(of_out)
 
 
@@ -123,10 +157,8 @@ def _scan_shapes(x, dt, A, B, C, D, state):
         groups > 0 and heads % groups == 0,
         lambda: f"the heads of x must be a multiple of the groups of B, got {heads} and {groups}",
     )
-    torch._check(
-        n > 0 and size > 0,
-        lambda: f"x must have P > 0 and B N > 0, got {list(x.shape)} and {list(B.shape)}",
-    )
+    torch._check(n > 0, lambda: f"B must have N > 0, got {list(B.shape)}")
+    torch._check(size > 0, lambda: f"x must have P > 0, got {list(x.shape)}")
     _check_shape("dt", dt, x.shape[:3])
     check_dtype("A", A, *FLOAT_DTYPES)
     torch._check(
@@ -151,8 +183,8 @@ def _(x, dt, A, B, C, D=None, state=None):
         out = S C + D * x
 
     docs/numerics.md has every rounding; the bits are the same on every instruction set, and for
-    tokens one by one and together. Mamba's channels are heads with P = 1, and have rates for each
-    of their states; a head of Mamba 2 has a single one.
+    tokens one by one and together. exp is Inf from 88 on. No gradients. Mamba's channels are heads
+    with P = 1, and have rates for each of their states; a head of Mamba 2 has a single one.
 
     Args:
         x: fp32, bf16 or fp16 [B, L, H, P], any strides.
@@ -178,16 +210,16 @@ def _(x, dt, A, B, C, D, state):
     """selective_scan that writes the state behind the tokens to `state`, for the same bits.
 
     Args:
-        state: as there, contiguous. Other arguments as there.
+        state: as there, contiguous; it shares no memory with the others, which are as there.
 
     Returns:
         out [B, L, H, P] in x's dtype.
 
     Raises:
-        RuntimeError: as there; a state that is not contiguous.
+        RuntimeError: as there; a state that is not contiguous, or that wants a gradient.
     """
-    of_out, _ = _scan_shapes(x, dt, A, B, C, D, state)
     _check_written(state)
+    of_out, _ = _scan_shapes(x, dt, A, B, C, D, state)
     return x.new_empty(of_out)
 
 
