@@ -9,9 +9,9 @@ sixteen tokens, one after another, behind 128 others, by eight layers of the sha
 whisper-6-16+32 the same of a transcript, behind 32, by the decoder of whisper-base for 30 seconds
 of speech, and whisper-6-96+4 the whole of one. wav2vec2-1x80000 is all of wav2vec2-base for five
 seconds, features-1x80000 what it has in front of its transformer, and vocoder-1x100 the HiFi-GAN of
-SpeechT5 for 1.6: there dynquant and torch.ao are asked for convolutions. Most of the eight layers of
-qwen3.5-8, granite4h-8 and lfm2-8 have the gated delta rule, Mamba 2 or short convolutions; 16+128 is
-sixteen tokens behind a prompt of 128. These have random weights.
+SpeechT5 for 1.6: there dynquant and torch.ao are asked for convolutions. Of the eight layers of
+qwen3.5-8, granite4h-8 and lfm2-8 most have the gated delta rule, Mamba 2 or short convolutions;
+16+128 is sixteen tokens behind a prompt of 128. These have random weights.
 encode-500 is run where it is named: the `encode` of sentence-transformers for 500 texts of 3 to 100
 words.
 """
