@@ -83,7 +83,8 @@ def left_out_blocks():
 
 @pytest.fixture
 def restored():
-    """What documents may change for the whole process."""
+    """What documents may change for the whole process; they find nothing that tests compiled."""
+    torch._dynamo.reset()
     isa, threads, state = dynquant.info()["isa"], torch.get_num_threads(), torch.get_rng_state()
     environment = dict(os.environ)
     yield

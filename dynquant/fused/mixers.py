@@ -20,8 +20,10 @@ class FusedMixer(Swapped):
     """A module whose forward calls such functions."""
 
     def forward(self, *args, **kwargs):
+        if self.training or torch.compiler.is_compiling():
+            return super().forward(*args, **kwargs)
         own = _forward_of(self._base.forward)
-        if own is None or self.training or torch.compiler.is_compiling():
+        if own is None:  # a class may get another forward at any time
             return super().forward(*args, **kwargs)
         with written_state(_state_of(kwargs, self.__dict__.get("layer_idx"))):
             return own(self, *args, **kwargs)

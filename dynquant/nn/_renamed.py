@@ -19,7 +19,7 @@ def with_others(function, other):
     """
     inner = getattr(function, "__wrapped__", None)
     if inner is None:
-        return with_names(function, _Others(function.__globals__, other))
+        return with_names(function, _Others(function, other))
     replaced = with_others(inner, other)
     cells = getattr(function, "__closure__", None) or ()
     if replaced is None or not any(_holds(cell, inner) for cell in cells):
@@ -31,11 +31,11 @@ def with_others(function, other):
 
 
 class _Others(dict):
-    """Global names of a function: those of a file, or what is in their place."""
+    """Global names of a function: those of its file, or what is in their place."""
 
-    def __init__(self, names, other):
-        super().__init__(__builtins__=names["__builtins__"])  # the interpreter reads it itself
-        self.names, self.other = names, other
+    def __init__(self, function, other):
+        super().__init__(__builtins__=function.__builtins__)  # the interpreter reads it itself
+        self.names, self.other = function.__globals__, other
 
     def __missing__(self, name):
         return self.other(name, self.names[name])
