@@ -4,6 +4,7 @@ Every process makes its own, so the numbers come from numpy's generator: the sam
 version of torch.
 """
 
+from functools import partial
 from importlib import resources
 
 import numpy as np
@@ -151,8 +152,7 @@ def seen(module, inputs):
 
 
 def _encoder(model, batch, length, shortest):
-    made = _hybrid(model) if model in hybrids.MODELS else _ENCODERS[model]()
-    module = Encoder(model, made).eval()
+    module = Encoder(model, _ENCODERS[model]()).eval()
     generator = np.random.default_rng(0)
     vocabulary = module.model.config.vocab_size
     ids = generator.integers(1000, vocabulary, (batch, length))
@@ -448,6 +448,7 @@ _ENCODERS = {
     "deberta": _deberta,
     "qwen3-8": _qwen3,
     "gemma3-8": _gemma3,
+    **{name: partial(_hybrid, name) for name in hybrids.MODELS},
 }
 _BUILDERS = {
     "linear": _linear,

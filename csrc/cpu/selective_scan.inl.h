@@ -4,9 +4,9 @@
 //     S[j] = factor_of(dt * rate[j]) * S[j] + (dt * x) * b[j]    rounded after the first product
 //     out = sum over j of c[j] * S[j], + skip * x
 //
-// where the sum is 16 partial sums like those of half.inl.h, each of which begins at 0, and
-// products are added by one fused multiply-add each. So the bits are the same on every instruction
-// set, and for any split of rows and tokens.
+// where the sum is 16 partial sums like those of half.inl.h, each of which begins at 0, with 0
+// added at last, and products are added by one fused multiply-add each. So the bits are the same on
+// every instruction set, and for any split of rows and tokens.
 #pragma once
 
 #include <algorithm>

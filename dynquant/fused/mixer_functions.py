@@ -4,12 +4,13 @@ Each model has them in a file of its own, under the same names: a causal convolu
 channel, the gated delta rule, the scans of Mamba and of Mamba 2. They are known by these names and
 by what they compute on some numbers. What is called in their place takes the function itself first,
 and calls it where no op can run: for gradients, under autocast, for arguments that ops do not have.
+So do those below, by giving NotImplemented.
 """
 
 import logging
 import threading
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, wraps
 
 import torch
 from torch.nn import functional as F
@@ -44,6 +45,19 @@ def written_state(state):
         _WRITTEN.state = before
 
 
+def _or_itself(by_ops):
+    """by_ops(...) as something to call in the place of a function, which is called with the same
+    where that gives NotImplemented.
+    """
+
+    @wraps(by_ops)
+    def instead(function, *args, **kwargs):
+        result = by_ops(*args, **kwargs)
+        return function(*args, **kwargs) if result is NotImplemented else result
+
+    return instead
+
+
 def _are_for_ops(*tensors):
     return all(runs_as_op(one) for one in tensors if one is not None)
 
@@ -52,19 +66,21 @@ def _is_packed(kwargs):
     return any(kwargs.get(name) is not None for name in _PACKED)
 
 
-def _convolution(function, hidden_states, weight, bias=None, activation=None, **kwargs):
+@_or_itself
+def _convolution(hidden_states, weight, bias=None, activation=None, **kwargs):
     """causal_conv1d_fn: x [B, C, L] behind zeros."""
     known = activation in _ACTIVATIONS and not _is_packed(kwargs)
     if not known or not _are_for_ops(hidden_states, weight, bias):
-        return function(hidden_states, weight, bias, activation, **kwargs)
+        return NotImplemented
     return _convolved(hidden_states, weight, bias, None, activation)[0]
 
 
-def _convolution_step(function, hidden_states, conv_state, weight, bias=None, activation=None):
+@_or_itself
+def _convolution_step(hidden_states, conv_state, weight, bias=None, activation=None):
     """causal_conv1d_update: x [B, C, L] behind a state [B, C, S], which becomes that behind x."""
     known = activation in _ACTIVATIONS and conv_state.dtype == hidden_states.dtype
     if not known or not _are_for_ops(hidden_states, conv_state, weight, bias):
-        return function(hidden_states, conv_state, weight, bias, activation)
+        return NotImplemented
     y, state = _convolved(hidden_states, weight, bias, conv_state, activation)
     conv_state.copy_(state)
     return y
@@ -76,8 +92,8 @@ def _convolved(x, weight, bias, state, activation):
     return y.transpose(1, 2), state
 
 
+@_or_itself
 def _delta_rule(
-    function,
     query,
     key,
     value,
@@ -92,15 +108,7 @@ def _delta_rule(
     given = query, key, value, g, beta
     alike = query.dtype == key.dtype == value.dtype
     if not alike or _is_packed(kwargs) or not _are_for_ops(*given, initial_state):
-        return function(
-            *(query, key, value),
-            g=g,
-            beta=beta,
-            initial_state=initial_state,
-            output_final_state=output_final_state,
-            use_qk_l2norm_in_kernel=use_qk_l2norm_in_kernel,
-            **kwargs,
-        )
+        return NotImplemented
     rest = None, use_qk_l2norm_in_kernel
     is_kept = initial_state is not None and initial_state is _WRITTEN.state
     if is_kept and output_final_state and _can_be_written(initial_state):
@@ -117,8 +125,8 @@ def _widened(x):
     return None if x is None else x.float()
 
 
+@_or_itself
 def _chunk_scan(
-    function,
     hidden_states,
     dt,
     A,
@@ -137,17 +145,7 @@ def _chunk_scan(
     given = hidden_states, dt, A, B, C, D, dt_bias, initial_states
     is_gated = kwargs.get("z") is not None  # a function that has it may heed it or not
     if is_gated or _is_packed(kwargs) or not _are_for_ops(*given):
-        return function(
-            *given[:5],
-            chunk_size,
-            D=D,
-            dt_bias=dt_bias,
-            initial_states=initial_states,
-            dt_softplus=dt_softplus,
-            dt_limit=dt_limit,
-            return_final_states=return_final_states,
-            **kwargs,
-        )
+        return NotImplemented
     steps = _steps(dt, dt_bias, dt_softplus).clamp(*dt_limit)
     y, state = OPS.selective_scan(
         hidden_states.float(), steps, A, B, C, D, _widened(initial_states)
@@ -160,8 +158,8 @@ def _steps(dt, bias, softplus):
     return F.softplus(dt) if softplus else dt
 
 
+@_or_itself
 def _chunk_scan_step(
-    function,
     state,
     hidden_states,
     dt,
@@ -180,8 +178,7 @@ def _chunk_scan_step(
     expanded = [one for one in (dt, rate, D, dt_bias) if one is not None]
     known = rate is not None and all(_is_expanded(one, -1) for one in expanded)
     if not known or _is_packed(kwargs) or not _are_for_ops(*given):
-        options = {"D": D, "dt_bias": dt_bias, "dt_softplus": dt_softplus, "z": z}
-        return function(*given[:6], **options, **kwargs)
+        return NotImplemented
     dt, rate, D, dt_bias = (None if one is None else one[..., 0] for one in (dt, rate, D, dt_bias))
     steps = _steps(dt, dt_bias, dt_softplus)[:, None]
     arguments = hidden_states[:, None], steps, rate, B[:, None], C[:, None], D
@@ -201,8 +198,8 @@ def _scan_step(arguments, of_op, state):
     return y
 
 
+@_or_itself
 def _scan(
-    function,
     hidden_states,
     dt,
     A,
@@ -218,13 +215,7 @@ def _scan(
     """mamba_selective_scan: x, dt and z [B, H, L], A [H, N], B and C [B, N, L]."""
     given = hidden_states, dt, A, B, C, D, z, delta_bias
     if _is_packed(kwargs) or not _are_for_ops(*given):
-        return function(
-            *given[:7],
-            delta_bias=delta_bias,
-            delta_softplus=delta_softplus,
-            return_last_state=return_last_state,
-            **kwargs,
-        )
+        return NotImplemented
     steps = _steps(dt.transpose(1, 2), delta_bias, delta_softplus)
     x = hidden_states.float().transpose(1, 2).unsqueeze(-1)
     B, C = (one.transpose(1, 2).unsqueeze(2) for one in (B, C))
@@ -237,8 +228,8 @@ def _gated(y, z):
     return y if z is None else y * F.silu(z)
 
 
+@_or_itself
 def _scan_of_token(
-    function,
     state,
     hidden_states,
     dt,
@@ -254,8 +245,7 @@ def _scan_of_token(
     """mamba_selective_state_update: one token, x, dt and z [B, H], state [B, H, N]."""
     given = state, hidden_states, dt, A, B, C, D, dt_bias, z
     if _is_packed(kwargs) or not _are_for_ops(*given):
-        options = {"D": D, "dt_bias": dt_bias, "dt_softplus": dt_softplus, "z": z}
-        return function(*given[:6], **options, **kwargs)
+        return NotImplemented
     steps = _steps(dt, dt_bias, dt_softplus)[:, None]
     x, B, C = hidden_states[:, None, :, None], B[:, None, None], C[:, None, None]
     y = _scan_step((x, steps, A, B, C, D), state.unsqueeze(2), state)

@@ -30,7 +30,7 @@ ACTIVATIONS = {
 NORMS = {"none": 0, "layer": 1, "rms": 2, "rms_plus_one": 3}
 
 
-def _check_activation(name, function):
+def check_activation(name, function):
     torch._check(
         0 <= function < len(ACTIVATIONS),
         lambda: f"{name} must be one of {ACTIVATIONS}, got {function}",
@@ -64,7 +64,7 @@ def _(x, function):
         RuntimeError: another dtype, device or function, or a scalar.
     """
     _check_floats("x", x)
-    _check_activation("function", function)
+    check_activation("function", function)
     return x.new_empty(x.shape)
 
 
@@ -297,7 +297,7 @@ def _(
     given = locals()
     check_device(**tensors_of(given))
     _check_floats("x", x)
-    _check_activation("activation", activation)
+    check_activation("activation", activation)
     n = columns(packed, x.shape[-1], weight_scale, bias)
     check_ends(x, n, given)
     return x.new_empty((*x.shape[:-1], n))
@@ -361,7 +361,7 @@ def _(
     given = locals()
     check_device(**tensors_of(given))
     _check_floats("x", x)
-    _check_activation("activation", activation)
+    check_activation("activation", activation)
     torch._check(split in (0, 1, 2), lambda: f"split must be 0, 1 or 2, got {split}")
     hidden = columns_of("up", packed_up, x.shape[-1], weight_scale_up, bias_up)
     if packed_gate is not None:

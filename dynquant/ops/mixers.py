@@ -5,7 +5,7 @@ The schemas and the implementations are in csrc/ops. What tracing and users read
 
 import torch
 
-from dynquant.ops.blocks import ACTIVATIONS
+from dynquant.ops.blocks import check_activation
 from dynquant.ops.heads import check_heads
 from dynquant.ops.library import (
     FLOAT_DTYPES,
@@ -266,9 +266,6 @@ def _(x, weight, bias=None, state=None, activation=0):
                 f"got {list(state.shape)}"
             ),
         )
-    torch._check(
-        0 <= activation < len(ACTIVATIONS),
-        lambda: f"activation must be one of {ACTIVATIONS}, got {activation}",
-    )
+    check_activation("activation", activation)
     kept = 0 if state is None else state.shape[2]
     return x.new_empty(x.shape), x.new_empty(batch, channels, kept)
