@@ -88,7 +88,7 @@ BLOCKS = {
         *("x", *_weights("up", "gate", "down"), "activation", "split"),
         *(*_ENDS, *_SCHEME, "residual_last"),
     ),
-    "rotary": ("x", "cos", "sin"),
+    "rotary": ("x", "cos", "sin", "interleaved"),
     "scaled_dot_product": ("query", "key", "value", *_ADDED, "integers", *_KEPT),
     "relative_attention": (
         *("query", "key", "value", "position_key", "position_query"),
@@ -98,14 +98,15 @@ BLOCKS = {
         *("x", *_weights("q", "k", "v"), "heads", "kv_heads", "cos", "sin"),
         *("norm_q_weight", "norm_q_eps", "norm_k_weight", "norm_k_eps"),
         *(*(f"norm_before{part}" for part in _NORM), *_SCHEME, "heads_plus_one"),
+        *("interleaved", "gated"),
     ),
     "attend": (
         *("x", "key", "value", *_weights("out", "q"), "mask", "position_bias", "scale"),
-        *(*_KEPT, *_ENDS, *_SCHEME, "residual_last", "is_causal"),
+        *(*_KEPT, *_ENDS, *_SCHEME, "residual_last", "is_causal", "gate"),
     ),
     "attention": (
         *("x", *_weights("q", "k", "v", "out"), "heads", "kv_heads", *_ADDED, "cos", "sin"),
-        *("integers", *_ENDS, *_SCHEME, "residual_last"),
+        *("integers", *_ENDS, *_SCHEME, "residual_last", "interleaved"),
     ),
     "encoder": (
         *("x", "weights", "heads", "kv_heads", "activation", "eps", "norm_first", "mask"),
@@ -248,6 +249,7 @@ def valid_block_arguments(name, m=(M,), n=N, k=K, dtype=torch.float32, per_chann
         "symmetric": False,
         "activation_bits": 8,
         **dict.fromkeys(("plus_one", "heads_plus_one", "residual_last"), False),
+        **dict.fromkeys(("interleaved", "gated"), False),
         **weight("up", n, k),
         **weight("gate", n, k),
         **weight("down", k, n),
@@ -285,6 +287,7 @@ def valid_block_arguments(name, m=(M,), n=N, k=K, dtype=torch.float32, per_chann
     if name == "rotary":
         values["x"] = values["query"]
     if name == "attend":
+        values["gate"] = floats(batch, rows, heads, dim)
         for kept in ("key", "value"):  # in int8; scaled_dot_product has floats
             q = torch.randint(-127, 128, (batch, heads, rows, dim), generator=generator)
             values[kept] = q.to(torch.int8)

@@ -112,11 +112,16 @@ def softmax(x, dtype="float32"):
     return ref.round_to(p / row_sum(p), dtype)
 
 
-def rotary(x, cos, sin, dtype="float32"):
-    """x [..., D], cos and sin [..., R] with R <= D."""
+def rotary(x, cos, sin, dtype="float32", interleaved=False):
+    """x [..., D], cos and sin [..., R] with R <= D; interleaved, [..., R / 2]."""
+    if interleaved:
+        cos, sin = np.repeat(cos, 2, -1), np.repeat(sin, 2, -1)
     half = cos.shape[-1] // 2
     turned, rest = x[..., : 2 * half], x[..., 2 * half :]
-    swapped = np.concatenate([-turned[..., half:], turned[..., :half]], -1)
+    if interleaved:
+        swapped = np.stack([-turned[..., 1::2], turned[..., ::2]], -1).reshape(turned.shape)
+    else:
+        swapped = np.concatenate([-turned[..., half:], turned[..., :half]], -1)
     return np.concatenate([ref.round_to(turned * cos + swapped * sin, dtype), rest], -1)
 
 

@@ -333,7 +333,6 @@ NAMES = {"query": "q", "key": "k", "value": "v", "head_dim": "size", "output": "
     "options",
     [
         {},
-        {"cache": "c", "rotary": "r"},
         {"cache": "c", "feed_forward": FeedForward("up", "down", "act")},
     ],
 )

@@ -39,7 +39,8 @@ TURNED = {
 # Qwen 3 has norms of heads, Gemma adds 1 to the weights of norms, Gemma 3 has both, and norms of
 # what its attention and its feed-forward block give. OLMo and Exaone 4 have these without norms
 # before them; a norm of OLMo's is of all heads together. Phi-3 and GPT-2 have one linear layer for
-# query, key and value. The second layer of SmolLM3 has no rotary embedding.
+# query, key and value. The second layer of SmolLM3 has no rotary embedding. GLM, Helium and ERNIE 4.5
+# turn pairs of neighbors; of GLM 4 also, with norms before and behind, half of a head's features.
 MODELS = {
     **dict.fromkeys(("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Phi3"), CONFIG),
     "Gemma3Text": GEMMA3,
@@ -49,6 +50,7 @@ MODELS = {
     "GPT2": GPT2,
     "SmolLM3": {**CONFIG, "no_rope_layers": [1, 0]},
     **dict.fromkeys(("Starcoder2", "StableLm"), TURNED),
+    **dict.fromkeys(("Glm", "Glm4", "Helium", "Ernie4_5"), {**CONFIG, "pad_token_id": 0}),
 }
 OPS = {"query_key_value": 2, "attend": 2, "feed_forward": 2}
 PROMPT = torch.randint(3, 99, (2, 7), generator=torch.Generator().manual_seed(1))
@@ -332,12 +334,61 @@ def test_copies(made, copied):
     assert_same(found[0], after_prompt(model)[0][0])
 
 
-def test_an_attention_alone():
-    """In a model whose layers are not known."""
-    quantized, model = fused(small("Granite", CONFIG))
-    assert dynquant.fused_blocks(model)["layers.1.self_attn"] == ""
-    assert after_prompt(model)[2]["query_key_value"] == 2
-    assert_close(model, quantized)
+GRANITE4 = {
+    **CONFIG,
+    "layer_types": 2 * ["attention"],
+    **{"num_local_experts": 0, "mamba_n_heads": 4, "mamba_d_head": 24},
+}
+ATTENTION = ["sliding_attention", "full_attention"]
+# Models whose layers are not known. Those of Cohere turn pairs of neighbors, of its second one in a
+# layer with a window alone; Granite 4 H with and without a rotary embedding; the queries of Qwen 3.5
+# have gates and norms of heads.
+ALONE = {
+    "Granite": CONFIG,
+    "Cohere": CONFIG,
+    "Cohere2": {**CONFIG, "layer_types": ATTENTION, "sliding_window": 8},
+    "GraniteMoeHybrid": GRANITE4,
+    "GraniteMoeHybrid turned": {**GRANITE4, "position_embedding_type": "rope"},
+    "Qwen3_5Text": {**CONFIG, "layer_types": 2 * ["full_attention"]},
+}
+
+
+@pytest.mark.parametrize("name", ALONE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_attention_alone(name, dtype):
+    model = small(name.split()[0], ALONE[name]).to(dtype)
+    quantized, model = fused(model)
+    for layer in (0, 1):
+        assert dynquant.fused_blocks(model)[f"layers.{layer}.self_attn"] == ""
+    for tokens in (NEXT, PROMPT[:, :3]):
+        assert after_prompt(model, tokens)[2]["query_key_value"] == 2
+        least = 90 if dtype == torch.float32 else 25
+        assert_close(model, quantized, least, tokens=tokens)
+
+
+@pytest.mark.parametrize("name", ["Cohere", "Glm4", "Qwen3_5Text"])
+def test_the_attention_is_called_by_its_linear_layers(name):
+    """As with an adapter on one of them: to the bits of the op."""
+    config = ALONE[name] if name in ALONE else MODELS[name]
+    _, model = fused(small(name, config))
+    given = {"cache": None, "use_cache": False}
+    with torch.no_grad():
+        expected = model(input_ids=PROMPT, **given)[0]
+        for layer in model.layers:
+            layer.self_attn.v_proj = Wrapped(layer.self_attn.v_proj)
+        with Counting() as counting:
+            found = model(input_ids=PROMPT, **given)[0]
+    assert not counting.found["query_key_value"] and counting.found["scaled_dot_product"]
+    assert_same(found, expected)
+
+
+class Wrapped(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x)
 
 
 def test_fewer_heads_of_key_and_value_in_one_layer():
@@ -456,6 +507,11 @@ def test_norms_of_heads():
         ({**NAMED, "index": "n"}, {}, "they go with a cache"),
         ({**NAMED, "rotates": "n"}, {}, "they go with a cache"),
         ({**NAMED, "index": "n", "rotates": "n"}, {"cache": "cache"}, "for the rotary embedding"),
+        ({**NAMED, "interleaved": "first_half"}, {}, "for the rotary embedding"),
+        ({**NAMED, "unturned": True}, {}, "for the rotary embedding"),
+        ({**NAMED, "interleaved": "halves"}, {}, "allowed: None, first_half, each_twice"),
+        ({**NAMED, "gated": True}, {}, "they go with a cache"),
+        ({**NAMED, "gated": True, "output": None}, {}, "names for key, value and output"),
         ({**NAMED, "query_norm": "n"}, {}, "name both, or neither"),
         ({**NAMED, "result_norm": "n"}, {}, "it goes with norm_first=True"),
         ({**NAMED, "query_norm": "n", "key_norm": "n"}, {}, "they go with a cache"),

@@ -88,6 +88,19 @@ def _layers(path, part=""):
 
 
 BOTH = _layers("encoder.layers")
+MOONSHINE = {
+    **{key: value for key, value in TEXT.items() if key in ("hidden_size", "vocab_size")},
+    **{"intermediate_size": 80, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+    **dict.fromkeys(("encoder_num_hidden_layers", "decoder_num_hidden_layers"), 2),
+    **dict.fromkeys(("encoder_num_attention_heads", "decoder_num_attention_heads"), 4),
+    **dict.fromkeys(("encoder_num_key_value_heads", "decoder_num_key_value_heads"), 4),
+}
+SPOKEN = {
+    "input_values": floats(2, 4000),
+    "attention_mask": (torch.arange(4000) < torch.tensor([[4000], [2500]])).long(),
+    "decoder_input_ids": IDS,
+    "use_cache": False,
+}
 # The config of each model, the names of its blocks, what it is called with, and how many
 # attentions, feed-forward blocks and linear blocks then run as ops.
 OTHERS = {
@@ -132,6 +145,16 @@ OTHERS = {
             ("M2M100", SEQUENCES, TRANSLATED),
         )
     },
+    # Its layers turn pairs of neighbors; those of its decoder are not known.
+    "Moonshine": (
+        MOONSHINE,
+        BOTH
+        + _layers("decoder.layers", ".self_attn")
+        + _layers("decoder.layers", ".encoder_attn")
+        + _layers("decoder.layers", ".mlp"),
+        SPOKEN,
+        (4, 4, 0),
+    ),
     # Few tokens with a mask run as those behind a cache do.
     "OPT": (OPT, DECODERS + _layers("decoder.layers", ".self_attn"), TOKENS, (2, 2, 0)),
     "GPT2": (GPT2, _layers("h"), {"input_ids": IDS}, (2, 2, 0)),

@@ -20,6 +20,8 @@ from test_ops_blocks import (  # noqa: F401
     weights,
 )
 
+from dynquant.ops.blocks import ACTIVATIONS
+
 ops = torch.ops.dynquant
 
 
@@ -247,8 +249,13 @@ def attention_weights(rng, count, kv, dim, k, n, together):
     return [*parts, *weights(rng, n, count * dim, True)]
 
 
-def projected(x, parts, count, kv, cos, sin, head_norms, before, schemes, plus_one=False):
-    """Query, key and value, one op after the other. head_norms: (weight or None, eps) of two."""
+def projected(x, parts, count, kv, turn, head_norms, before, schemes, plus_one=False, gated=False):
+    """Query, key and value, one op after the other.
+
+    Args:
+        turn: what rotary takes besides x, or (None, None, False).
+        head_norms: (weight or None, eps) of two.
+    """
     normed = normalized(x, *before)
     q, k, v = (
         None if parts[i] is None else ops.linear_dynamic(normed, *parts[i : i + 3], *schemes)
@@ -258,13 +265,14 @@ def projected(x, parts, count, kv, cos, sin, head_norms, before, schemes, plus_o
         dim = q.shape[-1] // (count + 2 * kv)
         q, k, v = q.split([count * dim, kv * dim, kv * dim], -1)
     q, k, v = (part.unflatten(-1, (heads, -1)) for part, heads in ((q, count), (k, kv), (v, kv)))
+    q, *gate = q.chunk(2, -1) if gated else (q,)
     q, k = (
         part if weight is None else normalized_heads(part, weight, eps, plus_one)
         for part, (weight, eps) in zip((q, k), head_norms, strict=True)
     )
-    if cos is not None:
-        q, k = ops.rotary(q, cos, sin), ops.rotary(k, cos, sin)
-    return q, k, v
+    if turn[0] is not None:
+        q, k = ops.rotary(q, *turn), ops.rotary(k, *turn)
+    return torch.cat([q, *gate], -1), k, v
 
 
 def normalized_heads(heads, weight, eps, plus_one):
@@ -274,21 +282,23 @@ def normalized_heads(heads, weight, eps, plus_one):
 
 
 def composed(
-    x, parts, count, kv, options, cos, sin, integers, residual, before, after, schemes, last=False
+    x, parts, count, kv, options, turn, integers, residual, before, after, schemes, last=False
 ):
-    q, k, v = projected(x, parts, count, kv, cos, sin, [(None, 0.0)] * 2, before, schemes)
+    q, k, v = projected(x, parts, count, kv, turn, [(None, 0.0)] * 2, before, schemes)
     attended = ops.scaled_dot_product(q, k, v, *options, integers)
     y = ops.linear_dynamic(attended.flatten(2), *parts[9:], *schemes)
     return ended(y, residual, after, last)
 
 
 def drawn_angles(rng, batch, rows, dim, dtype):
-    """cos and sin in one of the forms that rotary takes, or None and None."""
+    """cos, sin and interleaved in one of the forms that rotary takes, or None, None and any."""
+    interleaved = bool(rng.random() < 0.5)
     if rng.random() < 0.5:
-        return None, None
+        return None, None, interleaved
     lead = [(rows,), (1, rows), (batch, rows)][rng.integers(3)]
-    angles = torch.from_numpy(rng.standard_normal((*lead, dim // 2 * 2)).astype(np.float32))
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    width = dim // 2 * (1 if interleaved else 2)
+    angles = torch.from_numpy(rng.standard_normal((*lead, width)).astype(np.float32))
+    return angles.cos().to(dtype), angles.sin().to(dtype), interleaved
 
 
 def drawn_weight_of_heads(rng, count, dim):
@@ -305,17 +315,22 @@ def test_query_key_value_is_its_parts(isa, threads, seed):  # noqa: F811
     kv, dim, k = int(rng.choice([1, 2])), int(rng.choice([4, 8, 34])), int(rng.choice([9, 64]))
     count, dtype = kv * int(rng.choice([1, 3])), DTYPES[rng.integers(3)]
     x = torch.from_numpy(rng.standard_normal((batch, rows, k)).astype(np.float32)).to(dtype)
-    parts = attention_weights(rng, count, kv, dim, k, k, bool(rng.random() < 0.4))[:9]
-    cos, sin = drawn_angles(rng, batch, rows, dim, dtype)
+    together = bool(rng.random() < 0.4)
+    gated = not together and bool(rng.random() < 0.5)
+    parts = attention_weights(rng, count, kv, dim, k, k, together)[:9]
+    if gated:
+        parts[:3] = weights(rng, count * 2 * dim, k, True)
+    turn = drawn_angles(rng, batch, rows, dim, dtype)
     norms = [
-        (drawn_weight_of_heads(rng, each, dim), eps) for each, eps in ((count, 1e-5), (kv, 0.5))
+        (drawn_weight_of_heads(rng, each, dim), eps)
+        for each, eps in ((1 if gated else count, 1e-5), (kv, 0.5))
     ]
     before, schemes = drawn_norm(rng, k), drawn_scheme(rng)
     ends, plus_one = (*before, *schemes), bool(rng.random() < 0.5)
     found = ops.query_key_value(
-        x, *parts, count, kv, cos, sin, *norms[0], *norms[1], *ends, plus_one
+        x, *parts, count, kv, *turn[:2], *norms[0], *norms[1], *ends, plus_one, turn[2], gated
     )
-    expected = projected(x, parts, count, kv, cos, sin, norms, before, schemes, plus_one)
+    expected = projected(x, parts, count, kv, turn, norms, before, schemes, plus_one, gated)
     for one, other in zip(found, expected, strict=True):
         assert one.is_contiguous()
         assert_same(one, other)
@@ -331,6 +346,34 @@ def test_a_norm_of_heads_of_another_size(device, part, size, sizes):
     wanted = f"norm_{part}_weight must have the shape {sizes}, got [{size}]"
     with pytest.raises(RuntimeError, match=re.escape(wanted)):
         ops.query_key_value(x, *parts, 4, 2, **{f"norm_{part}_weight": weight})
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_gated_errors(device):
+    rng = np.random.default_rng(0)
+    given = attention_weights(rng, 4, 2, 8, 9, 9, together=False)[:9]
+    q = weights(rng, 64, 9, True)
+    x, *parts = (one if one is None else one.to(device) for one in (torch.randn(1, 2, 9), *given))
+    q = [one.to(device) for one in q]
+    with pytest.raises(RuntimeError, match="packed_q must have N, a multiple of 12, got 32"):
+        ops.query_key_value(x, *parts, 6, 2, gated=True)
+    with pytest.raises(RuntimeError, match="gated: it goes with packed_k and packed_v"):
+        ops.query_key_value(x, *q, *[None] * 6, 4, 2, gated=True)
+    weight = torch.ones(32, device=device)
+    with pytest.raises(RuntimeError, match=re.escape("must have the shape [8], got [32]")):
+        ops.query_key_value(x, *q, *parts[3:], 4, 2, norm_q_weight=weight, gated=True)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_gate_of_another_form(device):
+    rng = np.random.default_rng(0)
+    out = [one.to(device) for one in weights(rng, 6, 24, True)]
+    x, key = torch.randn(2, 5, 3, 8, device=device), torch.randn(2, 3, 4, 8, device=device)
+    for gate in (x[:, :4], x[:1], x.flatten(2), x[..., :4]):
+        with pytest.raises(RuntimeError, match=re.escape("gate must have the shape [2, 5, 3, 8]")):
+            ops.attend(x, key, key, *out, gate=gate)
+    with pytest.raises(RuntimeError, match="gate must have dtype"):
+        ops.attend(x, key, key, *out, gate=x.bfloat16())
 
 
 @pytest.mark.parametrize("integers", [False, True])
@@ -372,20 +415,20 @@ def test_attention_is_its_parts(isa, threads, seed):  # noqa: F811
         bool(rng.random() < 0.3),
         None if rng.random() < 0.5 else 0.25,
     )
-    cos, sin = drawn_angles(rng, batch, rows, dim, dtype)
+    turn = drawn_angles(rng, batch, rows, dim, dtype)
     residual = x if n == k and rng.random() < 0.5 else None
     arguments = (
         *(x, attention_weights(rng, count, kv, dim, k, n, bool(rng.random() < 0.4)), count, kv),
-        *(options, cos, sin, bool(rng.random() < 0.7), residual),
+        *(options, turn, bool(rng.random() < 0.7), residual),
         drawn_norm(rng, k),
         drawn_norm(rng, n),
         drawn_scheme(rng),
         bool(rng.random() < 0.3),
     )
-    x, parts, count, kv, options, cos, sin, integers, residual, *norms, schemes, last = arguments
+    x, parts, count, kv, options, turn, integers, residual, *norms, schemes, last = arguments
     result = ops.attention(
-        *(x, *parts, count, kv, *options, cos, sin, integers, residual),
-        *(*norms[0], *norms[1], *schemes, last),
+        *(x, *parts, count, kv, *options, *turn[:2], integers, residual),
+        *(*norms[0], *norms[1], *schemes, last, turn[2]),
     )
     assert_same(result, composed(*arguments))
 
@@ -421,12 +464,17 @@ def test_attend_is_its_parts(isa, threads, seed):  # noqa: F811
     if rng.random() < 0.5:
         residual = torch.from_numpy(rng.standard_normal((batch, rows, n)).astype(np.float32))
         residual = residual.to(dtype)
+    gate = None
+    if rng.random() < 0.4:  # what lies behind each head's query
+        gate = heads(rng, batch, rows, count, 2 * dim, dtype)[..., dim:]
     found = ops.attend(
         *(x, *(one.transpose(1, 2) for one in kept), *out, *projection, *added, scale),
         *(one if one is None else one.transpose(1, 2) for one in scales),
-        *(residual, *before, *after, *schemes, last, causal),
+        *(residual, *before, *after, *schemes, last, causal, gate),
     )
     attended = ops.scaled_dot_product(query, *kept, *added, causal, scale, False, *scales)
+    if gate is not None:
+        attended = attended * ops.activation(gate, ACTIVATIONS["sigmoid"])
     y = ops.linear_dynamic(attended.flatten(2), *out, *schemes)
     assert found.is_contiguous() and found.dtype == dtype
     assert_same(found, ended(y, residual, after, last))
@@ -453,13 +501,15 @@ def test_rotary(isa, threads, seed):  # noqa: F811
     dtype, dim = DTYPES[rng.integers(3)], int(rng.choice([2, 34, 64, 80]))
     turned = dim if rng.random() < 0.5 else 2 * int(rng.integers(1, dim // 2 + 1))
     x = heads(rng, 2, 7, 3, dim, dtype)
-    angles = torch.from_numpy(rng.standard_normal((2, 7, turned)).astype(np.float32))
+    interleaved = bool(rng.random() < 0.5)
+    width = turned // 2 if interleaved else turned
+    angles = torch.from_numpy(rng.standard_normal((2, 7, width)).astype(np.float32))
     cos, sin = angles.cos(), angles.sin()
     spread = (part[:, :, None].numpy() for part in (cos, sin))
-    expected = reference_float.rotary(widened(x), *spread, name_of(dtype))
-    assert_same(ops.rotary(x, cos, sin), expected)
-    assert_same(ops.rotary(x, cos[:1], sin[:1])[0], expected[0])
-    assert_same(ops.rotary(x, cos[0], sin[0])[0], expected[0])
+    expected = reference_float.rotary(widened(x), *spread, name_of(dtype), interleaved)
+    assert_same(ops.rotary(x, cos, sin, interleaved), expected)
+    assert_same(ops.rotary(x, cos[:1], sin[:1], interleaved)[0], expected[0])
+    assert_same(ops.rotary(x, cos[0], sin[0], interleaved)[0], expected[0])
 
 
 class TestErrors:
@@ -593,3 +643,6 @@ class TestErrors:
                 ops.rotary(self.x, cos, torch.ones(5, 8))
         with pytest.raises(RuntimeError, match="cos and sin must have one shape"):
             ops.rotary(self.x, torch.ones(5, 8), torch.ones(5, 6))
+        for cos in (torch.ones(5, 0), torch.ones(5, 5), torch.ones(3, 5, 4)):
+            with pytest.raises(RuntimeError, match="cos must.*R / 2]"):
+                ops.rotary(self.x, cos, torch.ones(5, 4), True)

@@ -15,19 +15,38 @@
 namespace dynquant {
 namespace {
 
-template <class Isa>
-void rotary(const RotaryArgs& a) {
+template <class Isa, class T>
+inline void turn_halves(const RotaryArgs& a, const T* x, T* y) {
   using Float = typename Isa::Float;
   const int64_t half = a.n / 2;
+  each_register<Isa>(half, [&](int64_t i, auto part) {
+    const Float first = part.load(x + i), second = part.load(x + half + i);
+    part.store(y + i, Isa::sub_float(Isa::mul(first, part.load(a.cos + i)),
+                                     Isa::mul(second, part.load(a.sin + i))));
+    part.store(y + half + i, Isa::add_float(Isa::mul(second, part.load(a.cos + half + i)),
+                                            Isa::mul(first, part.load(a.sin + half + i))));
+  });
+}
+
+template <class Isa, class T>
+inline void turn_neighbors(const RotaryArgs& a, const T* x, T* y) {
+  using Float = typename Isa::Float;
+  each_register<Isa>(a.n, [&](int64_t i, auto part) {
+    const Float each = part.load(x + i);
+    part.store(y + i, Isa::add_float(Isa::mul(each, part.load(a.cos + i)),
+                                     Isa::mul(Isa::swap_neighbors(each), part.load(a.sin + i))));
+  });
+}
+
+template <class Isa>
+void rotary(const RotaryArgs& a) {
   with_type(a.x, a.dtype, [&](const auto* x) {
     auto* y = typed_like(x, a.y);
-    each_register<Isa>(half, [&](int64_t i, auto part) {
-      const Float first = part.load(x + i), second = part.load(x + half + i);
-      part.store(y + i, Isa::sub_float(Isa::mul(first, part.load(a.cos + i)),
-                                       Isa::mul(second, part.load(a.sin + i))));
-      part.store(y + half + i, Isa::add_float(Isa::mul(second, part.load(a.cos + half + i)),
-                                              Isa::mul(first, part.load(a.sin + half + i))));
-    });
+    if (a.interleaved) {
+      turn_neighbors<Isa>(a, x, y);
+    } else {
+      turn_halves<Isa>(a, x, y);
+    }
   });
 }
 

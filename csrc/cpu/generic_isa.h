@@ -101,6 +101,9 @@ struct GenericIsa {
   static inline Float mul(Float a, Float b) {
     return each<Float>([=](int i) { return a.v[i] * b.v[i]; });
   }
+  static inline Float swap_neighbors(Float x) {
+    return each<Float>([=](int i) { return x.v[i ^ 1]; });
+  }
   static inline Float div(Float a, Float b) {
     return each<Float>([=](int i) { return a.v[i] / b.v[i]; });
   }

@@ -195,7 +195,8 @@ struct SoftmaxArgs {
 };
 
 // The first n values of a row turned by pairs (i, i + n / 2): x * cos + (-x[n / 2 ..], x[.. n / 2])
-// * sin. y may be x.
+// * sin. Interleaved, by pairs (i, i + 1), where sin is negated at even places: x * cos + (x[1],
+// x[0], x[3], x[2], ..) * sin. y may be x.
 struct RotaryArgs {
   Dtype dtype;
   const void* x;
@@ -203,6 +204,7 @@ struct RotaryArgs {
   const float* cos;  // [n]
   const float* sin;  // [n]
   void* y;
+  bool interleaved = false;
 };
 
 // Rows of attention scores, in place: s * scale, plus what is added, becomes p = exp(s - max s),

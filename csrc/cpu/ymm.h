@@ -61,6 +61,7 @@ struct Ymm {
     return _mm256_set1_epi32(bytes);
   }
   static inline Float mul(Float a, Float b) { return _mm256_mul_ps(a, b); }
+  static inline Float swap_neighbors(Float x) { return _mm256_permute_ps(x, 0xB1); }
   static inline Float div(Float a, Float b) { return _mm256_div_ps(a, b); }
   static inline Float add_float(Float a, Float b) { return _mm256_add_ps(a, b); }
   static inline Float sub_float(Float a, Float b) { return _mm256_sub_ps(a, b); }

@@ -50,6 +50,7 @@ struct Zmm {
   }
   static inline Float set(float x) { return _mm512_set1_ps(x); }
   static inline Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
+  static inline Float swap_neighbors(Float x) { return _mm512_permute_ps(x, 0xB1); }
   static inline Float div(Float a, Float b) { return _mm512_div_ps(a, b); }
   static inline Float add_float(Float a, Float b) { return _mm512_add_ps(a, b); }
   static inline Float sub_float(Float a, Float b) { return _mm512_sub_ps(a, b); }

@@ -4,6 +4,24 @@
 #include "query_key_value.h"
 
 namespace dynquant {
+namespace {
+
+// What the heads give, in place, times the sigmoid of their gates.
+void multiply_by_gates(const Tensor& attended, const HeadsOf& gate) {
+  const Kernels& kernels = kernels_in_use();
+  const int64_t bytes = gate.dim * bytes_of(gate.dtype);
+  char* first = static_cast<char*>(attended.mutable_data_ptr());
+  constexpr int64_t kOfSigmoid = 40;  // operations
+  run_rows(gate.batch * gate.rows, gate.count * gate.dim * kOfSigmoid, [&](int64_t m) {
+    for (int64_t h = 0; h < gate.count; ++h) {
+      char* head = first + (m * gate.count + h) * bytes;
+      const char* by = gate.heads.at(m / gate.rows, m % gate.rows, h);
+      kernels.activate({Activation::sigmoid, gate.dtype, by, head, gate.dim, head});
+    }
+  });
+}
+
+}  // namespace
 
 Tensor attend(const Tensor& x, const Tensor& key, const Tensor& value, const Tensor& packed_out,
               const Tensor& weight_scale_out, const std::optional<Tensor>& bias_out,
@@ -16,7 +34,8 @@ Tensor attend(const Tensor& x, const Tensor& key, const Tensor& value, const Ten
               const std::optional<Tensor>& norm_before_bias, double norm_before_eps,
               int64_t norm_after, const std::optional<Tensor>& norm_after_weight,
               const std::optional<Tensor>& norm_after_bias, double norm_after_eps, bool per_token,
-              bool symmetric, int64_t activation_bits, bool residual_last, bool is_causal) {
+              bool symmetric, int64_t activation_bits, bool residual_last, bool is_causal,
+              const std::optional<Tensor>& gate) {
   std::optional<Int8Product> projection =
       optional_product(packed_q, weight_scale_q, bias_q, kQuery);
   Int8Product out(packed_out, weight_scale_out, bias_out, kOut);
@@ -54,8 +73,15 @@ Tensor attend(const Tensor& x, const Tensor& key, const Tensor& value, const Ten
     check_out(n);
     return HeadsOf(linear_block(x, *std::move(projection), kNone, std::move(before)), keys.dim);
   }();
+  std::optional<HeadsOf> gates;
+  if (gate.has_value()) {
+    check_tensor(*gate, "gate", {x.scalar_type()});
+    check_shape(*gate, "gate", {query.batch, query.rows, query.count, query.dim});
+    gates.emplace(*gate, "gate");
+  }
   const Tensor heads = attended(query, keys, values, mask, position_bias, is_causal, scale, false,
                                 {query.batch, query.rows, query.count * query.dim});
+  if (gates.has_value()) multiply_by_gates(heads, *gates);
   return linear_block(heads, std::move(out), kNone, std::move(behind));
 }
 

@@ -121,22 +121,20 @@ class SelfAttention {
 
 }  // namespace
 
-Tensor attention(const Tensor& x, const Tensor& packed_q, const Tensor& weight_scale_q,
-                 const std::optional<Tensor>& bias_q, const std::optional<Tensor>& packed_k,
-                 const std::optional<Tensor>& weight_scale_k, const std::optional<Tensor>& bias_k,
-                 const std::optional<Tensor>& packed_v, const std::optional<Tensor>& weight_scale_v,
-                 const std::optional<Tensor>& bias_v, const Tensor& packed_out,
-                 const Tensor& weight_scale_out, const std::optional<Tensor>& bias_out,
-                 int64_t heads, int64_t kv_heads, const std::optional<Tensor>& mask,
-                 const std::optional<Tensor>& position_bias, bool is_causal,
-                 std::optional<double> scale, const std::optional<Tensor>& cos,
-                 const std::optional<Tensor>& sin, bool integers,
-                 const std::optional<Tensor>& residual, int64_t norm_before,
-                 const std::optional<Tensor>& norm_before_weight,
-                 const std::optional<Tensor>& norm_before_bias, double norm_before_eps,
-                 int64_t norm_after, const std::optional<Tensor>& norm_after_weight,
-                 const std::optional<Tensor>& norm_after_bias, double norm_after_eps,
-                 bool per_token, bool symmetric, int64_t activation_bits, bool residual_last) {
+Tensor attention(
+    const Tensor& x, const Tensor& packed_q, const Tensor& weight_scale_q,
+    const std::optional<Tensor>& bias_q, const std::optional<Tensor>& packed_k,
+    const std::optional<Tensor>& weight_scale_k, const std::optional<Tensor>& bias_k,
+    const std::optional<Tensor>& packed_v, const std::optional<Tensor>& weight_scale_v,
+    const std::optional<Tensor>& bias_v, const Tensor& packed_out, const Tensor& weight_scale_out,
+    const std::optional<Tensor>& bias_out, int64_t heads, int64_t kv_heads,
+    const std::optional<Tensor>& mask, const std::optional<Tensor>& position_bias, bool is_causal,
+    std::optional<double> scale, const std::optional<Tensor>& cos, const std::optional<Tensor>& sin,
+    bool integers, const std::optional<Tensor>& residual, int64_t norm_before,
+    const std::optional<Tensor>& norm_before_weight, const std::optional<Tensor>& norm_before_bias,
+    double norm_before_eps, int64_t norm_after, const std::optional<Tensor>& norm_after_weight,
+    const std::optional<Tensor>& norm_after_bias, double norm_after_eps, bool per_token,
+    bool symmetric, int64_t activation_bits, bool residual_last, bool interleaved) {
   check_sequences(x);
   Int8Product query(packed_q, weight_scale_q, bias_q, kQuery);
   Int8Product out(packed_out, weight_scale_out, bias_out, kOut);
@@ -144,9 +142,10 @@ Tensor attention(const Tensor& x, const Tensor& packed_q, const Tensor& weight_s
                  norm_before_eps, norm_after, norm_after_weight, norm_after_bias, norm_after_eps,
                  per_token, symmetric, activation_bits, residual_last);
   BlockRows rows(x, query, out.n(), std::move(ends));
-  QueryKeyValue inputs(
-      x, std::move(query), optional_product(packed_k, weight_scale_k, bias_k, kKey),
-      optional_product(packed_v, weight_scale_v, bias_v, kValue), heads, kv_heads, cos, sin);
+  QueryKeyValue inputs(x, std::move(query),
+                       optional_product(packed_k, weight_scale_k, bias_k, kKey),
+                       optional_product(packed_v, weight_scale_v, bias_v, kValue), heads, kv_heads,
+                       cos, sin, interleaved);
   return SelfAttention(std::move(rows), std::move(inputs), std::move(out), mask, position_bias,
                        is_causal, scale, integers)
       .run();

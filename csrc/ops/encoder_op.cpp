@@ -64,7 +64,8 @@ Tensor run_attention(const Tensor& x, const Layer& w, const Settings& s) {
                    w.needed(kOut), w.needed(kOut + 1), w.at(kOut + 2), s.heads, s.kv_heads, s.mask,
                    std::nullopt, false, std::nullopt, std::nullopt, std::nullopt, s.integers, x,
                    before.norm, before.weight, before.bias, before.eps, after.norm, after.weight,
-                   after.bias, after.eps, s.per_token, s.symmetric, s.activation_bits, false);
+                   after.bias, after.eps, s.per_token, s.symmetric, s.activation_bits, false,
+                   false);
 }
 
 Tensor run_feed_forward(const Tensor& x, const Layer& w, const Settings& s) {

@@ -88,16 +88,24 @@ Tensor attended(const HeadsOf& query, const KeptHeads& key, const KeptHeads& val
                 bool is_causal, std::optional<double> scale, bool integers,
                 const std::vector<int64_t>& shape);
 
-// The angles of a rotary embedding: cos and sin [B, L, R] or [L, R], in fp32.
+// The angles of a rotary embedding: cos and sin [B, L, R] or [L, R], in fp32. Interleaved, they are
+// [.., R / 2]: one for each pair of neighbors.
 class Angles {
  public:
-  Angles(const Tensor& cos, const Tensor& sin, int64_t batch, int64_t rows, int64_t dim)
-      : cos_(dense(cos, "cos", batch, rows, dim)), sin_(dense(sin, "sin", batch, rows, dim)) {
+  Angles(const Tensor& cos, const Tensor& sin, bool interleaved, int64_t batch, int64_t rows,
+         int64_t dim)
+      : interleaved_(interleaved),
+        cos_(dense(cos, "cos", batch, rows, dim)),
+        sin_(dense(sin, "sin", batch, rows, dim)) {
     check(cos.dim() == sin.dim() && cos.size(-1) == sin.size(-1) && cos.size(0) == sin.size(0),
           "cos and sin must have one shape, got ", ShapeOf(cos), " and ", ShapeOf(sin));
-    dim_ = cos_.size(cos_.dim() - 1);
+    dim_ = turned_by(cos_);
     const bool each = cos_.dim() == 3 && cos_.size(0) > 1;
     batch_stride_ = each ? rows * dim_ : 0;
+    if (interleaved_) {
+      cos_ = of_pairs(cos_, 1.0f);
+      sin_ = of_pairs(sin_, -1.0f);
+    }
     cos_data_ = static_cast<const float*>(cos_.const_data_ptr());
     sin_data_ = static_cast<const float*>(sin_.const_data_ptr());
   }
@@ -106,23 +114,42 @@ class Angles {
   void turn(const Kernels& kernels, Dtype dtype, int64_t b, int64_t row, const void* x,
             void* y) const {
     const int64_t at = b * batch_stride_ + row * dim_;
-    kernels.rotary({dtype, x, dim_, cos_data_ + at, sin_data_ + at, y});
+    kernels.rotary({dtype, x, dim_, cos_data_ + at, sin_data_ + at, y, interleaved_});
   }
 
  private:
-  static Tensor dense(const Tensor& t, const char* name, int64_t batch, int64_t rows, int64_t dim) {
+  // How many values of a head they turn.
+  int64_t turned_by(const Tensor& t) const { return t.size(t.dim() - 1) * (interleaved_ ? 2 : 1); }
+
+  Tensor dense(const Tensor& t, const char* name, int64_t batch, int64_t rows, int64_t dim) const {
     check_float(t, name);
+    const char* last = interleaved_ ? ", R / 2]" : ", R]";
     const bool fits = t.dim() == 2 || (t.dim() == 3 && (t.size(0) == batch || t.size(0) == 1));
-    check(fits && t.size(t.dim() - 2) == rows, name, " must have the shape [", rows, ", R] or [",
-          batch, ", ", rows, ", R], got ", ShapeOf(t));
-    const int64_t turned = t.size(t.dim() - 1);
+    check(fits && t.size(t.dim() - 2) == rows, name, " must have the shape [", rows, last, " or [",
+          batch, ", ", rows, last, ", got ", ShapeOf(t));
+    const int64_t turned = turned_by(t);
     check(turned > 0 && turned % 2 == 0 && turned <= dim, name,
-          " must turn an even number of values of a head of ", dim, ", got ", ShapeOf(t));
+          " must turn an even number R of values of a head of ", dim, " and have the shape [..",
+          last, ", got ", ShapeOf(t));
     const Tensor widened =
         t.scalar_type() == ScalarType::Float ? t : torch::stable::to(t, ScalarType::Float);
     return dynquant::dense(widened);
   }
 
+  // Each of them twice, the first time multiplied by `first`.
+  static Tensor of_pairs(const Tensor& t, float first) {
+    const int64_t n = t.numel();
+    Tensor pairs = empty({2 * n}, ScalarType::Float);
+    const float* from = static_cast<const float*>(t.const_data_ptr());
+    float* to = static_cast<float*>(pairs.mutable_data_ptr());
+    for (int64_t i = 0; i < n; ++i) {
+      to[2 * i] = first * from[i];
+      to[2 * i + 1] = from[i];
+    }
+    return pairs;
+  }
+
+  const bool interleaved_;
   Tensor cos_, sin_;
   const float *cos_data_, *sin_data_;
   int64_t dim_, batch_stride_;

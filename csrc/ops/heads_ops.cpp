@@ -4,11 +4,11 @@
 
 namespace dynquant {
 
-Tensor rotary(const Tensor& x, const Tensor& cos, const Tensor& sin) {
+Tensor rotary(const Tensor& x, const Tensor& cos, const Tensor& sin, bool interleaved) {
   const HeadsOf in(x, "x");
   const Dtype dtype = in.dtype;
   const int64_t batch = in.batch, rows = in.rows, count = in.count, dim = in.dim;
-  const Angles angles(cos, sin, batch, rows, dim);
+  const Angles angles(cos, sin, interleaved, batch, rows, dim);
   const Kernels& kernels = kernels_in_use();
   Tensor y = empty({batch, rows, count, dim}, x.scalar_type());
   char* out = static_cast<char*>(y.mutable_data_ptr());

@@ -84,7 +84,7 @@ STABLE_TORCH_LIBRARY(dynquant, m) {
          "Tensor weight_scale_down, Tensor? bias_down, int activation, int split=0, " +
          ends + gives)
             .c_str());
-  m.def("rotary(Tensor x, Tensor cos, Tensor sin) -> Tensor");
+  m.def("rotary(Tensor x, Tensor cos, Tensor sin, bool interleaved=False) -> Tensor");
   m.def(
       "scaled_dot_product(Tensor query, Tensor key, Tensor value, Tensor? mask=None, "
       "Tensor? position_bias=None, bool is_causal=False, float? scale=None, "
@@ -116,12 +116,14 @@ STABLE_TORCH_LIBRARY(dynquant, m) {
       "Tensor? norm_k_weight=None, float norm_k_eps=0.0, int norm_before=0, "
       "Tensor? norm_before_weight=None, Tensor? norm_before_bias=None, "
       "float norm_before_eps=0.0, bool per_token=True, bool symmetric=False, "
-      "int activation_bits=8, bool heads_plus_one=False) -> (Tensor, Tensor, Tensor)");
+      "int activation_bits=8, bool heads_plus_one=False, bool interleaved=False, bool gated=False) "
+      "-> "
+      "(Tensor, Tensor, Tensor)");
   m.def(("attend(Tensor x, Tensor key, Tensor value, Tensor packed_out, Tensor weight_scale_out, "
          "Tensor? bias_out, Tensor? packed_q=None, Tensor? weight_scale_q=None, "
          "Tensor? bias_q=None, Tensor? mask=None, Tensor? position_bias=None, float? scale=None, "
          "Tensor? key_scale=None, Tensor? value_scale=None, " +
-         ends + ", bool is_causal=False" + gives)
+         ends + ", bool is_causal=False, Tensor? gate=None" + gives)
             .c_str());
   m.def(("attention(Tensor x, Tensor packed_q, Tensor weight_scale_q, Tensor? bias_q, "
          "Tensor? packed_k, Tensor? weight_scale_k, Tensor? bias_k, Tensor? packed_v, "
@@ -129,7 +131,7 @@ STABLE_TORCH_LIBRARY(dynquant, m) {
          "Tensor? bias_out, int heads, int kv_heads, Tensor? mask=None, "
          "Tensor? position_bias=None, bool is_causal=False, float? scale=None, Tensor? cos=None, "
          "Tensor? sin=None, bool integers=True, " +
-         ends + gives)
+         ends + ", bool interleaved=False" + gives)
             .c_str());
   m.def(
       "encoder(Tensor x, Tensor?[] weights, int heads, int kv_heads, int activation, float eps, "

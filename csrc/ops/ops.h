@@ -67,7 +67,7 @@ Tensor feed_forward(const Tensor& x, const Tensor& packed_up, const Tensor& weig
                     const std::optional<Tensor>& norm_after_bias, double norm_after_eps,
                     bool per_token, bool symmetric, int64_t activation_bits, bool residual_last);
 
-Tensor rotary(const Tensor& x, const Tensor& cos, const Tensor& sin);
+Tensor rotary(const Tensor& x, const Tensor& cos, const Tensor& sin, bool interleaved);
 Tensor scaled_dot_product(const Tensor& query, const Tensor& key, const Tensor& value,
                           const std::optional<Tensor>& mask,
                           const std::optional<Tensor>& position_bias, bool is_causal,
@@ -106,7 +106,7 @@ std::tuple<Tensor, Tensor, Tensor> query_key_value(
     const std::optional<Tensor>& norm_k_weight, double norm_k_eps, int64_t norm_before,
     const std::optional<Tensor>& norm_before_weight, const std::optional<Tensor>& norm_before_bias,
     double norm_before_eps, bool per_token, bool symmetric, int64_t activation_bits,
-    bool heads_plus_one);
+    bool heads_plus_one, bool interleaved, bool gated);
 Tensor attend(const Tensor& x, const Tensor& key, const Tensor& value, const Tensor& packed_out,
               const Tensor& weight_scale_out, const std::optional<Tensor>& bias_out,
               const std::optional<Tensor>& packed_q, const std::optional<Tensor>& weight_scale_q,
@@ -118,23 +118,22 @@ Tensor attend(const Tensor& x, const Tensor& key, const Tensor& value, const Ten
               const std::optional<Tensor>& norm_before_bias, double norm_before_eps,
               int64_t norm_after, const std::optional<Tensor>& norm_after_weight,
               const std::optional<Tensor>& norm_after_bias, double norm_after_eps, bool per_token,
-              bool symmetric, int64_t activation_bits, bool residual_last, bool is_causal);
-Tensor attention(const Tensor& x, const Tensor& packed_q, const Tensor& weight_scale_q,
-                 const std::optional<Tensor>& bias_q, const std::optional<Tensor>& packed_k,
-                 const std::optional<Tensor>& weight_scale_k, const std::optional<Tensor>& bias_k,
-                 const std::optional<Tensor>& packed_v, const std::optional<Tensor>& weight_scale_v,
-                 const std::optional<Tensor>& bias_v, const Tensor& packed_out,
-                 const Tensor& weight_scale_out, const std::optional<Tensor>& bias_out,
-                 int64_t heads, int64_t kv_heads, const std::optional<Tensor>& mask,
-                 const std::optional<Tensor>& position_bias, bool is_causal,
-                 std::optional<double> scale, const std::optional<Tensor>& cos,
-                 const std::optional<Tensor>& sin, bool integers,
-                 const std::optional<Tensor>& residual, int64_t norm_before,
-                 const std::optional<Tensor>& norm_before_weight,
-                 const std::optional<Tensor>& norm_before_bias, double norm_before_eps,
-                 int64_t norm_after, const std::optional<Tensor>& norm_after_weight,
-                 const std::optional<Tensor>& norm_after_bias, double norm_after_eps,
-                 bool per_token, bool symmetric, int64_t activation_bits, bool residual_last);
+              bool symmetric, int64_t activation_bits, bool residual_last, bool is_causal,
+              const std::optional<Tensor>& gate);
+Tensor attention(
+    const Tensor& x, const Tensor& packed_q, const Tensor& weight_scale_q,
+    const std::optional<Tensor>& bias_q, const std::optional<Tensor>& packed_k,
+    const std::optional<Tensor>& weight_scale_k, const std::optional<Tensor>& bias_k,
+    const std::optional<Tensor>& packed_v, const std::optional<Tensor>& weight_scale_v,
+    const std::optional<Tensor>& bias_v, const Tensor& packed_out, const Tensor& weight_scale_out,
+    const std::optional<Tensor>& bias_out, int64_t heads, int64_t kv_heads,
+    const std::optional<Tensor>& mask, const std::optional<Tensor>& position_bias, bool is_causal,
+    std::optional<double> scale, const std::optional<Tensor>& cos, const std::optional<Tensor>& sin,
+    bool integers, const std::optional<Tensor>& residual, int64_t norm_before,
+    const std::optional<Tensor>& norm_before_weight, const std::optional<Tensor>& norm_before_bias,
+    double norm_before_eps, int64_t norm_after, const std::optional<Tensor>& norm_after_weight,
+    const std::optional<Tensor>& norm_after_bias, double norm_after_eps, bool per_token,
+    bool symmetric, int64_t activation_bits, bool residual_last, bool interleaved);
 Tensor encoder(const Tensor& x, const std::vector<std::optional<Tensor>>& weights, int64_t heads,
                int64_t kv_heads, int64_t activation, double eps, bool norm_first,
                const std::optional<Tensor>& mask, bool integers, bool per_token, bool symmetric,

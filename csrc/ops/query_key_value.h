@@ -20,23 +20,29 @@ inline void check_sequences(const Tensor& x) {
 // The three of a row lie one after the other in a buffer: `width` values.
 class QueryKeyValue {
  public:
-  // x[B, L, K], checked; without key and value, query has the rows of all three.
+  // x[B, L, K], checked; without key and value, query has the rows of all three. Gated, it has
+  // behind the rows of each head as many of its gate.
   QueryKeyValue(const Tensor& x, Int8Product query, std::optional<Int8Product> key,
                 std::optional<Int8Product> value, int64_t heads, int64_t kv_heads,
-                const std::optional<Tensor>& cos, const std::optional<Tensor>& sin)
+                const std::optional<Tensor>& cos, const std::optional<Tensor>& sin,
+                bool interleaved, bool gated = false)
       : query_(std::move(query)),
         key_(std::move(key)),
         value_(std::move(value)),
+        query_parts_(gated ? 2 : 1),
         shape_(shape_of(x, heads, kv_heads)),
-        width_((shape_.heads + 2 * shape_.kv_heads) * shape_.dim) {
+        width_(key_at() + 2 * shape_.kv_heads * shape_.dim) {
     check(cos.has_value() == sin.has_value(), "cos and sin must both be given or neither");
-    if (cos.has_value()) angles_.emplace(*cos, *sin, shape_.batch, shape_.rows, shape_.dim);
+    if (!cos.has_value()) return;
+    angles_.emplace(*cos, *sin, interleaved, shape_.batch, shape_.rows, shape_.dim);
   }
 
   const AttentionShape& shape() const { return shape_; }
   int64_t width() const { return width_; }
+  // How many values a head of the query has, with those of its gate.
+  int64_t query_dim() const { return query_parts_ * shape_.dim; }
   // Where key and value begin in a row, in values.
-  int64_t key_at() const { return shape_.heads * shape_.dim; }
+  int64_t key_at() const { return shape_.heads * query_dim(); }
   int64_t value_at() const { return key_at() + shape_.kv_heads * shape_.dim; }
 
   // Of their products and one more, or none.
@@ -100,7 +106,9 @@ class QueryKeyValue {
           "kv_heads must be positive and divide heads = ", heads, ", got ", kv_heads);
     check(key_.has_value() == value_.has_value(),
           "packed_k and packed_v must both be given or neither");
-    const int64_t parts = key_.has_value() ? heads : heads + 2 * kv_heads;
+    check(query_parts_ == 1 || key_.has_value(),
+          "gated: it goes with packed_k and packed_v, which are not given");
+    const int64_t parts = key_.has_value() ? heads * query_parts_ : heads + 2 * kv_heads;
     check(query_.n() > 0 && query_.n() % parts == 0, "packed_q must have N, a multiple of ", parts,
           ", got ", query_.n());
     const int64_t dim = query_.n() / parts;
@@ -115,6 +123,7 @@ class QueryKeyValue {
 
   const Int8Product query_;
   const std::optional<Int8Product> key_, value_;
+  const int64_t query_parts_;
   const AttentionShape shape_;
   const int64_t width_;
   std::optional<Angles> angles_;

@@ -4,22 +4,22 @@
 namespace dynquant {
 namespace {
 
-// Where the heads of query, key or value go, and their norm on the way.
+// Where the heads of query, key or value go, and their norm on the way. Each has `dim` values, of
+// which those behind the first `own`, a gate's, stay as they are.
 struct HeadOutput {
-  int64_t heads, dim;
+  int64_t heads, own, dim;
   RowNorm norm;
   Tensor to;
 
   // From the heads next to each other at `from` to row m.
   template <class Turn>
   void take(const BlockRows& rows, const char* from, int64_t m, const Turn& turn) {
-    const int64_t bytes = dim * rows.bytes, normed = norm.size() * rows.bytes;
+    const int64_t bytes = dim * rows.bytes;
     char* row = static_cast<char*>(to.mutable_data_ptr()) + m * heads * bytes;
-    if (norm.is_none()) {
-      std::copy(from, from + heads * bytes, row);
-    } else {
-      const int64_t count = heads * dim / norm.size();
-      norm.apply(rows.kernels, rows.dtype, from, nullptr, row, count, normed, 0, normed);
+    if (norm.is_none() || own < dim) std::copy(from, from + heads * bytes, row);
+    if (!norm.is_none()) {
+      const int64_t count = heads * own / norm.size(), stride = heads * bytes / count;
+      norm.apply(rows.kernels, rows.dtype, from, nullptr, row, count, stride, 0, stride);
     }
     for (int64_t h = 0; h < heads; ++h) turn(row + h * bytes);
   }
@@ -37,8 +37,12 @@ int64_t normed_values(const std::optional<Tensor>& weight, int64_t heads, int64_
                       const NormNames& names) {
   if (!weight.has_value()) return dim;
   const int64_t all = heads * dim, given = weight->dim() == 1 ? weight->size(0) : 0;
-  check(given == dim || given == all, names.weight, " must have the shape [", dim, "] or [", all,
-        "], got ", ShapeOf(*weight));
+  const bool fits = given == dim || given == all;
+  if (all == dim) {
+    check(fits, names.weight, " must have the shape [", dim, "], got ", ShapeOf(*weight));
+  }
+  check(fits, names.weight, " must have the shape [", dim, "] or [", all, "], got ",
+        ShapeOf(*weight));
   return given;
 }
 
@@ -64,26 +68,28 @@ std::tuple<Tensor, Tensor, Tensor> query_key_value(
     const std::optional<Tensor>& norm_k_weight, double norm_k_eps, int64_t norm_before,
     const std::optional<Tensor>& norm_before_weight, const std::optional<Tensor>& norm_before_bias,
     double norm_before_eps, bool per_token, bool symmetric, int64_t activation_bits,
-    bool heads_plus_one) {
+    bool heads_plus_one, bool interleaved, bool gated) {
   check_sequences(x);
   Int8Product query(packed_q, weight_scale_q, bias_q, kQuery);
   BlockEnds ends(query.k(), query.n(), std::nullopt, norm_before, norm_before_weight,
                  norm_before_bias, norm_before_eps, 0, std::nullopt, std::nullopt, 0.0, per_token,
                  symmetric, activation_bits);
   const BlockRows rows(x, query, query.n(), std::move(ends));
-  const QueryKeyValue inputs(
-      x, std::move(query), optional_product(packed_k, weight_scale_k, bias_k, kKey),
-      optional_product(packed_v, weight_scale_v, bias_v, kValue), heads, kv_heads, cos, sin);
+  const QueryKeyValue inputs(x, std::move(query),
+                             optional_product(packed_k, weight_scale_k, bias_k, kKey),
+                             optional_product(packed_v, weight_scale_v, bias_v, kValue), heads,
+                             kv_heads, cos, sin, interleaved, gated);
   const AttentionShape& shape = inputs.shape();
-  const auto output = [&](int64_t count, const std::optional<Tensor>& weight, double eps,
-                          const NormNames& names) {
-    return HeadOutput{count, shape.dim,
-                      norm_of_heads(weight, eps, heads_plus_one, count, shape.dim, names),
-                      empty({shape.batch, shape.rows, count, shape.dim}, rows.type)};
+  const auto output = [&](int64_t count, int64_t dim, const std::optional<Tensor>& weight,
+                          double eps, const NormNames& names) {
+    const int64_t together = dim > shape.dim ? 1 : count;  // gates lie between
+    return HeadOutput{count, shape.dim, dim,
+                      norm_of_heads(weight, eps, heads_plus_one, together, shape.dim, names),
+                      empty({shape.batch, shape.rows, count, dim}, rows.type)};
   };
-  HeadOutput q = output(heads, norm_q_weight, norm_q_eps, kNormQ);
-  HeadOutput k = output(kv_heads, norm_k_weight, norm_k_eps, kNormK);
-  HeadOutput v = output(kv_heads, std::nullopt, 0.0, {});
+  HeadOutput q = output(heads, inputs.query_dim(), norm_q_weight, norm_q_eps, kNormQ);
+  HeadOutput k = output(kv_heads, shape.dim, norm_k_weight, norm_k_eps, kNormK);
+  HeadOutput v = output(kv_heads, shape.dim, std::nullopt, 0.0, {});
 
   const int64_t m = rows.in.m, width = inputs.width(), bytes = rows.bytes;
   if (m == 0) return {q.to, k.to, v.to};

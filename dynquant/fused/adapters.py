@@ -53,6 +53,12 @@ class Attention:
             called with, where some do not.
         turned: the attribute with how many features of a head the rotary embedding turns, where
             these may be fewer than all.
+        interleaved: where the rotary embedding turns pairs of neighbors, and not of both halves of
+            what it turns: "first_half" where the first half of its cosines and sines is that of
+            the pairs, "each_twice" where two neighbors have it twice. None where it turns halves.
+        gated: whether the query has, behind the rows of each head, as many for its gate: what the
+            head gives is multiplied by the sigmoid of that.
+        unturned: whether it may be called without a rotary embedding, and turns nothing then.
         result_norm: the norm after it in a block with norm_first, where `norm`, if any, is before
             it: its input is added behind that.
         relative: what its scores have for distances, in a block of the family "disentangled".
@@ -73,6 +79,9 @@ class Attention:
     index: str | None = None
     rotates: str | None = None
     turned: str | None = None
+    interleaved: str | None = None
+    gated: bool = False
+    unturned: bool = False
     result_norm: str | None = None
     relative: Relative | None = None
 
@@ -83,6 +92,12 @@ class Attention:
             raise ValueError("query_norm and key_norm: name both, or neither")
         if self.key is not None and self.kv_heads is not None:
             raise ValueError("kv_heads: where key and value are named, they tell it")
+        if self.interleaved not in INTERLEAVED:
+            raise ValueError(
+                f"interleaved is {self.interleaved!r}; allowed: {', '.join(map(str, INTERLEAVED))}"
+            )
+        if self.gated and (self.key is None or self.output is None):
+            raise ValueError("gated: it goes with names for key, value and output")
         if self.key is None and self.output is None:
             raise ValueError("output: an attention whose query has all rows needs a name for it")
 
@@ -189,7 +204,7 @@ class Adapter:
             core of transformers' "sdpa" that is given no mask is taken to be causal for several
             tokens, unless its is_causal is False.
         cross: the argument with a second sequence, an encoder's output: the attention is to that
-            where it is given. It runs as ops where an EncoderDecoderCache has its keys and values,
+            where it is given, and not rotated. It runs as ops where an EncoderDecoderCache has its keys and values,
             and otherwise as it is.
         ignored: arguments that change nothing.
         result: "tensor"; "tuple" for (result,); "weights" for (result, None); "bias" for (result,
@@ -269,14 +284,19 @@ class Adapter:
         if self.result == "bias" and self.bias is None:
             raise ValueError("result is 'bias': it goes with an argument for the bias")
         if self.cache is None and block is not None and _goes_with_a_cache(block):
-            raise ValueError("index, query_norm, key_norm and rotates: they go with a cache")
-        if block is not None and block.rotates and self.rotary is None:
-            raise ValueError("rotates: it goes with an argument for the rotary embedding")
-        alone = self.cache is not None and block.key and not block.query_norm
-        if self.cross is not None and (not alone or self.rotary or self.feed_forward):
+            raise ValueError("index, query_norm, key_norm, rotates and gated: they go with a cache")
+        turned = block is not None and (block.rotates or block.interleaved or block.unturned)
+        if turned and self.rotary is None:
+            raise ValueError(
+                "rotates, interleaved and unturned: they go with an argument for the rotary "
+                "embedding"
+            )
+        is_plain = block is not None and block.key and not (block.query_norm or block.gated)
+        alone = self.cache is not None and is_plain
+        if self.cross is not None and (not alone or self.feed_forward):
             raise ValueError(
                 "cross: it goes with a cache and an attention alone that has key, without "
-                "query_norm and rotary"
+                "query_norm and gated"
             )
 
     def roles(self) -> tuple[str | None, ...]:
@@ -294,7 +314,7 @@ class Adapter:
         """The attributes of a block that it names, with dots where they lie deeper."""
         parts = (self.attention, self.feed_forward, self.linear_block)
         items = (item for part in parts if part is not None for item in vars(part).items())
-        found = [name for key, name in items if key not in _NO_NAMES]
+        found = [name for key, name in items if key not in NO_NAMES]
         found += [self.whole, self.norm_first]
         return [name for name in found if isinstance(name, str) and name and name[0] != MARK]
 
@@ -304,13 +324,14 @@ def _has_norm(part):
 
 
 def _goes_with_a_cache(attention):
-    return attention.index or attention.query_norm or attention.rotates
+    return attention.index or attention.query_norm or attention.rotates or attention.gated
 
 
 MARK = ":"  # what the name of a function begins with that forward finds in its own file
 # What is told of parts besides the names of their attributes.
-_NO_NAMES = ("split", "residual", "first_token")
+NO_NAMES = ("split", "residual", "first_token", "interleaved", "gated", "unturned")
 SPLITS = (None, "gate_first", "up_first")
+INTERLEAVED = (None, "first_half", "each_twice")
 RESULTS = {"tensor": 0, "tuple": 1, "weights": 2, "bias": 3}  # values in a tuple; 0: a tensor alone
 FAMILIES = ("transformers", "torch_layer", "torch_attention", "disentangled")
 

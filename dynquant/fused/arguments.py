@@ -36,7 +36,7 @@ class Call(NamedTuple):
         mask: bool (True: seen) or float (added to the scores), which broadcasts to
             [batch, heads, length, length]; or None.
         bias: float of x's dtype, likewise.
-        rotary: cosines and sines [batch or 1, length, head_dim], or None.
+        rotary: what the op rotary takes besides heads, or None.
         causal: whether a position sees no later one.
         residual: what a linear block adds, or None.
         weights: whether the weights of the attention are asked for.
@@ -117,20 +117,33 @@ def of_transformers(parts, args, kwargs):
         return Call(x)
     if parts.attention is None:
         return None
-    if not parts.rotates():
-        read.pop(adapter.rotary, None)
-    elif adapter.rotary not in read:
-        return None
-    cache, rotary = read.get(adapter.cache), read.get(adapter.rotary)
+    cache = read.get(adapter.cache)
     masks = read.get(adapter.mask), read.get(adapter.bias)
     if adapter.cross in read:
         return of_cross_tokens(parts, x, cache, *masks, weights)
+    rotary = read.get(adapter.rotary) if parts.rotates() else None
+    if rotary is not None:
+        rotary = _turn(adapter.attention, rotary)
+    elif parts.rotates() and not adapter.attention.unturned:
+        return None
     if cache is not None or not parts.runs_without_cache:
         roles = adapter.roles()
         rest = {name: value for name, value in given if name not in roles}
         own = read.get("is_causal")
         return of_tokens(parts, x, cache, *masks, weights, rotary, rest, own)
-    return _of_attention(parts, x, weights, read)
+    return _of_attention(parts, x, *masks, weights, rotary, read.get("is_causal"))
+
+
+def _turn(attention, rotary):
+    """The cosines and sines that a block of transformers is given, as the op rotary takes them."""
+    form = attention.interleaved
+    if form is None:
+        return *rotary, False
+    if form == "each_twice":
+        cos, sin = (each[..., ::2] for each in rotary)
+    else:
+        cos, sin = (each[..., : each.shape[-1] // 2] for each in rotary)
+    return cos, sin, True
 
 
 def _of_linear_block(parts, x, read):
@@ -152,16 +165,16 @@ def _of_linear_block(parts, x, read):
     return Call(x, residual=residual)
 
 
-def _of_attention(parts, x, weights, read):
+def _of_attention(parts, x, mask, bias, weights, rotary, own):
+    """own: as for of_tokens."""
     adapter, core = parts.adapter, parts.attention.core
     if weights and adapter.feed_forward is not None:
         return None
-    mask, bias, rotary = (read.get(n) for n in (adapter.mask, adapter.bias, adapter.rotary))
     if x.dim() != 3 or not _can_add(mask, bias, x, x.shape[1]):
         return None
     if not _can_run(adapter, implementation_of(core), mask):
         return None
-    causal = _is_causal(core, mask, read.get("is_causal"))
+    causal = _is_causal(core, mask, own)
     return Call(x, mask, bias, rotary, causal, weights=weights)
 
 

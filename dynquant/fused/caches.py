@@ -69,11 +69,17 @@ class RecordedCache:
 
     Attributes:
         calls: the (args, kwargs) of each update.
+        is_updated, self_attention_cache: for blocks that only know caches of two sequences: there is
+            no second one yet, and this is the own one's.
     """
 
     def __init__(self, keys, values):
         self._keys, self._values = keys, values
-        self.calls = []
+        self.calls, self.is_updated = [], {}
+
+    @property
+    def self_attention_cache(self):
+        return self
 
     def fresh(self):
         """One with the same tokens, not used yet."""

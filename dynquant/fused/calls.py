@@ -80,7 +80,7 @@ def attention(arguments, call, residual, integers):
         residual: whether the input is added.
     """
     before, scale, after = arguments
-    cos, sin = call.rotary or (None, None)
+    cos, sin, more = _turned(call)
     return _attention(
         call.x,
         *before,
@@ -93,7 +93,16 @@ def attention(arguments, call, residual, integers):
         integers,
         call.x if residual else None,
         *after,
+        **more,
     )
+
+
+def _turned(call):
+    """cos, sin and further arguments of an op that turns heads."""
+    if call.rotary is None:
+        return None, None, {}
+    cos, sin, interleaved = call.rotary
+    return cos, sin, {"interleaved": True} if interleaved else {}
 
 
 def token_arguments(parts, numbers, before, after, scheme):
@@ -112,6 +121,7 @@ def token_arguments(parts, numbers, before, after, scheme):
         (*weights_and_eps, *_norm(before), *unusual(scheme, plus_one)),
         _attend_arguments(found.output, None, None, after, scheme),
         numbers,
+        found.gated,
     )
 
 
@@ -121,12 +131,15 @@ def token(arguments, call, residual):
     Args:
         arguments: what token_arguments gave.
     """
-    before, after, output, numbers = arguments
-    cos, sin = call.rotary or (None, None)
-    query, key, value = _query_key_value(call.x, *before, cos, sin, *after)
+    before, after, output, numbers, gated = arguments
+    cos, sin, more = _turned(call)
+    if gated:
+        more["gated"] = True
+    query, key, value = _query_key_value(call.x, *before, cos, sin, *after, **more)
     scale, index = numbers
     found = _taken_in(key, value, call, index)
-    return _attend_to(output, query, found, call, scale, call.x if residual else None)
+    query, gate = query.chunk(2, -1) if gated else (query, None)
+    return _attend_to(output, query, found, call, scale, call.x if residual else None, gate)
 
 
 def _taken_in(key, value, call, index):
@@ -149,13 +162,15 @@ def _attend_arguments(output, query, before, after, scheme):
     return (*weight_of(output), *weight_of(query)), _ends(before, after, scheme)
 
 
-def _attend_to(arguments, x, found, call, scale, residual):
+def _attend_to(arguments, x, found, call, scale, residual, gate=None):
     """An attention to a Kept, to the residual and the norm."""
     weights, ends = arguments
     keys, values, scales = found
-    causal = {"is_causal": True} if call.causal else {}
+    more = {"is_causal": True} if call.causal else {}
+    if gate is not None:
+        more["gate"] = gate
     rest = call.mask, call.bias, scale, *scales, residual
-    return _attend(x, keys, values, *weights, *rest, *ends, **causal)
+    return _attend(x, keys, values, *weights, *rest, *ends, **more)
 
 
 def _attended(query, found, call, scale):
@@ -245,7 +260,12 @@ def attention_in_parts(parts, call, integers, numbers):
         projected = rows.split([count * found.head_dim for count in counts], -1)
     else:
         projected = outputs_of((found.query, found.key, found.value), call.x)
-    query, key, value = (each.unflatten(-1, (-1, found.head_dim)) for each in projected)
+    of_query = 2 * found.head_dim if found.gated else found.head_dim
+    sizes = of_query, found.head_dim, found.head_dim
+    query, key, value = (
+        each.unflatten(-1, (-1, size)) for each, size in zip(projected, sizes, strict=True)
+    )
+    query, gate = query.chunk(2, -1) if found.gated else (query, None)
     if found.head_norms:
         query, key = map(_normed, found.head_norms, (query, key))
     if call.rotary is not None:
@@ -259,6 +279,8 @@ def attention_in_parts(parts, call, integers, numbers):
         result = _scaled_dot_product(
             query, key, value, call.mask, call.bias, call.causal, scale, integers
         ).flatten(2)
+    if gate is not None:
+        result = result * activation("sigmoid", gate.flatten(2))
     return _output(parts, call, result)
 
 

@@ -32,6 +32,7 @@ class AttentionParts(NamedTuple):
     result_norm: of what it gives, before the input is added; in FeedForwardParts as well.
     kv_heads: None where key and value tell it, or have as many heads as the query.
     turned: the features of a head that a rotary embedding would turn.
+    gated: whether query has the rows of each head's gate as well.
     """
 
     query: nn.Module
@@ -47,6 +48,7 @@ class AttentionParts(NamedTuple):
     result_norm: Norm | None
     relative: RelativeParts | None
     turned: int
+    gated: bool
 
 
 class FeedForwardParts(NamedTuple):
@@ -138,9 +140,9 @@ class Parts:
             if adapter.attention.index:
                 self._number = place_of(module, adapter.attention.index)
             if name := adapter.attention.rotates:
-                if part_of(module, name) is None:
-                    raise _Obstacle(f"{name} is missing")
                 self._rotates = place_of(module, name)
+                if not hasattr(*self._rotates):
+                    raise _Obstacle(f"{name} is missing")
         if adapter.linear_block is not None:
             self.linear_block = self._linear_block(module, adapter.linear_block)
 
@@ -206,6 +208,7 @@ class Parts:
             *(query, key, value, output, norm, head_dim, core, dropout, heads, kv_heads, last),
             relative,
             part_of(module, names.turned) if names.turned else head_dim,
+            names.gated,
         )
 
     def _relative(self, module, names, key, query):
@@ -371,7 +374,7 @@ def _runs_without_cache(adapter, attention):
     """
     if adapter.cache is None:
         return True
-    if attention.head_norms:
+    if attention.head_norms or attention.gated:
         return False
     return adapter.cross is not None or not getattr(attention.core, "is_causal", True)
 
@@ -390,8 +393,9 @@ def _heads_of(attention):
     """How many heads the query has, and key and value."""
     rows, size = attention.query.out_features, attention.head_dim
     if attention.key is not None:
-        heads, kv_heads = rows // size, attention.key.out_features // size
-        wanted = heads * size
+        of_each = 2 * size if attention.gated else size
+        heads, kv_heads = rows // of_each, attention.key.out_features // size
+        wanted = heads * of_each
     elif attention.kv_heads is None:
         heads = kv_heads = rows // 3 // size
         wanted = 3 * heads * size
@@ -416,7 +420,7 @@ def _head_norms(module, names, head_dim):
     found = tuple(_norm(module, name) for name in given)
     for name, linear, norm in zip(given, (names.query, names.key), found, strict=False):
         sizes = [head_dim]
-        if names.key is not None:  # else query has the rows of others too
+        if names.key is not None and not names.gated:  # else query has the rows of others too
             sizes.append(getattr(part_of(module, linear), "out_features", head_dim))
         if norm is None or norm.kind == "layer" or norm.size not in sizes:
             wanted = " or ".join(map(str, dict.fromkeys(sizes)))

@@ -133,7 +133,11 @@ def attention_arguments(parts, random, rows, keys):
         numbers = torch.arange(keys)
         arguments[names.positions] = (numbers[:, None] - numbers).unsqueeze(0)
     if adapter.rotary is not None:
-        angles = random(1, rows, attention.turned // 2).repeat(1, 1, 2)
+        angles = random(1, rows, attention.turned // 2)
+        if adapter.attention.interleaved == "each_twice":
+            angles = angles.repeat_interleave(2, -1)
+        else:
+            angles = angles.repeat(1, 1, 2)
         arguments[adapter.rotary] = (angles.cos(), angles.sin())
     if adapter.family == "torch_attention":
         arguments.update(dict.fromkeys(adapter.arguments, arguments["query"]), need_weights=False)

@@ -18,13 +18,16 @@ from dynquant.ops.library import FLOAT_DTYPES, check_device, check_dtype, fake
 
 
 @fake("rotary")
-def _(x, cos, sin):
+def _(x, cos, sin, interleaved=False):
     """Rotary position embedding: x * cos + (-second half of x, first half of x) * sin, in fp32.
 
     Args:
         x: fp32, bf16 or fp16 [B, L, H, D], any strides.
         cos, sin: fp32, bf16 or fp16 [L, R] or [B, L, R], R even and at most D: the first R values
             of a head are turned, by pairs that lie R / 2 apart.
+        interleaved: turns pairs of neighbors instead, (0, 1), (2, 3) and so on, each by one value
+            of cos and sin, which are [L, R / 2] or [B, L, R / 2] then:
+            (a * cos - b * sin, b * cos + a * sin) of a pair (a, b).
 
     Returns:
         A tensor of x's shape and dtype, contiguous.
@@ -35,7 +38,7 @@ def _(x, cos, sin):
     check_device(x=x, cos=cos, sin=sin)
     check_dtype("x", x, *FLOAT_DTYPES)
     check_heads("x", x)
-    check_angles(cos, sin, x.shape[0], x.shape[1], x.shape[3])
+    check_angles(cos, sin, interleaved, x.shape[0], x.shape[1], x.shape[3])
     return x.new_empty(x.shape)
 
 
@@ -211,6 +214,7 @@ def _(
     symmetric=False,
     activation_bits=8,
     residual_last=False,
+    interleaved=False,
 ):
     """Self attention in one call: projections, heads, output projection, residual and norm.
 
@@ -228,7 +232,7 @@ def _(
         packed_out, weight_scale_out, bias_out: a packed weight [N, heads * D] likewise.
         heads, kv_heads: kv_heads divides heads.
         mask, position_bias, is_causal, scale, integers: as in scaled_dot_product.
-        cos, sin: as in rotary, or None.
+        cos, sin, interleaved: as in rotary; without cos and sin, nothing is turned.
         residual: [B, L, N] of x's dtype, or None.
         norm_before, norm_before_weight, norm_before_bias, norm_before_eps: 0 none, 1 layer norm, 2
             RMS norm over K, 3 the same times 1 + weight, with their arguments as in layer_norm and
@@ -250,6 +254,6 @@ def _(
     batch, rows, _ = x.shape
     n = columns_of("out", packed_out, heads * dim, weight_scale_out, bias_out)
     check_added(mask, position_bias, (batch, heads, rows, rows))
-    check_turned(cos, sin, batch, rows, dim)
+    check_turned(cos, sin, interleaved, batch, rows, dim)
     check_ends(x, n, given)
     return x.new_empty((batch, rows, n))

@@ -38,6 +38,8 @@ def _(
     symmetric=False,
     activation_bits=8,
     heads_plus_one=False,
+    interleaved=False,
+    gated=False,
 ):
     """The heads of query, key and value, for an attention whose earlier tokens are in a cache.
 
@@ -47,7 +49,7 @@ def _(
     Args:
         x: fp32, bf16 or fp16 [B, L, K], any strides.
         packed_q, ..., kv_heads: as in attention.
-        cos, sin: as in rotary, for query and key, or None.
+        cos, sin, interleaved: as in rotary, for query and key; without cos and sin, nothing is turned.
         norm_q_weight, norm_q_eps, norm_k_weight, norm_k_eps: where a weight is given, fp32, bf16 or
             fp16, an RMS norm of query or key, before they are turned: of each head where the weight
             is [D], of all heads of a token together where it is [heads * D] or [kv_heads * D].
@@ -56,9 +58,12 @@ def _(
             rms_norm.
         per_token, symmetric, activation_bits: as in linear_dynamic.
         heads_plus_one: the norms of heads multiply by 1 + weight.
+        gated: packed_q is [heads * 2 * D, K]: the D rows of each head's query, and behind them those
+            of its gate, which is neither normed nor turned. Norms are of each head then.
 
     Returns:
-        query [B, L, heads, D], key and value [B, L, kv_heads, D] in x's dtype, contiguous.
+        query [B, L, heads, D], gated [B, L, heads, 2 * D], key and value [B, L, kv_heads, D] in x's
+        dtype, contiguous.
 
     Raises:
         RuntimeError: another dtype, device or shape, or a number that is not one of those named.
@@ -66,25 +71,26 @@ def _(
     given = locals()
     check_device(**tensors_of(given))
     parts = (packed_k, weight_scale_k, bias_k), (packed_v, weight_scale_v, bias_v)
-    dim = check_projections(x, (packed_q, weight_scale_q, bias_q), *parts, heads, kv_heads)
+    dim = check_projections(x, (packed_q, weight_scale_q, bias_q), *parts, heads, kv_heads, gated)
     check_bits("activation_bits", activation_bits, symmetric)
     norm = norm_before, norm_before_weight, norm_before_bias, norm_before_eps
     check_norm("norm_before", *norm, x.shape[-1])
-    _check_norm_of_heads("norm_q_", norm_q_weight, norm_q_eps, heads, dim)
+    _check_norm_of_heads("norm_q_", norm_q_weight, norm_q_eps, 1 if gated else heads, dim)
     _check_norm_of_heads("norm_k_", norm_k_weight, norm_k_eps, kv_heads, dim)
     batch, rows, _ = x.shape
-    check_turned(cos, sin, batch, rows, dim)
-    counts = heads, kv_heads, kv_heads
-    return tuple(x.new_empty((batch, rows, count, dim)) for count in counts)
+    check_turned(cos, sin, interleaved, batch, rows, dim)
+    shapes = (heads, 2 * dim if gated else dim), (kv_heads, dim), (kv_heads, dim)
+    return tuple(x.new_empty((batch, rows, *shape)) for shape in shapes)
 
 
 def _check_norm_of_heads(prefix, weight, eps, count, dim):
     n = dim
     if weight is not None:
+        sizes = list(dict.fromkeys((dim, count * dim)))
         torch._check(
-            weight.dim() == 1 and weight.shape[0] in (dim, count * dim),
+            weight.dim() == 1 and weight.shape[0] in sizes,
             lambda: (
-                f"{prefix}weight must have the shape [{dim}] or [{count * dim}], "
+                f"{prefix}weight must have the shape {' or '.join(f'[{size}]' for size in sizes)}, "
                 f"got {list(weight.shape)}"
             ),
         )
@@ -122,13 +128,14 @@ def _(
     activation_bits=8,
     residual_last=False,
     is_causal=False,
+    gate=None,
 ):
     """Attention to keys and values that are there already, a cache's, to its end in one call.
 
-    norm_after(residual + out(scaled_dot_product(query, key, value))), in fp32, where the query is
-    x, or has the heads of q(norm_before(x)). Equal in bits to a norm, linear_dynamic,
-    scaled_dot_product with integers=False, linear_dynamic, a sum and a norm called one after the
-    other on tensors of x's dtype.
+    norm_after(residual + out(scaled_dot_product(query, key, value) * sigmoid(gate))), in fp32,
+    where the query is x, or has the heads of q(norm_before(x)). Equal in bits to a norm,
+    linear_dynamic, scaled_dot_product with integers=False, a product with what activation gives,
+    linear_dynamic, a sum and a norm called one after the other on tensors of x's dtype.
 
     Args:
         x: fp32, bf16 or fp16: the query [B, L, H, D], or where packed_q is given [B, L, K], any
@@ -147,6 +154,7 @@ def _(
         per_token, symmetric, activation_bits: as in linear_dynamic, for the projections.
         residual_last: the residual is added behind norm_after, and not in front of it.
         is_causal: query i attends to the keys up to i.
+        gate: [B, L, H, D] of x's dtype, any strides, or None.
 
     Returns:
         [B, L, N] in x's dtype.
@@ -181,6 +189,12 @@ def _(
             lambda: f"packed_q must have N, a multiple of D = {dim}, that of key, got {columns}",
         )
         query = x.new_empty((*x.shape[:2], columns // dim, dim))
+    if gate is not None:
+        check_dtype("gate", gate, x.dtype)
+        torch._check(
+            gate.shape == query.shape,
+            lambda: f"gate must have the shape {list(query.shape)}, got {list(gate.shape)}",
+        )
     kept, scales = swapped(key, value), swapped(key_scale, value_scale)
     heads = torch.ops.dynquant.scaled_dot_product(
         query, *kept, mask, position_bias, False, scale, False, *scales

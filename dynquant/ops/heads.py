@@ -34,7 +34,8 @@ def check_scales(name, values, scales):
         )
 
 
-def check_angles(cos, sin, batch, rows, dim):
+def check_angles(cos, sin, interleaved, batch, rows, dim):
+    last, of_each = ("R / 2", 2) if interleaved else ("R", 1)
     for name, values in (("cos", cos), ("sin", sin)):
         check_dtype(name, values, *FLOAT_DTYPES)
         torch._check(
@@ -42,15 +43,16 @@ def check_angles(cos, sin, batch, rows, dim):
             and values.shape[-2] == rows
             and (values.dim() == 2 or values.shape[0] in (1, batch)),
             lambda name=name, values=values: (
-                f"{name} must have the shape [{rows}, R] or [{batch}, {rows}, R], "
+                f"{name} must have the shape [{rows}, {last}] or [{batch}, {rows}, {last}], "
                 f"got {list(values.shape)}"
             ),
         )
+        turned = values.shape[-1] * of_each
         torch._check(
-            0 < values.shape[-1] <= dim and values.shape[-1] % 2 == 0,
+            0 < turned <= dim and turned % 2 == 0,
             lambda name=name, values=values: (
-                f"{name} must turn an even number of values of a head of {dim}, "
-                f"got {list(values.shape)}"
+                f"{name} must turn an even number R of values of a head of {dim} and have the "
+                f"shape [.., {last}], got {list(values.shape)}"
             ),
         )
     torch._check(
@@ -85,7 +87,7 @@ def check_added(mask, position_bias, shape):
         )
 
 
-def check_projections(x, query, key, value, heads, kv_heads):
+def check_projections(x, query, key, value, heads, kv_heads, gated=False):
     """D, and the checks of what gives query, key and value: packed weight, scale and bias each."""
     check_dtype("x", x, *FLOAT_DTYPES)
     torch._check(x.dim() == 3, lambda: f"x must have three dimensions, got {list(x.shape)}")
@@ -98,9 +100,14 @@ def check_projections(x, query, key, value, heads, kv_heads):
         (key[0] is None) == (value[0] is None),
         lambda: "packed_k and packed_v must both be given or neither",
     )
+    torch._check(
+        not gated or key[0] is not None,
+        lambda: "gated: it goes with packed_k and packed_v, which are not given",
+    )
     k = x.shape[-1]
     packed, *rest = query
-    parts = heads if key[0] is not None else heads + 2 * kv_heads
+    of_query = 2 * heads if gated else heads
+    parts = of_query if key[0] is not None else heads + 2 * kv_heads
     columns = columns_of("q", packed, k, *rest)
     torch._check(
         columns > 0 and columns % parts == 0,

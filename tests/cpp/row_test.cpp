@@ -201,6 +201,10 @@ void test_rows_of_blocks(const Kernels& kernels, int64_t n, std::mt19937& random
                same(y[j], x[j] * weight[j] + x[i] * bias[j]),
            kernels.name, "rotary", i, n, 0);
   }
+  kernels.rotary({Dtype::f32, x.data(), 2 * half, weight.data(), bias.data(), y.data(), true});
+  for (int64_t i = 0; i < 2 * half; ++i) {
+    expect(same(y[i], x[i] * weight[i] + x[i ^ 1] * bias[i]), kernels.name, "neighbors", i, n, 0);
+  }
 }
 
 }  // namespace

@@ -87,6 +87,33 @@ attention_module(
     whole="qk_layernorm",
     **_behind_a_cache,
 )
+# Those that turn pairs of neighbors.
+_token_of_pairs = dataclasses.replace(_token, interleaved="first_half")
+for _model, _prefix, _block in (
+    ("glm", "Glm", PHI3_MLP),
+    ("helium", "Helium", GATED),
+    ("ernie4_5", "Ernie4_5", GATED),
+):
+    _decoder(_model, _prefix, _token_of_pairs, _block, *_before)
+_decoder(
+    *("glm4", "Glm4", _token_of_pairs, PHI3_MLP),
+    {"norm": "input_layernorm", "result_norm": "post_self_attn_layernorm"},
+    {"norm": "post_attention_layernorm", "result_norm": "post_mlp_layernorm"},
+)
+_twice = dataclasses.replace(_token, interleaved="each_twice")
+attention_module(_of("cohere", "CohereAttention"), _twice, whole="use_qk_norm", **_behind_a_cache)
+attention_module(
+    _of("cohere2", "Cohere2Attention"),
+    dataclasses.replace(_twice, rotates="sliding_window"),
+    **_behind_a_cache,
+)
+_qwen3_5 = dataclasses.replace(_token_normed, gated=True)
+attention_module(_of("qwen3_5", "Qwen3_5Attention"), _qwen3_5, **_behind_a_cache)
+attention_module(
+    _of("granitemoehybrid", "GraniteMoeHybridAttention"),
+    dataclasses.replace(_token, unturned=True),
+    **{**_behind_a_cache, "arguments": ("hidden_states", "attention_mask", "cache")},
+)
 # No norm before the attention or the feed-forward block, and one of what it gives. With a sliding
 # window, Exaone rotates in the layers alone that have it.
 _behind = (

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from dynquant.fused.adapters import Adapter, Attention, LinearBlock, register
+from dynquant.fused.adapters import NO_NAMES, Adapter, Attention, LinearBlock, register
 
 NOT_READ = frozenset({"position_ids", "token_type_ids"})  # passed on to layers that ignore them
 MASKED = ("hidden_states", "attention_mask")
@@ -37,7 +37,7 @@ def layer(names, attention, feed_forward, **more):
 def within(part, names, **more):
     """The names of an Attention or a FeedForward, seen from the module that has it as `part`."""
     found = {
-        name: f"{part}.{value}" if value and name != "split" else value
+        name: f"{part}.{value}" if value and name not in NO_NAMES else value
         for name, value in dataclasses.asdict(names).items()
     }
     return dataclasses.replace(names, **found | more)

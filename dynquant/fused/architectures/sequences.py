@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from dynquant.fused.adapters import Adapter, Attention, Sublayers
+from dynquant.fused.adapters import Adapter, Attention, FeedForward, Sublayers
 from dynquant.fused.adapters import names_in_transformers as _of
 from dynquant.fused.architectures.feed_forward import PLAIN, WAV2VEC2
 from dynquant.fused.architectures.forms import (
@@ -10,6 +10,7 @@ from dynquant.fused.architectures.forms import (
     MASKED,
     attention_module,
     layer,
+    mlp,
     projections,
     register_all,
     within,
@@ -29,6 +30,35 @@ for _model, _prefix, _more in (
         cache="cache",
         cross="key_value_states",
     )
+_moonshine = projections("o_proj", **IN_CACHE, interleaved="first_half")
+attention_module(
+    _of("moonshine", "MoonshineAttention"),
+    _moonshine,
+    arguments=(
+        *("hidden_states", "position_embeddings", "attention_mask", "cache"),
+        "key_value_states",
+    ),
+    rotary="position_embeddings",
+    cache="cache",
+    cross="key_value_states",
+)
+layer(
+    _of("moonshine", "MoonshineEncoderLayer"),
+    within(
+        "self_attn",
+        dataclasses.replace(_moonshine, index=None),
+        core="self_attn",
+        norm="input_layernorm",
+    ),
+    within("mlp", PLAIN, norm="post_attention_layernorm"),
+    norm_first=True,
+    arguments=(*MASKED, "position_ids", "cache", "use_cache", "position_embeddings"),
+    rotary="position_embeddings",
+)
+mlp(
+    _of("moonshine", "MoonshineDecoderMLP"),
+    FeedForward(up="fc1", split="up_first", activation="activation_fn", down="fc2"),
+)
 # T5's first attention makes the bias of positions for the others, which take it as an argument.
 _t5_attention = Attention("q", "k", "v", "key_value_proj_dim", "o", **IN_CACHE)
 _behind_a_bias = {"bias": "position_bias", "cache": "cache", "result": "bias"}
