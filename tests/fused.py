@@ -38,6 +38,13 @@ SEQUENCES = {
 }
 T5 = {"d_model": 48, "d_kv": 12, "d_ff": 80, "num_layers": 2, "num_heads": 4, "vocab_size": 99}
 WHISPER = {**SEQUENCES, "max_source_positions": 20, "num_mel_bins": 8}
+MOONSHINE = {
+    **{"hidden_size": 48, "intermediate_size": 80, "vocab_size": 99},
+    **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+    **dict.fromkeys(("encoder_num_hidden_layers", "decoder_num_hidden_layers"), 2),
+    **dict.fromkeys(("encoder_num_attention_heads", "decoder_num_attention_heads"), 4),
+    **dict.fromkeys(("encoder_num_key_value_heads", "decoder_num_key_value_heads"), 4),
+}
 LENGTHS = (12, 5)
 MASK = (torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]).long()
 IDS = torch.randint(3, 99, MASK.shape, generator=torch.Generator().manual_seed(1)) * MASK

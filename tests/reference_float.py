@@ -51,6 +51,11 @@ def quick_gelu(x):
     return x * reference_rnn.sigmoid(F(1.702) * x)
 
 
+@ignoring_overflow
+def relu_squared(x):
+    return np.square(reference_rnn.relu(x))
+
+
 ACTIVATIONS = {
     "none": lambda x: x,
     "gelu": gelu,
@@ -60,6 +65,7 @@ ACTIVATIONS = {
     "quick_gelu": quick_gelu,
     "sigmoid": reference_rnn.sigmoid,
     "tanh": reference_rnn.tanh,
+    "relu_squared": relu_squared,
 }
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from compare import assert_same
 from fused import (
+    MOONSHINE,
     SEQUENCES,
     T5,
     Counting,
@@ -31,6 +32,7 @@ MODELS = {
     "Whisper": {**SIZES, "max_source_positions": 20, "num_mel_bins": 8, "max_target_positions": 40},
     **dict.fromkeys(("Bart", "MBart", "Marian", "M2M100"), SIZES),
     "T5": T5,
+    "Moonshine": MOONSHINE,
 }
 # Both layers, each with two attentions.
 OPS = {"query_key_value": 2, "attend": 4, "feed_forward": 2}
@@ -39,20 +41,23 @@ NEXT = torch.randint(3, 99, (2, 1), generator=torch.Generator().manual_seed(2))
 STATES = torch.randn(2, 9, 48, generator=torch.Generator().manual_seed(3))
 
 
-# What T5 calls the parts of a layer.
+# What some call the parts of a layer.
 T5_NAMES = {
     "encoder_attn_layer_norm": "layer.1.layer_norm",
     "self_attn.k_proj": "layer.0.SelfAttention.k",
     "encoder_attn.q_proj": "layer.1.EncDecAttention.q",
     "fc1": "layer.2.DenseReluDense.wi",
 }
+MOONSHINE_NAMES = {"encoder_attn_layer_norm": "post_attention_layernorm", "fc1": "mlp.fc1"}
 
 
 def part_of(model, layer, name):
     """A part of a layer of the decoder."""
     if hasattr(model.decoder, "block"):
         return model.decoder.block[layer].get_submodule(T5_NAMES[name])
-    return model.decoder.layers[layer].get_submodule(name)
+    is_moonshine = type(model).__name__.startswith("Moonshine")
+    names = MOONSHINE_NAMES if is_moonshine else {}
+    return model.decoder.layers[layer].get_submodule(names.get(name, name))
 
 
 @pytest.fixture(scope="module", params=MODELS)

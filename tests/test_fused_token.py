@@ -39,8 +39,8 @@ TURNED = {
 # Qwen 3 has norms of heads, Gemma adds 1 to the weights of norms, Gemma 3 has both, and norms of
 # what its attention and its feed-forward block give. OLMo and Exaone 4 have these without norms
 # before them; a norm of OLMo's is of all heads together. Phi-3 and GPT-2 have one linear layer for
-# query, key and value. The second layer of SmolLM3 has no rotary embedding. GLM, Helium and ERNIE 4.5
-# turn pairs of neighbors; of GLM 4 also, with norms before and behind, half of a head's features.
+# query, key and value. The second layer of SmolLM3 has no rotary embedding. GLM, Helium and ERNIE
+# 4.5 turn pairs of neighbors, GLM half of a head's features, and GLM 4 has norms before and behind.
 MODELS = {
     **dict.fromkeys(("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Phi3"), CONFIG),
     "Gemma3Text": GEMMA3,
@@ -50,6 +50,7 @@ MODELS = {
     "GPT2": GPT2,
     "SmolLM3": {**CONFIG, "no_rope_layers": [1, 0]},
     **dict.fromkeys(("Starcoder2", "StableLm"), TURNED),
+    "Arcee": CONFIG,
     **dict.fromkeys(("Glm", "Glm4", "Helium", "Ernie4_5"), {**CONFIG, "pad_token_id": 0}),
 }
 OPS = {"query_key_value": 2, "attend": 2, "feed_forward": 2}
@@ -340,9 +341,8 @@ GRANITE4 = {
     **{"num_local_experts": 0, "mamba_n_heads": 4, "mamba_d_head": 24},
 }
 ATTENTION = ["sliding_attention", "full_attention"]
-# Models whose layers are not known. Those of Cohere turn pairs of neighbors, of its second one in a
-# layer with a window alone; Granite 4 H with and without a rotary embedding; the queries of Qwen 3.5
-# have gates and norms of heads.
+# Models whose layers are not known. Both of Cohere turn pairs of neighbors, the second where it has
+# a window; Granite 4 H may have no rotary embedding; Qwen 3.5 has gates and norms of heads.
 ALONE = {
     "Granite": CONFIG,
     "Cohere": CONFIG,

@@ -11,6 +11,7 @@ from fused import (
     IDS,
     LENGTHS,
     MASK,
+    MOONSHINE,
     SEQUENCES,
     TEXT,
     WHISPER,
@@ -88,13 +89,6 @@ def _layers(path, part=""):
 
 
 BOTH = _layers("encoder.layers")
-MOONSHINE = {
-    **{key: value for key, value in TEXT.items() if key in ("hidden_size", "vocab_size")},
-    **{"intermediate_size": 80, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
-    **dict.fromkeys(("encoder_num_hidden_layers", "decoder_num_hidden_layers"), 2),
-    **dict.fromkeys(("encoder_num_attention_heads", "decoder_num_attention_heads"), 4),
-    **dict.fromkeys(("encoder_num_key_value_heads", "decoder_num_key_value_heads"), 4),
-}
 SPOKEN = {
     "input_values": floats(2, 4000),
     "attention_mask": (torch.arange(4000) < torch.tensor([[4000], [2500]])).long(),

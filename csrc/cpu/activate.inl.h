@@ -123,6 +123,11 @@ inline void with_function(Activation function, const F& f) {
       return f(kEight, [](auto isa, auto x) { return sigmoid<decltype(isa)>(x); });
     case Activation::tanh:
       return f(kEight, [](auto isa, auto x) { return tanh<decltype(isa)>(x); });
+    case Activation::relu_squared:
+      return f(kEight, [](auto isa, auto x) {
+        const auto above = isa.max(isa.set(0.0f), x);
+        return isa.mul(above, above);
+      });
   }
 }
 

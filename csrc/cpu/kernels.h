@@ -153,8 +153,18 @@ struct BagArgs {
 };
 
 // The numbers are those of the op `activation`.
-enum class Activation : int32_t { none, gelu, gelu_tanh, silu, relu, quick_gelu, sigmoid, tanh };
-constexpr int kActivations = 8;
+enum class Activation : int32_t {
+  none,
+  gelu,
+  gelu_tanh,
+  silu,
+  relu,
+  quick_gelu,
+  sigmoid,
+  tanh,
+  relu_squared
+};
+constexpr int kActivations = 9;
 
 // y = function(x), and where there is one times `by`; each of the two is rounded to dtype. y may be
 // x or by.

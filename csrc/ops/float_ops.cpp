@@ -25,7 +25,7 @@ constexpr int64_t kNormCost = 8;
 
 Activation check_activation(int64_t function, const char* name) {
   check(function >= 0 && function < kActivations, name, " must lie in [0, ", kActivations - 1,
-        "] (none, gelu, gelu_tanh, silu, relu, quick_gelu, sigmoid, tanh), got ", function);
+        "] (none, gelu, gelu_tanh, silu, relu, quick_gelu, sigmoid, tanh, relu_squared), got ", function);
   return static_cast<Activation>(function);
 }
 

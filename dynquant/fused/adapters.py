@@ -204,8 +204,8 @@ class Adapter:
             core of transformers' "sdpa" that is given no mask is taken to be causal for several
             tokens, unless its is_causal is False.
         cross: the argument with a second sequence, an encoder's output: the attention is to that
-            where it is given, and not rotated. It runs as ops where an EncoderDecoderCache has its keys and values,
-            and otherwise as it is.
+            where it is given, and not rotated. It runs as ops where an EncoderDecoderCache has its
+            keys and values, and otherwise as it is.
         ignored: arguments that change nothing.
         result: "tensor"; "tuple" for (result,); "weights" for (result, None); "bias" for (result,
             bias, None), where the core makes the bias by its method `compute_bias` if none is given

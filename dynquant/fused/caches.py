@@ -69,8 +69,8 @@ class RecordedCache:
 
     Attributes:
         calls: the (args, kwargs) of each update.
-        is_updated, self_attention_cache: for blocks that only know caches of two sequences: there is
-            no second one yet, and this is the own one's.
+        is_updated, self_attention_cache: what a cache of two sequences has, without a second one:
+            some blocks know no other.
     """
 
     def __init__(self, keys, values):

@@ -23,6 +23,7 @@ _FORMULAS = {
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
+    "relu_squared": lambda x: F.relu(x).square(),
 }
 
 

@@ -27,7 +27,6 @@ from dynquant.qconfig import one_of
 from dynquant.swap.undo import all_or_nothing
 
 # Libraries make these norms of many ops of torch: a fused model runs each as one, wherever it is.
-_SLOW_NORMS = ("rms", "rms_plus_one")
 
 
 def fuse(model: nn.Module, inplace: bool = False, *, attention: str = "integer") -> nn.Module:
@@ -106,9 +105,16 @@ def _fuse(model, attention):
             swap_class(module, FusedModel)
         elif is_text_model(module):
             swap_class(module, FusedTexts)
-        elif not module._modules and (kind := norm_of(module)) in _SLOW_NORMS:
+        elif not module._modules and (kind := _slow_norm(module)) is not None:
             swap_class(module, FusedNorm, kind)
     _warn(blocks or mixers, reasons)
+
+
+def _slow_norm(module):
+    """What a norm computes, where torch makes it of several ops; None for any other module."""
+    if isinstance(module, (nn.LayerNorm, nn.Identity)):
+        return None
+    return norm_of(module) or None
 
 
 def _fuse_sublayers(block, attention):

@@ -25,6 +25,7 @@ ACTIVATIONS = {
     "quick_gelu": 5,
     "sigmoid": 6,
     "tanh": 7,
+    "relu_squared": 8,
 }
 # The numbers of the arguments norm_before and norm_after.
 NORMS = {"none": 0, "layer": 1, "rms": 2, "rms_plus_one": 3}
@@ -55,7 +56,8 @@ def _(x, function):
         x: fp32, bf16 or fp16 [..., K], any strides.
         function: 0 none, 1 gelu (x / 2 * (1 + erf(x / sqrt 2)), to 3 units in the last place for
             x > 0 and 2.5e-7 * max(1, |x|) elsewhere), 2 gelu by tanh, 3 silu, 4 relu, 5 quick_gelu
-            (x * sigmoid(1.702 x)), 6 sigmoid, 7 tanh. dynquant.ops.blocks.ACTIVATIONS has them.
+            (x * sigmoid(1.702 x)), 6 sigmoid, 7 tanh, 8 relu_squared.
+            dynquant.ops.blocks.ACTIVATIONS has them.
 
     Returns:
         A tensor of x's shape and dtype, contiguous.

@@ -49,7 +49,7 @@ def _(
     Args:
         x: fp32, bf16 or fp16 [B, L, K], any strides.
         packed_q, ..., kv_heads: as in attention.
-        cos, sin, interleaved: as in rotary, for query and key; without cos and sin, nothing is turned.
+        cos, sin, interleaved: as in rotary, for query and key; without cos and sin, none is turned.
         norm_q_weight, norm_q_eps, norm_k_weight, norm_k_eps: where a weight is given, fp32, bf16 or
             fp16, an RMS norm of query or key, before they are turned: of each head where the weight
             is [D], of all heads of a token together where it is [heads * D] or [kv_heads * D].
@@ -58,8 +58,8 @@ def _(
             rms_norm.
         per_token, symmetric, activation_bits: as in linear_dynamic.
         heads_plus_one: the norms of heads multiply by 1 + weight.
-        gated: packed_q is [heads * 2 * D, K]: the D rows of each head's query, and behind them those
-            of its gate, which is neither normed nor turned. Norms are of each head then.
+        gated: packed_q is [heads * 2 * D, K]: the D rows of each head's query, and behind them
+            those of its gate, which is neither normed nor turned. Norms are of each head then.
 
     Returns:
         query [B, L, heads, D], gated [B, L, heads, 2 * D], key and value [B, L, kv_heads, D] in x's

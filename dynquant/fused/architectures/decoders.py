@@ -68,6 +68,10 @@ for _model, _prefix, _names, _block in (
     ("starcoder2", "Starcoder2", _token, GPT2_MLP),
 ):
     _decoder(_model, _prefix, _names, _block, *_before)
+_decoder(
+    *("arcee", "Arcee", _token, FeedForward("up_proj", "down_proj", "act_fn")),
+    *_before,
+)
 # Some of its sizes have norms of heads, and some the feed-forward block beside the attention, which
 # then has no norm of its own.
 _decoder(
