@@ -32,8 +32,9 @@ def recurrent(layer, size, layers, batch, length):
 
 def encoder(model, batch, length, shortest=None):
     """model: minilm (its true weights), or of random ones bert-base, deberta, the shape of
-    DeBERTa-v3-base, or a decoder that embeds texts: qwen3-8 and gemma3-8, eight layers of the
-    shapes of Qwen3-Embedding-0.6B and of EmbeddingGemma, and those of hybrids.MODELS.
+    DeBERTa-v3-base, or a decoder: qwen3-8 and gemma3-8, eight layers of the shapes of
+    Qwen3-Embedding-0.6B and of EmbeddingGemma, ernie4.5-8, of ERNIE-4.5-0.3B, and those of
+    hybrids.MODELS.
 
     shortest: texts have lengths drawn from there to `length`, and are padded; None for all alike.
     """
@@ -46,9 +47,11 @@ def encoder(model, batch, length, shortest=None):
     }
 
 
-def speech(length):
-    """The transformer of wav2vec2-base, of random weights, for `length` frames of 20 ms."""
-    return {"kind": "speech", "length": length}
+def speech(model, length):
+    """model, of random weights: wav2vec2, the transformer of wav2vec2-base for `length` frames of 20
+    ms; moonshine, the encoder of moonshine-base for `length` samples of 16 kHz.
+    """
+    return {"kind": "speech", "model": model, "length": length}
 
 
 def convolutions(model, length):
@@ -76,7 +79,7 @@ def transcript(layers, count, cached, frames):
 
 
 def continued(model, count, prompt):
-    """Tokens one after another behind a prompt of so many, by one of hybrids.MODELS."""
+    """Tokens one after another behind a prompt of so many, by one of the decoders of `encoder`."""
     return {"kind": "continued", "model": model, "tokens": count, "prompt": prompt}
 
 
@@ -226,6 +229,21 @@ def _gemma3():
     return _initialized(Gemma3TextModel(config))
 
 
+def _ernie45():
+    from transformers import Ernie4_5Config, Ernie4_5Model
+
+    config = Ernie4_5Config(
+        hidden_size=1024,
+        intermediate_size=3072,
+        num_hidden_layers=8,
+        num_attention_heads=16,
+        num_key_value_heads=2,
+        head_dim=128,
+        vocab_size=2000,
+    )
+    return _initialized(Ernie4_5Model(config))
+
+
 def _initialized(model):
     """A model of transformers with the random weights that its training starts from."""
     generator, config = np.random.default_rng(0), model.config
@@ -247,10 +265,27 @@ def _wav2vec2():
     return model
 
 
-def _speech(length):
-    encoder = _wav2vec2().encoder
-    frames = _normal(np.random.default_rng(0), 1, length, encoder.config.hidden_size)
-    return FirstOutput(encoder).eval(), (frames,)
+def _speech(model, length):
+    encoder = _moonshine() if model == "moonshine" else _wav2vec2().encoder
+    shape = (1, length) if model == "moonshine" else (1, length, encoder.config.hidden_size)
+    return FirstOutput(encoder).eval(), (_normal(np.random.default_rng(0), *shape),)
+
+
+def _moonshine():
+    from transformers import MoonshineConfig, MoonshineModel
+
+    config = MoonshineConfig(
+        hidden_size=416,
+        intermediate_size=1664,
+        encoder_num_hidden_layers=8,
+        decoder_num_hidden_layers=1,
+        vocab_size=1000,
+    )
+    encoder = _initialized(MoonshineModel(config)).encoder
+    for part in encoder.modules():
+        if isinstance(part, nn.Conv1d) and part.bias is not None:
+            part.bias.zero_()  # drawn in each process anew
+    return encoder
 
 
 class Convolutions(nn.Module):
@@ -377,7 +412,7 @@ def _hybrid(name):
 
 
 def _continued(model, tokens, prompt):
-    return hybrids.Continuing(_hybrid(model), _ids(prompt)).eval(), (_ids(tokens),)
+    return hybrids.Continuing(_ENCODERS[model](), _ids(prompt)).eval(), (_ids(tokens),)
 
 
 def _transcript(layers, tokens, cached, frames):
@@ -448,6 +483,7 @@ _ENCODERS = {
     "deberta": _deberta,
     "qwen3-8": _qwen3,
     "gemma3-8": _gemma3,
+    "ernie4.5-8": _ernie45,
     **{name: partial(_hybrid, name) for name in hybrids.MODELS},
 }
 _BUILDERS = {

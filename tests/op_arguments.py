@@ -296,6 +296,9 @@ def valid_block_arguments(name, m=(M,), n=N, k=K, dtype=torch.float32, per_chann
         values["x"] = floats(batch, rows, k)
         values["residual"] = floats(batch, rows, k)
     if name == "query_key_value":
+        values |= weight("q", 2 * heads * dim, k) | {"gated": True}
+        values |= {"cos": floats(rows, dim // 2), "sin": floats(rows, dim // 2)}
+        values["interleaved"] = True
         values |= {f"norm_{part}_weight": floats(dim) for part in "qk"}
         values |= {f"norm_{part}_eps": 1e-6 for part in "qk"}
     if name == "encoder":

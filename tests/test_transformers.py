@@ -550,6 +550,19 @@ CURIOUS = {
         },
         WORDS,
     ),
+    # Initializes the weights of the experts in the block around them.
+    "Qwen3OmniMoeThinkerTextModel": (
+        SMALL
+        | {
+            "vocab_size": 99,
+            "num_key_value_heads": 2,
+            "moe_intermediate_size": 48,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "head_dim": 16,
+        },
+        WORDS,
+    ),
     # Divides weights in place at its first call.
     "RwkvModel": (
         {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 99, "rescale_every": 1},

@@ -11,8 +11,7 @@ void multiply_by_gates(const Tensor& attended, const HeadsOf& gate) {
   const Kernels& kernels = kernels_in_use();
   const int64_t bytes = gate.dim * bytes_of(gate.dtype);
   char* first = static_cast<char*>(attended.mutable_data_ptr());
-  constexpr int64_t kOfSigmoid = 40;  // operations
-  run_rows(gate.batch * gate.rows, gate.count * gate.dim * kOfSigmoid, [&](int64_t m) {
+  run_rows(gate.batch * gate.rows, gate.count * gate.dim * kExpCost, [&](int64_t m) {
     for (int64_t h = 0; h < gate.count; ++h) {
       char* head = first + (m * gate.count + h) * bytes;
       const char* by = gate.heads.at(m / gate.rows, m % gate.rows, h);

@@ -18,14 +18,14 @@ Tensor each_row(const Tensor& x, const Rows& rows, int64_t cost, const F& f) {
   return y;
 }
 
-constexpr int64_t kExpCost = 16;  // bytes that could be moved in the time of one exponential
 constexpr int64_t kNormCost = 8;
 
 }  // namespace
 
 Activation check_activation(int64_t function, const char* name) {
   check(function >= 0 && function < kActivations, name, " must lie in [0, ", kActivations - 1,
-        "] (none, gelu, gelu_tanh, silu, relu, quick_gelu, sigmoid, tanh, relu_squared), got ", function);
+        "] (none, gelu, gelu_tanh, silu, relu, quick_gelu, sigmoid, tanh, relu_squared), got ",
+        function);
   return static_cast<Activation>(function);
 }
 

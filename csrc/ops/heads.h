@@ -99,7 +99,7 @@ class Angles {
         sin_(dense(sin, "sin", batch, rows, dim)) {
     check(cos.dim() == sin.dim() && cos.size(-1) == sin.size(-1) && cos.size(0) == sin.size(0),
           "cos and sin must have one shape, got ", ShapeOf(cos), " and ", ShapeOf(sin));
-    dim_ = turned_by(cos_);
+    dim_ = cos_.size(cos_.dim() - 1) * of_each();
     const bool each = cos_.dim() == 3 && cos_.size(0) > 1;
     batch_stride_ = each ? rows * dim_ : 0;
     if (interleaved_) {
@@ -118,8 +118,7 @@ class Angles {
   }
 
  private:
-  // How many values of a head they turn.
-  int64_t turned_by(const Tensor& t) const { return t.size(t.dim() - 1) * (interleaved_ ? 2 : 1); }
+  int64_t of_each() const { return interleaved_ ? 2 : 1; }  // how many values an angle turns
 
   Tensor dense(const Tensor& t, const char* name, int64_t batch, int64_t rows, int64_t dim) const {
     check_float(t, name);
@@ -127,8 +126,8 @@ class Angles {
     const bool fits = t.dim() == 2 || (t.dim() == 3 && (t.size(0) == batch || t.size(0) == 1));
     check(fits && t.size(t.dim() - 2) == rows, name, " must have the shape [", rows, last, " or [",
           batch, ", ", rows, last, ", got ", ShapeOf(t));
-    const int64_t turned = turned_by(t);
-    check(turned > 0 && turned % 2 == 0 && turned <= dim, name,
+    const int64_t angles = t.size(t.dim() - 1);
+    check(angles > 0 && angles <= dim / of_each() && angles * of_each() % 2 == 0, name,
           " must turn an even number R of values of a head of ", dim, " and have the shape [..",
           last, ", got ", ShapeOf(t));
     const Tensor widened =

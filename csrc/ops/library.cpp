@@ -116,9 +116,8 @@ STABLE_TORCH_LIBRARY(dynquant, m) {
       "Tensor? norm_k_weight=None, float norm_k_eps=0.0, int norm_before=0, "
       "Tensor? norm_before_weight=None, Tensor? norm_before_bias=None, "
       "float norm_before_eps=0.0, bool per_token=True, bool symmetric=False, "
-      "int activation_bits=8, bool heads_plus_one=False, bool interleaved=False, bool gated=False) "
-      "-> "
-      "(Tensor, Tensor, Tensor)");
+      "int activation_bits=8, bool heads_plus_one=False, bool interleaved=False, "
+      "bool gated=False) -> (Tensor, Tensor, Tensor)");
   m.def(("attend(Tensor x, Tensor key, Tensor value, Tensor packed_out, Tensor weight_scale_out, "
          "Tensor? bias_out, Tensor? packed_q=None, Tensor? weight_scale_q=None, "
          "Tensor? bias_q=None, Tensor? mask=None, Tensor? position_bias=None, float? scale=None, "

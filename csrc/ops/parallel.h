@@ -59,6 +59,8 @@ inline int64_t threads_worth(Threads kind, double nanoseconds) {
   return std::max<int64_t>(1, std::min(threads, static_cast<int64_t>(worth)));
 }
 
+constexpr int64_t kExpCost = 16;  // bytes that could be moved in the time of one exponential
+
 // Into how many parts `count` items are split: as many as there are threads, or fewer where each
 // item's `cost` (in bytes or operations) adds up to too little for a thread to be worth waking, or
 // starting.

@@ -94,8 +94,11 @@ class QueryKeyValue {
   // Query and key of that row, in the buffer.
   void turn(const BlockRows& rows, char* row, int64_t m) const {
     if (!turns()) return;
-    for (int64_t h = 0; h < shape_.heads + shape_.kv_heads; ++h) {
-      turn_head(rows, row + h * shape_.dim * rows.bytes, m);
+    for (int64_t h = 0; h < shape_.heads; ++h) {
+      turn_head(rows, row + h * query_dim() * rows.bytes, m);
+    }
+    for (int64_t h = 0; h < shape_.kv_heads; ++h) {
+      turn_head(rows, row + (key_at() + h * shape_.dim) * rows.bytes, m);
     }
   }
 

@@ -26,14 +26,12 @@ from dynquant.fused.texts import FusedTexts, is_text_model
 from dynquant.qconfig import one_of
 from dynquant.swap.undo import all_or_nothing
 
-# Libraries make these norms of many ops of torch: a fused model runs each as one, wherever it is.
-
 
 def fuse(model: nn.Module, inplace: bool = False, *, attention: str = "integer") -> nn.Module:
     """The model whose known blocks run as single ops: feed-forward, attention, encoder layers.
 
-    RMS norms, which libraries make of many ops of torch, run as one as well, wherever they are, and
-    so do the functions of linear attention, state spaces and short convolutions.
+    Norms that libraries make of many ops of torch run as one as well, wherever they are, and so do
+    the functions of linear attention, state spaces and short convolutions.
 
     Modules, their names, the state dict, copies, pickles and saving stay what they are: instances
     of the blocks get a class derived from their own. What a fused block cannot do (gradients,
@@ -48,7 +46,8 @@ def fuse(model: nn.Module, inplace: bool = False, *, attention: str = "integer")
             interrupt included, it is left as it was.
         attention: "integer" computes the scores and the sums of values from 8-bit queries, keys
             and values; "float" in fp32. Decoders are computed in fp32 in any case, prompts as well
-            as tokens behind a cache.
+            as tokens behind a cache, but for those that attend to an encoder's output too, where
+            they have no cache.
 
     Returns:
         A model in eval mode; `model` itself where inplace.
@@ -111,7 +110,7 @@ def _fuse(model, attention):
 
 
 def _slow_norm(module):
-    """What a norm computes, where torch makes it of several ops; None for any other module."""
+    """What a norm computes that a library makes of many ops; None for any other module."""
     if isinstance(module, (nn.LayerNorm, nn.Identity)):
         return None
     return norm_of(module) or None

@@ -86,7 +86,7 @@ def _(
 def _check_norm_of_heads(prefix, weight, eps, count, dim):
     n = dim
     if weight is not None:
-        sizes = list(dict.fromkeys((dim, count * dim)))
+        sizes = [dim] if count == 1 else [dim, count * dim]
         torch._check(
             weight.dim() == 1 and weight.shape[0] in sizes,
             lambda: (

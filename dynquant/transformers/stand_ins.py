@@ -15,7 +15,7 @@ class StandIn(nn.Module):
         super().__init__()
         self._form = [form]  # in a list, so that it is not a submodule
         self._is_hf_initialized = True
-        for key in self.HIDDEN:
+        for key in {*self.HIDDEN, *getattr(form, "_formats", ())}:
             self.__dict__[key] = torch.empty(0)
             self.__dict__[key]._is_hf_initialized = True
 
