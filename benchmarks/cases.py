@@ -47,17 +47,15 @@ def encoder(model, batch, length, shortest=None):
     }
 
 
-def speech(model, length):
-    """model, of random weights: wav2vec2, the transformer of wav2vec2-base for `length` frames of 20
-    ms; moonshine, the encoder of moonshine-base for `length` samples of 16 kHz.
-    """
-    return {"kind": "speech", "model": model, "length": length}
+def speech(length):
+    """The transformer of wav2vec2-base, of random weights, for `length` frames of 20 ms."""
+    return {"kind": "speech", "length": length}
 
 
 def convolutions(model, length):
     """model, of random weights: wav2vec2, wav2vec2-base for `length` samples of 16 kHz; features,
-    the convolutions that it has in front of its transformer; vocoder, the HiFi-GAN of SpeechT5 for
-    `length` frames of 16 ms.
+    the convolutions that it has in front of its transformer; moonshine, the encoder of
+    moonshine-base; vocoder, the HiFi-GAN of SpeechT5 for `length` frames of 16 ms.
     """
     return {"kind": "convolutions", "model": model, "length": length}
 
@@ -265,10 +263,10 @@ def _wav2vec2():
     return model
 
 
-def _speech(model, length):
-    encoder = _moonshine() if model == "moonshine" else _wav2vec2().encoder
-    shape = (1, length) if model == "moonshine" else (1, length, encoder.config.hidden_size)
-    return FirstOutput(encoder).eval(), (_normal(np.random.default_rng(0), *shape),)
+def _speech(length):
+    encoder = _wav2vec2().encoder
+    frames = _normal(np.random.default_rng(0), 1, length, encoder.config.hidden_size)
+    return FirstOutput(encoder).eval(), (frames,)
 
 
 def _moonshine():
@@ -281,11 +279,7 @@ def _moonshine():
         decoder_num_hidden_layers=1,
         vocab_size=1000,
     )
-    encoder = _initialized(MoonshineModel(config)).encoder
-    for part in encoder.modules():
-        if isinstance(part, nn.Conv1d) and part.bias is not None:
-            part.bias.zero_()  # drawn in each process anew
-    return encoder
+    return _initialized(MoonshineModel(config)).encoder
 
 
 class Convolutions(nn.Module):
@@ -312,6 +306,9 @@ def _convolutions(model, length):
 
         module = convolved = SpeechT5HifiGan(SpeechT5HifiGanConfig())
         shape = (1, length, module.config.model_in_dim)
+    elif model == "moonshine":
+        convolved, shape = _moonshine(), (1, length)
+        module = FirstOutput(convolved)
     else:
         whole, shape = _wav2vec2(), (1, length)
         convolved = whole.feature_extractor
@@ -322,6 +319,8 @@ def _convolutions(model, length):
             seen = part.weight[0].numel() if isinstance(part, nn.Conv1d) else part.in_channels
             values = generator.standard_normal(part.weight.shape, dtype=np.float32)
             part.weight.copy_(torch.from_numpy(values * seen**-0.5))
+            if part.bias is not None:
+                part.bias.zero_()  # drawn in each process anew
     return Convolutions(module).eval(), (_normal(generator, *shape),)
 
 

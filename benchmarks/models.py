@@ -4,15 +4,15 @@ minilm is all-MiniLM-L6-v2; bert-base has random weights, and so have deberta, o
 DeBERTa-v3-base, and qwen3-8 and gemma3-8, decoders that embed texts: eight layers of the shapes of
 Qwen3-Embedding-0.6B and EmbeddingGemma. Texts of 32x8..128 have lengths of 8 to 128 tokens and are
 padded. The name of a recurrent layer tells its size, the number of layers, and batch x length.
-wav2vec2-1x500 is the transformer of wav2vec2-base for ten seconds of speech, moonshine-1x80000 the
-encoder of moonshine-base for five, and qwen2-8-16+128 sixteen tokens, one after another, behind 128
-others, by eight layers of the shape of Qwen2-0.5B; whisper-6-16+32 the same of a transcript, behind
-32, by the decoder of whisper-base for 30 seconds of speech, and whisper-6-96+4 the whole of one.
-wav2vec2-1x80000 is all of wav2vec2-base for five seconds, features-1x80000 what it has in front of
-its transformer, and vocoder-1x100 the HiFi-GAN of SpeechT5 for 1.6: there dynquant and torch.ao are
-asked for convolutions. Of the eight layers of qwen3.5-8, granite4h-8 and lfm2-8 most have the gated
-delta rule, Mamba 2 or short convolutions; 16+128 is sixteen tokens behind a prompt of 128, and so
-it is of ernie4.5-8, by the shape of ERNIE-4.5-0.3B. These have random weights.
+wav2vec2-1x500 is the transformer of wav2vec2-base for ten seconds of speech, and qwen2-8-16+128
+sixteen tokens, one after another, behind 128 others, by eight layers of the shape of Qwen2-0.5B;
+whisper-6-16+32 the same of a transcript, behind 32, by the decoder of whisper-base for 30 seconds
+of speech, and whisper-6-96+4 the whole of one. wav2vec2-1x80000 is all of wav2vec2-base for five
+seconds, moonshine-1x80000 the encoder of moonshine-base, features-1x80000 what the former has in
+front of its transformer, and vocoder-1x100 the HiFi-GAN of SpeechT5 for 1.6: there dynquant and
+torch.ao are asked for convolutions. Of the eight layers of qwen3.5-8, granite4h-8 and lfm2-8 most
+have the gated delta rule, Mamba 2 or short convolutions; 16+128 is sixteen tokens behind a prompt
+of 128, and so it is of ernie4.5-8, by the shape of ERNIE-4.5-0.3B. These have random weights.
 encode-500 is run where it is named: the `encode` of sentence-transformers for 500 texts of 3 to 100
 words.
 """
@@ -57,9 +57,9 @@ ENCODE = "encode-500"
 CASES = {
     **dict(_encoders()),
     **dict(_recurrent()),
-    "wav2vec2-1x500": cases.speech("wav2vec2", 500),
-    "moonshine-1x80000": cases.speech("moonshine", 80000),
+    "wav2vec2-1x500": cases.speech(500),
     "wav2vec2-1x80000": cases.convolutions("wav2vec2", 80000),
+    "moonshine-1x80000": cases.convolutions("moonshine", 80000),
     "features-1x80000": cases.convolutions("features", 80000),
     "vocoder-1x100": cases.convolutions("vocoder", 100),
     "qwen2-8-16+128": cases.tokens(8, 16, 128),
