@@ -5,6 +5,7 @@ import warnings
 
 from torch import nn
 
+from dynquant.fused.bidirectional import FusedBidirectional, is_bidirectional
 from dynquant.fused.block import FusedBlock, FusedTorchLayer
 from dynquant.fused.classes import swap_class
 from dynquant.fused.comparison import (
@@ -104,6 +105,8 @@ def _fuse(model, attention):
             swap_class(module, FusedModel)
         elif is_text_model(module):
             swap_class(module, FusedTexts)
+        elif is_bidirectional(module):
+            swap_class(module, FusedBidirectional)
         elif not module._modules and (kind := _slow_norm(module)) is not None:
             swap_class(module, FusedNorm, kind)
     _warn(blocks or mixers, reasons)
