@@ -9,7 +9,7 @@ from functools import wraps
 import torch
 
 from dynquant.fused.adapters import name_of, names_in_transformers
-from dynquant.fused.arguments import by_name
+from dynquant.fused.arguments import by_name, implementation_of
 from dynquant.fused.classes import Swapped
 from dynquant.fused.padding import hides_nothing
 
@@ -67,7 +67,7 @@ def _is_known(model):
     if not getattr(config, "use_bidirectional_attention", False):
         return False
     usual = getattr(config, "is_causal", True) and set(config.layer_types) <= {_FULL, _SLIDING}
-    if not usual or config.__dict__.get("_attn_implementation_internal") != "sdpa":
+    if not usual or implementation_of(model) != "sdpa":
         return False
     return not any(getattr(layer.self_attn, "is_causal", True) for layer in model.layers)
 
