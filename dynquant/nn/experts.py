@@ -24,6 +24,9 @@ def _call(
 
 
 _CALL = inspect.signature(_call)
+# Up to so many rows, all of them together stay in the caches, and the calls for each expert would
+# take longer than they do.
+_FEW_ROWS = 2048
 _DECLARED = ("has_gate", "has_bias", "has_post_expert_norm", "is_transposed", "is_concatenated")
 
 
@@ -167,8 +170,13 @@ class Experts(QuantizedModule):
         order = chosen.argsort(stable=True)
         wants_gradient = x.requires_grad and torch.is_grad_enabled()
         if torch.compiler.is_compiling() and not wants_gradient:
-            return self._all_at_once(x, chosen, weights, order, choices)
+            every = torch.arange(self.num_experts, device=chosen.device)
+            counts = (chosen[:, None] == every).sum(0)
+            return self._all_at_once(x, weights, order, counts, choices)
         counts = torch.bincount(chosen, minlength=self.num_experts)[: self.num_experts]
+        if x.is_cpu and not wants_gradient and len(order) <= _FEW_ROWS:
+            order = order[: int(counts.sum())]
+            return self._all_at_once(x, weights, order, counts, choices)
         total = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, weights.dtype))
         first = 0
         for expert, count in enumerate(counts.tolist()):
@@ -182,10 +190,13 @@ class Experts(QuantizedModule):
 
     forward.__signature__ = _CALL  # for whoever reads it, as error messages do
 
-    def _all_at_once(self, x, chosen, weights, order, choices):
-        """The same without a branch that depends on data: the rows of each expert are a group."""
-        every = torch.arange(self.num_experts, device=chosen.device)
-        counts = (chosen[:, None] == every).sum(0)
+    def _all_at_once(self, x, weights, order, counts, choices):
+        """The same without a branch that depends on data: the rows of each expert are a group.
+
+        Args:
+            order: the places in `weights`, by expert.
+            counts: how many of these each expert has.
+        """
         tokens = order // choices
         y = self._gated(x[tokens], lambda name, y: self._grouped(name, y, counts))
         y = y * weights[order, None]
