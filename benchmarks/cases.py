@@ -197,49 +197,12 @@ def _deberta():
     return _initialized(DebertaV2Model(config))
 
 
-def _qwen3():
-    from transformers import Qwen3Config, Qwen3Model
+def _decoder(name, **sizes):
+    """Eight layers of the model of transformers whose config has that name."""
+    import transformers
 
-    config = Qwen3Config(
-        hidden_size=1024,
-        intermediate_size=3072,
-        num_hidden_layers=8,
-        num_attention_heads=16,
-        num_key_value_heads=8,
-        vocab_size=2000,
-    )
-    return _initialized(Qwen3Model(config))
-
-
-def _gemma3():
-    from transformers import Gemma3TextConfig, Gemma3TextModel
-
-    config = Gemma3TextConfig(
-        hidden_size=768,
-        intermediate_size=1152,
-        num_hidden_layers=8,
-        num_attention_heads=3,
-        num_key_value_heads=1,
-        vocab_size=2000,
-        sliding_window=512,
-        use_bidirectional_attention=True,
-    )
-    return _initialized(Gemma3TextModel(config))
-
-
-def _ernie45():
-    from transformers import Ernie4_5Config, Ernie4_5Model
-
-    config = Ernie4_5Config(
-        hidden_size=1024,
-        intermediate_size=3072,
-        num_hidden_layers=8,
-        num_attention_heads=16,
-        num_key_value_heads=2,
-        head_dim=128,
-        vocab_size=2000,
-    )
-    return _initialized(Ernie4_5Model(config))
+    config = getattr(transformers, f"{name}Config")(num_hidden_layers=8, vocab_size=2000, **sizes)
+    return _initialized(getattr(transformers, f"{name}Model")(config))
 
 
 def _initialized(model):
@@ -480,9 +443,33 @@ _ENCODERS = {
     "minilm": _minilm,
     "bert-base": _bert_base,
     "deberta": _deberta,
-    "qwen3-8": _qwen3,
-    "gemma3-8": _gemma3,
-    "ernie4.5-8": _ernie45,
+    "qwen3-8": partial(
+        _decoder,
+        "Qwen3",
+        hidden_size=1024,
+        intermediate_size=3072,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+    ),
+    "gemma3-8": partial(
+        _decoder,
+        "Gemma3Text",
+        hidden_size=768,
+        intermediate_size=1152,
+        num_attention_heads=3,
+        num_key_value_heads=1,
+        sliding_window=512,
+        use_bidirectional_attention=True,
+    ),
+    "ernie4.5-8": partial(
+        _decoder,
+        "Ernie4_5",
+        hidden_size=1024,
+        intermediate_size=3072,
+        num_attention_heads=16,
+        num_key_value_heads=2,
+        head_dim=128,
+    ),
     **{name: partial(_hybrid, name) for name in hybrids.MODELS},
 }
 _BUILDERS = {

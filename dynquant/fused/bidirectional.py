@@ -4,13 +4,11 @@ For these, transformers evaluates functions of two positions by torch.vmap at ea
 short text takes as long as the layers do. The masks themselves are given to the forward instead.
 """
 
-from functools import wraps
-
 import torch
 
 from dynquant.fused.adapters import name_of, names_in_transformers
 from dynquant.fused.arguments import by_name, implementation_of
-from dynquant.fused.classes import Swapped
+from dynquant.fused.classes import Swapped, SwappedModel
 from dynquant.fused.padding import hides_nothing
 
 _KNOWN = set(names_in_transformers("gemma3", "Gemma3TextModel"))
@@ -25,19 +23,12 @@ def is_bidirectional(module):
     return bool(getattr(module.config, "use_bidirectional_attention", False))
 
 
-class FusedBidirectional(Swapped):
+class FusedBidirectional(SwappedModel):
     """Such a model: where there are no tokens before those of the call, their masks are few ops."""
 
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        base = cls._base.forward
-
-        @wraps(base)  # callers read its parameters
-        def forward(self, *args, **kwargs):
-            given = _with_masks(self, args, kwargs)
-            return base(self, *args, **kwargs) if given is None else base(self, **given)
-
-        cls.forward = forward
+    def _called(self, base, args, kwargs):
+        given = _with_masks(self, args, kwargs)
+        return base(self, *args, **kwargs) if given is None else base(self, **given)
 
 
 def _with_masks(model, args, kwargs):

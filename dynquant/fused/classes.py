@@ -1,6 +1,7 @@
 """Instances get another class: one made for each class of modules, which keeps all that it is."""
 
 from contextlib import contextmanager
+from functools import wraps
 
 _CLASSES = {}
 
@@ -32,6 +33,26 @@ class Swapped:
 
     def extra_repr(self):
         return ", ".join(filter(None, (super().extra_repr(), "fused")))
+
+
+class SwappedModel(Swapped):
+    """One whose forward has the parameters of the one it had: callers of models read them.
+
+    Classes of this kind have a method _called(base, args, kwargs) for a call, where base is the
+    forward that there was.
+    """
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if not hasattr(cls, "_base"):
+            return  # a kind, not made for any class yet
+        base = cls._base.forward
+
+        @wraps(base)
+        def forward(self, *args, **kwargs):
+            return self._called(base, args, kwargs)
+
+        cls.forward = forward
 
 
 def swap_class(module, kind, *settings):

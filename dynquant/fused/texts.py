@@ -1,7 +1,5 @@
 """Models of transformers that encode texts: padding behind them is left out where it is much."""
 
-from functools import wraps
-
 import torch
 from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
@@ -10,7 +8,7 @@ from dynquant import nn as quantized
 from dynquant.fused.adapters import adapter_named, name_of, names_in_transformers
 from dynquant.fused.arguments import by_name
 from dynquant.fused.block import FusedBlock
-from dynquant.fused.classes import Swapped
+from dynquant.fused.classes import Swapped, SwappedModel
 from dynquant.fused.hooks import first_disturbance
 from dynquant.fused.padding import groups_of, hides_nothing
 
@@ -42,29 +40,21 @@ def is_text_model(module):
     return _attentions_of(module) is not None
 
 
-class FusedTexts(Swapped):
+class FusedTexts(SwappedModel):
     """A model in which no token depends on other texts, nor on padding behind its own.
 
     Where a batch has much padding, texts of about the same length run together. Tokens have the
     same bits then; there are zeros at the padding.
     """
 
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        base = cls._base.forward
-
-        @wraps(base)  # callers read its parameters
-        def forward(self, *args, **kwargs):
-            groups = _groups_of_call(self, args, kwargs)
-            return (
-                base(self, *args, **kwargs) if groups is None else _run(self, groups, args, kwargs)
-            )
-
-        cls.forward = forward
+    def _called(self, base, args, kwargs):
+        groups = _groups_of_call(self, args, kwargs)
+        if groups is None:
+            return base(self, *args, **kwargs)
+        return _run(self, base, groups, args, kwargs)
 
 
-def _run(model, groups, args, kwargs):
-    base = type(model)._base.forward
+def _run(model, base, groups, args, kwargs):
     given = by_name(_FIRST, args, kwargs)
     mask = given["attention_mask"]
     results = []
