@@ -31,11 +31,23 @@ inline void turn_halves(const RotaryArgs& a, const T* x, T* y) {
 template <class Isa, class T>
 inline void turn_neighbors(const RotaryArgs& a, const T* x, T* y) {
   using Float = typename Isa::Float;
-  each_register<Isa>(a.n, [&](int64_t i, auto part) {
-    const Float each = part.load(x + i);
-    part.store(y + i, Isa::add_float(Isa::mul(each, part.load(a.cos + i)),
-                                     Isa::mul(Isa::swap_neighbors(each), part.load(a.sin + i))));
-  });
+  const auto turned = [&](int64_t i, Float own, Float neighbor, auto part) {
+    return Isa::add_float(Isa::mul(own, part.load(a.cos + i)),
+                          Isa::mul(neighbor, part.load(a.sin + i)));
+  };
+  if constexpr (Isa::kLanes == 1) {
+    constexpr WholeRegister<Isa> kOne;
+    for (int64_t i = 0; i < a.n; i += 2) {
+      const Float first = kOne.load(x + i), second = kOne.load(x + i + 1);
+      kOne.store(y + i, turned(i, first, second, kOne));
+      kOne.store(y + i + 1, turned(i + 1, second, first, kOne));
+    }
+  } else {
+    each_register<Isa>(a.n, [&](int64_t i, auto part) {
+      const Float own = part.load(x + i);
+      part.store(y + i, turned(i, own, Isa::swap_neighbors(own), part));
+    });
+  }
 }
 
 template <class Isa>

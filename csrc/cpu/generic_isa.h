@@ -102,6 +102,7 @@ struct GenericIsa {
     return each<Float>([=](int i) { return a.v[i] * b.v[i]; });
   }
   static inline Float swap_neighbors(Float x) {
+    static_assert(Lanes % 2 == 0, "a register of pairs");
     return each<Float>([=](int i) { return x.v[i ^ 1]; });
   }
   static inline Float div(Float a, Float b) {
