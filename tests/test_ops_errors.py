@@ -4,6 +4,8 @@ import pytest
 import torch
 from op_arguments import BLOCKS, MIXERS, OPS, K, M, N, call, valid_arguments, valid_call
 
+from dynquant.ops.blocks import ACTIVATIONS
+
 VALID = valid_arguments()
 FLOATS = {torch.float32, torch.bfloat16, torch.float16}
 GOOD_DTYPES = {
@@ -171,8 +173,8 @@ def test_tensors_of_blocks(name):
 def test_numbers_of_blocks(name):
     valid = valid_call(name)
     wrong = {
-        "function": (-1, 8, 1 << 40),
-        "activation": (-1, 8, 1 << 40),
+        "function": (-1, len(ACTIVATIONS), 1 << 40),
+        "activation": (-1, len(ACTIVATIONS), 1 << 40),
         "split": (-1, 1, 3),
         "norm_before": (-1, 0, 2, 3, 4),
         "norm_after": (-1, 0, 2, 3, 4),
