@@ -111,8 +111,12 @@ attention_module(
     dataclasses.replace(_twice, rotates="sliding_window"),
     **_behind_a_cache,
 )
-_qwen3_5 = dataclasses.replace(_token_normed, gated=True)
-attention_module(_of("qwen3_5", "Qwen3_5Attention"), _qwen3_5, **_behind_a_cache)
+# Attentions in layers that are not known: with gates, and without rotation in some sizes.
+attention_module(
+    _of("qwen3_5", "Qwen3_5Attention"),
+    dataclasses.replace(_token_normed, gated=True),
+    **_behind_a_cache,
+)
 attention_module(
     _of("granitemoehybrid", "GraniteMoeHybridAttention"),
     dataclasses.replace(_token, unturned=True),
