@@ -95,6 +95,9 @@ def decibels(actual, expected):
 def assert_alike(cache, other, least):
     """Both caches hold the same, to that many decibels."""
     for layer, twin in zip(cache.layers, other.layers, strict=True):
+        if getattr(layer, "keys", None) is None:  # one that takes those of another
+            assert type(layer) is type(twin)
+            continue
         assert layer.get_seq_length() == twin.get_seq_length()
         assert decibels(layer.keys, twin.keys) > least
         assert decibels(layer.values, twin.values) > least

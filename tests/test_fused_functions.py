@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from fused import Counting
 from torch import nn
+from torch.testing import assert_close
 
-from dynquant.fused.functions import norm_of
+from dynquant.fused.classes import swap_class
+from dynquant.fused.functions import FusedNorm, norm_of
 
 
 class OwnNorm(nn.Module):
@@ -57,6 +60,33 @@ def test_by_type():
     )
     assert norm_of(nn.RMSNorm(8)) == norm_of(nn.RMSNorm(1)) == "rms"
     assert norm_of(nn.Identity()) == ""
+
+
+class Unweighted(nn.Module):
+    """An RMS norm of groups of values, or of all, without a weight."""
+
+    def __init__(self, eps=1e-6, group=None, factor=1.0):
+        super().__init__()
+        self.eps, self._group, self._factor = eps, group, factor
+
+    def forward(self, x):
+        groups = x.unflatten(-1, (-1, self._group or x.shape[-1]))
+        y = groups * torch.rsqrt(groups.square().mean(-1, keepdim=True) + self.eps)
+        return self._factor * y.flatten(-2)
+
+
+def test_without_a_weight():
+    assert norm_of(Unweighted()) == norm_of(Unweighted(0.5)) == "rms"
+    others = Unweighted(group=8), Unweighted(factor=1.1), nn.CosineSimilarity()
+    for module in (*others, nn.InstanceNorm1d(4), nn.GroupNorm(2, 4, affine=False)):
+        assert norm_of(module) is None
+    x = torch.randn(2, 3, 5)
+    module = Unweighted(0.01).eval()
+    expected = module(x)
+    swap_class(module, FusedNorm, "rms")
+    with Counting() as counting:
+        assert_close(module(x), expected)
+    assert counting.found["rms_norm"] == 1
 
 
 @pytest.mark.parametrize("center", [True, False])

@@ -23,7 +23,7 @@ from fused import (
 from torch import nn
 
 import dynquant
-from dynquant.fused import Adapter, Attention, register
+from dynquant.fused import Adapter, Attention, SharedKeys, Stretch, register
 
 CONFIG = {**TEXT, "num_key_value_heads": 2, "head_dim": 12}
 GEMMA3 = {**CONFIG, "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8}
@@ -41,6 +41,7 @@ TURNED = {
 # before them; a norm of OLMo's is of all heads together. Phi-3 and GPT-2 have one linear layer for
 # query, key and value. The second layer of SmolLM3 has no rotary embedding. GLM, Helium and ERNIE
 # 4.5 turn pairs of neighbors, GLM half of a head's features, and GLM 4 has norms before and behind.
+# Ministral 3 multiplies queries by a number that grows from the third position on.
 MODELS = {
     **dict.fromkeys(("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Phi3"), CONFIG),
     "Gemma3Text": GEMMA3,
@@ -51,6 +52,13 @@ MODELS = {
     "SmolLM3": {**CONFIG, "no_rope_layers": [1, 0]},
     **dict.fromkeys(("Starcoder2", "StableLm"), TURNED),
     "Arcee": CONFIG,
+    "Ministral3": {
+        **CONFIG,
+        "rope_parameters": {
+            **{"rope_type": "default", "rope_theta": 1e4, "llama_4_scaling_beta": 0.5},
+            "original_max_position_embeddings": 3,
+        },
+    },
     **dict.fromkeys(("Glm", "Glm4", "Helium", "Ernie4_5"), {**CONFIG, "pad_token_id": 0}),
 }
 OPS = {"query_key_value": 2, "attend": 2, "feed_forward": 2}
@@ -335,62 +343,6 @@ def test_copies(made, copied):
     assert_same(found[0], after_prompt(model)[0][0])
 
 
-GRANITE4 = {
-    **CONFIG,
-    "layer_types": 2 * ["attention"],
-    **{"num_local_experts": 0, "mamba_n_heads": 4, "mamba_d_head": 24},
-}
-ATTENTION = ["sliding_attention", "full_attention"]
-# Models whose layers are not known. Both of Cohere turn pairs of neighbors, the second where it has
-# a window; Granite 4 H may have no rotary embedding; Qwen 3.5 has gates and norms of heads.
-ALONE = {
-    "Granite": CONFIG,
-    "Cohere": CONFIG,
-    "Cohere2": {**CONFIG, "layer_types": ATTENTION, "sliding_window": 8},
-    "GraniteMoeHybrid": GRANITE4,
-    "GraniteMoeHybrid turned": {**GRANITE4, "position_embedding_type": "rope"},
-    "Qwen3_5Text": {**CONFIG, "layer_types": 2 * ["full_attention"]},
-}
-
-
-@pytest.mark.parametrize("name", ALONE)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_attention_alone(name, dtype):
-    model = small(name.split()[0], ALONE[name]).to(dtype)
-    quantized, model = fused(model)
-    for layer in (0, 1):
-        assert dynquant.fused_blocks(model)[f"layers.{layer}.self_attn"] == ""
-    for tokens in (NEXT, PROMPT[:, :3]):
-        assert after_prompt(model, tokens)[2]["query_key_value"] == 2
-        least = 90 if dtype == torch.float32 else 25
-        assert_close(model, quantized, least, tokens=tokens)
-
-
-@pytest.mark.parametrize("name", ["Cohere", "Glm4", "Qwen3_5Text"])
-def test_the_attention_is_called_by_its_linear_layers(name):
-    """As with an adapter on one of them: to the bits of the op."""
-    config = ALONE[name] if name in ALONE else MODELS[name]
-    _, model = fused(small(name, config))
-    given = {"cache": None, "use_cache": False}
-    with torch.no_grad():
-        expected = model(input_ids=PROMPT, **given)[0]
-        for layer in model.layers:
-            layer.self_attn.v_proj = Wrapped(layer.self_attn.v_proj)
-        with Counting() as counting:
-            found = model(input_ids=PROMPT, **given)[0]
-    assert not counting.found["query_key_value"] and counting.found["scaled_dot_product"]
-    assert_same(found, expected)
-
-
-class Wrapped(nn.Module):
-    def __init__(self, inner):
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x):
-        return self.inner(x)
-
-
 def test_fewer_heads_of_key_and_value_in_one_layer():
     """num_key_value_heads tells them; one that does not fit is an obstacle."""
     _, model = fused(small("Phi3", CONFIG))
@@ -455,6 +407,9 @@ class Toy(nn.Module):
 
 
 NAMED = {"query": "q", "key": "k", "value": "v", "head_dim": "size", "output": "o"}
+ALL_ROWS = {**NAMED, "key": None, "value": None}
+NORMS = {"query_norm": "n", "key_norm": "n"}
+SHARED, STRETCH = SharedKeys(*"abcde"), Stretch(*"abcd")
 
 
 def toy(style="kwargs", norm=None, configured=True, **names):
@@ -505,16 +460,23 @@ def test_norms_of_heads():
         ({**NAMED, "kv_heads": "n"}, {}, "where key and value are named"),
         ({**NAMED, "index": "n"}, {"cache": "cache", "family": "torch_layer"}, "of transformers"),
         ({**NAMED, "index": "n"}, {}, "they go with a cache"),
-        ({**NAMED, "rotates": "n"}, {}, "they go with a cache"),
+        ({**NAMED, **NORMS, "index": "n", "shared": SHARED}, {}, "they go with a cache"),
+        ({**NAMED, "rotates": "n"}, {}, "for the rotary embedding"),
         ({**NAMED, "index": "n", "rotates": "n"}, {"cache": "cache"}, "for the rotary embedding"),
         ({**NAMED, "interleaved": "first_half"}, {}, "for the rotary embedding"),
         ({**NAMED, "unturned": True}, {}, "for the rotary embedding"),
         ({**NAMED, "interleaved": "halves"}, {}, "allowed: None, first_half, each_twice"),
-        ({**NAMED, "gated": True}, {}, "they go with a cache"),
+        ({**NAMED, "gated": True}, {"family": "torch_layer"}, "of transformers with output"),
+        ({**NAMED, "head_gate": "n", "output": None}, {}, "of transformers with output"),
+        ({**NAMED, "stretch": STRETCH}, {"family": "torch_layer"}, "of transformers with output"),
         ({**NAMED, "gated": True, "output": None}, {}, "names for key, value and output"),
         ({**NAMED, "query_norm": "n"}, {}, "name both, or neither"),
         ({**NAMED, "result_norm": "n"}, {}, "it goes with norm_first=True"),
-        ({**NAMED, "query_norm": "n", "key_norm": "n"}, {}, "they go with a cache"),
+        ({**NAMED, **NORMS, "output": None}, {}, "of transformers with output"),
+        ({**NAMED, "value_norm": "n"}, {}, "they go with query_norm and key_norm"),
+        ({**NAMED, "shared": SHARED}, {}, "they go with query_norm and key_norm"),
+        ({**ALL_ROWS, "value_is_key": "n"}, {}, "they go with a name for key"),
+        ({**NAMED, **NORMS, "shared": SHARED, "gated": True}, {}, "it goes without gated"),
     ],
 )
 def test_wrong_adapters(attention, options, message):

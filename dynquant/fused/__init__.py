@@ -7,6 +7,8 @@ from dynquant.fused.adapters import (
     FeedForward,
     LinearBlock,
     Relative,
+    SharedKeys,
+    Stretch,
     Sublayers,
     register,
 )
@@ -18,6 +20,8 @@ __all__ = [
     "FeedForward",
     "LinearBlock",
     "Relative",
+    "SharedKeys",
+    "Stretch",
     "Sublayers",
     "fuse",
     "fused_blocks",

@@ -32,6 +32,45 @@ class Relative:
 
 
 @dataclass(frozen=True)
+class SharedKeys:
+    """How layers take keys and values from one before them, by names in the block.
+
+    Args:
+        states: the argument of forward with a mapping that has them, [batch, heads, tokens,
+            features] each, as the cache gives them.
+        entry: the attribute with their key in the mapping.
+        stores: the attribute that says whether the layer puts its own there.
+        reuses: the attribute that says whether it takes those there, and has only a query.
+        groups: the attribute with how many heads of the query take one head of these.
+    """
+
+    states: str
+    entry: str
+    stores: str
+    reuses: str
+    groups: str
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """What the heads of the query are multiplied by, by names in the block, for far positions.
+
+    1 + factor * log(1 + floor(position / length)), as in Llama 4
+    (https://arxiv.org/abs/2501.19399).
+
+    Args:
+        positions: the argument of forward with them, integers [1 or batch, length].
+        settings: the attribute with a mapping that has both numbers.
+        factor, length: their keys.
+    """
+
+    positions: str
+    settings: str
+    factor: str
+    length: str
+
+
+@dataclass(frozen=True)
 class Attention:
     """Self-attention: output(softmax(q k' / sqrt(head_dim) + mask) v), by names in the block.
 
@@ -46,8 +85,11 @@ class Attention:
         norm: the norm before (norm_first) or after it, if any.
         dropout: what is called with the result of the output projection, if it is a module.
         scale: the attribute with what the scores are multiplied by; 1 / sqrt(head_dim) without it.
-        query_norm, key_norm: RMS norms of each head, or of all heads together, if any. They go with
-            a cache alone, as the next two do.
+        query_norm, key_norm: RMS norms of each head, or of all heads together, if any: the
+            attention is in fp32 then, as that of decoders is.
+        value_norm: an RMS norm of each head of the values, without a weight, if any; it goes with
+            these two.
+        value_is_key: the attribute that says whether the key's linear layer gives the values too.
         index: the attribute with the number of the layer in the cache.
         rotates: the attribute that says whether the layer applies the rotary embedding that it is
             called with, where some do not.
@@ -58,10 +100,14 @@ class Attention:
             the pairs, "each_twice" where two neighbors have it twice. None where it turns halves.
         gated: whether the query has, behind the rows of each head, as many for its gate: what the
             head gives is multiplied by the sigmoid of that.
+        head_gate: a linear layer of the input besides, whose sigmoid what the heads give is
+            multiplied by: with one row for each head, or for each of its values.
         unturned: whether it may be called without a rotary embedding, and turns nothing then.
         result_norm: the norm after it in a block with norm_first, where `norm`, if any, is before
             it: its input is added behind that.
         relative: what its scores have for distances, in a block of the family "disentangled".
+        shared: how it shares keys and values with other layers, if it does.
+        stretch: what its query is multiplied by, behind the rotary embedding, if anything.
     """
 
     query: str
@@ -76,20 +122,27 @@ class Attention:
     scale: str | None = None
     query_norm: str | None = None
     key_norm: str | None = None
+    value_norm: str | None = None
+    value_is_key: str | None = None
     index: str | None = None
     rotates: str | None = None
     turned: str | None = None
     interleaved: str | None = None
     gated: bool = False
+    head_gate: str | None = None
     unturned: bool = False
     result_norm: str | None = None
     relative: Relative | None = None
+    shared: SharedKeys | None = None
+    stretch: Stretch | None = None
 
     def __post_init__(self):
         if (self.key is None) != (self.value is None):
             raise ValueError("key and value: name both, or neither where query has their rows")
         if (self.query_norm is None) != (self.key_norm is None):
             raise ValueError("query_norm and key_norm: name both, or neither")
+        if self.query_norm is None and (self.value_norm or self.shared):
+            raise ValueError("value_norm and shared: they go with query_norm and key_norm")
         if self.key is not None and self.kv_heads is not None:
             raise ValueError("kv_heads: where key and value are named, they tell it")
         if self.interleaved not in INTERLEAVED:
@@ -98,6 +151,10 @@ class Attention:
             )
         if self.gated and (self.key is None or self.output is None):
             raise ValueError("gated: it goes with names for key, value and output")
+        if self.key is None and (self.value_norm or self.value_is_key or self.shared):
+            raise ValueError("value_norm, value_is_key and shared: they go with a name for key")
+        if self.shared and (self.gated or self.head_gate or self.stretch):
+            raise ValueError("shared: it goes without gated, head_gate and stretch")
         if self.key is None and self.output is None:
             raise ValueError("output: an attention whose query has all rows needs a name for it")
 
@@ -275,34 +332,49 @@ class Adapter:
             raise ValueError("sublayers: they go without rotary, bias and cross")
 
     def _check_cache(self):
-        block = self.attention
+        block, is_of_transformers = self.attention, self.family == "transformers"
         ready = block is not None and block.index and block.output
-        if self.cache is not None and not (ready and self.family == "transformers"):
+        if self.cache is not None and not (ready and is_of_transformers):
             raise ValueError(
                 "cache: it goes with an attention of transformers with index and output"
             )
         if self.result == "bias" and self.bias is None:
             raise ValueError("result is 'bias': it goes with an argument for the bias")
-        if self.cache is None and block is not None and _goes_with_a_cache(block):
-            raise ValueError("index, query_norm, key_norm, rotates and gated: they go with a cache")
+        if self.cache is None and block is not None and (block.index or block.shared):
+            raise ValueError("index and shared: they go with a cache")
+        if block is not None and _is_in_fp32(block) and not (block.output and is_of_transformers):
+            raise ValueError(
+                "query_norm, key_norm, gated, head_gate and stretch: they go with an attention of "
+                "transformers with output"
+            )
         turned = block is not None and (block.rotates or block.interleaved or block.unturned)
         if turned and self.rotary is None:
             raise ValueError(
                 "rotates, interleaved and unturned: they go with an argument for the rotary "
                 "embedding"
             )
-        is_plain = block is not None and block.key and not (block.query_norm or block.gated)
+        is_plain = block is not None and block.key and not _is_in_fp32(block)
         alone = self.cache is not None and is_plain
         if self.cross is not None and (not alone or self.feed_forward):
             raise ValueError(
                 "cross: it goes with a cache and an attention alone that has key, without "
-                "query_norm and gated"
+                "query_norm, gated, head_gate and stretch"
             )
 
     def roles(self) -> tuple[str | None, ...]:
         """The arguments of forward that its ops take, None for those that it has not."""
-        first = self.arguments[0]
-        return first, self.mask, self.bias, self.rotary, self.cache, self.cross
+        usual = self.mask, self.bias, self.rotary, self.cache, self.cross
+        return self.arguments[0], *usual, self.states(), self.positions()
+
+    def states(self) -> str | None:
+        """The argument with what its attention shares with other layers, if any."""
+        shared = self.attention and self.attention.shared
+        return shared and shared.states
+
+    def positions(self) -> str | None:
+        """The argument with the positions that its attention reads, if it does."""
+        stretch = self.attention and self.attention.stretch
+        return stretch and stretch.positions
 
     def inner_function(self) -> str | None:
         """The name of its activation where that is a function of the block's file, else None."""
@@ -323,13 +395,16 @@ def _has_norm(part):
     return bool(part.norm or part.result_norm)
 
 
-def _goes_with_a_cache(attention):
-    return attention.index or attention.query_norm or attention.rotates or attention.gated
+def _is_in_fp32(names):
+    return names.query_norm or names.gated or names.head_gate or names.stretch
 
 
 MARK = ":"  # what the name of a function begins with that forward finds in its own file
 # What is told of parts besides the names of their attributes.
-NO_NAMES = ("split", "residual", "first_token", "interleaved", "gated", "unturned")
+NO_NAMES = (
+    *("split", "residual", "first_token", "interleaved", "gated", "unturned"),
+    *("vectors", "positions", "states", "factor", "length"),
+)
 SPLITS = (None, "gate_first", "up_first")
 INTERLEAVED = (None, "first_half", "each_twice")
 RESULTS = {"tensor": 0, "tuple": 1, "weights": 2, "bias": 3}  # values in a tuple; 0: a tensor alone

@@ -47,6 +47,12 @@ class Call(NamedTuple):
         cross: keys and values [batch, heads, tokens, features] of a second sequence, which the
             attention is to, or None.
         distances: Distances, or None.
+        reused: keys and values of an earlier layer, as those of cross, which the attention is to;
+            or None.
+        stretch: what the heads of the query are multiplied by, [1 or batch, length, 1, 1] of x's
+            dtype, or None.
+        stored: a mapping and a key, under which later layers find this one's keys and values; or
+            None.
         rest: what it is called with besides keys and values.
         batched, batch_first: how the caller has the input, and wants the result.
     """
@@ -62,6 +68,9 @@ class Call(NamedTuple):
     cache: object = None
     cross: tuple | None = None
     distances: Distances | None = None
+    reused: tuple | None = None
+    stored: tuple | None = None
+    stretch: torch.Tensor | None = None
     rest: dict | None = None
     batched: bool = True
     batch_first: bool = True
@@ -92,7 +101,7 @@ def of_transformers(parts, args, kwargs):
     adapter = parts.adapter
     if len(args) > len(adapter.arguments):
         return None
-    added = adapter.linear_block and adapter.linear_block.residual
+    added, roles = adapter.linear_block and adapter.linear_block.residual, adapter.roles()
     x, weights = None, False
     read = {}
     given = (*zip(adapter.arguments, args, strict=False), *kwargs.items())
@@ -101,10 +110,12 @@ def of_transformers(parts, args, kwargs):
             x = value
         elif name == adapter.cache or name == "is_causal" and value is not None:
             read[name] = value
-        elif value is None or value is False or name in _FOR_THE_MODEL or name in adapter.ignored:
+        elif value is None or value is False or name in _FOR_THE_MODEL:
             continue
-        elif name in (adapter.mask, adapter.bias, adapter.rotary, adapter.cross, added):
+        elif name in roles or name == added:
             read[name] = value
+        elif name in adapter.ignored:
+            continue
         elif name == "output_attentions" and adapter.result != "tensor":
             weights = True
         else:
@@ -127,10 +138,14 @@ def of_transformers(parts, args, kwargs):
     elif parts.rotates() and not adapter.attention.unturned:
         return None
     if cache is not None or not parts.runs_without_cache:
-        roles = adapter.roles()
         rest = {name: value for name, value in given if name not in roles}
         own = read.get("is_causal")
-        return of_tokens(parts, x, cache, *masks, weights, rotary, rest, own)
+        call = of_tokens(parts, x, cache, *masks, weights, rotary, rest, own)
+        if call is not None and parts.stretching is not None:
+            call = parts.stretching.read(call, read.get(adapter.positions()))
+        if call is not None and parts.sharing is not None:
+            call = parts.sharing.read(call, read.get(adapter.states()), parts)
+        return call
     return _of_attention(parts, x, *masks, weights, rotary, read.get("is_causal"))
 
 
@@ -221,14 +236,18 @@ def of_cross_tokens(parts, x, cache, mask, bias=None, weights=False):
         return None
     found = keys_and_values(cache, parts.number_in_cache())
     dim = parts.attention.head_dim
-    if found is None or not all(_are_heads_for(one, x, dim) for one in found):
+    if found is None or not all(are_heads_for(one, x, dim) for one in found):
         return None
     return Call(x, mask, bias, weights=weights, as_tokens=True, cache=cache, cross=found)
 
 
-def _are_heads_for(keys, x, dim):
-    """Whether they are of x's sequences: torch's attention would spread those of a single one."""
-    if keys.dim() != 4 or keys.dtype != x.dtype:
+def are_heads_for(keys, x, dim, heads=None):
+    """Whether they are of x's sequences: torch's attention would spread those of a single one.
+
+    Args:
+        heads: how many there have to be; None for any number.
+    """
+    if keys.dim() != 4 or keys.dtype != x.dtype or heads not in (None, keys.shape[1]):
         return False
     return keys.shape[0] == x.shape[0] and keys.shape[3] == dim
 

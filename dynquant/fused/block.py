@@ -120,6 +120,8 @@ def compute(parts, plan, call, attention):
         return calls.linear_block(plan.linear_block, x, call.residual)
     if call.cross is not None:
         x = calls.cross(plan.cross, call, residual, integers)
+    elif call.reused is not None:
+        x = calls.reusing(plan.reusing, call, residual)
     elif call.as_tokens:
         x = calls.token(plan.token, call, residual)
     elif plan.relative is not None:

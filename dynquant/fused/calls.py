@@ -1,6 +1,7 @@
 """What fused blocks call: one op each, or the ops that it is made of."""
 
 import math
+from functools import partial
 from itertools import chain
 
 import torch
@@ -116,12 +117,17 @@ def token_arguments(parts, numbers, before, after, scheme):
     heads = (_norm(norm) for norm in found.head_norms or (None, None))
     weights_and_eps = chain(*((weight, eps) for _, weight, _, eps in heads))
     plus_one = any(norm.kind == "rms_plus_one" for norm in found.head_norms)
+    gate = found.head_gate
+    if gate is not None:
+        gate = linear_block_arguments(gate, "none", before, None, scheme)
     return (
         (*chain(*weights), parts.heads, parts.kv_heads),
         (*weights_and_eps, *_norm(before), *unusual(scheme, plus_one)),
         _attend_arguments(found.output, None, None, after, scheme),
         numbers,
         found.gated,
+        gate,
+        found.value_norm,
     )
 
 
@@ -131,15 +137,29 @@ def token(arguments, call, residual):
     Args:
         arguments: what token_arguments gave.
     """
-    before, after, output, numbers, gated = arguments
+    before, after, output, numbers, gated, head_gate, value_norm = arguments
     cos, sin, more = _turned(call)
     if gated:
         more["gated"] = True
     query, key, value = _query_key_value(call.x, *before, cos, sin, *after, **more)
+    if value_norm is not None:
+        value = norm(value_norm, value)
     scale, index = numbers
     found = _taken_in(key, value, call, index)
     query, gate = query.chunk(2, -1) if gated else (query, None)
+    if head_gate is not None:
+        gate = _as_heads(linear_block(head_gate, call.x), query)
+    if call.stretch is not None:
+        query = query * call.stretch
     return _attend_to(output, query, found, call, scale, call.x if residual else None, gate)
+
+
+def _as_heads(gates, query):
+    """Gates [batch, rows, heads or heads * D] as the heads of query [batch, rows, heads, D]."""
+    heads, dim = query.shape[2:]
+    if gates.shape[-1] == heads:
+        return gates.unsqueeze(-1).repeat(1, 1, 1, dim)
+    return gates.unflatten(-1, (heads, dim))
 
 
 def _taken_in(key, value, call, index):
@@ -148,13 +168,45 @@ def _taken_in(key, value, call, index):
     Returns:
         a Kept; these alone where there is no cache.
     """
-    heads = swapped(key, value)
-    if call.cache is None:
-        return Kept(*heads)
-    found = updated(own_of(call.cache), *heads, index, call.rest)
+    found = swapped(key, value)
+    if call.cache is not None:
+        found = updated(own_of(call.cache), *found, index, call.rest)
+    if call.stored is not None:
+        states, entry = call.stored
+        states[entry] = tuple(found)
+    return _seen_by(call, found)
+
+
+def _seen_by(call, found):
+    """Those keys and values that the call's tokens may see, a Kept."""
     if call.causal:  # a cache of fixed length gives what it has not taken in yet as well
-        found = (one[:, :, : key.shape[1]] for one in found)
+        found = (one[:, :, : call.x.shape[1]] for one in found)
     return Kept(*found)
+
+
+def reusing_arguments(parts, numbers, before, after, scheme):
+    """What an attention to an earlier layer's keys takes besides what a call brings.
+
+    The linear layer, the heads and the norm of the query, then those of the output. Takes what
+    attention_arguments takes.
+    """
+    found = parts.attention
+    query = linear_block_arguments(found.query, "none", before, None, scheme)
+    output = _attend_arguments(found.output, None, None, after, scheme)
+    return query, found.head_dim, found.head_norms[0], output, numbers[0]
+
+
+def reusing(arguments, call, residual):
+    """An attention block for new tokens of each sequence, to the keys and values that call reuses.
+
+    Args:
+        arguments: what reusing_arguments gave.
+    """
+    projection, head_dim, head_norm, output, scale = arguments
+    query = linear_block(projection, call.x).unflatten(-1, (-1, head_dim))
+    query = _turned_heads(_normed(head_norm, partial(norm, head_norm), query), call)
+    found = _seen_by(call, call.reused)
+    return _attend_to(output, query, found, call, scale, call.x if residual else None)
 
 
 def _attend_arguments(output, query, before, after, scheme):
@@ -254,6 +306,10 @@ def attention_in_parts(parts, call, integers, numbers):
         return _output(
             parts, call, _attended(query, _of_second(call, index, integers), call, scale)
         )
+    if call.reused is not None:
+        query = found.query(call.x).unflatten(-1, (-1, found.head_dim))
+        query = _turned_heads(_normed_by_module(found.head_norms[0], query), call)
+        return _output(parts, call, _attended(query, _seen_by(call, call.reused), call, scale))
     if found.key is None:
         counts = parts.heads, parts.kv_heads, parts.kv_heads
         rows = found.query(call.x)
@@ -267,9 +323,14 @@ def attention_in_parts(parts, call, integers, numbers):
     )
     query, gate = query.chunk(2, -1) if found.gated else (query, None)
     if found.head_norms:
-        query, key = map(_normed, found.head_norms, (query, key))
-    if call.rotary is not None:
-        query, key = (_ops.rotary(heads, *call.rotary) for heads in (query, key))
+        query, key = map(_normed_by_module, found.head_norms, (query, key))
+    if found.value_norm is not None:
+        value = found.value_norm.module(value)
+    query, key = (_turned_heads(heads, call) for heads in (query, key))
+    if call.stretch is not None:
+        query = query * call.stretch
+    if found.head_gate is not None:
+        gate = _as_heads(found.head_gate(call.x), query)
     if call.distances is not None:
         vectors = projections_of(found.relative, call.distances)
         result = _attended_by_distance(found, call, vectors, query, key, value, integers)
@@ -306,11 +367,23 @@ def _by_number(rows, numbers, head_dim):
     return rows.index_select(0, numbers).unflatten(-1, (-1, head_dim))
 
 
-def _normed(norm, heads):
-    """The norm of each of heads [batch, rows, heads, D], or of all together where it is as long."""
+def _normed_by_module(norm, heads):
+    return _normed(norm, norm.module, heads)
+
+
+def _normed(norm, function, heads):
+    """The norm of each of heads [batch, rows, heads, D], or of all together where it is as long.
+
+    Args:
+        function: computes it.
+    """
     if norm.size == heads.shape[-1]:
-        return norm.module(heads)
-    return norm.module(heads.flatten(2)).unflatten(-1, heads.shape[-2:])
+        return function(heads)
+    return function(heads.flatten(2)).unflatten(-1, heads.shape[-2:])
+
+
+def _turned_heads(heads, call):
+    return heads if call.rotary is None else _ops.rotary(heads, *call.rotary)
 
 
 def _output(parts, call, attended):

@@ -65,8 +65,10 @@ def _difference(module, parts, attention):
 
 
 def _updates(parts, kwargs):
-    """Whether the cache takes in a token: in an attention to a second sequence, it does not."""
-    return parts.adapter.cache in kwargs and parts.adapter.cross not in kwargs
+    """Whether the cache takes in a token, as it does where the keys are the block's own."""
+    if parts.adapter.cache not in kwargs or parts.adapter.cross in kwargs:
+        return False
+    return parts.attention.groups is None
 
 
 def _block_difference(module, parts, what, kwargs, attention):

@@ -13,7 +13,8 @@ from dynquant.fused.arguments import by_name, of_cross_tokens, of_tokens
 from dynquant.fused.block import FusedBlock
 from dynquant.fused.functions import Norm, norm_of, runs_as_op
 from dynquant.fused.inline import FusedInline
-from dynquant.fused.parts import Parts, numbers_of, part_of
+from dynquant.fused.parts import Parts, numbers_of
+from dynquant.fused.places import part_of
 from dynquant.fused.plan import Watched, holds
 from dynquant.fused.readers import READERS
 

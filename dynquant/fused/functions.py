@@ -12,6 +12,8 @@ from dynquant.fused.classes import Swapped
 from dynquant.fused.hooks import has_others_for_parameters
 from dynquant.nn.quantize import remembered
 
+# How many values a norm without a weight is tried on: no multiple of a group's.
+_WITHOUT_WEIGHT = 37
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 # What the activations of the ops compute, in the order in which they are tried.
@@ -72,12 +74,12 @@ def norm_of(module):
     if type(module) is nn.LayerNorm:
         return "layer" if len(module.normalized_shape) == 1 else None
     weight, bias = map(module._parameters.get, ("weight", "bias"))
-    count = 1 if bias is None else 2
-    if len(list(module.parameters())) != count or weight is None or weight.dim() != 1:
+    parameters = [one for one in (weight, bias) if one is not None]
+    if len(list(module.parameters())) != len(parameters) or epsilon_of(module) is None:
         return None
-    if epsilon_of(module) is None or (bias is not None and bias.shape != weight.shape):
+    if any(one.dim() != 1 or weight is None or one.shape != weight.shape for one in parameters):
         return None
-    size = weight.shape[0]
+    size = _WITHOUT_WEIGHT if weight is None else weight.shape[0]
     if size == 1 and type(module) is not nn.RMSNorm:
         return None  # it may be a weight for all values
     if any(True for _ in module.buffers()):
@@ -88,7 +90,7 @@ def norm_of(module):
     shape = 2, 4 if size != 4 else 5, size
     rows = 1 + torch.randn(shape, generator=generator)
     x = rows * torch.logspace(-4, 1, shape[0] * shape[1]).view(*shape[:2], 1)
-    x = x.to(weight.dtype)
+    x = x.to(torch.float32 if weight is None else weight.dtype)
     found = _evaluated(module, x)
     if found is None:
         return None
@@ -103,7 +105,11 @@ def norm_of(module):
 @torch.no_grad()
 def _normalized(x, weight, bias, eps):
     """(name, x by it) of each norm that has these parameters."""
-    weight, shape = weight.float(), weight.shape
+    shape = x.shape[-1:]
+    if weight is None:
+        yield "rms", F.rms_norm(x, shape, None, eps)
+        return
+    weight = weight.float()
     if bias is None:
         yield "rms", F.rms_norm(x, shape, weight, eps)
         yield "rms_plus_one", F.rms_norm(x, shape, 1 + weight, eps)

@@ -9,7 +9,7 @@ from torch import nn
 from dynquant.fused.adapters import Adapter, name_of, registered
 from dynquant.fused.alike import runs_the_same
 from dynquant.fused.classes import base_of
-from dynquant.fused.parts import part_of
+from dynquant.fused.places import part_of
 
 # They do nothing in eval mode, or what the same code can only look up.
 _PASSED_OVER = (nn.Dropout, nn.Identity, nn.Embedding)

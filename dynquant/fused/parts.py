@@ -10,6 +10,9 @@ from dynquant.fused.adapters import MARK, adapter_named
 from dynquant.fused.functions import Norm, activation_of, norm_of
 from dynquant.fused.hooks import first_disturbance
 from dynquant.fused.inner import function_of
+from dynquant.fused.places import part_of, place_of
+from dynquant.fused.sharing import Sharing, groups_of
+from dynquant.fused.stretching import Stretching
 
 LINEAR = (quantized.Linear, quantized.Conv1D)  # what the ops have a form for
 
@@ -26,13 +29,17 @@ class RelativeParts(NamedTuple):
 
 
 class AttentionParts(NamedTuple):
-    """key and value are None where query has the rows of all three.
+    """key and value are None where query has the rows of all three, or is all there is.
 
     head_norms: those of query and key, or (); each of every head, or of all heads together.
+    value_norm: of each head of the values, or None.
     result_norm: of what it gives, before the input is added; in FeedForwardParts as well.
     kv_heads: None where key and value tell it, or have as many heads as the query.
     turned: the features of a head that a rotary embedding would turn.
     gated: whether query has the rows of each head's gate as well.
+    head_gate: the linear layer of gates of their own, or None.
+    groups: where keys and values are those of an earlier layer, how many heads of the query take
+        one of these; None elsewhere.
     """
 
     query: nn.Module
@@ -44,11 +51,14 @@ class AttentionParts(NamedTuple):
     core: nn.Module
     dropout: nn.Module | None
     head_norms: tuple[Norm, ...]
+    value_norm: Norm | None
     kv_heads: int | None
     result_norm: Norm | None
     relative: RelativeParts | None
     turned: int
     gated: bool
+    head_gate: nn.Module | None
+    groups: int | None
 
 
 class FeedForwardParts(NamedTuple):
@@ -95,7 +105,9 @@ class Parts:
         plan: the last Plan that was made from them, or None.
         token_plan: the last TokenPlan (decoder.py) likewise.
         kept_vectors: what vectors.py keeps between calls, or None.
-        heads, kv_heads: of the attention.
+        heads, kv_heads: of the attention; None where its linear layers are not quantized.
+        sharing: the Sharing of its keys and values with other layers, or None.
+        stretching: the Stretching of its query, or None.
     """
 
     def __init__(self, module, known_as, activation=None, kinds=None):
@@ -105,8 +117,8 @@ class Parts:
         self.runs_without_cache = False
         self.linears = {}
         self.obstacle = ""
-        self.plan = self.token_plan = self.kept_vectors = None
-        self._rotates = None
+        self.plan = self.token_plan = self.kept_vectors = self.heads = self.kv_heads = None
+        self._rotates = self.sharing = self.stretching = None
         self._children = [
             (parent, key, child, type(child))
             for parent in module.modules()
@@ -139,6 +151,10 @@ class Parts:
             self.runs_without_cache = _runs_without_cache(adapter, self.attention)
             if adapter.attention.index:
                 self._number = place_of(module, adapter.attention.index)
+            if adapter.attention.shared:
+                self.sharing = Sharing(module, adapter.attention.shared)
+            if adapter.attention.stretch:
+                self.stretching = Stretching(module, adapter.attention.stretch)
             if name := adapter.attention.rotates:
                 self._rotates = place_of(module, name)
                 if not hasattr(*self._rotates):
@@ -182,11 +198,13 @@ class Parts:
                 raise _Obstacle(f"{names.core or 'the block'} has {name}")
         if getattr(core, "add_zero_attn", False):
             raise _Obstacle(f"{names.core or 'the block'} has add_zero_attn")
-        linears = (
-            self._linear(module, name)
-            for name in (names.query, names.key, names.value, names.output)
-        )
-        dropout = names.dropout and part_of(module, names.dropout)
+        groups = names.shared and groups_of(module, names.shared)
+        given = (names.key, names.value) if groups is None else (None, None)
+        if names.value_is_key and part_of(module, names.value_is_key):
+            given = given[0], given[0]
+        layers = (names.query, *given, names.output)
+        query, key, value, output = (self._linear(module, name) for name in layers)
+        gate = names.head_gate and part_of(module, names.head_gate)
         attributes = (
             *((names.scale, float), (names.index, int)),
             *((names.kv_heads, int), (names.turned, int)),
@@ -199,16 +217,25 @@ class Parts:
                 continue  # in an encoder, where there never is a cache
             if not isinstance(found, kind) or isinstance(found, bool):
                 raise _Obstacle(f"{name} is {found!r}, not of type {kind.__name__}")
-        norm, heads = _norm(module, names.norm), _head_norms(module, names, head_dim)
-        kv_heads = names.kv_heads and part_of(module, names.kv_heads)
-        last = _norm(module, names.result_norm, of_result=True)
-        query, key, value, output = linears
-        relative = names.relative and self._relative(module, names.relative, key, query)
+        has_own_value = names.value_norm and groups is None
         return AttentionParts(
-            *(query, key, value, output, norm, head_dim, core, dropout, heads, kv_heads, last),
-            relative,
-            part_of(module, names.turned) if names.turned else head_dim,
-            names.gated,
+            query=query,
+            key=key,
+            value=value,
+            output=output,
+            norm=_norm(module, names.norm),
+            head_dim=head_dim,
+            core=core,
+            dropout=names.dropout and part_of(module, names.dropout),
+            head_norms=_head_norms(module, names, head_dim, alone=groups is not None),
+            value_norm=_value_norm(module, names.value_norm) if has_own_value else None,
+            kv_heads=names.kv_heads and part_of(module, names.kv_heads),
+            result_norm=_norm(module, names.result_norm, of_result=True),
+            relative=names.relative and self._relative(module, names.relative, key, query),
+            turned=part_of(module, names.turned) if names.turned else head_dim,
+            gated=names.gated,
+            head_gate=None if gate is None else self._linear(module, names.head_gate),
+            groups=groups,
         )
 
     def _relative(self, module, names, key, query):
@@ -246,6 +273,14 @@ class Parts:
         self.scheme = schemes.pop()
         if self.attention is not None:
             self.heads, self.kv_heads = _heads_of(self.attention)
+            self._check_gate(self.attention)
+
+    def _check_gate(self, attention):
+        if attention.head_gate is None:
+            return
+        rows, allowed = attention.head_gate.out_features, (self.heads, attention.query.out_features)
+        if rows not in allowed:
+            raise _Obstacle(f"{rows} features of gates for {self.heads} heads")
 
     def _check_others(self, found):
         """What is not a linear layer has to be what it was: nothing calls it."""
@@ -280,7 +315,8 @@ class Parts:
         found = [self.attention, self.feed_forward, self.linear_block]
         norms = [part.norm for part in found if part is not None]
         norms += [part.result_norm for part in found[:2] if part is not None]
-        norms += self.attention.head_norms if self.attention is not None else ()
+        if self.attention is not None:
+            norms += *self.attention.head_norms, self.attention.value_norm
         return [norm for norm in norms if norm is not None]
 
     def activations(self):
@@ -331,7 +367,8 @@ class Parts:
         if found.result_norm or (found.norm and self.adapter.norm_first):
             return False
         called = {id(one) for part in self.linears.values() for one in part.modules()}
-        called |= {id(norm.module) for norm in (*found.head_norms, found.norm) if norm}
+        norms = *found.head_norms, found.value_norm, found.norm
+        called |= {id(norm.module) for norm in norms if norm}
         called |= {id(one) for one in self._embeddings()}
         return not self.disturbance(called | {id(found.dropout)})
 
@@ -354,28 +391,17 @@ def dtype_of(modules):
     return next((one.dtype for one in tensors if one is not None), torch.float32)
 
 
-def part_of(module, name, missing=None):
-    """What a module has under a name with dots, "" for itself."""
-    for step in name.split(".") if name else ():
-        module = getattr(module, step, missing)
-    return module
-
-
-def place_of(module, name):
-    """The holder of an attribute, and its own name."""
-    holder, _, own = name.rpartition(".")
-    return part_of(module, holder), own
-
-
 def _runs_without_cache(adapter, attention):
     """Where there may be a cache, only if it is not causal, or may be to a second sequence.
 
     In integers, decoders that have no other one lose more than by their linear layers.
     """
+    if attention.head_norms or attention.gated or attention.head_gate is not None:
+        return False
+    if adapter.attention.stretch is not None:
+        return False
     if adapter.cache is None:
         return True
-    if attention.head_norms or attention.gated:
-        return False
     return adapter.cross is not None or not getattr(attention.core, "is_causal", True)
 
 
@@ -392,7 +418,10 @@ def _norm(module, name, of_result=False):
 def _heads_of(attention):
     """How many heads the query has, and key and value."""
     rows, size = attention.query.out_features, attention.head_dim
-    if attention.key is not None:
+    if attention.groups is not None:
+        heads = rows // size
+        kv_heads, wanted = heads // attention.groups, heads * size
+    elif attention.key is not None:
         of_each = 2 * size if attention.gated else size
         heads, kv_heads = rows // of_each, attention.key.out_features // size
         wanted = heads * of_each
@@ -414,9 +443,16 @@ def numbers_of(module, parts):
     return [name and part_of(module, name) for name in (names.scale, names.index)]
 
 
-def _head_norms(module, names, head_dim):
-    """Those of query and key, or none."""
-    given = [name for name in (names.query_norm, names.key_norm) if name]
+def _value_norm(module, name):
+    norm = _norm(module, name)
+    if norm is None or norm.kind != "rms" or norm.size is not None:
+        raise _Obstacle(f"{name} is not an RMS norm without a weight")
+    return norm
+
+
+def _head_norms(module, names, head_dim, alone):
+    """Those of query and key, or of the query alone, or none."""
+    given = [name for name in (names.query_norm, names.key_norm) if name][: 1 if alone else 2]
     found = tuple(_norm(module, name) for name in given)
     for name, linear, norm in zip(given, (names.query, names.key), found, strict=False):
         sizes = [head_dim]

@@ -5,7 +5,8 @@ At one short text, finding it out anew at each call takes as long as the ops.
 
 from dynquant import _C
 from dynquant.fused import calls
-from dynquant.fused.parts import numbers_of, place_of
+from dynquant.fused.parts import numbers_of
+from dynquant.fused.places import place_of
 
 
 class Watched:
@@ -68,9 +69,9 @@ class Plan:
     """The arguments of a block's ops that a call does not bring.
 
     Attributes:
-        attention, relative, token, cross, feed_forward, linear_block: what the functions of that
-            name in calls take as `arguments`, None where they are not called. token and cross go
-            with a cache, relative takes the place of attention.
+        attention, relative, token, reusing, cross, feed_forward, linear_block: what the functions
+            of that name in calls take as `arguments`, None where they are not called. token and
+            cross go with a cache, relative takes the place of attention, reusing that of token.
         fixed: what has to hold for that, for `holds`; None where it cannot be kept.
     """
 
@@ -82,8 +83,8 @@ class Plan:
             before, after = self.around(norm)
             return before, result_norm or after, parts.scheme
 
-        self.attention = self.relative = self.token = self.cross = self.fixed = None
-        self.feed_forward = self.linear_block = None
+        self.attention = self.relative = self.token = self.reusing = self.cross = None
+        self.feed_forward = self.linear_block = self.fixed = None
         if parts.attention is not None:
             numbers = numbers_of(module, parts)
             around = numbers, *ends(parts.attention.norm, parts.attention.result_norm)
@@ -91,7 +92,9 @@ class Plan:
                 self.relative = calls.relative_arguments(parts, *around[1:])
             elif parts.attention.output is not None and parts.runs_without_cache:
                 self.attention = calls.attention_arguments(parts, *around)
-            if parts.adapter.cache is not None:
+            if parts.attention.groups is not None:
+                self.reusing = calls.reusing_arguments(parts, *around)
+            elif parts.adapter.cache is not None or not parts.runs_without_cache:
                 self.token = calls.token_arguments(parts, *around)
             if parts.adapter.cross is not None:
                 self.cross = calls.cross_arguments(parts, *around)
@@ -122,7 +125,7 @@ class Plan:
             watched.norm(norm)
         if isinstance(parts.adapter.norm_first, str):
             watched.attributes(module, parts.adapter.norm_first)
-        if self.token is not None:
+        if self.token is not None or self.reusing is not None:
             names = parts.adapter.attention
             for name in filter(None, (names.scale, names.index, names.rotates)):
                 watched.attributes(*place_of(module, name))

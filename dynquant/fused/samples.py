@@ -44,6 +44,10 @@ def _whole_samples(parts):
         arguments = attention_arguments(parts, random, LENGTH, LENGTH)
         yield "a random batch", with_mask(arguments, parts, None)
         yield "a padded batch", with_mask(arguments, parts, seen)
+    if adapter.cache is None and not parts.runs_without_cache:
+        arguments = attention_arguments(parts, random, LENGTH, LENGTH)
+        yield "a padded text", with_mask(arguments, parts, seen)
+        yield "a text", with_mask(arguments, parts, _all_seen(parts, seen))
     if adapter.cache is not None and parts.number_in_cache() is not None:
         yield from _tokens(parts, random, seen)
 
@@ -66,8 +70,7 @@ def _tokens(parts, random, seen):
             several, before = new(rows)
             given = {**several, adapter.cache: RecordedCache(*before)}
             yield what, with_mask(given, parts, seen.flip(1))
-        # Another implementation is always given a mask.
-        keys = None if implementation_of(parts.attention.core) == "sdpa" else seen
+        keys = _all_seen(parts, seen)
         yield "a prompt", with_mask(given, parts, keys)
         if not parts.runs_without_cache:
             yield "a prompt without a cache", with_mask(several, parts, keys)
@@ -81,6 +84,11 @@ def _tokens(parts, random, seen):
     for what, keys in (("a second sequence", None), ("a padded second sequence", seen[:, :-1])):
         given = {**arguments, adapter.cache: both, adapter.cross: sequence}
         yield what, with_mask(given, parts, keys)
+
+
+def _all_seen(parts, seen):
+    """None for a batch without padding; another implementation is always given a mask."""
+    return None if implementation_of(parts.attention.core) == "sdpa" else seen
 
 
 def samples_of_sublayers(adapter, attention, cross, dtype):
@@ -139,6 +147,11 @@ def attention_arguments(parts, random, rows, keys):
         else:
             angles = angles.repeat(1, 1, 2)
         arguments[adapter.rotary] = (angles.cos(), angles.sin())
+    if parts.sharing is not None:
+        shape = BATCH, parts.kv_heads, keys, attention.head_dim
+        arguments.update(parts.sharing.sample(lambda: random(*shape)))
+    if parts.stretching is not None:
+        arguments.update(parts.stretching.sample(rows))
     if adapter.family == "torch_attention":
         arguments.update(dict.fromkeys(adapter.arguments, arguments["query"]), need_weights=False)
     return arguments

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from dynquant.fused.adapters import Attention, FeedForward
+from dynquant.fused.adapters import Attention, FeedForward, SharedKeys, Stretch
 from dynquant.fused.adapters import names_in_transformers as _of
 from dynquant.fused.architectures.feed_forward import GATED, GPT2_MLP, PHI3_MLP
 from dynquant.fused.architectures.forms import (
@@ -24,6 +24,15 @@ _layer_arguments = (*MASKED, "position_ids", "cache", "use_cache", "position_emb
 _token = projections("o_proj", **IN_CACHE)
 _token_rotated_or_not = dataclasses.replace(_token, rotates="use_rope")
 _token_normed = dataclasses.replace(_token, query_norm="q_norm", key_norm="k_norm")
+_token_stretched = dataclasses.replace(
+    _token,
+    stretch=Stretch(
+        positions="position_ids",
+        settings="config.rope_parameters",
+        factor="llama_4_scaling_beta",
+        length="original_max_position_embeddings",
+    ),
+)
 _phi3 = Attention(
     *("qkv_proj", None, None, "head_dim", "o_proj"), kv_heads="num_key_value_heads", **IN_CACHE
 )
@@ -63,6 +72,8 @@ for _model, _prefix, _names, _block in (
     ("mistral", "Mistral", _token, GATED),
     ("qwen2", "Qwen2", _token, GATED),
     ("qwen3", "Qwen3", _token_normed, GATED),
+    ("qwen3_vl", "Qwen3VLText", _token_normed, GATED),
+    ("seed_oss", "SeedOss", _token, GATED),
     ("smollm3", "SmolLM3", _token_rotated_or_not, GATED),
     ("phi3", "Phi3", _phi3, PHI3_MLP),
     ("starcoder2", "Starcoder2", _token, GPT2_MLP),
@@ -71,6 +82,10 @@ for _model, _prefix, _names, _block in (
 _decoder(
     *("arcee", "Arcee", _token, FeedForward("up_proj", "down_proj", "act_fn")),
     *_before,
+)
+_decoder(
+    *("ministral3", "Ministral3", _token_stretched, GATED, *_before),
+    attention_arguments=(*_behind_a_cache["arguments"][:3], "position_ids", "cache"),
 )
 # Some of its sizes have norms of heads, and some the feed-forward block beside the attention, which
 # then has no norm of its own.
@@ -111,17 +126,77 @@ attention_module(
     dataclasses.replace(_twice, rotates="sliding_window"),
     **_behind_a_cache,
 )
-# Attentions in layers that are not known: with gates, and without rotation in some sizes.
+# Attentions in layers that are not known: with gates, norms of heads, activations that are not
+# known, experts, and without rotation in all layers or some.
 attention_module(
     _of("qwen3_5", "Qwen3_5Attention"),
     dataclasses.replace(_token_normed, gated=True),
     **_behind_a_cache,
+)
+for _model, _name, _gate in (
+    ("lfm3", "Lfm3Attention", {"head_gate": "g_proj"}),
+    ("afmoe", "AfmoeAttention", {"head_gate": "gate_proj", "rotates": "is_local_attention"}),
+    ("qwen3_vl_moe", "Qwen3VLMoeTextAttention", {}),
+    ("minimax_m2", "MiniMaxM2Attention", {}),
+    ("hy_v3", "HYV3Attention", {}),
+    ("apertus", "ApertusAttention", {}),
+):
+    attention_module(
+        _of(_model, _name), dataclasses.replace(_token_normed, **_gate), **_behind_a_cache
+    )
+attention_module(
+    _of("modernbert_decoder", "ModernBertDecoderAttention"),
+    projections("Wo", **IN_CACHE, dropout="out_drop"),
+    **_behind_a_cache,
+)
+for _model, _name, _names, _whole in (
+    ("olmo", "OlmoAttention", _token, "config.clip_qkv"),
+    ("olmoe", "OlmoeAttention", _token_normed, "config.clip_qkv"),
+    ("glm4_moe", "Glm4MoeAttention", _token, "use_qk_norm"),
+):
+    attention_module(_of(_model, _name), _names, whole=_whole, **_behind_a_cache)
+attention_module(
+    _of("nemotron_h", "NemotronHAttention"),
+    _token,
+    arguments=(*MASKED, "cache"),
+    cache="cache",
 )
 attention_module(
     _of("granitemoehybrid", "GraniteMoeHybridAttention"),
     dataclasses.replace(_token, unturned=True),
     **{**_behind_a_cache, "arguments": ("hidden_states", "attention_mask", "cache")},
 )
+# Norms of values as well, and layers that take keys and values from one before them; where all
+# tokens see each other, there is no cache.
+_values_normed = dataclasses.replace(_token_normed, value_norm="v_norm")
+attention_module(
+    _of("embedding_gemma2", "EmbeddingGemma2Attention"),
+    dataclasses.replace(_values_normed, index=None),
+    arguments=(*MASKED, "position_embeddings"),
+    rotary="position_embeddings",
+)
+_sharing = dataclasses.replace(
+    _values_normed,
+    shared=SharedKeys(
+        states="shared_kv_states",
+        entry="layer_type",
+        stores="store_full_length_kv",
+        reuses="is_kv_shared_layer",
+        groups="num_key_value_groups",
+    ),
+)
+_first = _behind_a_cache["arguments"][:3]
+attention_module(
+    _of("gemma3n", "Gemma3nTextAttention"),
+    _sharing,
+    **{**_behind_a_cache, "arguments": (*_first, "cache", "shared_kv_states")},
+)
+for _model, _prefix in (("gemma4", "Gemma4"), ("gemma4_unified", "Gemma4Unified")):
+    attention_module(
+        _of(_model, f"{_prefix}TextAttention"),
+        dataclasses.replace(_sharing, value_is_key="use_alternative_attention"),
+        **{**_behind_a_cache, "arguments": (*_first, "shared_kv_states", "cache")},
+    )
 # No norm before the attention or the feed-forward block, and one of what it gives. With a sliding
 # window, Exaone rotates in the layers alone that have it.
 _behind = (

@@ -35,11 +35,14 @@ def layer(names, attention, feed_forward, **more):
 
 
 def within(part, names, **more):
-    """The names of an Attention or a FeedForward, seen from the module that has it as `part`."""
-    found = {
-        name: f"{part}.{value}" if value and name not in NO_NAMES else value
-        for name, value in dataclasses.asdict(names).items()
-    }
+    """The names of an Attention, or a FeedForward, seen from the module that has it as `part`."""
+
+    def seen(name, value):
+        if dataclasses.is_dataclass(value):
+            return within(part, value)
+        return f"{part}.{value}" if value and name not in NO_NAMES else value
+
+    found = {name: seen(name, value) for name, value in vars(names).items()}
     return dataclasses.replace(names, **found | more)
 
 

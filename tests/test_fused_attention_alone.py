@@ -1,0 +1,128 @@
+"""Attentions that run as ops in layers of decoders that are not known as a whole."""
+
+import pytest
+import torch
+from compare import assert_same
+from fused import Counting, decibels, fused, randomized, small
+from test_fused_token import CONFIG, MODELS, NEXT, PROMPT, after_prompt, assert_close
+from torch import nn
+
+import dynquant
+from dynquant.fused.block import FusedBlock
+
+GRANITE4 = {
+    **CONFIG,
+    "layer_types": 2 * ["attention"],
+    **{"num_local_experts": 0, "mamba_n_heads": 4, "mamba_d_head": 24},
+}
+ATTENTION = ["sliding_attention", "full_attention"]
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+ENDS = {"bos_token_id": 1, "eos_token_id": 2}
+# Both of Cohere turn pairs of neighbors, the second where it has a window; Granite 4 H may have no
+# rotary embedding, Nemotron H has none; Qwen 3.5 has gates, LFM3 and AFMoE those of a linear layer
+# of their own. Norms are of each head, or of all together (OLMoE, MiniMax M2).
+ALONE = {
+    "Granite": CONFIG,
+    "Cohere": CONFIG,
+    "Cohere2": {**CONFIG, "layer_types": ATTENTION, "sliding_window": 8},
+    "GraniteMoeHybrid": GRANITE4,
+    "GraniteMoeHybrid turned": {**GRANITE4, "position_embedding_type": "rope"},
+    "Qwen3_5Text": {**CONFIG, "layer_types": 2 * ["full_attention"]},
+    "Lfm3": {**CONFIG, "layer_types": 2 * ["full_attention"], "use_attention_gate": True, **ENDS},
+    "Lfm3 without gates": {
+        **{**CONFIG, "layer_types": 2 * ["full_attention"], "use_attention_gate": False, **ENDS}
+    },
+    "Afmoe": {**CONFIG, **EXPERTS, "layer_types": ATTENTION, "sliding_window": 8},
+    "Apertus": CONFIG,
+    "Olmo": CONFIG,
+    "Olmoe": {**CONFIG, **EXPERTS},
+    "MiniMaxM2": {**CONFIG, **ENDS, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "Glm4Moe": {
+        **{**CONFIG, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+        **{"n_group": 1, "topk_group": 1},
+    },
+    "NemotronH": {**CONFIG, "layers_block_type": ["attention", "mlp", "attention"]},
+    "ModernBertDecoder": {**CONFIG, **ENDS, "cls_token_id": 1, "sep_token_id": 2},
+}
+
+
+@pytest.mark.parametrize("name", ALONE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.filterwarnings("ignore:fuse. left as it is")  # an activation that is not known
+def test_an_attention_alone(name, dtype):
+    model = randomized(small(name.split()[0], ALONE[name]).to(dtype))
+    quantized = dynquant.quantize_dynamic(model)
+    model = dynquant.fuse(quantized)
+    blocks = {name: model.get_submodule(name) for name in dynquant.fused_blocks(model)}
+    found = [
+        one.why_not()
+        for one in blocks.values()
+        if isinstance(one, FusedBlock) and one._current_parts().attention
+    ]
+    assert found == ["", ""]
+    for tokens in (NEXT, PROMPT[:, :3]):
+        assert after_prompt(model, tokens)[2]["query_key_value"] == 2
+        least = 90 if dtype == torch.float32 else 15
+        assert_close(model, quantized, least, tokens=tokens)
+
+
+@pytest.mark.parametrize("name", ["Cohere", "Glm4", "Qwen3_5Text", "Lfm3", "Afmoe", "Ministral3"])
+def test_the_attention_is_called_by_its_linear_layers(name):
+    """As with an adapter on one of them: to the bits of the op."""
+    config = ALONE[name] if name in ALONE else MODELS[name]
+    _, model = fused(small(name, config))
+    given = {"cache": None, "use_cache": False}
+    with torch.no_grad():
+        expected = model(input_ids=PROMPT, **given)[0]
+        for layer in model.layers:
+            layer.self_attn.v_proj = Wrapped(layer.self_attn.v_proj)
+        with Counting() as counting:
+            found = model(input_ids=PROMPT, **given)[0]
+    assert not counting.found["query_key_value"] and counting.found["scaled_dot_product"]
+    assert_same(found, expected)
+
+
+class Wrapped(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+def test_values_that_an_option_changes():
+    """Where they are clipped, or normed in some sizes alone, the attention stays as it is."""
+    for name, options, why in (
+        ("Olmo", {"clip_qkv": 8.0}, "config.clip_qkv is 8.0"),
+        ("Glm4Moe", {"use_qk_norm": True}, "use_qk_norm is True"),
+    ):
+        quantized = dynquant.quantize_dynamic(randomized(small(name, ALONE[name], **options)))
+        with pytest.warns(UserWarning, match=why):
+            dynquant.fuse(quantized)
+
+
+def test_a_gate_of_another_size_is_left_as_it_is():
+    model = randomized(small("Lfm3", ALONE["Lfm3"]))
+    model.layers[0].self_attn.g_proj = nn.Linear(48, 8)
+    with pytest.warns(UserWarning, match="8 features of gates for 4 heads"):
+        dynquant.fuse(dynquant.quantize_dynamic(model))
+
+
+@pytest.mark.parametrize("start", [0, 2, 11])
+def test_positions_that_stretch_the_query(start):
+    """They are those of the call, and both numbers those of the config at that time."""
+    quantized, model = fused(small("Ministral3", MODELS["Ministral3"]))
+    positions = torch.arange(start, start + PROMPT.shape[1])[None]
+    given = {"input_ids": PROMPT, "position_ids": positions, "use_cache": False}
+    results = []
+    for beta in (0.5, 2.0):
+        for one in (model, quantized):
+            one.config.rope_parameters["llama_4_scaling_beta"] = beta
+        with torch.no_grad(), Counting() as counting:
+            found = model(**given)[0]
+        assert counting.found["query_key_value"] == 2
+        with torch.no_grad():
+            assert decibels(found, quantized(**given)[0]) > 90
+        results.append(found)
+    assert decibels(*results) < 60
