@@ -73,7 +73,7 @@ def _weights(*parts):
     return [f"{kind}_{part}" for part in parts for kind in ("packed", "weight_scale", "bias")]
 
 
-_KEPT = "key_scale", "value_scale"
+_KEPT, _SOFTMAX = ("key_scale", "value_scale"), ("softcap", "sinks")
 _ADDED = ("mask", "position_bias", "is_causal", "scale")
 BLOCKS = {
     "activation": ("x", "function"),
@@ -89,7 +89,7 @@ BLOCKS = {
         *(*_ENDS, *_SCHEME, "residual_last"),
     ),
     "rotary": ("x", "cos", "sin", "interleaved"),
-    "scaled_dot_product": ("query", "key", "value", *_ADDED, "integers", *_KEPT),
+    "scaled_dot_product": ("query", "key", "value", *_ADDED, "integers", *_KEPT, *_SOFTMAX),
     "relative_attention": (
         *("query", "key", "value", "position_key", "position_query"),
         *("mask", "scale", "integers"),
@@ -102,7 +102,7 @@ BLOCKS = {
     ),
     "attend": (
         *("x", "key", "value", *_weights("out", "q"), "mask", "position_bias", "scale"),
-        *(*_KEPT, *_ENDS, *_SCHEME, "residual_last", "is_causal", "gate"),
+        *(*_KEPT, *_ENDS, *_SCHEME, "residual_last", "is_causal", "gate", *_SOFTMAX),
     ),
     "attention": (
         *("x", *_weights("q", "k", "v", "out"), "heads", "kv_heads", *_ADDED, "cos", "sin"),
@@ -271,6 +271,8 @@ def valid_block_arguments(name, m=(M,), n=N, k=K, dtype=torch.float32, per_chann
         "integers": True,
         "key_scale": None,
         "value_scale": None,
+        "softcap": 5.0,
+        "sinks": floats(heads),
         "cos": floats(rows, dim),
         "sin": floats(rows, dim),
         "heads": heads,

@@ -132,14 +132,21 @@ def rotary(x, cos, sin, dtype="float32", interleaved=False):
 
 
 @ignoring_overflow
-def scores(s, scale, added, reached):
+def scores(s, scale, added, reached, softcap=None, sink=None):
     """What becomes of the products of queries and keys: p and its sums."""
-    s = s * F(scale)
+    if softcap is not None:
+        s = activation(s * (F(scale) / F(softcap)), "tanh")
+    s = s * F(scale if softcap is None else softcap)
     for row in added:
         s = s + row
     s = np.where(reached, s, F(-np.inf))
-    p = exp(s - np.fmax.reduce(s, axis=-1, keepdims=True, initial=np.finfo(F).min))
+    most = np.fmax.reduce(s, axis=-1, keepdims=True, initial=np.finfo(F).min)
+    if sink is not None:
+        most = np.fmax(most, F(sink))
+    p = exp(s - most)
     total = row_sum(p)
+    if sink is not None:
+        total = total + exp(F(sink) - most)
     return p, np.where(total == 0, F(1), total)
 
 
@@ -168,7 +175,17 @@ def distance_bias(query, key, by_query, by_key, scale, integers=True):
 
 @ignoring_overflow
 def attention_head(
-    query, key, value, scale, added, causal, integers=True, dtype="float32", kept_scales=None
+    query,
+    key,
+    value,
+    scale,
+    added,
+    causal,
+    integers=True,
+    dtype="float32",
+    kept_scales=None,
+    softcap=None,
+    sink=None,
 ):
     """query [L, D], key and value [S, D], added: arrays that spread to [L, S].
 
@@ -180,14 +197,14 @@ def attention_head(
         keys, key_scale, _ = ref.quantize_activation(key, symmetric=True)
         values, value_scale, _ = ref.quantize_activation(value, symmetric=True)
         products = ref.linear_dynamic(query, keys, key_scale, None)
-        p, total = scores(products, scale, added, reached)
+        p, total = scores(products, scale, added, reached, softcap, sink)
         weights = np.where(reached, p * value_scale, F(0))
         values = np.ascontiguousarray(values.T)
         y = ref.linear_dynamic(weights, values, np.ones(1, F), None)
     else:
         key_scale, value_scale = kept_scales or (F(1), F(1))
         products = ref.linear_half(query, key, None) * key_scale
-        p, total = scores(products, scale, added, reached)
+        p, total = scores(products, scale, added, reached, softcap, sink)
         weights = np.where(reached, p * value_scale, F(0))
         y = ref.linear_half(weights, np.ascontiguousarray(value.T), None)
     return ref.round_to(y / total, dtype)

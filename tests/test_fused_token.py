@@ -41,10 +41,13 @@ TURNED = {
 # before them; a norm of OLMo's is of all heads together. Phi-3 and GPT-2 have one linear layer for
 # query, key and value. The second layer of SmolLM3 has no rotary embedding. GLM, Helium and ERNIE
 # 4.5 turn pairs of neighbors, GLM half of a head's features, and GLM 4 has norms before and behind.
-# Ministral 3 multiplies queries by a number that grows from the third position on.
+# Gemma 2 and VaultGemma cap their scores, Ministral 3 multiplies queries by a number that grows
+# from the third position on.
 MODELS = {
     **dict.fromkeys(("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Phi3"), CONFIG),
     "Gemma3Text": GEMMA3,
+    "Gemma2": {**GEMMA3, "attn_logit_softcapping": 1.0},
+    "VaultGemma": {**GEMMA3, "attn_logit_softcapping": 1.0},
     "Olmo2": CONFIG,
     "Olmo3": GEMMA3,
     "Exaone4": {**CONFIG, "sliding_window": None, "layer_types": 2 * ["full_attention"]},
@@ -465,10 +468,14 @@ def test_norms_of_heads():
         ({**NAMED, "index": "n", "rotates": "n"}, {"cache": "cache"}, "for the rotary embedding"),
         ({**NAMED, "interleaved": "first_half"}, {}, "for the rotary embedding"),
         ({**NAMED, "unturned": True}, {}, "for the rotary embedding"),
+        ({**NAMED, "once": True}, {}, "for the rotary embedding"),
+        ({**NAMED, "once": True, "interleaved": "first_half"}, {}, "name one of them"),
         ({**NAMED, "interleaved": "halves"}, {}, "allowed: None, first_half, each_twice"),
         ({**NAMED, "gated": True}, {"family": "torch_layer"}, "of transformers with output"),
         ({**NAMED, "head_gate": "n", "output": None}, {}, "of transformers with output"),
         ({**NAMED, "stretch": STRETCH}, {"family": "torch_layer"}, "of transformers with output"),
+        ({**NAMED, "softcap": "n"}, {"family": "torch_layer"}, "of transformers with output"),
+        ({**NAMED, "sinks": "n", "output": None}, {}, "of transformers with output"),
         ({**NAMED, "gated": True, "output": None}, {}, "names for key, value and output"),
         ({**NAMED, "query_norm": "n"}, {}, "name both, or neither"),
         ({**NAMED, "result_norm": "n"}, {}, "it goes with norm_first=True"),

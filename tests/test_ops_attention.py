@@ -82,7 +82,22 @@ def added_rows(mask, batch, head):
     return [widened(part)]
 
 
-def expected_heads(query, key, value, mask, bias, causal, scale, integers, kept_scales=None):
+def drawn_softmax(rng, count):
+    """What changes the softmax: softcap, and sinks of the heads."""
+    softcap = float(rng.choice([0.1, 3.0, 50.0])) if rng.random() < 0.3 else None
+    if rng.random() < 0.7:
+        return softcap, None
+    values = rng.standard_normal(2 * count) * rng.choice([1, 30])
+    if rng.random() < 0.1:
+        values[0] = rng.choice([np.nan, np.inf, -np.inf])
+    sinks = torch.from_numpy(values.astype(np.float32)).to(DTYPES[rng.integers(3)])
+    return softcap, sinks[::2]
+
+
+def expected_heads(
+    query, key, value, mask, bias, causal, scale, integers, kept_scales=None, form=(None, None)
+):
+    softcap, sinks = form
     batch, rows, count, dim = query.shape
     out = np.zeros(query.shape, np.float32)
     for b in range(batch):
@@ -92,7 +107,9 @@ def expected_heads(query, key, value, mask, bias, causal, scale, integers, kept_
             parts = (widened(part) for part in (query[b, :, h], key[b, :, kv], value[b, :, kv]))
             scales = kept_scales and [one[b, :, kv].numpy() for one in kept_scales]
             out[b, :, h] = reference_float.attention_head(
-                *parts, scale, added, causal, integers, name_of(query.dtype), scales
+                *(*parts, scale, added, causal, integers, name_of(query.dtype), scales),
+                softcap=softcap,
+                sink=None if sinks is None else sinks[h].item(),
             )
     return out
 
@@ -124,10 +141,14 @@ def test_scaled_dot_product(isa, threads, seed):  # noqa: F811
     causal, integers = bool(rng.random() < 0.3), bool(rng.random() < 0.6)
     scale = None if rng.random() < 0.5 else float(rng.choice([0.3, 1.0, 0.0, -2.0, 1e-9]))
     used = np.float32(1 / np.sqrt(dim)) if scale is None else scale
-    result = ops.scaled_dot_product(query, key, value, mask, bias, causal, scale, integers)
+    form = drawn_softmax(rng, count)
+    added = mask, bias, causal
+    result = ops.scaled_dot_product(
+        *(query, key, value, *added, scale, integers), softcap=form[0], sinks=form[1]
+    )
     assert result.is_contiguous() and result.dtype == dtype
     with np.errstate(all="ignore"):
-        expected = expected_heads(query, key, value, mask, bias, causal, used, integers)
+        expected = expected_heads(query, key, value, *added, used, integers, form=form)
     assert_same(result, expected)
 
 
@@ -146,10 +167,10 @@ def test_keys_and_values_in_int8(isa, threads, seed):  # noqa: F811
     causal = bool(rng.random() < 0.3)
     if rng.random() < 0.2:
         scales[rng.integers(2)][0, rng.integers(keys), 0] = np.nan
-    result = ops.scaled_dot_product(query, key, value, mask, None, causal, 0.3, False, *scales)
+    form, given = drawn_softmax(rng, count), (query, key, value, mask, None, causal, 0.3, False)
+    result = ops.scaled_dot_product(*given, *scales, *form)
     with np.errstate(all="ignore"):
-        given = query, key, value, mask, None, causal, 0.3, False, scales
-        expected = expected_heads(*given)
+        expected = expected_heads(*given, scales, form)
     assert_same(result, expected)
 
 
@@ -221,6 +242,29 @@ def test_keys_and_values_from_memory(isa, threads, rows, shape, kept):  # noqa: 
             *scales_of_one,
         )
         assert_same(whole[:1, :, h : h + 1], alone)
+
+
+@pytest.mark.parametrize("rows", [1, 60])
+@pytest.mark.parametrize("integers", [False, True])
+def test_softcap_and_sinks_are_close_to_torch(integers, rows):
+    """The formulas of Gemma 2 and gpt-oss, in fp64."""
+    rng = np.random.default_rng(3)
+    query, key, value = (heads(rng, 2, n, 4, 32, torch.float32) for n in (rows, 90, 90))
+    sinks = torch.tensor([0.5, -2.0, 3.0, 0.0])
+    mask = torch.from_numpy(rng.random((2, 1, rows, 90)) < 0.7)
+    mask[0, 0, 0] = False  # a row that sees its sink alone
+    found = ops.scaled_dot_product(
+        *(query, key, value, mask, None, False, 0.4, integers), softcap=2.0, sinks=sinks
+    )
+    q, k, v = (one.double().transpose(1, 2) for one in (query, key, value))
+    scores = 2 * torch.tanh(q @ k.mT * 0.4 / 2)
+    scores = scores.masked_fill(~mask, -torch.inf)
+    more = sinks.double().view(1, 4, 1, 1).expand(2, 4, rows, 1)
+    weights = torch.cat([scores, more], -1).softmax(-1)[..., :-1]
+    exact = (weights @ v).transpose(1, 2)
+    noise = (found - exact).pow(2).mean().sqrt() / exact.pow(2).mean().sqrt()
+    assert noise < (0.02 if integers else 1e-6)
+    assert (found[0, 0] == 0).all()
 
 
 def test_masks_of_both_kinds_are_alike(isa):
@@ -467,12 +511,13 @@ def test_attend_is_its_parts(isa, threads, seed):  # noqa: F811
     gate = None
     if rng.random() < 0.4:  # what lies behind each head's query
         gate = heads(rng, batch, rows, count, 2 * dim, dtype)[..., dim:]
+    form = drawn_softmax(rng, count)
     found = ops.attend(
         *(x, *(one.transpose(1, 2) for one in kept), *out, *projection, *added, scale),
         *(one if one is None else one.transpose(1, 2) for one in scales),
-        *(residual, *before, *after, *schemes, last, causal, gate),
+        *(residual, *before, *after, *schemes, last, causal, gate, *form),
     )
-    attended = ops.scaled_dot_product(query, *kept, *added, causal, scale, False, *scales)
+    attended = ops.scaled_dot_product(query, *kept, *added, causal, scale, False, *scales, *form)
     if gate is not None:
         attended = attended * ops.activation(gate, ACTIVATIONS["sigmoid"])
     y = ops.linear_dynamic(attended.flatten(2), *out, *schemes)
@@ -534,6 +579,12 @@ class TestErrors:
             ({"scale": float("nan")}, "scale must be finite"),
             ({"key_scale": torch.ones(2, 5, 3)}, "key_scale goes with a key in int8"),
             ({"value_scale": torch.ones(2, 5, 3)}, "value_scale goes with a value in int8"),
+            ({"softcap": 0.0}, "softcap must be positive and finite"),
+            ({"softcap": -1.0}, "softcap must be positive and finite"),
+            ({"softcap": float("nan")}, "softcap must be positive and finite"),
+            ({"sinks": torch.ones(2)}, "sinks must have the shape"),
+            ({"sinks": torch.ones(3, 1)}, "sinks must have the shape"),
+            ({"sinks": torch.ones(3, dtype=torch.int32)}, "sinks must have dtype float32"),
         ],
     )
     def test_scaled_dot_product(self, changes, text):

@@ -103,6 +103,7 @@ class ScoreRows {
     each_part<Isa>(a_.n,
                    [&](int, int64_t i, auto part) { most = Many::max(scaled(i, part), most); });
     float values[kRows], sums[kRows];
+    if (a_.sink != nullptr) most = Many::max(most, Many::set(*a_.sink));
     Together::reduce(most, &Isa::reduce_max, values);
     most = Together::of(values);
 
@@ -119,6 +120,12 @@ class ScoreRows {
       Together::store(rows, i, probability, WholeRegister<Isa>());
     });
     Together::reduce(sum.joined(), &Isa::reduce_add, sums);
+    if (a_.sink != nullptr) {
+      float own[kRows];
+      const Float sink = Many::sub_float(Many::set(*a_.sink), most);
+      Together::reduce(exp_of<Many>(sink), &Isa::reduce_max, own);
+      for (int r = 0; r < kRows; ++r) sums[r] += own[r];
+    }
     Together::reduce(hi, &Isa::reduce_max, values);
     for (int r = 0; r < kRows; ++r) {
       a_.sum[first + r] = sums[r] == 0.0f ? 1.0f : sums[r];

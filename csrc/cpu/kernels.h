@@ -218,7 +218,8 @@ struct RotaryArgs {
 };
 
 // Rows of attention scores, in place: s * scale, plus what is added, becomes p = exp(s - max s),
-// and that times value_scale. `scores` and `added` may be read up to a multiple of kPartials, and
+// and that times value_scale. A sink is one more score of each row, which nothing is added to and
+// which counts in the maximum and the sum alone. `scores` and `added` may be read up to a multiple of kPartials, and
 // `scores` is written up to there.
 constexpr int64_t kPartials = 16;  // partial sums of every sum over a row
 struct ScoresArgs {
@@ -228,6 +229,7 @@ struct ScoresArgs {
   const float* added[2];     // for each row [n], or null
   int64_t added_stride[2];   // values between rows; 0 where rows share them
   const float* value_scale;  // [n], or null
+  const float* sink;         // the same of all rows, or null
   float* sum;                // of each row's p; 1 where all are 0
   Range* range;              // of what each row holds at the end
   int64_t rows;

@@ -34,7 +34,8 @@ Tensor attend(const Tensor& x, const Tensor& key, const Tensor& value, const Ten
               int64_t norm_after, const std::optional<Tensor>& norm_after_weight,
               const std::optional<Tensor>& norm_after_bias, double norm_after_eps, bool per_token,
               bool symmetric, int64_t activation_bits, bool residual_last, bool is_causal,
-              const std::optional<Tensor>& gate) {
+              const std::optional<Tensor>& gate, std::optional<double> softcap,
+              const std::optional<Tensor>& sinks) {
   std::optional<Int8Product> projection =
       optional_product(packed_q, weight_scale_q, bias_q, kQuery);
   Int8Product out(packed_out, weight_scale_out, bias_out, kOut);
@@ -79,7 +80,7 @@ Tensor attend(const Tensor& x, const Tensor& key, const Tensor& value, const Ten
     gates.emplace(*gate, "gate");
   }
   const Tensor heads = attended(query, keys, values, mask, position_bias, is_causal, scale, false,
-                                {query.batch, query.rows, query.count * query.dim});
+                                softcap, sinks, {query.batch, query.rows, query.count * query.dim});
   if (gates.has_value()) multiply_by_gates(heads, *gates);
   return linear_block(heads, std::move(out), kNone, std::move(behind));
 }

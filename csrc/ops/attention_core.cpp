@@ -67,6 +67,20 @@ AttentionCore::AttentionCore(const Kernels& kernels, Dtype dtype, Dtype kept_dty
   check(std::isfinite(scale_), "scale must be finite, got ", scale.value_or(usual));
 }
 
+void AttentionCore::cap_scores(double softcap) {
+  softcap_ = static_cast<float>(softcap);
+  check(softcap_ > 0.0f && std::isfinite(softcap_) && std::isfinite(scale_ / softcap_),
+        "softcap must be positive and finite, and scale / softcap finite, got ", softcap);
+}
+
+void AttentionCore::add_sinks(const Tensor& sinks) {
+  const Dtype dtype = check_float(sinks, "sinks");
+  check_shape(sinks, "sinks", {shape_.heads});
+  sinks_.resize(static_cast<size_t>(shape_.heads));
+  const Tensor together = dense(sinks);
+  kernels_.widen(together.const_data_ptr(), dtype, shape_.heads, sinks_.data());
+}
+
 void AttentionCore::quantize(const Heads& from, Dtype dtype, int64_t b, int64_t first_head,
                              int64_t heads, int64_t begin, int64_t end, bool symmetric,
                              const QuantizedHeads& to) const {
@@ -390,7 +404,8 @@ void AttentionCore::attend(const AttentionHeads& of, int64_t b, int64_t kv_begin
 double AttentionCore::nanoseconds() const {
   constexpr double kByte = 0.0125;
   const double keys = static_cast<double>(shape_.keys), dim = static_cast<double>(shape_.dim);
-  const double row = 110.0 + 1.3 * dim + keys * (0.72 + 0.011 * dim);
+  const double score = softcap_ > 0.0f ? 1.5 : 0.72;
+  const double row = 110.0 + 1.3 * dim + keys * (score + 0.011 * dim);
   const double read = keys * dim * 2 * static_cast<double>(kept_bytes_) * kByte;
   return std::max(static_cast<double>(shape_.batch * shape_.heads * shape_.rows) * row,
                   static_cast<double>(shape_.batch * shape_.kv_heads) * read);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <optional>
+#include <vector>
 
 #include "added.h"
 #include "block.h"
@@ -68,6 +69,12 @@ class AttentionCore {
   // To the scores of every head from now on: rows [L, S] in fp32, so many values apart.
   void add_rows(const float* rows, int64_t stride) { added_[0].emplace(rows, stride); }
 
+  // From now on a product s becomes softcap * tanh(s * scale / softcap), before anything is added.
+  void cap_scores(double softcap);
+
+  // To the softmax of each row from now on: one more score, that of its head, for a value of zeros.
+  void add_sinks(const Tensor& sinks);
+
   // Whether `rows` of the queries go by attend_few.
   bool are_few(int64_t rows) const { return !integers_ && rows < kStripsFrom; }
 
@@ -98,6 +105,9 @@ class AttentionCore {
                              int64_t k) const;
   void score(Scored& scored, const float* value_scale, int64_t b, int64_t head, int64_t begin,
              int64_t end, int64_t keys, int64_t filled) const;
+  void cap(float* scores, int64_t n) const;
+  // What products, capped or not, are multiplied by before anything is added.
+  float factor() const { return softcap_ > 0.0f ? softcap_ : scale_; }
   void add(const Added& added, Scored& scored, int i, int64_t b, int64_t head, int64_t first,
            int64_t last, ScoresArgs& to) const;
   // Whether a mask, and nothing else, may hide the last keys.
@@ -134,6 +144,8 @@ class AttentionCore {
   std::optional<Added> added_[2];  // in this order: position_bias, mask
   const bool causal_, integers_;
   float scale_;
+  float softcap_ = 0.0f;      // 0 for none
+  std::vector<float> sinks_;  // one for each head of the query, or none
 };
 
 // Rows of scores, what is known of each, and the rows that are added to them.

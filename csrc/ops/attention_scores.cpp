@@ -17,7 +17,7 @@ void AttentionCore::score(Scored& scored, const float* value_scale, int64_t b, i
   }
   // Of several causal rows the later ones see more. What an earlier one does not, its scores hide,
   // unless something that is added or a factor makes another number of that.
-  const bool one_by_one = causal_ && (has_added || scale_ <= 0.0f ||
+  const bool one_by_one = causal_ && (has_added || factor() <= 0.0f ||
                                       !(value_scale == nullptr || scored.has_finite_scales));
   const int64_t together = are_alike ? end - begin : one_by_one ? 1 : kRowsTogether;
   for (int64_t first = begin, last; first < end; first = last) {
@@ -26,9 +26,12 @@ void AttentionCore::score(Scored& scored, const float* value_scale, int64_t b, i
     ScoresArgs a = {};
     a.scores = scored.scores + r * scored.stride;
     a.n = causal_ ? std::min(keys, last) : keys;
-    a.scale = scale_;
+    a.scale = factor();
     a.rows = last - first;
     a.stride = scored.stride;
+    if (softcap_ > 0.0f) {
+      for (int64_t row = 0; row < a.rows; ++row) cap(a.scores + row * a.stride, a.n);
+    }
     if (causal_) {
       for (int64_t row = first; row < last; ++row) {
         float* scores = a.scores + (row - first) * a.stride;
@@ -39,6 +42,7 @@ void AttentionCore::score(Scored& scored, const float* value_scale, int64_t b, i
       if (added_[i].has_value()) add(*added_[i], scored, i, b, head, first, last, a);
     }
     a.value_scale = value_scale;
+    a.sink = sinks_.empty() ? nullptr : &sinks_[static_cast<size_t>(head)];
     a.sum = scored.sums + r;
     a.range = scored.ranges + r;
     kernels_.scores(a);
@@ -47,6 +51,12 @@ void AttentionCore::score(Scored& scored, const float* value_scale, int64_t b, i
       std::fill(scores + filled_up(a.n), scores + filled, 0.0f);
     }
   }
+}
+
+void AttentionCore::cap(float* scores, int64_t n) const {
+  const float inside = scale_ / softcap_;
+  for (int64_t i = 0; i < n; ++i) scores[i] *= inside;
+  kernels_.activate({Activation::tanh, Dtype::f32, scores, nullptr, n, scores});
 }
 
 // What is added as number i to rows [first, last), for the kernel.

@@ -86,6 +86,7 @@ AttentionShape checked_shape(const HeadsOf& query, const KeptHeads& key, const K
 Tensor attended(const HeadsOf& query, const KeptHeads& key, const KeptHeads& value,
                 const std::optional<Tensor>& mask, const std::optional<Tensor>& position_bias,
                 bool is_causal, std::optional<double> scale, bool integers,
+                std::optional<double> softcap, const std::optional<Tensor>& sinks,
                 const std::vector<int64_t>& shape);
 
 // The angles of a rotary embedding: cos and sin [B, L, R] or [L, R], in fp32. Interleaved, they are

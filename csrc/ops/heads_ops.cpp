@@ -49,13 +49,16 @@ AttentionShape checked_shape(const HeadsOf& query, const KeptHeads& key, const K
 Tensor attended(const HeadsOf& query, const KeptHeads& key, const KeptHeads& value,
                 const std::optional<Tensor>& mask, const std::optional<Tensor>& position_bias,
                 bool is_causal, std::optional<double> scale, bool integers,
+                std::optional<double> softcap, const std::optional<Tensor>& sinks,
                 const std::vector<int64_t>& shape_of_result) {
   const Dtype dtype = query.dtype, kept = key.dtype;
   const AttentionShape shape = checked_shape(query, key, value);
   check(kept != Dtype::i8 || !integers,
         "integers must be False where key is in int8: it takes keys in floats, got True");
-  const AttentionCore core(kernels_in_use(), dtype, kept, shape, mask, position_bias, is_causal,
-                           scale, integers);
+  AttentionCore core(kernels_in_use(), dtype, kept, shape, mask, position_bias, is_causal, scale,
+                     integers);
+  if (softcap.has_value()) core.cap_scores(*softcap);
+  if (sinks.has_value()) core.add_sinks(*sinks);
   Tensor out = empty(shape_of_result, query.holder.scalar_type());
   const int64_t head = shape.dim * bytes_of(dtype);
   AttentionHeads heads = {query.heads,
@@ -80,11 +83,12 @@ Tensor scaled_dot_product(const Tensor& query, const Tensor& key, const Tensor& 
                           const std::optional<Tensor>& position_bias, bool is_causal,
                           std::optional<double> scale, bool integers,
                           const std::optional<Tensor>& key_scale,
-                          const std::optional<Tensor>& value_scale) {
+                          const std::optional<Tensor>& value_scale, std::optional<double> softcap,
+                          const std::optional<Tensor>& sinks) {
   const HeadsOf q(query, "query");
   const KeptHeads k(key, key_scale, "key", "key_scale");
   const KeptHeads v(value, value_scale, "value", "value_scale");
-  return attended(q, k, v, mask, position_bias, is_causal, scale, integers,
+  return attended(q, k, v, mask, position_bias, is_causal, scale, integers, softcap, sinks,
                   {q.batch, q.rows, q.count, q.dim});
 }
 

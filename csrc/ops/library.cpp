@@ -88,7 +88,8 @@ STABLE_TORCH_LIBRARY(dynquant, m) {
   m.def(
       "scaled_dot_product(Tensor query, Tensor key, Tensor value, Tensor? mask=None, "
       "Tensor? position_bias=None, bool is_causal=False, float? scale=None, "
-      "bool integers=True, Tensor? key_scale=None, Tensor? value_scale=None) -> Tensor");
+      "bool integers=True, Tensor? key_scale=None, Tensor? value_scale=None, "
+      "float? softcap=None, Tensor? sinks=None) -> Tensor");
   m.def(
       "relative_attention(Tensor query, Tensor key, Tensor value, Tensor? position_key=None, "
       "Tensor? position_query=None, Tensor? mask=None, float? scale=None, bool integers=True) -> "
@@ -122,7 +123,8 @@ STABLE_TORCH_LIBRARY(dynquant, m) {
          "Tensor? bias_out, Tensor? packed_q=None, Tensor? weight_scale_q=None, "
          "Tensor? bias_q=None, Tensor? mask=None, Tensor? position_bias=None, float? scale=None, "
          "Tensor? key_scale=None, Tensor? value_scale=None, " +
-         ends + ", bool is_causal=False, Tensor? gate=None" + gives)
+         ends +
+         ", bool is_causal=False, Tensor? gate=None, float? softcap=None, Tensor? sinks=None" + gives)
             .c_str());
   m.def(("attention(Tensor x, Tensor packed_q, Tensor weight_scale_q, Tensor? bias_q, "
          "Tensor? packed_k, Tensor? weight_scale_k, Tensor? bias_k, Tensor? packed_v, "

@@ -73,7 +73,8 @@ Tensor scaled_dot_product(const Tensor& query, const Tensor& key, const Tensor& 
                           const std::optional<Tensor>& position_bias, bool is_causal,
                           std::optional<double> scale, bool integers,
                           const std::optional<Tensor>& key_scale,
-                          const std::optional<Tensor>& value_scale);
+                          const std::optional<Tensor>& value_scale,
+                          std::optional<double> softcap, const std::optional<Tensor>& sinks);
 Tensor relative_attention(const Tensor& query, const Tensor& key, const Tensor& value,
                           const std::optional<Tensor>& position_key,
                           const std::optional<Tensor>& position_query,
@@ -119,7 +120,8 @@ Tensor attend(const Tensor& x, const Tensor& key, const Tensor& value, const Ten
               int64_t norm_after, const std::optional<Tensor>& norm_after_weight,
               const std::optional<Tensor>& norm_after_bias, double norm_after_eps, bool per_token,
               bool symmetric, int64_t activation_bits, bool residual_last, bool is_causal,
-              const std::optional<Tensor>& gate);
+              const std::optional<Tensor>& gate, std::optional<double> softcap,
+              const std::optional<Tensor>& sinks);
 Tensor attention(
     const Tensor& x, const Tensor& packed_q, const Tensor& weight_scale_q,
     const std::optional<Tensor>& bias_q, const std::optional<Tensor>& packed_k,

@@ -98,6 +98,7 @@ class Attention:
         interleaved: where the rotary embedding turns pairs of neighbors, and not of both halves of
             what it turns: "first_half" where the first half of its cosines and sines is that of
             the pairs, "each_twice" where two neighbors have it twice. None where it turns halves.
+        once: whether it turns halves by cosines and sines that are given once for both.
         gated: whether the query has, behind the rows of each head, as many for its gate: what the
             head gives is multiplied by the sigmoid of that.
         head_gate: a linear layer of the input besides, whose sigmoid what the heads give is
@@ -108,6 +109,8 @@ class Attention:
         relative: what its scores have for distances, in a block of the family "disentangled".
         shared: how it shares keys and values with other layers, if it does.
         stretch: what its query is multiplied by, behind the rotary embedding, if anything.
+        softcap: the attribute with the softcap of its scores, which may be None.
+        sinks: the parameter with one more score of each head.
     """
 
     query: str
@@ -128,6 +131,7 @@ class Attention:
     rotates: str | None = None
     turned: str | None = None
     interleaved: str | None = None
+    once: bool = False
     gated: bool = False
     head_gate: str | None = None
     unturned: bool = False
@@ -135,6 +139,8 @@ class Attention:
     relative: Relative | None = None
     shared: SharedKeys | None = None
     stretch: Stretch | None = None
+    softcap: str | None = None
+    sinks: str | None = None
 
     def __post_init__(self):
         if (self.key is None) != (self.value is None):
@@ -149,6 +155,8 @@ class Attention:
             raise ValueError(
                 f"interleaved is {self.interleaved!r}; allowed: {', '.join(map(str, INTERLEAVED))}"
             )
+        if self.once and self.interleaved:
+            raise ValueError("once and interleaved: name one of them")
         if self.gated and (self.key is None or self.output is None):
             raise ValueError("gated: it goes with names for key, value and output")
         if self.key is None and (self.value_norm or self.value_is_key or self.shared):
@@ -342,23 +350,24 @@ class Adapter:
             raise ValueError("result is 'bias': it goes with an argument for the bias")
         if self.cache is None and block is not None and (block.index or block.shared):
             raise ValueError("index and shared: they go with a cache")
-        if block is not None and _is_in_fp32(block) and not (block.output and is_of_transformers):
+        if block is not None and is_in_fp32(block) and not (block.output and is_of_transformers):
             raise ValueError(
-                "query_norm, key_norm, gated, head_gate and stretch: they go with an attention of "
-                "transformers with output"
+                "query_norm, key_norm, gated, head_gate, stretch, softcap and sinks: they go with "
+                "an attention of transformers with output"
             )
-        turned = block is not None and (block.rotates or block.interleaved or block.unturned)
+        turns = ("rotates", "interleaved", "once", "unturned")
+        turned = block is not None and any(getattr(block, name) for name in turns)
         if turned and self.rotary is None:
             raise ValueError(
-                "rotates, interleaved and unturned: they go with an argument for the rotary "
+                "rotates, interleaved, once and unturned: they go with an argument for the rotary "
                 "embedding"
             )
-        is_plain = block is not None and block.key and not _is_in_fp32(block)
+        is_plain = block is not None and block.key and not is_in_fp32(block)
         alone = self.cache is not None and is_plain
         if self.cross is not None and (not alone or self.feed_forward):
             raise ValueError(
                 "cross: it goes with a cache and an attention alone that has key, without "
-                "query_norm, gated, head_gate and stretch"
+                "query_norm, gated, head_gate, stretch, softcap and sinks"
             )
 
     def roles(self) -> tuple[str | None, ...]:
@@ -395,14 +404,16 @@ def _has_norm(part):
     return bool(part.norm or part.result_norm)
 
 
-def _is_in_fp32(names):
-    return names.query_norm or names.gated or names.head_gate or names.stretch
+def is_in_fp32(names):
+    """Whether an Attention of these names is computed in fp32 whatever is asked for."""
+    more = names.query_norm, names.gated, names.head_gate, names.stretch, names.softcap, names.sinks
+    return any(more)
 
 
 MARK = ":"  # what the name of a function begins with that forward finds in its own file
 # What is told of parts besides the names of their attributes.
 NO_NAMES = (
-    *("split", "residual", "first_token", "interleaved", "gated", "unturned"),
+    *("split", "residual", "first_token", "interleaved", "once", "gated", "unturned"),
     *("vectors", "positions", "states", "factor", "length"),
 )
 SPLITS = (None, "gate_first", "up_first")

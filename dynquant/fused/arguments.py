@@ -152,6 +152,8 @@ def of_transformers(parts, args, kwargs):
 def _turn(attention, rotary):
     """The cosines and sines that a block of transformers is given, as the op rotary takes them."""
     form = attention.interleaved
+    if attention.once:
+        rotary = (torch.cat((each, each), -1) for each in rotary)
     if form is None:
         return *rotary, False
     if form == "each_twice":
@@ -273,6 +275,9 @@ def _can_run(adapter, implementation, mask):
     """Whether an implementation of attention takes masks and gives results as they are known."""
     if always_gives_weights(adapter, implementation):
         return False
+    names = adapter.attention
+    if (names.softcap or names.sinks) and implementation != "eager":
+        return False  # torch's own has neither
     if implementation == "eager" and getattr(mask, "dtype", None) == torch.bool:
         return False  # it would be added
     return implementation in _IMPLEMENTATIONS

@@ -14,7 +14,7 @@ from dynquant.fused.classes import Swapped
 from dynquant.fused.functions import runs_as_op
 from dynquant.fused.hooks import all_idle
 from dynquant.fused.inner import activated, forward_of
-from dynquant.fused.parts import Parts, numbers_of
+from dynquant.fused.parts import Numbers, Parts, numbers_of
 from dynquant.fused.plan import Plan, holds
 from dynquant.fused.readers import READERS
 
@@ -129,7 +129,7 @@ def compute(parts, plan, call, attention):
     elif plan.attention is not None:
         x = calls.attention(plan.attention, call, residual, integers)
     elif parts.attention is not None:
-        return calls.attention_in_parts(parts, call, integers, (None, None))
+        return calls.attention_in_parts(parts, call, integers, Numbers())
     if plan.feed_forward is not None:
         x = calls.feed_forward(plan.feed_forward, x, residual)
     return call.restored(x)

@@ -64,13 +64,13 @@ def attention_arguments(parts, numbers, before, after, scheme):
     """What an attention block takes besides what a call brings: in front of it, between, behind.
 
     Args:
-        numbers: what scores are multiplied by, or None, and the number of the layer in a cache.
+        numbers: its Numbers.
         before, after: a Norm or None.
     """
     found = parts.attention
     weights = map(weight_of, (found.query, found.key, found.value, found.output))
     weights = *chain(*weights), parts.heads, parts.kv_heads
-    return weights, numbers[0], _ends(before, after, scheme)
+    return weights, numbers.scale, _ends(before, after, scheme)
 
 
 def attention(arguments, call, residual, integers):
@@ -144,14 +144,13 @@ def token(arguments, call, residual):
     query, key, value = _query_key_value(call.x, *before, cos, sin, *after, **more)
     if value_norm is not None:
         value = norm(value_norm, value)
-    scale, index = numbers
-    found = _taken_in(key, value, call, index)
+    found = _taken_in(key, value, call, numbers.index)
     query, gate = query.chunk(2, -1) if gated else (query, None)
     if head_gate is not None:
         gate = _as_heads(linear_block(head_gate, call.x), query)
     if call.stretch is not None:
         query = query * call.stretch
-    return _attend_to(output, query, found, call, scale, call.x if residual else None, gate)
+    return _attend_to(output, query, found, call, numbers, call.x if residual else None, gate)
 
 
 def _as_heads(gates, query):
@@ -193,7 +192,7 @@ def reusing_arguments(parts, numbers, before, after, scheme):
     found = parts.attention
     query = linear_block_arguments(found.query, "none", before, None, scheme)
     output = _attend_arguments(found.output, None, None, after, scheme)
-    return query, found.head_dim, found.head_norms[0], output, numbers[0]
+    return query, found.head_dim, found.head_norms[0], output, numbers
 
 
 def reusing(arguments, call, residual):
@@ -202,11 +201,11 @@ def reusing(arguments, call, residual):
     Args:
         arguments: what reusing_arguments gave.
     """
-    projection, head_dim, head_norm, output, scale = arguments
+    projection, head_dim, head_norm, output, numbers = arguments
     query = linear_block(projection, call.x).unflatten(-1, (-1, head_dim))
     query = _turned_heads(_normed(head_norm, partial(norm, head_norm), query), call)
     found = _seen_by(call, call.reused)
-    return _attend_to(output, query, found, call, scale, call.x if residual else None)
+    return _attend_to(output, query, found, call, numbers, call.x if residual else None)
 
 
 def _attend_arguments(output, query, before, after, scheme):
@@ -214,22 +213,28 @@ def _attend_arguments(output, query, before, after, scheme):
     return (*weight_of(output), *weight_of(query)), _ends(before, after, scheme)
 
 
-def _attend_to(arguments, x, found, call, scale, residual, gate=None):
+def _attend_to(arguments, x, found, call, numbers, residual, gate=None):
     """An attention to a Kept, to the residual and the norm."""
     weights, ends = arguments
     keys, values, scales = found
     more = {"is_causal": True} if call.causal else {}
     if gate is not None:
         more["gate"] = gate
-    rest = call.mask, call.bias, scale, *scales, residual
+    if numbers.softcap is not None:
+        more["softcap"] = numbers.softcap
+    if numbers.sinks is not None:
+        more["sinks"] = numbers.sinks
+    rest = call.mask, call.bias, numbers.scale, *scales, residual
     return _attend(x, keys, values, *weights, *rest, *ends, **more)
 
 
-def _attended(query, found, call, scale):
+def _attended(query, found, call, numbers):
     """[batch, rows, features] of all heads, for a Kept."""
     keys, values, scales = found.by_rows()
     return _scaled_dot_product(
-        query, keys, values, call.mask, call.bias, call.causal, scale, False, *scales
+        *(query, keys, values, call.mask, call.bias, call.causal, numbers.scale, False, *scales),
+        softcap=numbers.softcap,
+        sinks=numbers.sinks,
     ).flatten(2)
 
 
@@ -250,9 +255,9 @@ def cross(arguments, call, residual, integers):
         integers: whether attention is computed in integers elsewhere: rounded keys and values may
             be read here then.
     """
-    weights, (scale, index) = arguments
-    found = _of_second(call, index, integers)
-    return _attend_to(weights, call.x, found, call, scale, call.x if residual else None)
+    weights, numbers = arguments
+    found = _of_second(call, numbers.index, integers)
+    return _attend_to(weights, call.x, found, call, numbers, call.x if residual else None)
 
 
 def _of_second(call, index, integers):
@@ -300,16 +305,14 @@ def attention_in_parts(parts, call, integers, numbers):
         numbers: as for attention_arguments.
     """
     found = parts.attention
-    scale, index = numbers
     if call.cross is not None:
         query = found.query(call.x).unflatten(-1, (-1, found.head_dim))
-        return _output(
-            parts, call, _attended(query, _of_second(call, index, integers), call, scale)
-        )
+        second = _of_second(call, numbers.index, integers)
+        return _output(parts, call, _attended(query, second, call, numbers))
     if call.reused is not None:
         query = found.query(call.x).unflatten(-1, (-1, found.head_dim))
         query = _turned_heads(_normed_by_module(found.head_norms[0], query), call)
-        return _output(parts, call, _attended(query, _seen_by(call, call.reused), call, scale))
+        return _output(parts, call, _attended(query, _seen_by(call, call.reused), call, numbers))
     if found.key is None:
         counts = parts.heads, parts.kv_heads, parts.kv_heads
         rows = found.query(call.x)
@@ -335,10 +338,10 @@ def attention_in_parts(parts, call, integers, numbers):
         vectors = projections_of(found.relative, call.distances)
         result = _attended_by_distance(found, call, vectors, query, key, value, integers)
     elif call.as_tokens:
-        result = _attended(query, _taken_in(key, value, call, index), call, scale)
+        result = _attended(query, _taken_in(key, value, call, numbers.index), call, numbers)
     else:
         result = _scaled_dot_product(
-            query, key, value, call.mask, call.bias, call.causal, scale, integers
+            query, key, value, call.mask, call.bias, call.causal, numbers.scale, integers
         ).flatten(2)
     if gate is not None:
         result = result * activation("sigmoid", gate.flatten(2))

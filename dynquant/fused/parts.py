@@ -1,12 +1,13 @@
 """The parts of one block: found by the names of its adapter, and watched for changes."""
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from dynquant import nn as quantized
-from dynquant.fused.adapters import MARK, adapter_named
+from dynquant.fused.adapters import MARK, adapter_named, is_in_fp32
 from dynquant.fused.functions import Norm, activation_of, norm_of
 from dynquant.fused.hooks import first_disturbance
 from dynquant.fused.inner import function_of
@@ -217,6 +218,7 @@ class Parts:
                 continue  # in an encoder, where there never is a cache
             if not isinstance(found, kind) or isinstance(found, bool):
                 raise _Obstacle(f"{name} is {found!r}, not of type {kind.__name__}")
+        self._check_softmax(module, names)
         has_own_value = names.value_norm and groups is None
         return AttentionParts(
             query=query,
@@ -237,6 +239,14 @@ class Parts:
             head_gate=None if gate is None else self._linear(module, names.head_gate),
             groups=groups,
         )
+
+    def _check_softmax(self, module, names):
+        softcap = names.softcap and part_of(module, names.softcap)
+        if not (softcap is None or isinstance(softcap, int | float) and 0 < softcap < math.inf):
+            raise _Obstacle(f"{names.softcap} is {softcap!r}, no positive number")
+        sinks = names.sinks and part_of(module, names.sinks)
+        if not (sinks is None or isinstance(sinks, torch.Tensor) and sinks.dim() == 1):
+            raise _Obstacle(f"{names.sinks} is {type(sinks).__name__}, no vector")
 
     def _relative(self, module, names, key, query):
         terms, span = part_of(module, names.terms), part_of(module, names.span)
@@ -396,9 +406,7 @@ def _runs_without_cache(adapter, attention):
 
     In integers, decoders that have no other one lose more than by their linear layers.
     """
-    if attention.head_norms or attention.gated or attention.head_gate is not None:
-        return False
-    if adapter.attention.stretch is not None:
+    if is_in_fp32(adapter.attention):
         return False
     if adapter.cache is None:
         return True
@@ -437,10 +445,26 @@ def _heads_of(attention):
     return heads, kv_heads
 
 
+class Numbers(NamedTuple):
+    """What an attention computes with besides its parts, each None where there is none.
+
+    Attributes:
+        scale: what scores are multiplied by.
+        index: the number of the layer in a cache.
+        softcap, sinks: as in scaled_dot_product.
+    """
+
+    scale: float | None = None
+    index: int | None = None
+    softcap: float | None = None
+    sinks: torch.Tensor | None = None
+
+
 def numbers_of(module, parts):
-    """The scale of a block's attention and its number in a cache, each None where there is none."""
+    """The Numbers of a block's attention."""
     names = parts.adapter.attention
-    return [name and part_of(module, name) for name in (names.scale, names.index)]
+    given = names.scale, names.index, names.softcap, names.sinks
+    return Numbers(*(name and part_of(module, name) for name in given))
 
 
 def _value_norm(module, name):

@@ -127,6 +127,10 @@ class Plan:
             watched.attributes(module, parts.adapter.norm_first)
         if self.token is not None or self.reusing is not None:
             names = parts.adapter.attention
-            for name in filter(None, (names.scale, names.index, names.rotates)):
+            given = names.scale, names.index, names.rotates, names.softcap
+            for name in filter(None, given):
                 watched.attributes(*place_of(module, name))
+            if names.sinks:
+                holder, own = place_of(module, names.sinks)
+                watched.entries(holder._parameters, {own: holder._parameters.get(own)})
         self.fixed = watched.fixed()

@@ -144,7 +144,7 @@ def attention_arguments(parts, random, rows, keys):
         angles = random(1, rows, attention.turned // 2)
         if adapter.attention.interleaved == "each_twice":
             angles = angles.repeat_interleave(2, -1)
-        else:
+        elif not adapter.attention.once:
             angles = angles.repeat(1, 1, 2)
         arguments[adapter.rotary] = (angles.cos(), angles.sin())
     if parts.sharing is not None:

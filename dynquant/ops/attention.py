@@ -12,6 +12,7 @@ from dynquant.ops.heads import (
     check_heads,
     check_projections,
     check_scales,
+    check_softmax,
     check_turned,
 )
 from dynquant.ops.library import FLOAT_DTYPES, check_device, check_dtype, fake
@@ -54,6 +55,8 @@ def _(
     integers=True,
     key_scale=None,
     value_scale=None,
+    softcap=None,
+    sinks=None,
 ):
     """Attention of heads: softmax(query @ key.T * scale + position_bias + mask) @ value.
 
@@ -75,13 +78,17 @@ def _(
         integers: both products in integers; otherwise in fp32.
         key_scale, value_scale: fp32 [B, S, KV], the scale of each vector of key and value, any
             strides; where these are in int8.
+        softcap: a score is softcap * tanh(query @ key.T * scale / softcap) before anything is
+            added, as in Gemma 2 (https://arxiv.org/abs/2408.00118); None for none.
+        sinks: fp32, bf16 or fp16 [H]: one more score of each row, by heads, which nothing is added
+            to and whose value is zero, as in gpt-oss; or None.
 
     Returns:
         [B, L, H, D] in query's dtype, contiguous.
 
     Raises:
         RuntimeError: another dtype, device or shape; no key; more than 65,536 keys in integers;
-            scales beside floats, int8 without them, or in integers.
+            scales beside floats, int8 without them, or in integers; a softcap that is not positive.
     """
     check_device(**tensors_of(locals()))
     check_dtype("query", query, *FLOAT_DTYPES)
@@ -115,6 +122,7 @@ def _(
         ),
     )
     check_added(mask, position_bias, (batch, heads, rows, key.shape[1]))
+    check_softmax(softcap, sinks, heads)
     return query.new_empty(query.shape)
 
 

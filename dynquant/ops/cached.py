@@ -129,6 +129,8 @@ def _(
     residual_last=False,
     is_causal=False,
     gate=None,
+    softcap=None,
+    sinks=None,
 ):
     """Attention to keys and values that are there already, a cache's, to its end in one call.
 
@@ -155,6 +157,7 @@ def _(
         residual_last: the residual is added behind norm_after, and not in front of it.
         is_causal: query i attends to the keys up to i.
         gate: [B, L, H, D] of x's dtype, any strides, or None.
+        softcap, sinks: as in scaled_dot_product.
 
     Returns:
         [B, L, N] in x's dtype.
@@ -197,7 +200,7 @@ def _(
         )
     kept, scales = swapped(key, value), swapped(key_scale, value_scale)
     heads = torch.ops.dynquant.scaled_dot_product(
-        query, *kept, mask, position_bias, False, scale, False, *scales
+        *(query, *kept, mask, position_bias, False, scale, False, *scales, softcap, sinks)
     )
     n = columns_of("out", packed_out, heads.shape[2] * dim, weight_scale_out, bias_out)
     check_ends(heads.flatten(2) if packed_q is None else x, n, given)

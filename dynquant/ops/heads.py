@@ -1,5 +1,7 @@
 """The arguments that ops of attention share: heads, their scales and angles, what is added."""
 
+import math
+
 import torch
 
 from dynquant.ops.blocks import columns_of
@@ -84,6 +86,20 @@ def check_added(mask, position_bias, shape):
             lambda name=name, values=values: (
                 f"{name} must spread to {list(shape)}, got {list(values.shape)}"
             ),
+        )
+
+
+def check_softmax(softcap, sinks, heads):
+    """What changes the softmax of an attention with so many heads."""
+    torch._check(
+        softcap is None or 0 < softcap < math.inf,
+        lambda: f"softcap must be positive and finite, got {softcap}",
+    )
+    if sinks is not None:
+        check_dtype("sinks", sinks, *FLOAT_DTYPES)
+        torch._check(
+            sinks.shape == (heads,),
+            lambda: f"sinks must have the shape [{heads}], got {list(sinks.shape)}",
         )
 
 

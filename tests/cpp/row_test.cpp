@@ -61,7 +61,8 @@ void test_scores(const Kernels& kernels, const std::vector<float>& x,
   constexpr int64_t kRows = 13;
   const int64_t n = static_cast<int64_t>(x.size());
   const int64_t filled = ceil_div(n, kPartials) * kPartials, stride = filled + kPartials;
-  for (int terms = 0; terms < 8; ++terms) {  // a bit for each of both, and one for the scales
+  // A bit for each of both, one for the scales and one for the sink.
+  for (int terms = 0; terms < 16; ++terms) {
     std::vector<float> scores(static_cast<size_t>(kRows * stride), NAN), filled_up[2];
     const auto given = [&](int64_t r, int64_t i) { return x[static_cast<size_t>((r + i) % n)]; };
     for (int64_t r = 0; r < kRows; ++r) {
@@ -78,7 +79,10 @@ void test_scores(const Kernels& kernels, const std::vector<float>& x,
       if (terms & (1 << j)) a.added[j] = filled_up[j].data(), a.added_stride[j] = apart;
     }
     std::vector<float> scales = value_scale, sums(kRows);
-    if (terms == 7) scales[static_cast<size_t>(n - 1)] = NAN;
+    const bool has_nan = (terms & 7) == 7;
+    if (has_nan) scales[static_cast<size_t>(n - 1)] = NAN;
+    const float sink = x[static_cast<size_t>(n / 2)];
+    if (terms & 8) a.sink = &sink;
     if (terms & 4) a.value_scale = scales.data();
     std::vector<Range> ranges(kRows);
     a.sum = sums.data(), a.range = ranges.data();
@@ -91,7 +95,8 @@ void test_scores(const Kernels& kernels, const std::vector<float>& x,
           if (a.added[j] != nullptr) s.back() += a.added[j][r * a.added_stride[j] + i];
         }
       }
-      const float most = std::max(*std::max_element(s.begin(), s.end()), -FLT_MAX);
+      float most = std::max(*std::max_element(s.begin(), s.end()), -FLT_MAX);
+      if (a.sink != nullptr) most = std::max(most, sink);
       float hi = 0.0f;
       for (int64_t i = 0; i < n; ++i) {
         p.push_back(exp_below_zero(s[i] - most));
@@ -102,9 +107,10 @@ void test_scores(const Kernels& kernels, const std::vector<float>& x,
       for (int64_t i = n; i < filled; ++i) {
         expect(same(scores[r * stride + i], 0.0f), kernels.name, "behind scores", i, n, terms);
       }
-      const float sum = row_sum(p);
+      float sum = row_sum(p);
+      if (a.sink != nullptr) sum += exp_below_zero(sink - most);
       expect(same(sums[r], sum == 0.0f ? 1.0f : sum) && same(ranges[r].hi, hi) &&
-                 ranges[r].lo == 0.0f && ranges[r].has_nan == (terms == 7),
+                 ranges[r].lo == 0.0f && ranges[r].has_nan == has_nan,
              kernels.name, "sum and range of scores", r, n, terms);
     }
   }

@@ -7,6 +7,7 @@ fused, and left alone.
 """
 
 from dynquant.fused.architectures import (  # noqa: F401 (each registers its own)
+    decoder_attentions,
     decoders,
     feed_forward,
     sequences,

@@ -53,3 +53,13 @@ def mlp(names, feed_forward, argument="hidden_states"):
 
 def projections(output, **more):
     return Attention("q_proj", "k_proj", "v_proj", "head_dim", output, **more)
+
+
+# The attention of most decoders, and what the argument of its forward is for.
+TOKEN = projections("o_proj", **IN_CACHE)
+TOKEN_NORMED = dataclasses.replace(TOKEN, query_norm="q_norm", key_norm="k_norm")
+BEHIND_A_CACHE = {
+    "arguments": ("hidden_states", "position_embeddings", "attention_mask", "cache"),
+    "rotary": "position_embeddings",
+    "cache": "cache",
+}
