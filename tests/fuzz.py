@@ -30,6 +30,7 @@ import test_ops_blocks
 import test_ops_conv1d
 import test_ops_embedding
 import test_ops_encoder
+import test_ops_experts
 import test_ops_grouped
 import test_ops_half
 import test_ops_linear
@@ -268,6 +269,7 @@ RIGHT = {
     "softmax": softmaxes,
     "linear_block": _of_a_seed(test_ops_blocks.test_linear_block_is_its_parts),
     "feed_forward": _of_a_seed(test_ops_blocks.test_feed_forward_is_its_parts),
+    "experts": _of_a_seed(test_ops_experts.test_is_the_specification),
     "rotary": _of_a_seed(test_ops_attention.test_rotary),
     "gated_delta_rule": _of_a_seed(test_ops_mixers.test_gated_delta_rule),
     "gated_delta_rule_": _of_a_seed(test_ops_mixers.test_gated_delta_rule),

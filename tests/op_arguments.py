@@ -115,6 +115,12 @@ BLOCKS = {
 }
 GROUPED = {
     "linear_grouped": ("x", "counts", "weight", "weight_scale", "bias", "n", *_SCHEME),
+    "experts": (
+        *("x", "chosen", "chosen_weights"),
+        *("weight_up", "weight_scale_up", "bias_up", "n_up"),
+        *("weight_down", "weight_scale_down", "bias_down", "n_down"),
+        *("activation", "split", *_SCHEME),
+    ),
 }
 CONVOLUTIONS = {
     "conv1d_dynamic": (
@@ -321,16 +327,34 @@ def valid_grouped_arguments(m=(M,), n=N, k=K, dtype=torch.float32, per_channel=T
     first = rows // 2
     counts = torch.tensor([first, 0, rows - first - (rows > 2)])
     groups = len(counts)
-    weight = torch.randint(-127, 128, (groups, n, k), generator=generator).to(torch.int8)
-    packed = torch.stack([torch.ops.dynquant.pack_weight(one) for one in weight])
-    columns = n if per_channel else 1
+
+    def of_groups(n, k):
+        weight = torch.randint(-127, 128, (groups, n, k), generator=generator).to(torch.int8)
+        scale = torch.rand(groups, n if per_channel else 1, generator=generator) + 0.5
+        bias = torch.randn(groups, n, generator=generator).to(dtype)
+        return weight, scale, bias
+
+    def packed(weight):
+        return torch.stack([torch.ops.dynquant.pack_weight(one) for one in weight])
+
+    weight, scale, bias = of_groups(n, k)
+    up, scale_up, bias_up = of_groups(2 * n, k)
+    down, scale_down, bias_down = of_groups(k, n)
     return {
         "x": torch.randn(rows, k, generator=generator).to(dtype),
         "counts": counts,
-        "weight": weight.to(torch.bfloat16) if half else packed,
-        "weight_scale": None if half else torch.rand(groups, columns, generator=generator) + 0.5,
-        "bias": torch.randn(groups, n, generator=generator).to(dtype),
+        "weight": weight.to(torch.bfloat16) if half else packed(weight),
+        "weight_scale": None if half else scale,
+        "bias": bias,
         "n": n,
+        "chosen": torch.arange(2 * rows).view(rows, 2) % (groups + 1),  # the last is none
+        "chosen_weights": torch.rand(rows, 2, generator=generator).to(dtype),
+        **{"weight_up": packed(up), "weight_scale_up": scale_up / 500},
+        **{"bias_up": bias_up, "n_up": 2 * n},
+        **{"weight_down": packed(down), "weight_scale_down": scale_down / 500},
+        **{"bias_down": bias_down, "n_down": k},
+        "activation": 3,
+        "split": 1,
         "per_token": True,
         "symmetric": False,
         "activation_bits": 8,

@@ -89,7 +89,7 @@ def linear_of(mod, name, expert, qconfig):
 def looped(mod, x, chosen, weights, qconfig):
     """The experts one by one, each of two quantized nn.Linear."""
     up = "gate_up_proj" if mod.has_gate else "up_proj"
-    total = torch.zeros(x.shape, dtype=torch.result_type(x, weights))
+    total = torch.zeros(x.shape)
     for expert in range(mod.num_experts):
         tokens, places = torch.where(chosen == expert)
         if len(tokens):
@@ -99,8 +99,8 @@ def looped(mod, x, chosen, weights, qconfig):
             if mod.has_post_expert_norm:
                 y = mod.post_expert_norm(y)
             y = y * weights[tokens, places, None]
-            total.index_add_(0, tokens, y.to(total.dtype))
-    return total.to(x.dtype)
+            total.index_add_(0, tokens, y.float())
+    return total.to(torch.promote_types(x.dtype, weights.dtype)).to(x.dtype)
 
 
 QCONFIGS = {
@@ -168,6 +168,17 @@ def test_every_config_and_dtype(one_by_one, kind, dtype, config):
     assert y.dtype == dtype
     expected = looped(mod, *arguments, QCONFIGS[config])
     assert_alike(y, expected, one_by_one)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_sums_in_16_bits_are_those_of_either_way(monkeypatch, dtype):
+    """With weights in 16 bits as well: many rows give the bits of few."""
+    made = quantized(experts("nemotron_h", dtype))
+    x, chosen, weights = routed(dtype)
+    together = made(x, chosen, weights.to(dtype))
+    monkeypatch.setattr(module_of_experts, "_FEW_ROWS", -1)
+    assert_same(made(x, chosen, weights.to(dtype)), together)
 
 
 def test_rows_in_which_way_are_counted(monkeypatch):

@@ -186,7 +186,8 @@ Tensor linear_grouped(const Tensor& x, const Tensor& counts, const Tensor& weigh
         "weight_scale must be given: weights in 16 bits have no CUDA kernel");
   const CudaCall call(x, "x");
   check_float(x, "x");
-  const GroupedWeights held(x, counts, weight, weight_scale, bias, n);
+  const GroupedWeights held(checked_groups(counts), checked_depth(x), weight, weight_scale, bias,
+                            n);
   call.check_not_capturing("linear_grouped");
   const int64_t m = x.size(0), bytes = packed_bytes(n, x.size(1));
   const std::vector<int64_t> sizes = sizes_of_groups(

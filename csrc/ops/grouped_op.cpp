@@ -1,40 +1,12 @@
 // linear_grouped: the products of linear_dynamic or linear_half, each with the weight of its group.
 #include <cstring>
 
-#include "gemm_driver.h"
-#include "grouped_weights.h"
+#include "grouped_product.h"
 #include "half_matmul.h"
 #include "ops.h"
 
 namespace dynquant {
 namespace {
-
-struct Group {
-  int64_t index;
-  Rows rows;
-  char* out;
-};
-
-void multiply_packed(const Kernels& kernels, const GroupedWeights& held, const Group& group,
-                     Dtype dtype, int64_t out_bytes, const ActivationScheme& scheme) {
-  const int64_t k = group.rows.k, scales = held.weight_scale->size(1);
-  const int8_t* packed = static_cast<const int8_t*>(held.weight.const_data_ptr());
-  packed += group.index * held.weight.stride(0);
-  const Packed weight = packed_at(packed, packed_bytes(held.n, k), "weight");
-  check(weight.n == held.n && weight.k == k, "weight of group ", group.index, " has N = ", weight.n,
-        " and K = ", weight.k, ", but n is ", held.n, " and x has K = ", k);
-  const float* scale = static_cast<const float*>(held.weight_scale->const_data_ptr());
-  EpilogueArgs epilogue = {};
-  epilogue.weight_scale = scale + group.index * scales;
-  epilogue.per_channel = scales == held.n;
-  epilogue.bias = held.bias_of(group.index);
-  epilogue.out = group.out;
-  epilogue.out_dtype = dtype;
-  epilogue.out_stride = held.n;
-  const FloatRows source{kernels, group.rows, dtype, scheme,
-                         scheme.whole(kernels, group.rows, dtype)};
-  multiply(kernels, source, group.rows.m, weight, epilogue, out_bytes);
-}
 
 void multiply_half(const Kernels& kernels, const GroupedWeights& held, const Rows& rows_of_weights,
                    const Group& group, Dtype dtype) {
@@ -58,7 +30,8 @@ Tensor linear_grouped(const Tensor& x, const Tensor& counts, const Tensor& weigh
   const ActivationScheme scheme(per_token, symmetric, activation_bits, "activation_bits");
   const Kernels& kernels = kernels_in_use();
   const Dtype dtype = check_float(x, "x");
-  const GroupedWeights held(x, counts, weight, weight_scale, bias, n);
+  const GroupedWeights held(checked_groups(counts), checked_depth(x), weight, weight_scale, bias,
+                            n);
   const std::vector<int64_t> sizes = sizes_of_groups(counts, x.size(0));
   const Rows rows = rows_of(x, "x");
   std::optional<Rows> rows_of_weights;

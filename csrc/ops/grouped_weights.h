@@ -1,4 +1,5 @@
-// The arguments of linear_grouped, which are checked alike on every device.
+// Weights of groups of rows, as linear_grouped and experts take them, which are checked alike on
+// every device.
 #pragma once
 
 #include <vector>
@@ -9,6 +10,18 @@ namespace dynquant {
 
 // How many rows each group has: the values of `counts`, on the host, which add up to at most m.
 std::vector<int64_t> sizes_of_groups(const Tensor& counts, int64_t m);
+
+// How messages call the arguments.
+struct GroupedNames {
+  const char* weight = "weight";
+  const char* weight_scale = "weight_scale";
+  const char* bias = "bias";
+  const char* n = "n";
+};
+
+// How many groups there are in counts[E], and K of x[M, K].
+int64_t checked_groups(const Tensor& counts);
+int64_t checked_depth(const Tensor& x);
 
 // A weight [N, K] for each group.
 struct GroupedWeights {
@@ -23,9 +36,9 @@ struct GroupedWeights {
     return bias.data == nullptr ? nullptr : bias.data + group * n;
   }
 
-  GroupedWeights(const Tensor& x, const Tensor& counts, const Tensor& given_weight,
+  GroupedWeights(int64_t given_groups, int64_t k, const Tensor& given_weight,
                  const std::optional<Tensor>& given_scale, const std::optional<Tensor>& given_bias,
-                 int64_t given_n);
+                 int64_t given_n, const GroupedNames& names = {});
 };
 
 }  // namespace dynquant

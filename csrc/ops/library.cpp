@@ -84,6 +84,11 @@ STABLE_TORCH_LIBRARY(dynquant, m) {
          "Tensor weight_scale_down, Tensor? bias_down, int activation, int split=0, " +
          ends + gives)
             .c_str());
+  m.def(
+      "experts(Tensor x, Tensor chosen, Tensor chosen_weights, Tensor weight_up, "
+      "Tensor weight_scale_up, Tensor? bias_up, int n_up, Tensor weight_down, "
+      "Tensor weight_scale_down, Tensor? bias_down, int n_down, int activation, int split=0, "
+      "bool per_token=True, bool symmetric=False, int activation_bits=8) -> Tensor");
   m.def("rotary(Tensor x, Tensor cos, Tensor sin, bool interleaved=False) -> Tensor");
   m.def(
       "scaled_dot_product(Tensor query, Tensor key, Tensor value, Tensor? mask=None, "
@@ -124,7 +129,8 @@ STABLE_TORCH_LIBRARY(dynquant, m) {
          "Tensor? bias_q=None, Tensor? mask=None, Tensor? position_bias=None, float? scale=None, "
          "Tensor? key_scale=None, Tensor? value_scale=None, " +
          ends +
-         ", bool is_causal=False, Tensor? gate=None, float? softcap=None, Tensor? sinks=None" + gives)
+         ", bool is_causal=False, Tensor? gate=None, float? softcap=None, Tensor? sinks=None" +
+         gives)
             .c_str());
   m.def(("attention(Tensor x, Tensor packed_q, Tensor weight_scale_q, Tensor? bias_q, "
          "Tensor? packed_k, Tensor? weight_scale_k, Tensor? bias_k, Tensor? packed_v, "
@@ -212,6 +218,7 @@ STABLE_TORCH_LIBRARY_IMPL(dynquant, CPU, m) {
   ops.add<&dynquant::linear_block>("linear_block");
   ops.add<&dynquant::feed_forward>("feed_forward");
   ops.add<&dynquant::rotary>("rotary");
+  ops.add<&dynquant::experts>("experts");
   ops.add<&dynquant::scaled_dot_product>("scaled_dot_product");
   ops.add<&dynquant::relative_attention>("relative_attention");
   ops.add<&dynquant::gated_delta_rule>("gated_delta_rule");

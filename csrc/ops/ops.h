@@ -67,14 +67,21 @@ Tensor feed_forward(const Tensor& x, const Tensor& packed_up, const Tensor& weig
                     const std::optional<Tensor>& norm_after_bias, double norm_after_eps,
                     bool per_token, bool symmetric, int64_t activation_bits, bool residual_last);
 
+Tensor experts(const Tensor& x, const Tensor& chosen, const Tensor& chosen_weights,
+               const Tensor& weight_up, const Tensor& weight_scale_up,
+               const std::optional<Tensor>& bias_up, int64_t n_up, const Tensor& weight_down,
+               const Tensor& weight_scale_down, const std::optional<Tensor>& bias_down,
+               int64_t n_down, int64_t activation, int64_t split, bool per_token, bool symmetric,
+               int64_t activation_bits);
+
 Tensor rotary(const Tensor& x, const Tensor& cos, const Tensor& sin, bool interleaved);
 Tensor scaled_dot_product(const Tensor& query, const Tensor& key, const Tensor& value,
                           const std::optional<Tensor>& mask,
                           const std::optional<Tensor>& position_bias, bool is_causal,
                           std::optional<double> scale, bool integers,
                           const std::optional<Tensor>& key_scale,
-                          const std::optional<Tensor>& value_scale,
-                          std::optional<double> softcap, const std::optional<Tensor>& sinks);
+                          const std::optional<Tensor>& value_scale, std::optional<double> softcap,
+                          const std::optional<Tensor>& sinks);
 Tensor relative_attention(const Tensor& query, const Tensor& key, const Tensor& value,
                           const std::optional<Tensor>& position_key,
                           const std::optional<Tensor>& position_query,

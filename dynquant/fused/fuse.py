@@ -16,6 +16,7 @@ from dynquant.fused.comparison import (
 )
 from dynquant.fused.decoder import FusedDecoder, token_plan_of
 from dynquant.fused.embeddings import FusedEmbeddings, sum_names
+from dynquant.fused.experts import FusedExperts, activation_of_experts, experts_difference
 from dynquant.fused.functions import FusedActivation, FusedNorm, norm_of
 from dynquant.fused.inline import FusedInline
 from dynquant.fused.known import known_as, stranger_in
@@ -32,7 +33,8 @@ def fuse(model: nn.Module, inplace: bool = False, *, attention: str = "integer")
     """The model whose known blocks run as single ops: feed-forward, attention, encoder layers.
 
     Norms that libraries make of many ops of torch run as one as well, wherever they are, and so do
-    the functions of linear attention, state spaces and short convolutions.
+    the functions of linear attention, state spaces and short convolutions, and the experts of a
+    mixture.
 
     Modules, their names, the state dict, copies, pickles and saving stay what they are: instances
     of the blocks get a class derived from their own. What a fused block cannot do (gradients,
@@ -96,7 +98,8 @@ def _fuse(model, attention):
     mixers = [module for module in model.modules() if is_mixer(module)]
     for module in mixers:
         swap_class(module, FusedMixer)
-    for module in list(model.modules()) if whole or mixers else ():
+    experts = _fuse_experts(model, reasons)
+    for module in list(model.modules()) if whole or mixers or experts else ():
         names = sum_names(module)
         if names is not None:
             swap_class(getattr(module, names.norm), FusedNorm, "layer")
@@ -109,7 +112,27 @@ def _fuse(model, attention):
             swap_class(module, FusedBidirectional)
         elif not module._modules and (kind := _slow_norm(module)) is not None:
             swap_class(module, FusedNorm, kind)
-    _warn(blocks or mixers, reasons)
+    _warn(blocks or mixers or experts, reasons)
+
+
+def _fuse_experts(model, reasons):
+    """Lets the experts of mixtures run as ops.
+
+    Returns:
+        whether there are any whose op is known.
+    """
+    found = False
+    for name, module in list(model.named_modules()):
+        activation = activation_of_experts(module)
+        if activation is None:
+            continue
+        found = True
+        if reason := experts_difference(module, activation):
+            reasons[name] = reason
+        else:
+            _run_as_ops((), [(module.act_fn, activation)])
+            swap_class(module, FusedExperts, activation)
+    return found
 
 
 def _slow_norm(module):

@@ -82,6 +82,13 @@ def _rows(mod, weight):
     return weight.transpose(1, 2) if mod.is_transposed else weight
 
 
+def _zeros(x, weights):
+    """What products are added to, in fp32 at least, and the dtype of one."""
+    product_type = torch.promote_types(x.dtype, weights.dtype)
+    total_type = torch.promote_types(product_type, torch.float32)
+    return torch.zeros_like(x, dtype=total_type), product_type
+
+
 class Experts(QuantizedModule):
     """The experts of one layer, each of two linear layers with int8 weights.
 
@@ -92,8 +99,8 @@ class Experts(QuantizedModule):
         w * down_e(gate(up_e(x)))
 
     in the order of e, where up_e and down_e compute as dynquant.nn.Linear does, each for the tokens
-    of its expert together, and gate is the float class's own function. The sum has the dtype of
-    such a product, and is rounded to x's at the end.
+    of its expert together, and gate is the float class's own function. Sums are in fp32, and are
+    rounded at the end, to the dtype of such a product and to x's.
 
     The weights are held as one packed weight an expert. The state dict has for each of the two,
     gate_up_proj (up_proj, where there is no gate) and down_proj: gate_up_proj_int8 (int8 [E, N, K],
@@ -177,7 +184,7 @@ class Experts(QuantizedModule):
         if x.is_cpu and not wants_gradient and len(order) <= _FEW_ROWS:
             order = order[: int(counts.sum())]
             return self._all_at_once(x, weights, order, counts, choices)
-        total = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, weights.dtype))
+        total, total_type = _zeros(x, weights)
         first = 0
         for expert, count in enumerate(counts.tolist()):
             if count:
@@ -186,7 +193,7 @@ class Experts(QuantizedModule):
                 y = self._expert(expert, x[tokens]) * weights[places, None]
                 total.index_add_(0, tokens, y.to(total.dtype))
                 first += count
-        return total.to(x.dtype)
+        return total.to(total_type).to(x.dtype)
 
     forward.__signature__ = _CALL  # for whoever reads it, as error messages do
 
@@ -200,8 +207,8 @@ class Experts(QuantizedModule):
         tokens = order // choices
         y = self._gated(x[tokens], lambda name, y: self._grouped(name, y, counts))
         y = y * weights[order, None]
-        total = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, weights.dtype))
-        return total.index_add(0, tokens, y.to(total.dtype)).to(x.dtype)
+        total, total_type = _zeros(x, weights)
+        return total.index_add(0, tokens, y.to(total.dtype)).to(total_type).to(x.dtype)
 
     def _grouped(self, name, x, counts):
         one, bias = self._formats[name], self._parameters.get(f"{name}_bias")

@@ -36,6 +36,29 @@ def _conv1d(x, packed, weight_scale, bias, kernel_size, *arguments, out_shape=No
     return 2 * prod(out_shape) * kernel_size * x[1] // groups
 
 
+@register_flop_formula(OPS.experts)
+def _experts(
+    x,
+    chosen,
+    weights,
+    up,
+    scale_up,
+    bias_up,
+    n_up,
+    down,
+    scale,
+    bias,
+    n_down,
+    activation,
+    split=0,
+    *arguments,
+    out_shape=None,
+    **options,
+):
+    inner = n_up // 2 if split else n_up
+    return 2 * prod(chosen) * (x[1] * n_up + inner * n_down)
+
+
 @register_flop_formula(OPS.causal_conv1d)
 def _causal_conv1d(x, weight, *arguments, out_shape=None, **options):
     return 2 * prod(x) * weight[1]

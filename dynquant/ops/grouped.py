@@ -62,7 +62,7 @@ def _(
     groups, k = counts.shape[0], x.shape[1]
     if weight_scale is None:
         check_dtype("weight", weight, *HALF_DTYPES)
-        _check_shape("weight", weight, (groups, n, k))
+        check_shapes("weight", weight, (groups, n, k))
     else:
         check_dtype("weight", weight, torch.int8)
         torch._check(k <= _C.max_k, lambda: f"x has K = {k}, more than {_C.max_k}")
@@ -72,14 +72,14 @@ def _(
             lambda: f"weight must have the shape [{groups}, {size} or more], {_found(weight)}",
         )
         check_dtype("weight_scale", weight_scale, torch.float32)
-        _check_shape("weight_scale", weight_scale, (groups, n), (groups, 1))
+        check_shapes("weight_scale", weight_scale, (groups, n), (groups, 1))
     if bias is not None:
         check_dtype("bias", bias, *FLOAT_DTYPES)
-        _check_shape("bias", bias, (groups, n))
+        check_shapes("bias", bias, (groups, n))
     return x.new_empty(x.shape[0], n)
 
 
-def _check_shape(name, tensor, *shapes):
+def check_shapes(name, tensor, *shapes):
     torch._check(
         any(tuple(tensor.shape) == shape for shape in shapes),
         lambda: f"{name} must have the shape {' or '.join(map(str, shapes))}, {_found(tensor)}",

@@ -1,0 +1,226 @@
+// experts: the two products of a mixture's experts with an activation between them, for the rows
+// that chose them, to the weighted sum of each token.
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "../cpu/convert.h"
+#include "block.h"
+#include "grouped_product.h"
+
+namespace dynquant {
+namespace {
+
+constexpr GroupedNames kUp = {"weight_up", "weight_scale_up", "bias_up", "n_up"};
+constexpr GroupedNames kDown = {"weight_down", "weight_scale_down", "bias_down", "n_down"};
+
+// The choices of all tokens, chosen[T, C], by expert, those of one expert in their own order.
+struct Routing {
+  std::vector<int64_t> sizes;     // of each expert
+  std::vector<int64_t> choices;   // numbers of the choices, t * C + c
+  std::vector<int64_t> of_token;  // [T, C]: which of `choices` are a token's, ascending; -1: none
+
+  Routing(const Tensor& chosen, int64_t experts) : sizes(static_cast<size_t>(experts)) {
+    const Tensor held = dense(chosen);
+    const int64_t* of = static_cast<const int64_t*>(held.const_data_ptr());
+    const int64_t count = held.numel(), each = held.size(1);
+    for (int64_t i = 0; i < count; ++i) {
+      check(of[i] >= 0, "chosen must not be negative, got ", of[i]);
+      if (of[i] < experts) ++sizes[static_cast<size_t>(of[i])];
+    }
+    std::vector<int64_t> next(sizes.size());
+    int64_t all = 0;
+    for (size_t e = 0; e < sizes.size(); all += sizes[e++]) next[e] = all;
+    choices.resize(static_cast<size_t>(all));
+    of_token.assign(static_cast<size_t>(count), -1);
+    for (int64_t i = 0; i < count; ++i) {
+      if (of[i] >= experts) continue;
+      const int64_t at = next[static_cast<size_t>(of[i])]++;
+      choices[static_cast<size_t>(at)] = i;
+      of_token[static_cast<size_t>(i)] = at;
+    }
+    for (int64_t t = 0; t < count; t += each) {
+      std::sort(of_token.begin() + t, of_token.begin() + t + each);
+    }
+  }
+
+  int64_t rows() const { return static_cast<int64_t>(choices.size()); }
+  int64_t active() const {
+    return std::count_if(sizes.begin(), sizes.end(), [](int64_t size) { return size > 0; });
+  }
+};
+
+inline float rounded(float value, const float*) { return value; }
+template <class T>
+inline float rounded(float value, const T*) {
+  T narrowed;
+  narrow(value, &narrowed);
+  return widen(narrowed);
+}
+
+class Experts {
+ public:
+  Experts(const Tensor& x, const Tensor& chosen, const Tensor& chosen_weights, GroupedWeights up,
+          GroupedWeights down, int64_t inner, int64_t activation, int64_t split,
+          const ActivationScheme& scheme)
+      : kernels_(kernels_in_use()),
+        dtype_(check_float(x, "x")),
+        bytes_(bytes_of(dtype_)),
+        type_(x.scalar_type()),
+        x_(rows_of(x, "x")),
+        up_(std::move(up)),
+        down_(std::move(down)),
+        inner_(inner),
+        activation_(check_activation(activation, "activation")),
+        split_(split),
+        scheme_(scheme),
+        choices_(chosen.size(1)),
+        weights_type_(check_float(chosen_weights, "chosen_weights")),
+        routing_(chosen, up_.groups) {
+    weights_.resize(static_cast<size_t>(chosen_weights.numel()));
+    kernels_.widen(dense(chosen_weights).const_data_ptr(), weights_type_, chosen_weights.numel(),
+                   weights_.data());
+  }
+
+  Tensor run() const {
+    Tensor y = empty({x_.m, down_.n}, type_);
+    if (x_.m * down_.n == 0) return y;
+    const int64_t m = routing_.rows();
+    Tensor gathered = empty({m, x_.k}, type_), hidden = empty({m, up_.n}, type_);
+    Tensor results = empty({m, down_.n}, type_);
+    const auto data = [](Tensor& t) { return static_cast<char*>(t.mutable_data_ptr()); };
+    with_team(nanoseconds(), [&] {
+      gather(data(gathered));
+      multiply_groups(up_, rows_at(data(gathered), m, x_.k, x_.k * bytes_), data(hidden));
+      activate(data(hidden));
+      char* activated = data(hidden) + (split_ == 2 ? inner_ * bytes_ : 0);
+      multiply_groups(down_, rows_at(activated, m, inner_, up_.n * bytes_), data(results));
+      sum(data(results), data(y));
+    });
+    return y;
+  }
+
+ private:
+  double nanoseconds() const {
+    const int64_t active = std::max<int64_t>(1, routing_.active()), m = routing_.rows() / active;
+    const Product& product = product_for(kernels_, std::max<int64_t>(1, m));
+    const auto of_one = [&](int64_t n, int64_t k) {
+      return product_nanoseconds(m, n, k, product.costs, product.row_multiple);
+    };
+    return static_cast<double>(active) * (of_one(up_.n, x_.k) + of_one(down_.n, inner_));
+  }
+
+  void gather(char* to) const {
+    const int64_t row = x_.k * bytes_;
+    run_rows(routing_.rows(), row, [&](int64_t m) {
+      const int64_t token = routing_.choices[static_cast<size_t>(m)] / choices_;
+      std::memcpy(to + m * row, x_.data + token * x_.stride, static_cast<size_t>(row));
+    });
+  }
+
+  void multiply_groups(const GroupedWeights& by, const Rows& rows, char* out) const {
+    Group group{0, rows, out};
+    for (int64_t size : routing_.sizes) {
+      group.rows.m = size;
+      if (size > 0) multiply_packed(kernels_, by, group, dtype_, bytes_, scheme_);
+      ++group.index;
+      group.rows.data += size * rows.stride;
+      group.out += size * by.n * bytes_;
+    }
+  }
+
+  void activate(char* hidden) const {
+    const int64_t half = inner_ * bytes_;
+    run_rows(routing_.rows(), inner_ * kExpCost, [&](int64_t m) {
+      char* row = hidden + m * up_.n * bytes_;
+      char* x = split_ == 2 ? row + half : row;
+      const char* by = split_ == 0 ? nullptr : split_ == 1 ? row + half : row;
+      kernels_.activate({activation_, dtype_, x, by, inner_, x});
+    });
+  }
+
+  // In fp32 and the order of the experts, each product rounded to its type.
+  template <class T, class Product>
+  void sum_tokens(const T* results, T* y, const Product* type) const {
+    const int64_t n = down_.n;
+    run_range(x_.m, choices_ * n * bytes_, [&](int64_t begin, int64_t end) {
+      std::vector<float> memory(static_cast<size_t>(n));
+      float* __restrict__ const total = memory.data();
+      for (int64_t t = begin; t < end; ++t) {
+        std::fill(total, total + n, 0.0f);
+        for (int64_t c = 0; c < choices_; ++c) {
+          const int64_t at = routing_.of_token[static_cast<size_t>(t * choices_ + c)];
+          if (at < 0) continue;
+          const T* row = results + at * n;
+          const int64_t choice = routing_.choices[static_cast<size_t>(at)];
+          const float weight = weights_[static_cast<size_t>(choice)];
+          for (int64_t i = 0; i < n; ++i) {
+            total[i] += rounded(widen(row[i]) * weight, type);
+          }
+        }
+        for (int64_t i = 0; i < n; ++i) narrow(total[i], y + t * n + i);
+      }
+    });
+  }
+
+  void sum(const char* results, char* y) const {
+    const bool is_wide = dtype_ == Dtype::f32 || weights_type_ != dtype_;
+    const auto of_type = [&](auto* type) {
+      using T = std::remove_pointer_t<decltype(type)>;
+      const T* from = reinterpret_cast<const T*>(results);
+      T* to = reinterpret_cast<T*>(y);
+      constexpr const float* kWide = nullptr;
+      if (is_wide) return sum_tokens(from, to, kWide);
+      sum_tokens(from, to, static_cast<const T*>(nullptr));
+    };
+    if (dtype_ == Dtype::f32) return of_type(static_cast<float*>(nullptr));
+    if (dtype_ == Dtype::bf16) return of_type(static_cast<Bfloat16*>(nullptr));
+    of_type(static_cast<Half*>(nullptr));
+  }
+
+  const Kernels& kernels_;
+  const Dtype dtype_;
+  const int64_t bytes_;
+  const ScalarType type_;
+  const Rows x_;
+  const GroupedWeights up_, down_;
+  const int64_t inner_;  // values between both products
+  const Activation activation_;
+  const int64_t split_;
+  const ActivationScheme scheme_;
+  const int64_t choices_;
+  const Dtype weights_type_;
+  const Routing routing_;
+  std::vector<float> weights_;  // [T, C]
+};
+
+}  // namespace
+
+Tensor experts(const Tensor& x, const Tensor& chosen, const Tensor& chosen_weights,
+               const Tensor& weight_up, const Tensor& weight_scale_up,
+               const std::optional<Tensor>& bias_up, int64_t n_up, const Tensor& weight_down,
+               const Tensor& weight_scale_down, const std::optional<Tensor>& bias_down,
+               int64_t n_down, int64_t activation, int64_t split, bool per_token, bool symmetric,
+               int64_t activation_bits) {
+  const ActivationScheme scheme(per_token, symmetric, activation_bits, "activation_bits");
+  check_float(x, "x");
+  const int64_t k = checked_depth(x);
+  check_tensor(chosen, "chosen", {ScalarType::Long});
+  check(chosen.dim() == 2 && chosen.size(0) == x.size(0), "chosen must have the shape [", x.size(0),
+        ", C], got ", ShapeOf(chosen));
+  check_float(chosen_weights, "chosen_weights");
+  check_shape(chosen_weights, "chosen_weights", {chosen.size(0), chosen.size(1)});
+  check(split >= 0 && split <= 2,
+        "split must be 0 (no gate), 1 (weight_up has the gate's rows first) or 2 (last), got ",
+        split);
+  check(split == 0 || n_up % 2 == 0, "n_up must be even where split is ", split, ", got ", n_up);
+  const int64_t inner = split == 0 ? n_up : n_up / 2;
+  const int64_t experts = weight_up.dim() == 2 ? weight_up.size(0) : 0;
+  GroupedWeights up(experts, k, weight_up, weight_scale_up, bias_up, n_up, kUp);
+  GroupedWeights down(experts, inner, weight_down, weight_scale_down, bias_down, n_down, kDown);
+  return Experts(x, chosen, chosen_weights, std::move(up), std::move(down), inner, activation,
+                 split, scheme)
+      .run();
+}
+
+}  // namespace dynquant
