@@ -3,7 +3,7 @@
 import pytest
 import torch
 from compare import assert_same
-from fused import Counting, decibels, fused, randomized, small
+from fused import Counting, Wrapped, decibels, fused, randomized, small
 from test_fused_token import CONFIG, MODELS, NEXT, PROMPT, after_prompt, assert_close
 from torch import nn
 
@@ -85,15 +85,6 @@ def test_the_attention_is_called_by_its_linear_layers(name):
             found = model(input_ids=PROMPT, **given)[0]
     assert not counting.found["query_key_value"] and counting.found["scaled_dot_product"]
     assert_same(found, expected)
-
-
-class Wrapped(nn.Module):
-    def __init__(self, inner):
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x):
-        return self.inner(x)
 
 
 def test_values_that_an_option_changes():

@@ -6,9 +6,8 @@ import pickle
 import pytest
 import torch
 from compare import assert_same
-from fused import Counting, assert_alike, decibels, fused, hidden, randomized, small
+from fused import Counting, Wrapped, assert_alike, decibels, fused, hidden, randomized, small
 from test_fused_token import CONFIG, NEXT, PROMPT, after_prompt, assert_close
-from torch import nn
 
 import dynquant
 
@@ -169,15 +168,6 @@ def test_a_change_of_a_norm_is_noticed(names):
         assert decibels(after_prompt(model)[0][0], before) < 60
         handle.remove()
         assert_same(after_prompt(model)[0][0], before)
-
-
-class Wrapped(nn.Module):
-    def __init__(self, inner):
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x):
-        return self.inner(x)
 
 
 def test_called_by_the_linear_layers(made):

@@ -41,13 +41,12 @@ TURNED = {
 # before them; a norm of OLMo's is of all heads together. Phi-3 and GPT-2 have one linear layer for
 # query, key and value. The second layer of SmolLM3 has no rotary embedding. GLM, Helium and ERNIE
 # 4.5 turn pairs of neighbors, GLM half of a head's features, and GLM 4 has norms before and behind.
-# Gemma 2 and VaultGemma cap their scores, Ministral 3 multiplies queries by a number that grows
-# from the third position on.
+# Gemma 2 caps its scores, Ministral 3 multiplies queries by a number that grows from the third
+# position on.
 MODELS = {
     **dict.fromkeys(("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Phi3"), CONFIG),
     "Gemma3Text": GEMMA3,
     "Gemma2": {**GEMMA3, "attn_logit_softcapping": 1.0},
-    "VaultGemma": {**GEMMA3, "attn_logit_softcapping": 1.0},
     "Olmo2": CONFIG,
     "Olmo3": GEMMA3,
     "Exaone4": {**CONFIG, "sliding_window": None, "layer_types": 2 * ["full_attention"]},

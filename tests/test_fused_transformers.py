@@ -184,7 +184,10 @@ OTHERS = {
         TOKENS,
         (1, 2, 0),
     ),
-    "Gemma2": (DECODER, _layers("layers", ".mlp"), TOKENS, (0, 2, 0)),
+    "Gemma2": (DECODER, _layers("layers"), TOKENS, (2, 2, 0)),
+    "VaultGemma": (DECODER, _layers("layers"), TOKENS, (2, 2, 0)),
+    "Qwen3VLText": (DECODER, _layers("layers"), TOKENS, (2, 2, 0)),
+    "SeedOss": (DECODER, _layers("layers"), TOKENS, (2, 2, 0)),
 }
 
 
