@@ -1,5 +1,9 @@
 """Attentions that run as ops in layers of decoders that are not known as a whole."""
 
+import copy
+import importlib
+import inspect
+
 import pytest
 import torch
 from compare import assert_same
@@ -8,6 +12,7 @@ from test_fused_token import CONFIG, MODELS, NEXT, PROMPT, after_prompt, assert_
 from torch import nn
 
 import dynquant
+from dynquant.fused.adapters import registered
 from dynquant.fused.block import FusedBlock
 
 GRANITE4 = {
@@ -105,6 +110,17 @@ def test_a_gate_of_another_size_is_left_as_it_is():
         dynquant.fuse(dynquant.quantize_dynamic(model))
 
 
+def test_arguments_are_those_of_the_classes():
+    """In the order in which their forward takes them."""
+    for name, adapter in registered().items():
+        module, _, kind = name.rpartition(".")
+        if not module.startswith("transformers."):
+            continue
+        forward = inspect.unwrap(getattr(importlib.import_module(module), kind).forward)
+        own = list(inspect.signature(forward).parameters)[1:]
+        assert own[: len(adapter.arguments)] == list(adapter.arguments), name
+
+
 @pytest.mark.parametrize("start", [0, 2, 11])
 def test_positions_that_stretch_the_query(start):
     """They are those of the call, and both numbers those of the config at that time."""
@@ -114,7 +130,12 @@ def test_positions_that_stretch_the_query(start):
     results = []
     for beta in (0.5, 2.0):
         for one in (model, quantized):
-            one.config.rope_parameters["llama_4_scaling_beta"] = beta
+            if beta == 0.5:
+                one.config.rope_parameters["llama_4_scaling_beta"] = beta
+            else:  # and another config
+                for layer in one.layers:
+                    layer.self_attn.config = config = copy.deepcopy(one.config)
+                    config.rope_parameters["llama_4_scaling_beta"] = beta
         with torch.no_grad(), Counting() as counting:
             found = model(**given)[0]
         assert counting.found["query_key_value"] == 2

@@ -12,8 +12,9 @@ from test_nn_experts import CLASSES, EXPERTS, QCONFIGS, experts, quantized, rout
 from torch import nn
 
 import dynquant
-from dynquant.fused.classes import base_of
+from dynquant.fused.classes import base_of, swap_class
 from dynquant.fused.experts import FusedExperts
+from dynquant.fused.functions import FusedActivation
 
 FUSED = ("mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v3", "nemotron_h")
 
@@ -86,9 +87,10 @@ def test_an_index_beyond_the_experts_and_names():
     found, is_op = runs_as_op(model, x, top_k_weights=weights, top_k_index=chosen)
     assert is_op and signal_to_noise(unfused(x, chosen, weights), found) > 100
     assert model(*routed(tokens=0)).shape == (0, x.shape[1])
-    # Another number of bits for them: as before.
-    _, is_op = runs_as_op(model, x, chosen.int(), weights)
-    assert not is_op
+    # Of other dtypes: as before.
+    for other in ((chosen.int(), weights), (chosen, weights.double())):
+        found, is_op = runs_as_op(model, x, *other)
+        assert not is_op and signal_to_noise(unfused(x, *other), found) > 100
 
 
 def test_gradients_and_autocast():
@@ -115,9 +117,29 @@ def test_a_hook_and_another_activation():
     assert seen and not is_op
     assert_same(found, expected)
     handle.remove()
-    model.act_fn = nn.ReLU()
+    handle = nn.modules.module.register_module_forward_hook(lambda *given: seen.append(given[0]))
+    try:
+        found, is_op = runs_as_op(model, *routed())
+    finally:
+        handle.remove()
+    assert model.act_fn in seen and not is_op
+    assert_same(found, expected)
+    fused_gelu = nn.GELU().eval()
+    swap_class(fused_gelu, FusedActivation, "gelu")
+    for activation in (nn.ReLU(), fused_gelu):
+        model.act_fn = activation
+        found, is_op = runs_as_op(model, *routed())
+        assert not is_op and signal_to_noise(expected, found) < 40
+
+
+def test_weights_of_zero():
+    mod = experts()
+    nn.init.zeros_(mod.down_proj)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = dynquant.fuse(quantized(mod))
     found, is_op = runs_as_op(model, *routed())
-    assert not is_op and signal_to_noise(expected, found) < 40
+    assert is_op and not found.any()
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])

@@ -75,9 +75,16 @@ class Unweighted(nn.Module):
         return self._factor * y.flatten(-2)
 
 
+class Widening(Unweighted):
+    """The same whose result is in fp32 in any case."""
+
+    def forward(self, x):
+        return super().forward(x.float())
+
+
 def test_without_a_weight():
     assert norm_of(Unweighted()) == norm_of(Unweighted(0.5)) == "rms"
-    others = Unweighted(group=8), Unweighted(factor=1.1), nn.CosineSimilarity()
+    others = Unweighted(group=8), Unweighted(factor=1.1), Widening(), nn.CosineSimilarity()
     for module in (*others, nn.InstanceNorm1d(4), nn.GroupNorm(2, 4, affine=False)):
         assert norm_of(module) is None
     x = torch.randn(2, 3, 5)

@@ -183,6 +183,22 @@ def test_called_by_the_linear_layers(made):
     assert_alike(cache, other, 200)
 
 
+def test_a_key_that_is_the_value_too_is_computed_once():
+    quantized, model = made_of("Gemma4Text of keys")
+    counts = []
+    for one in (quantized, model):
+        attention = one.layers[1].self_attn
+        assert attention.v_proj is None
+        seen = []
+        attention.k_proj.register_forward_hook(
+            lambda *given, seen=seen: seen.append(given) and None
+        )
+        with torch.no_grad():
+            one(input_ids=PROMPT)
+        counts.append(len(seen))
+    assert counts == [1, 1]
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
 def test_copies(made, copied):
     _, model = made

@@ -476,6 +476,7 @@ def test_norms_of_heads():
         ({**NAMED, "softcap": "n"}, {"family": "torch_layer"}, "of transformers with output"),
         ({**NAMED, "sinks": "n", "output": None}, {}, "of transformers with output"),
         ({**NAMED, "gated": True, "output": None}, {}, "names for key, value and output"),
+        ({**NAMED, "gated": True, "head_gate": "n"}, {}, "name one of them"),
         ({**NAMED, "query_norm": "n"}, {}, "name both, or neither"),
         ({**NAMED, "result_norm": "n"}, {}, "it goes with norm_first=True"),
         ({**NAMED, **NORMS, "output": None}, {}, "of transformers with output"),

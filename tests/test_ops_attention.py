@@ -581,6 +581,8 @@ class TestErrors:
             ({"value_scale": torch.ones(2, 5, 3)}, "value_scale goes with a value in int8"),
             ({"softcap": 0.0}, "softcap must be positive and finite"),
             ({"softcap": -1.0}, "softcap must be positive and finite"),
+            ({"softcap": 1e-50}, "softcap must be positive and finite"),
+            ({"softcap": 1e300}, "softcap must be positive and finite"),
             ({"softcap": float("nan")}, "softcap must be positive and finite"),
             ({"sinks": torch.ones(2)}, "sinks must have the shape"),
             ({"sinks": torch.ones(3, 1)}, "sinks must have the shape"),

@@ -90,6 +90,18 @@ def test_a_token_does_not_depend_on_others(isa, threads):  # noqa: F811
         assert_same(call("experts", valid | some), whole[rows])
 
 
+def test_more_rows_than_are_held_at_once():
+    """Experts go in blocks whose rows fit into 32 MiB."""
+    valid = valid_grouped_arguments(m=(1000,), n=32, k=4096)
+    for dtype in (torch.float32, torch.bfloat16):
+        given = {"x": valid["x"].to(dtype), "chosen_weights": valid["chosen_weights"].to(dtype)}
+        whole = call("experts", valid | given)
+        for rows in (slice(0, 3), slice(990, 1000)):
+            some = {name: one[rows] for name, one in given.items()}
+            some["chosen"] = valid["chosen"][rows]
+            assert_same(call("experts", valid | some), whole[rows])
+
+
 def test_strides_and_nobody(isa):
     valid = valid_grouped_arguments(m=(5,))
     expected = call("experts", valid)
@@ -130,6 +142,8 @@ WRONG = [
     ({"n_up": -2}, "n_up"),
     ({"n_up": 3}, "n_up must be even"),
     ({"n_down": 1 << 40}, "n_down"),
+    ({"weight_up": torch.tensor(1, dtype=torch.int8)}, "weight_up must have the shape"),
+    ({"x": torch.zeros(5, 1).expand(5, 1 << 19)}, "x has K = 524288, more than"),
     ({"activation": 99}, "activation must"),
     ({"split": 3}, "split must be 0"),
     ({"activation_bits": 4}, "activation_bits"),

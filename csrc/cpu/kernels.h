@@ -219,8 +219,8 @@ struct RotaryArgs {
 
 // Rows of attention scores, in place: s * scale, plus what is added, becomes p = exp(s - max s),
 // and that times value_scale. A sink is one more score of each row, which nothing is added to and
-// which counts in the maximum and the sum alone. `scores` and `added` may be read up to a multiple of kPartials, and
-// `scores` is written up to there.
+// which counts in the maximum and the sum alone. `scores` and `added` may be read up to a multiple
+// of kPartials, and `scores` is written up to there.
 constexpr int64_t kPartials = 16;  // partial sums of every sum over a row
 struct ScoresArgs {
   float* scores;

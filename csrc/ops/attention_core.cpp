@@ -69,7 +69,7 @@ AttentionCore::AttentionCore(const Kernels& kernels, Dtype dtype, Dtype kept_dty
 
 void AttentionCore::cap_scores(double softcap) {
   softcap_ = static_cast<float>(softcap);
-  check(softcap_ > 0.0f && std::isfinite(softcap_) && std::isfinite(scale_ / softcap_),
+  check(softcap_ >= FLT_MIN && std::isfinite(softcap_) && std::isfinite(scale_ / softcap_),
         "softcap must be positive and finite, and scale / softcap finite, got ", softcap);
 }
 

@@ -58,6 +58,14 @@ inline float rounded(float value, const T*) {
   return widen(narrowed);
 }
 
+// Experts one after the other, and their choices.
+struct Block {
+  int64_t first, last;  // experts
+  int64_t begin, end;   // choices
+
+  int64_t rows() const { return end - begin; }
+};
+
 class Experts {
  public:
   Experts(const Tensor& x, const Tensor& chosen, const Tensor& chosen_weights, GroupedWeights up,
@@ -85,17 +93,29 @@ class Experts {
   Tensor run() const {
     Tensor y = empty({x_.m, down_.n}, type_);
     if (x_.m * down_.n == 0) return y;
-    const int64_t m = routing_.rows();
-    Tensor gathered = empty({m, x_.k}, type_), hidden = empty({m, up_.n}, type_);
-    Tensor results = empty({m, down_.n}, type_);
+    const bool is_wide = dtype_ == Dtype::f32;
+    Tensor total = is_wide ? y : empty({x_.m, down_.n}, ScalarType::Float);
+    float* const sums = static_cast<float*>(total.mutable_data_ptr());
+    const std::vector<Block> blocks = blocks_of_experts();
+    int64_t most = 0;
+    for (const Block& block : blocks) most = std::max(most, block.rows());
+    Tensor gathered = empty({most, x_.k}, type_), hidden = empty({most, up_.n}, type_);
+    Tensor results = empty({most, down_.n}, type_);
     const auto data = [](Tensor& t) { return static_cast<char*>(t.mutable_data_ptr()); };
     with_team(nanoseconds(), [&] {
-      gather(data(gathered));
-      multiply_groups(up_, rows_at(data(gathered), m, x_.k, x_.k * bytes_), data(hidden));
-      activate(data(hidden));
-      char* activated = data(hidden) + (split_ == 2 ? inner_ * bytes_ : 0);
-      multiply_groups(down_, rows_at(activated, m, inner_, up_.n * bytes_), data(results));
-      sum(data(results), data(y));
+      run_range(x_.m, down_.n * 4, [&](int64_t begin, int64_t end) {
+        std::fill(sums + begin * down_.n, sums + end * down_.n, 0.0f);
+      });
+      for (const Block& block : blocks) {
+        const int64_t m = block.rows();
+        gather(block, data(gathered));
+        multiply_groups(block, up_, rows_at(data(gathered), m, x_.k, x_.k * bytes_), data(hidden));
+        activate(m, data(hidden));
+        char* activated = data(hidden) + (split_ == 2 ? inner_ * bytes_ : 0);
+        multiply_groups(block, down_, rows_at(activated, m, inner_, up_.n * bytes_), data(results));
+        add(block, data(results), sums);
+      }
+      if (!is_wide) narrow_rows(sums, data(y));
     });
     return y;
   }
@@ -110,28 +130,48 @@ class Experts {
     return static_cast<double>(active) * (of_one(up_.n, x_.k) + of_one(down_.n, inner_));
   }
 
-  void gather(char* to) const {
+  // Of as many as their rows fit into that memory, or of one.
+  std::vector<Block> blocks_of_experts() const {
+    constexpr int64_t kBytes = 32 << 20;
+    const int64_t row = (x_.k + up_.n + down_.n) * bytes_;
+    const int64_t most = std::max<int64_t>(1, kBytes / std::max<int64_t>(1, row));
+    std::vector<Block> blocks;
+    Block block = {0, 0, 0, 0};
+    for (int64_t size : routing_.sizes) {
+      if (block.rows() > 0 && block.rows() + size > most) {
+        blocks.push_back(block);
+        block = {block.last, block.last, block.end, block.end};
+      }
+      ++block.last;
+      block.end += size;
+    }
+    if (block.rows() > 0) blocks.push_back(block);
+    return blocks;
+  }
+
+  void gather(const Block& block, char* to) const {
     const int64_t row = x_.k * bytes_;
-    run_rows(routing_.rows(), row, [&](int64_t m) {
-      const int64_t token = routing_.choices[static_cast<size_t>(m)] / choices_;
+    run_rows(block.rows(), row, [&](int64_t m) {
+      const int64_t token = routing_.choices[static_cast<size_t>(block.begin + m)] / choices_;
       std::memcpy(to + m * row, x_.data + token * x_.stride, static_cast<size_t>(row));
     });
   }
 
-  void multiply_groups(const GroupedWeights& by, const Rows& rows, char* out) const {
-    Group group{0, rows, out};
-    for (int64_t size : routing_.sizes) {
+  void multiply_groups(const Block& block, const GroupedWeights& by, const Rows& rows,
+                       char* out) const {
+    Group group{block.first, rows, out};
+    for (; group.index < block.last; ++group.index) {
+      const int64_t size = routing_.sizes[static_cast<size_t>(group.index)];
       group.rows.m = size;
       if (size > 0) multiply_packed(kernels_, by, group, dtype_, bytes_, scheme_);
-      ++group.index;
       group.rows.data += size * rows.stride;
       group.out += size * by.n * bytes_;
     }
   }
 
-  void activate(char* hidden) const {
+  void activate(int64_t rows, char* hidden) const {
     const int64_t half = inner_ * bytes_;
-    run_rows(routing_.rows(), inner_ * kExpCost, [&](int64_t m) {
+    run_rows(rows, inner_ * kExpCost, [&](int64_t m) {
       char* row = hidden + m * up_.n * bytes_;
       char* x = split_ == 2 ? row + half : row;
       const char* by = split_ == 0 ? nullptr : split_ == 1 ? row + half : row;
@@ -139,43 +179,52 @@ class Experts {
     });
   }
 
-  // In fp32 and the order of the experts, each product rounded to its type.
+  // In the order of the experts, each product rounded to its type.
   template <class T, class Product>
-  void sum_tokens(const T* results, T* y, const Product* type) const {
+  void add_rows(const Block& block, const T* results, float* sums, const Product* type) const {
     const int64_t n = down_.n;
     run_range(x_.m, choices_ * n * bytes_, [&](int64_t begin, int64_t end) {
-      std::vector<float> memory(static_cast<size_t>(n));
-      float* __restrict__ const total = memory.data();
       for (int64_t t = begin; t < end; ++t) {
-        std::fill(total, total + n, 0.0f);
+        float* __restrict__ const sum = sums + t * n;
         for (int64_t c = 0; c < choices_; ++c) {
           const int64_t at = routing_.of_token[static_cast<size_t>(t * choices_ + c)];
-          if (at < 0) continue;
-          const T* row = results + at * n;
+          if (at < block.begin || at >= block.end) continue;
+          const T* row = results + (at - block.begin) * n;
           const int64_t choice = routing_.choices[static_cast<size_t>(at)];
           const float weight = weights_[static_cast<size_t>(choice)];
-          for (int64_t i = 0; i < n; ++i) {
-            total[i] += rounded(widen(row[i]) * weight, type);
-          }
+          for (int64_t i = 0; i < n; ++i) sum[i] += rounded(widen(row[i]) * weight, type);
         }
-        for (int64_t i = 0; i < n; ++i) narrow(total[i], y + t * n + i);
       }
     });
   }
 
-  void sum(const char* results, char* y) const {
+  void add(const Block& block, const char* results, float* sums) const {
     const bool is_wide = dtype_ == Dtype::f32 || weights_type_ != dtype_;
-    const auto of_type = [&](auto* type) {
+    with_type_of_rows([&](auto* type) {
       using T = std::remove_pointer_t<decltype(type)>;
       const T* from = reinterpret_cast<const T*>(results);
-      T* to = reinterpret_cast<T*>(y);
       constexpr const float* kWide = nullptr;
-      if (is_wide) return sum_tokens(from, to, kWide);
-      sum_tokens(from, to, static_cast<const T*>(nullptr));
-    };
-    if (dtype_ == Dtype::f32) return of_type(static_cast<float*>(nullptr));
-    if (dtype_ == Dtype::bf16) return of_type(static_cast<Bfloat16*>(nullptr));
-    of_type(static_cast<Half*>(nullptr));
+      if (is_wide) return add_rows(block, from, sums, kWide);
+      add_rows(block, from, sums, static_cast<const T*>(nullptr));
+    });
+  }
+
+  void narrow_rows(const float* sums, char* y) const {
+    with_type_of_rows([&](auto* type) {
+      using T = std::remove_pointer_t<decltype(type)>;
+      T* const to = reinterpret_cast<T*>(y);
+      run_range(x_.m * down_.n, static_cast<int64_t>(sizeof(float)),
+                [&](int64_t begin, int64_t end) {
+                  for (int64_t i = begin; i < end; ++i) narrow(sums[i], to + i);
+                });
+    });
+  }
+
+  template <class F>
+  void with_type_of_rows(const F& f) const {
+    if (dtype_ == Dtype::f32) return f(static_cast<float*>(nullptr));
+    if (dtype_ == Dtype::bf16) return f(static_cast<Bfloat16*>(nullptr));
+    f(static_cast<Half*>(nullptr));
   }
 
   const Kernels& kernels_;

@@ -157,6 +157,8 @@ class Attention:
             )
         if self.once and self.interleaved:
             raise ValueError("once and interleaved: name one of them")
+        if self.gated and self.head_gate:
+            raise ValueError("gated and head_gate: name one of them")
         if self.gated and (self.key is None or self.output is None):
             raise ValueError("gated: it goes with names for key, value and output")
         if self.key is None and (self.value_norm or self.value_is_key or self.shared):

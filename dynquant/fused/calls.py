@@ -317,6 +317,9 @@ def attention_in_parts(parts, call, integers, numbers):
         counts = parts.heads, parts.kv_heads, parts.kv_heads
         rows = found.query(call.x)
         projected = rows.split([count * found.head_dim for count in counts], -1)
+    elif found.value is found.key:
+        query, key = outputs_of((found.query, found.key), call.x)
+        projected = query, key, key
     else:
         projected = outputs_of((found.query, found.key, found.value), call.x)
     of_query = 2 * found.head_dim if found.gated else found.head_dim

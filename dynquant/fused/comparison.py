@@ -2,7 +2,7 @@
 
 import torch
 
-from dynquant.fused import inline
+from dynquant.fused import experts, inline
 from dynquant.fused.adapters import RESULTS
 from dynquant.fused.arguments import always_gives_weights, implementation_of
 from dynquant.fused.biases import with_bias
@@ -24,7 +24,7 @@ LEAST_DB = {"integer": 20, "float": 35}
 def chain_difference(chain):
     """Why the ops of a Chain cannot take the place of its modules, or ""."""
     for run in chain.runs:
-        if elsewhere := _elsewhere(run.linear):
+        if elsewhere := _elsewhere(run.linear.packed):
             return elsewhere
         x = expected = random_of(run.dtype())(BATCH, LENGTH, run.linear.in_features)
         try:
@@ -40,7 +40,7 @@ def chain_difference(chain):
 @torch.no_grad()
 def difference(module, parts, attention):
     """Why the fused form of `module`, not fused yet, cannot take its place, or ""."""
-    if elsewhere := _elsewhere(next(iter(parts.linears.values()))):
+    if elsewhere := _elsewhere(next(iter(parts.linears.values())).packed):
         return elsewhere
     way = parts.attention and implementation_of(parts.attention.core)
     if always_gives_weights(parts.adapter, way):
@@ -49,6 +49,23 @@ def difference(module, parts, attention):
         return _difference(module, parts, attention)
     except Exception as error:
         return f"could not be compared: {type(error).__name__}: {error}"
+
+
+@torch.no_grad()
+def experts_difference(module, activation):
+    """Why the op cannot take the place of the forward of dynquant.nn.Experts, or ""."""
+    up = next(iter(module._formats.values()))
+    if elsewhere := _elsewhere(module._held(up.name)[0]):
+        return elsewhere
+    choices = min(2, up.experts)
+    chosen = torch.arange(LENGTH * choices).view(LENGTH, choices) % up.experts
+    random = random_of(torch.float32)
+    given = random(LENGTH, up.k), chosen, random(LENGTH, choices)
+    try:
+        found, expected = experts.compute(module, activation, *given), module.forward(*given)
+    except Exception as error:
+        return f"could not be compared: {type(error).__name__}: {error}"
+    return _differs(found, expected, "float", "a random batch")
 
 
 def _difference(module, parts, attention):
@@ -193,8 +210,8 @@ def _first(result):
     return result if isinstance(result, torch.Tensor) else result[0]
 
 
-def _elsewhere(linear):
-    device = linear.packed.device
+def _elsewhere(packed):
+    device = packed.device
     return "" if device.type == "cpu" else f"is on {device}; blocks run fused on the CPU"
 
 

@@ -4,14 +4,14 @@ import sys
 
 import torch
 from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from dynquant.fused.classes import Swapped, base_of
-from dynquant.fused.functions import FusedActivation, activation_of, runs_as_op
+from dynquant.fused.functions import FLOATS, FusedActivation, activation_of, runs_as_op
 from dynquant.fused.hooks import disturbed
 from dynquant.nn.experts import Experts
 from dynquant.ops.blocks import ACTIVATIONS
 
-_LEAST_DB = 35  # to what it did before: bytes that round otherwise leave more
 _experts = torch.ops.dynquant.experts.default
 
 
@@ -24,14 +24,19 @@ class FusedExperts(Swapped):
             return compute(self, self._settings[0], x, chosen, weights)
         return super().forward(x, chosen, weights)
 
+    forward.__signature__ = Experts.forward.__signature__
+
     def _runs_as_op(self, x, chosen, weights):
         if not all(isinstance(one, torch.Tensor) for one in (x, chosen, weights)):
             return False
-        if self.training or disturbed(self.act_fn) or not isinstance(self.act_fn, FusedActivation):
+        if self.training or disturbed(self.act_fn) or _has_any_global_hook():
             return False
-        if x.dim() != 2 or chosen.shape != weights.shape or chosen.dtype != torch.int64:
+        own = isinstance(self.act_fn, FusedActivation) and self.act_fn._settings
+        if own != self._settings or chosen.dtype != torch.int64 or weights.dtype not in FLOATS:
             return False
-        if chosen.dim() != 2 or not weights.is_floating_point():
+        if x.dim() != 2 or chosen.dim() != 2 or chosen.shape != weights.shape:
+            return False
+        if chosen.shape[0] != x.shape[0]:
             return False
         return runs_as_op(x, lambda: (weights, *self._parameters.values()))
 
@@ -49,6 +54,7 @@ def activation_of_experts(module):
 
 
 def compute(module, activation, x, chosen, weights):
+    """What the forward of experts gives, by the op."""
     arguments = []
     for name, one in module._formats.items():
         bias = module._parameters.get(f"{name}_bias")
@@ -56,21 +62,3 @@ def compute(module, activation, x, chosen, weights):
         scheme = one.scheme
     split = 1 if module.has_gate else 0
     return _experts(x, chosen, weights, *arguments, ACTIVATIONS[activation], split, *scheme)
-
-
-@torch.no_grad()
-def experts_difference(module, activation):
-    """Why the op cannot take the place of a module's forward, or ""."""
-    up = next(iter(module._formats.values()))
-    device = module._held(up.name)[0].device
-    if device.type != "cpu":
-        return f"is on {device}; experts run fused on the CPU"
-    tokens, choices = 9, min(2, up.experts)
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(tokens, up.k, generator=generator)
-    chosen = torch.arange(tokens * choices).view(tokens, choices) % up.experts
-    weights = torch.rand(tokens, choices, generator=generator)
-    expected = module.forward(x, chosen, weights)
-    noise = (compute(module, activation, x, chosen, weights) - expected).double().square().sum()
-    ratio = float(10 * torch.log10(expected.double().square().sum() / noise.clamp(min=1e-30)))
-    return "" if ratio >= _LEAST_DB else f"differs: {ratio:.1f} dB to the unfused experts"

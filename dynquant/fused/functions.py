@@ -14,7 +14,7 @@ from dynquant.nn.quantize import remembered
 
 # How many values a norm without a weight is tried on: no multiple of a group's.
 _WITHOUT_WEIGHT = 37
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 # What the activations of the ops compute, in the order in which they are tried.
 _FORMULAS = {
@@ -69,7 +69,7 @@ def norm_of(module):
         return None if has_others_for_parameters(module) else module._settings[0]
     if type(module) is nn.Identity:
         return ""
-    if any(one.dtype not in _FLOATS for one in module.parameters()):
+    if any(one.dtype not in FLOATS for one in module.parameters()):
         return None
     if type(module) is nn.LayerNorm:
         return "layer" if len(module.normalized_shape) == 1 else None
@@ -84,13 +84,21 @@ def norm_of(module):
         return None  # it may be a weight for all values
     if any(True for _ in module.buffers()):
         return None  # it may keep what it sees
+    if weight is None:  # it may give another dtype than that of its input
+        kinds = {_kind_of(module, size, None, None, dtype) for dtype in FLOATS}
+        return kinds.pop() if len(kinds) == 1 else None
+    return _kind_of(module, size, weight, bias, weight.dtype)
+
+
+def _kind_of(module, size, weight, bias, dtype):
+    """What a norm of so many values with these parameters computes for an input of that dtype."""
     generator = torch.Generator().manual_seed(0)
     # Norms of channels, which come before the last dimension, find another number of them. The
     # mean of a row is as great as its deviation.
     shape = 2, 4 if size != 4 else 5, size
     rows = 1 + torch.randn(shape, generator=generator)
     x = rows * torch.logspace(-4, 1, shape[0] * shape[1]).view(*shape[:2], 1)
-    x = x.to(torch.float32 if weight is None else weight.dtype)
+    x = x.to(dtype)
     found = _evaluated(module, x)
     if found is None:
         return None
@@ -151,7 +159,7 @@ def runs_as_op(x, parameters=tuple):
     Args:
         parameters: gives those that may want a gradient; called where one could be wanted.
     """
-    if not x.is_cpu or x.dtype not in _FLOATS or x.is_nested or remembered(x) is not None:
+    if not x.is_cpu or x.dtype not in FLOATS or x.is_nested or remembered(x) is not None:
         return False
     if torch.is_autocast_enabled("cpu"):
         return False

@@ -12,11 +12,12 @@ from dynquant.fused.comparison import (
     LEAST_DB,
     chain_difference,
     difference,
+    experts_difference,
     sublayers_difference,
 )
 from dynquant.fused.decoder import FusedDecoder, token_plan_of
 from dynquant.fused.embeddings import FusedEmbeddings, sum_names
-from dynquant.fused.experts import FusedExperts, activation_of_experts, experts_difference
+from dynquant.fused.experts import FusedExperts, activation_of_experts
 from dynquant.fused.functions import FusedActivation, FusedNorm, norm_of
 from dynquant.fused.inline import FusedInline
 from dynquant.fused.known import known_as, stranger_in

@@ -288,8 +288,8 @@ class Parts:
     def _check_gate(self, attention):
         if attention.head_gate is None:
             return
-        rows, allowed = attention.head_gate.out_features, (self.heads, attention.query.out_features)
-        if rows not in allowed:
+        rows = attention.head_gate.out_features
+        if rows not in (self.heads, self.heads * attention.head_dim):
             raise _Obstacle(f"{rows} features of gates for {self.heads} heads")
 
     def _check_others(self, found):

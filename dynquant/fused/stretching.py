@@ -2,7 +2,7 @@
 
 import torch
 
-from dynquant.fused.places import place_of
+from dynquant.fused.places import part_of
 
 
 class Stretching:
@@ -14,7 +14,7 @@ class Stretching:
     """
 
     def __init__(self, module, names):
-        self._names, self._settings = names, place_of(module, names.settings)
+        self._module, self._names = module, names
 
     def read(self, call, positions):
         """The Call with it; None where the positions or the numbers are not what is expected."""
@@ -37,5 +37,5 @@ class Stretching:
         return {self._names.positions: torch.arange(rows)[None] * length // 2}
 
     def _numbers(self):
-        settings = getattr(*self._settings)
+        settings = part_of(self._module, self._names.settings)
         return settings.get(self._names.factor), settings.get(self._names.length)

@@ -83,10 +83,12 @@ def _rows(mod, weight):
 
 
 def _zeros(x, weights):
-    """What products are added to, in fp32 at least, and the dtype of one."""
-    product_type = torch.promote_types(x.dtype, weights.dtype)
-    total_type = torch.promote_types(product_type, torch.float32)
-    return torch.zeros_like(x, dtype=total_type), product_type
+    """What products of both are added to."""
+    return torch.zeros_like(x, dtype=torch.promote_types(_product_type(x, weights), torch.float32))
+
+
+def _product_type(x, weights):
+    return torch.promote_types(x.dtype, weights.dtype)
 
 
 class Experts(QuantizedModule):
@@ -184,7 +186,7 @@ class Experts(QuantizedModule):
         if x.is_cpu and not wants_gradient and len(order) <= _FEW_ROWS:
             order = order[: int(counts.sum())]
             return self._all_at_once(x, weights, order, counts, choices)
-        total, total_type = _zeros(x, weights)
+        total = _zeros(x, weights)
         first = 0
         for expert, count in enumerate(counts.tolist()):
             if count:
@@ -193,7 +195,7 @@ class Experts(QuantizedModule):
                 y = self._expert(expert, x[tokens]) * weights[places, None]
                 total.index_add_(0, tokens, y.to(total.dtype))
                 first += count
-        return total.to(total_type).to(x.dtype)
+        return total.to(_product_type(x, weights)).to(x.dtype)
 
     forward.__signature__ = _CALL  # for whoever reads it, as error messages do
 
@@ -207,8 +209,9 @@ class Experts(QuantizedModule):
         tokens = order // choices
         y = self._gated(x[tokens], lambda name, y: self._grouped(name, y, counts))
         y = y * weights[order, None]
-        total, total_type = _zeros(x, weights)
-        return total.index_add(0, tokens, y.to(total.dtype)).to(total_type).to(x.dtype)
+        total = _zeros(x, weights)
+        total = total.index_add(0, tokens, y.to(total.dtype))
+        return total.to(_product_type(x, weights)).to(x.dtype)
 
     def _grouped(self, name, x, counts):
         one, bias = self._formats[name], self._parameters.get(f"{name}_bias")

@@ -5,9 +5,8 @@ The schema and the implementation are in csrc/ops.
 
 import torch
 
-from dynquant import _C
 from dynquant.ops.blocks import check_activation, tensors_of
-from dynquant.ops.grouped import check_shapes
+from dynquant.ops.grouped import check_packed_groups, check_shapes
 from dynquant.ops.library import FLOAT_DTYPES, check_bits, check_device, check_dtype, fake
 
 
@@ -72,23 +71,8 @@ def _(
     torch._check(split in (0, 1, 2), lambda: f"split must be 0, 1 or 2, got {split}")
     torch._check(split == 0 or n_up % 2 == 0, lambda: f"n_up must be even, got {n_up}")
     inner = n_up if split == 0 else n_up // 2
-    for part, n, k, weight, scale, bias in (
-        ("up", n_up, x.shape[1], weight_up, weight_scale_up, bias_up),
-        ("down", n_down, inner, weight_down, weight_scale_down, bias_down),
-    ):
-        torch._check(0 <= n < 1 << 31, lambda part=part, n=n: f"n_{part} is {n}, not in [0, 2^31)")
-        check_dtype(f"weight_{part}", weight, torch.int8)
-        check_dtype(f"weight_scale_{part}", scale, torch.float32)
-        size, experts = _C.packed_bytes(n, int(k)), weight_up.shape[0]
-        torch._check(
-            weight.dim() == 2 and weight.shape[0] == experts and weight.shape[1] >= size,
-            lambda part=part, size=size, count=experts, weight=weight: (
-                f"weight_{part} must have the shape [{count}, {size} or more], "
-                f"got {list(weight.shape)}"
-            ),
-        )
-        check_shapes(f"weight_scale_{part}", scale, (experts, n), (experts, 1))
-        if bias is not None:
-            check_dtype(f"bias_{part}", bias, *FLOAT_DTYPES)
-            check_shapes(f"bias_{part}", bias, (experts, n))
+    count = weight_up.shape[0] if weight_up.dim() == 2 else 0
+    up, down = (weight_up, weight_scale_up, bias_up), (weight_down, weight_scale_down, bias_down)
+    check_packed_groups("up", *up, count, n_up, int(x.shape[1]))
+    check_packed_groups("down", *down, count, n_down, int(inner))
     return x.new_empty(x.shape[0], n_down)

@@ -58,25 +58,46 @@ def _(
     check_dtype("counts", counts, torch.int64)
     torch._check(x.dim() == 2, lambda: "x must have two dimensions [M, K]")
     torch._check(counts.dim() == 1, lambda: "counts must have one dimension [E]")
-    torch._check(0 <= n < 1 << 31, lambda: f"n must lie in [0, 2147483647], got {n}")
+    _check_columns("n", n)
     groups, k = counts.shape[0], x.shape[1]
     if weight_scale is None:
         check_dtype("weight", weight, *HALF_DTYPES)
         check_shapes("weight", weight, (groups, n, k))
+        if bias is not None:
+            _check_bias("bias", bias, groups, n)
     else:
-        check_dtype("weight", weight, torch.int8)
-        torch._check(k <= _C.max_k, lambda: f"x has K = {k}, more than {_C.max_k}")
-        size = _C.packed_bytes(n, int(k))
-        torch._check(
-            weight.dim() == 2 and weight.shape[0] == groups and weight.shape[1] >= size,
-            lambda: f"weight must have the shape [{groups}, {size} or more], {_found(weight)}",
-        )
-        check_dtype("weight_scale", weight_scale, torch.float32)
-        check_shapes("weight_scale", weight_scale, (groups, n), (groups, 1))
-    if bias is not None:
-        check_dtype("bias", bias, *FLOAT_DTYPES)
-        check_shapes("bias", bias, (groups, n))
+        check_packed_groups("", weight, weight_scale, bias, groups, n, int(k))
     return x.new_empty(x.shape[0], n)
+
+
+def check_packed_groups(part, weight, weight_scale, bias, groups, n, k):
+    """A packed weight [n, k] for each group, its scale and its bias or None.
+
+    Args:
+        part: what their names end with, "up", or "".
+    """
+    end = f"_{part}" if part else ""
+    _check_columns(f"n{end}", n)
+    check_dtype(f"weight{end}", weight, torch.int8)
+    torch._check(k <= _C.max_k, lambda: f"x has K = {k}, more than {_C.max_k}")
+    size = _C.packed_bytes(n, k)
+    torch._check(
+        weight.dim() == 2 and weight.shape[0] == groups and weight.shape[1] >= size,
+        lambda: f"weight{end} must have the shape [{groups}, {size} or more], {_found(weight)}",
+    )
+    check_dtype(f"weight_scale{end}", weight_scale, torch.float32)
+    check_shapes(f"weight_scale{end}", weight_scale, (groups, n), (groups, 1))
+    if bias is not None:
+        _check_bias(f"bias{end}", bias, groups, n)
+
+
+def _check_bias(name, bias, groups, n):
+    check_dtype(name, bias, *FLOAT_DTYPES)
+    check_shapes(name, bias, (groups, n))
+
+
+def _check_columns(name, n):
+    torch._check(0 <= n < 1 << 31, lambda: f"{name} must lie in [0, 2147483647], got {n}")
 
 
 def check_shapes(name, tensor, *shapes):

@@ -1,11 +1,11 @@
 """The arguments that ops of attention share: heads, their scales and angles, what is added."""
 
-import math
-
 import torch
 
 from dynquant.ops.blocks import columns_of
 from dynquant.ops.library import FLOAT_DTYPES, check_dtype
+
+_FLOAT = torch.finfo(torch.float32)
 
 
 def swapped(*given):
@@ -92,7 +92,7 @@ def check_added(mask, position_bias, shape):
 def check_softmax(softcap, sinks, heads):
     """What changes the softmax of an attention with so many heads."""
     torch._check(
-        softcap is None or 0 < softcap < math.inf,
+        softcap is None or _FLOAT.tiny <= softcap <= _FLOAT.max,
         lambda: f"softcap must be positive and finite, got {softcap}",
     )
     if sinks is not None:

@@ -68,7 +68,6 @@ for _model, _prefix, _names, _block in (
     ("mistral", "Mistral", TOKEN, GATED),
     ("qwen2", "Qwen2", TOKEN, GATED),
     ("qwen3", "Qwen3", TOKEN_NORMED, GATED),
-    ("qwen3_vl", "Qwen3VLText", TOKEN_NORMED, GATED),
     ("seed_oss", "SeedOss", TOKEN, GATED),
     ("smollm3", "SmolLM3", _token_rotated_or_not, GATED),
     ("phi3", "Phi3", _phi3, PHI3_MLP),
@@ -134,6 +133,11 @@ _decoder(
     *("vaultgemma", "VaultGemma", _token_capped, GATED),
     *({"norm": "input_layernorm"}, {"norm": "pre_feedforward_layernorm"}),
     arguments=_gemma_layer,
+)
+_decoder(
+    *("qwen3_vl", "Qwen3VLText", TOKEN_NORMED, GATED),
+    *_before,
+    arguments=(*_gemma_layer, "use_cache"),
 )
 _gpt2 = Attention(
     *("c_attn", None, None, "head_dim", "c_proj"), dropout="resid_dropout", **IN_CACHE
