@@ -97,9 +97,10 @@ class Experts {
     Tensor total = is_wide ? y : empty({x_.m, down_.n}, ScalarType::Float);
     float* const sums = static_cast<float*>(total.mutable_data_ptr());
     const std::vector<Block> blocks = blocks_of_experts();
-    int64_t most = 0;
+    int64_t most = 0, most_of_one = 0;
     for (const Block& block : blocks) most = std::max(most, block.rows());
-    Tensor gathered = empty({most, x_.k}, type_), hidden = empty({most, up_.n}, type_);
+    for (int64_t size : routing_.sizes) most_of_one = std::max(most_of_one, size);
+    Tensor gathered = empty({most, x_.k}, type_), hidden = empty({most_of_one, up_.n}, type_);
     Tensor results = empty({most, down_.n}, type_);
     const auto data = [](Tensor& t) { return static_cast<char*>(t.mutable_data_ptr()); };
     with_team(nanoseconds(), [&] {
@@ -107,12 +108,8 @@ class Experts {
         std::fill(sums + begin * down_.n, sums + end * down_.n, 0.0f);
       });
       for (const Block& block : blocks) {
-        const int64_t m = block.rows();
         gather(block, data(gathered));
-        multiply_groups(block, up_, rows_at(data(gathered), m, x_.k, x_.k * bytes_), data(hidden));
-        activate(m, data(hidden));
-        char* activated = data(hidden) + (split_ == 2 ? inner_ * bytes_ : 0);
-        multiply_groups(block, down_, rows_at(activated, m, inner_, up_.n * bytes_), data(results));
+        multiply(block, data(gathered), data(hidden), data(results));
         add(block, data(results), sums);
       }
       if (!is_wide) narrow_rows(sums, data(y));
@@ -133,7 +130,7 @@ class Experts {
   // Of as many as their rows fit into that memory, or of one.
   std::vector<Block> blocks_of_experts() const {
     constexpr int64_t kBytes = 32 << 20;
-    const int64_t row = (x_.k + up_.n + down_.n) * bytes_;
+    const int64_t row = (x_.k + down_.n) * bytes_;
     const int64_t most = std::max<int64_t>(1, kBytes / std::max<int64_t>(1, row));
     std::vector<Block> blocks;
     Block block = {0, 0, 0, 0};
@@ -157,15 +154,20 @@ class Experts {
     });
   }
 
-  void multiply_groups(const Block& block, const GroupedWeights& by, const Rows& rows,
-                       char* out) const {
-    Group group{block.first, rows, out};
-    for (; group.index < block.last; ++group.index) {
-      const int64_t size = routing_.sizes[static_cast<size_t>(group.index)];
-      group.rows.m = size;
-      if (size > 0) multiply_packed(kernels_, by, group, dtype_, bytes_, scheme_);
-      group.rows.data += size * rows.stride;
-      group.out += size * by.n * bytes_;
+  // One expert after the other: what lies between its products is in the caches then.
+  void multiply(const Block& block, char* gathered, char* hidden, char* results) const {
+    const int64_t in = x_.k * bytes_, between = up_.n * bytes_, out = down_.n * bytes_;
+    for (int64_t expert = block.first; expert < block.last; ++expert) {
+      const int64_t m = routing_.sizes[static_cast<size_t>(expert)];
+      if (m == 0) continue;
+      multiply_packed(kernels_, up_, {expert, rows_at(gathered, m, x_.k, in), hidden}, dtype_,
+                      bytes_, scheme_);
+      activate(m, hidden);
+      char* activated = hidden + (split_ == 2 ? inner_ * bytes_ : 0);
+      multiply_packed(kernels_, down_, {expert, rows_at(activated, m, inner_, between), results},
+                      dtype_, bytes_, scheme_);
+      gathered += m * in;
+      results += m * out;
     }
   }
 

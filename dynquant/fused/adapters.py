@@ -379,13 +379,13 @@ class Adapter:
 
     def states(self) -> str | None:
         """The argument with what its attention shares with other layers, if any."""
-        shared = self.attention and self.attention.shared
-        return shared and shared.states
+        shared = None if self.attention is None else self.attention.shared
+        return None if shared is None else shared.states
 
     def positions(self) -> str | None:
         """The argument with the positions that its attention reads, if it does."""
-        stretch = self.attention and self.attention.stretch
-        return stretch and stretch.positions
+        stretch = None if self.attention is None else self.attention.stretch
+        return None if stretch is None else stretch.positions
 
     def inner_function(self) -> str | None:
         """The name of its activation where that is a function of the block's file, else None."""
