@@ -71,8 +71,9 @@ def test_an_attention_alone(name, dtype):
     assert found == ["", ""]
     for tokens in (NEXT, PROMPT[:, :3]):
         assert after_prompt(model, tokens)[2]["query_key_value"] == 2
-        # Among so many bytes, one or another rounds otherwise.
-        least = 40 if dtype == torch.float32 else 15
+        # Where a byte rounds otherwise, a router may choose another expert.
+        limits = (40, 15) if "num_experts_per_tok" in ALONE[name] else (90, 25)
+        least = limits[0] if dtype == torch.float32 else limits[1]
         assert_close(model, quantized, least, tokens=tokens)
 
 
