@@ -190,7 +190,9 @@ class TileGemm {
   }
 
   inline void configure(int64_t rows) {
-    if (rows == unit_.configured) return;
+    const bool is_own = unit_.release == &Tiles::release;
+    if (is_own && rows == unit_.configured) return;
+    if (!is_own && unit_.release != nullptr) unit_.release();  // of another set, in use before
     unit_ = {rows, &Tiles::release};
     const int first = first_tile_rows(rows), second = static_cast<int>(rows) - first;
     const int tile_rows[8] = {first, first,  second,      second,
