@@ -71,7 +71,7 @@ struct EpilogueArgs {
 
 // What products leave set up in their thread for the next ones. All zeros: nothing. Whoever keeps
 // it calls `release`, where there is one, after the last of them, and runs nothing else before that
-// could set up the same unit.
+// could set up the same unit. A product that finds what one of another set has set up releases it.
 struct UnitState {
   int64_t configured;  // the product's own note
   void (*release)();

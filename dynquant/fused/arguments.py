@@ -101,7 +101,7 @@ def of_transformers(parts, args, kwargs):
     adapter = parts.adapter
     if len(args) > len(adapter.arguments):
         return None
-    added, roles = adapter.linear_block and adapter.linear_block.residual, adapter.roles()
+    added, roles = adapter.linear_block and adapter.linear_block.residual, parts.roles
     x, weights = None, False
     read = {}
     given = (*zip(adapter.arguments, args, strict=False), *kwargs.items())

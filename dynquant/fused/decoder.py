@@ -72,7 +72,7 @@ class Attending(NamedTuple):
             if second is None:
                 return of_tokens(self.parts, x, cache, mask, rest=rest)
             return of_cross_tokens(self.parts, x, cache, mask)
-        if not rest.keys().isdisjoint(adapter.roles()):
+        if not rest.keys().isdisjoint(self.parts.roles):
             return None
         named = {**rest, adapter.cache: cache, adapter.mask: mask}
         if second is not None:

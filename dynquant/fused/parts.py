@@ -96,7 +96,7 @@ class Parts:
             they have now.
 
     Attributes:
-        adapter: its Adapter.
+        adapter, roles: its Adapter, and what that gives for roles().
         attention, feed_forward, linear_block: as the adapter has them, whatever their linear layers
             are; None where anything else is missing.
         linears: the linear layers of them, by name.
@@ -114,6 +114,7 @@ class Parts:
     def __init__(self, module, known_as, activation=None, kinds=None):
         self.known_as, self._known_activation = known_as, activation
         self.adapter = adapter_named(known_as)
+        self.roles = self.adapter.roles()
         self.attention = self.feed_forward = self.linear_block = None
         self.runs_without_cache = False
         self.linears = {}
