@@ -21,7 +21,7 @@ class Model:
     """What a split takes, as csrc/ops/split.cpp estimates it where waiting threads spin."""
 
     def __init__(self, isa, m, n, k):
-        self.costs = _C.costs(isa, m)
+        self.costs = _C.costs(isa, m, n, k)
         self.multiple = _C.split(isa, m, n, k, 1)[2]
         self.shape, self.m, self.k = (m, n, k), m, k
         self.units, self.panels = math.ceil(m / self.multiple), math.ceil(n / PANEL)

@@ -19,6 +19,7 @@ template <class Isa>
 struct ColumnScaling {
   typename Isa::Float weight_scale, bias;
 
+  inline ColumnScaling() = default;
   inline ColumnScaling(const float* weight_scale_, const float* bias_)
       : weight_scale(Isa::load(weight_scale_)), bias(Isa::load(bias_)) {}
   inline typename Isa::Float operator()(typename Isa::Float acc, float scale) const {
@@ -61,36 +62,61 @@ struct TileOut {
   }
 };
 
-// The one epilogue of every product: the sums of R staged rows by V registers, which were in
-// registers or in memory, become outputs, of which two rows have one where they are pairs. An
-// activation is no part of it: applied to a panel's columns while they are in the L1 cache it was,
-// on AVX512-VNNI, as fast to 3% slower than applied to a whole row by what reads that next, and
-// brings it there in any case.
+// What the results of one register of columns need.
+template <class Isa, class Out>
+struct ColumnRegister {
+  typename Isa::Int sums;
+  ColumnScaling<Isa> scaled;
+
+  inline ColumnRegister() = default;
+  inline ColumnRegister(const TileOut<Out>& to, int c)
+      : sums(Isa::load_int(to.column_sums + c)), scaled(to.weight_scale + c, to.bias + c) {}
+};
+template <class Isa>
+struct ColumnRegister<Isa, int32_t> {
+  typename Isa::Int sums;
+
+  inline ColumnRegister() = default;
+  inline ColumnRegister(const TileOut<int32_t>& to, int c)
+      : sums(Isa::load_int(to.column_sums + c)) {}
+};
+
+// The one epilogue of every product: the sums `acc(r)` of R staged rows, which were in registers or
+// in memory, become outputs, of which two rows have one where they are pairs. An activation is no
+// part of it: applied to a panel's columns while they are in the L1 cache it was, on AVX512-VNNI, as
+// fast to 3% slower than applied to a whole row by what reads that next, and brings it there in any
+// case.
+template <class Isa, bool Pairs, int R, class Out, class F>
+inline void finish_columns(const F& acc, const ColumnRegister<Isa, Out>& columns,
+                           const int32_t* zero_point, const float* scale, Out* out,
+                           int64_t out_stride) {
+  const auto corrected = [&](int r) {
+    const typename Isa::Int zero = Isa::set_int(zero_point[r] - Isa::kOffset);
+    return Isa::sub(acc(r), Isa::mul_int(zero, columns.sums));
+  };
+  if constexpr (kIsInt32<Out>) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r, out += out_stride) Isa::store_int(out, corrected(r));
+  } else {
+    constexpr int kStep = Pairs ? 2 : 1;
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r += kStep, out += out_stride) {
+      const typename Isa::Float sum =
+          Pairs ? joined<Isa>(corrected(r), corrected(r + 1)) : Isa::to_float(corrected(r));
+      Isa::store(out, columns.scaled(sum, scale[r / kStep]));
+    }
+  }
+}
+
+// The same by V registers of columns.
 template <class Isa, bool Pairs, int R, int V, class Out>
 inline void finish(const typename Isa::Int (&acc)[R][V], const TileOut<Out>& at) {
   const TileOut<Out> to = at;  // as far as the compiler knows, a store may change what `at` holds
 #pragma GCC unroll 16
   for (int v = 0; v < V; ++v) {
     const int c = v * Isa::kLanes;
-    const typename Isa::Int sums = Isa::load_int(to.column_sums + c);
-    const auto corrected = [&](int r) {
-      const int32_t zero_point = to.zero_point[r] - Isa::kOffset;
-      return Isa::sub(acc[r][v], Isa::mul_int(Isa::set_int(zero_point), sums));
-    };
-    Out* out = to.out + c;
-    if constexpr (kIsInt32<Out>) {
-#pragma GCC unroll 16
-      for (int r = 0; r < R; ++r, out += to.out_stride) Isa::store_int(out, corrected(r));
-    } else {
-      const ColumnScaling<Isa> scaled(to.weight_scale + c, to.bias + c);
-      constexpr int kStep = Pairs ? 2 : 1;
-#pragma GCC unroll 16
-      for (int r = 0; r < R; r += kStep, out += to.out_stride) {
-        const typename Isa::Float sum =
-            Pairs ? joined<Isa>(corrected(r), corrected(r + 1)) : Isa::to_float(corrected(r));
-        Isa::store(out, scaled(sum, to.scale[r / kStep]));
-      }
-    }
+    finish_columns<Isa, Pairs, R>([&](int r) { return acc[r][v]; }, ColumnRegister<Isa, Out>(to, c),
+                                  to.zero_point, to.scale, to.out + c, to.out_stride);
   }
 }
 

@@ -401,7 +401,7 @@ struct GatesArgs {
 };
 
 // What one core takes for the parts of a product, in nanoseconds: by these, work is split over
-// threads.
+// threads, and one of a set's products chosen (costs.h).
 struct Costs {
   double multiply_add;     // of one row and one weight
   double weight_byte;      // to have one from the L2 or L3 cache, once for each block of rows
@@ -443,9 +443,9 @@ struct Product {
 // Filled by name, in table.inl.h.
 struct Kernels {
   const char* name;
-  Product product;           // for any number of rows
-  const Product* many_rows;  // faster from many_rows_from rows on, or null
-  int64_t many_rows_from;
+  Product product;
+  const Product* unit_product;  // another, on a unit that first has to be set up; or null
+  double unit_start;            // what that takes, in nanoseconds
   Range (*range)(const void* x, Dtype dtype, int64_t k);
   void (*quantize)(const QuantizeArgs&);  // x * factor, plain bytes
   void (*quantize_divide)(
@@ -487,10 +487,5 @@ struct Kernels {
   int64_t (*peak)(int64_t steps);
   int32_t (*read)(const void* data, int64_t bytes);
 };
-
-inline const Product& product_for(const Kernels& kernels, int64_t rows) {
-  const bool many = kernels.many_rows != nullptr && rows >= kernels.many_rows_from;
-  return many ? *kernels.many_rows : kernels.product;
-}
 
 }  // namespace dynquant

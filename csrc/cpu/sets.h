@@ -19,10 +19,11 @@ const char* amx_missing();
 // What a matrix unit adds to a set of vectors.
 struct TileKernels {
   Product product;
-  int64_t from_rows;
+  double start;  // what it takes to set the unit up, in nanoseconds
   int64_t (*peak)(int64_t steps);
 };
 const TileKernels* amx_tile_kernels();
+constexpr double kAlways = -1e300;  // a start that makes the unit seem the fastest for any product
 
 // Whether a first product of those is right; the unit must be there.
 bool amx_product_is_right();
@@ -36,8 +37,8 @@ const char* amx_trapped_missing();
 inline Kernels with_tiles(const char* name, const Kernels& vectors, const TileKernels& tiles) {
   Kernels t = vectors;
   t.name = name;
-  t.many_rows = &tiles.product;
-  t.many_rows_from = tiles.from_rows;
+  t.unit_product = &tiles.product;
+  t.unit_start = tiles.start;
   t.peak = tiles.peak;
   return t;
 }

@@ -1,25 +1,30 @@
 // The product on a matrix unit whose registers are tiles, written once over an `Isa` type for the
 // epilogue and a `Tiles` type for the unit's instructions.
 //
-// A tile is 16 rows of 64 bytes. A block is two tiles of rows by two of columns: four tiles of sums
-// that stay where they are over the whole of K, two of activations and two of weights, so that each
-// tile that is loaded serves two products. A panel of the packed weight is read as it is: 16 groups
-// of its four k are the 16 rows of a tile.
+// A tile is 16 rows of 64 bytes. A block is two tiles of rows by two of columns, or one by four:
+// four tiles of sums that stay where they are over the whole of K. A panel of the packed weight is
+// read as it is: 16 groups of its four k are the 16 rows of a tile.
 //
-// The sums of a block leave the unit through memory. Their epilogue is done a row at a time between
-// the products of the next block, where the vector units have nothing else to do: that makes the
-// whole 1.1 to 1.6 times as fast as an epilogue after each block.
+// The rows of a block stay in the L1 cache while all weights of a window pass by, which are loaded
+// with a hint that says so: 1.1 to 1.3 times as fast as without. The other way round, with the
+// weights of a block in the L1 cache, would be up to 1.2 times as fast where K is below 700 and
+// everything is in the L2 cache, but else up to 1.6 times as slow: outputs are then written to as
+// many places at once as there are rows.
 //
 // What a `Tiles` type has, where T, A, B, C are numbers of tiles below 8:
 //   configure(rows)           rows[t] of each tile t, all of 64 bytes a row; sets the tiles to zero
 //   release()                 gives the unit back
-//   zero<T>() load<T>(p, stride) store<T>(p)    store: rows of 64 bytes without gaps
+//   zero<T>() load<T>(p, stride) store<T>(p, stride)
+//   load_passing<T>(p, stride)                 load, of what the L1 cache should not keep
 //   dot<C, A, B>()            C += unsigned bytes of A times signed ones of B, four k at a time
 #pragma once
+
+#include <utility>
 
 #include "epilogue.inl.h"
 #include "kernels.h"
 #include "layout.h"
+#include "pending_rows.inl.h"
 #include "quantize.inl.h"
 
 namespace dynquant {
@@ -30,93 +35,90 @@ constexpr int kTileColumns = 16;
 constexpr int kTileGroups = 16;
 constexpr int kTileBytes = kTileRows * static_cast<int>(kTileLine);
 constexpr int kGroupStep = static_cast<int>(kPanelColumns * kGroup);  // bytes of a panel's group
-constexpr int kBlockColumns = 2 * kTileColumns;
-constexpr int kBlockRowsOfTiles = 2 * kTileRows;
+constexpr int64_t kMostBlockRows = 2 * kTileRows;
 constexpr int64_t kWindowBytes = 1024 * 1024;  // panels that all rows meet before the next ones do
 
-// Rows of at most two tiles that are multiplied together.
-inline int first_tile_rows(int64_t rows) {
-  return static_cast<int>(rows < kTileRows ? rows : kTileRows);
-}
+// A block of one or two tiles of rows, and the numbers of its tiles.
+template <int RowTiles>
+struct Block {
+  static constexpr int kColumnTiles = 4 / RowTiles;
+  static constexpr int kColumns = kColumnTiles * kTileColumns;
+  static constexpr int kRowTile = 4, kColumnTile = kRowTile + RowTiles;
+  static constexpr int kColumnTilesAtOnce = 8 - kColumnTile;
 
-// A finished block of sums that waits for its epilogue, and how much of that is done.
-template <class Isa, class Out>
-struct Pending {
-  static constexpr int kVectors = kBlockColumns / Isa::kLanes;
+  static constexpr int sums(int row_tile, int column_tile) {
+    return row_tile * kColumnTiles + column_tile;
+  }
+  static constexpr int column(int column_tile) {
+    return kColumnTile + column_tile % kColumnTilesAtOnce;
+  }
 
-  const int32_t* sums = nullptr;  // tile after tile: rows 0 to 15, left and right, then 16 to 31
-  TileOut<Out> to = {};
-  int64_t columns = 0;
-  int next = 0;
-  int rows = 0;
+  template <class Tiles>
+  static inline void configure(int rows) {
+    const int first = rows < kTileRows ? rows : kTileRows;
+    int tile_rows[8];
+    for (int t = 0; t < 8; ++t) tile_rows[t] = kTileGroups;
+    for (int r = 0; r < RowTiles; ++r) {
+      const int of_tile = r == 0 ? first : rows - first;
+      tile_rows[kRowTile + r] = of_tile;
+      for (int c = 0; c < kColumnTiles; ++c) tile_rows[sums(r, c)] = of_tile;
+    }
+    Tiles::configure(tile_rows);
+  }
 
-  inline void finish_rows(int count) {
-    for (int i = 0; i < count && next < rows; ++i) finish_next();
+  template <class Tiles, int... C>
+  static inline void zero(std::integer_sequence<int, C...>) {
+    (Tiles::template zero<C>(), ...);
+  }
+  template <class Tiles>
+  static inline void zero() {
+    zero<Tiles>(std::make_integer_sequence<int, 4>());
+  }
+
+  // To rows of kColumns sums.
+  template <class Tiles>
+  static inline void store(int32_t* to) {
+    store_row<Tiles, 0>(to, std::make_integer_sequence<int, kColumnTiles>());
+    if constexpr (RowTiles == 2) {
+      store_row<Tiles, 1>(to + kTileRows * kColumns,
+                          std::make_integer_sequence<int, kColumnTiles>());
+    }
+  }
+
+  // 64 k, with `between` after each product.
+  template <class Tiles, class F>
+  static inline void multiply(const uint8_t* staged, int64_t row_tile_step, const int8_t* weights,
+                              const F& between) {
+    constexpr std::make_integer_sequence<int, kColumnTiles> kAll;
+    Tiles::template load<kRowTile>(staged, kTileLine);
+    multiply_row<Tiles, 0, true>(weights, between, kAll);
+    if constexpr (RowTiles == 2) {
+      Tiles::template load<kRowTile + 1>(staged + row_tile_step, kTileLine);
+      multiply_row<Tiles, 1, false>(weights, between, kAll);
+    }
   }
 
  private:
-  inline void finish_next() {
-    const TileOut<Out> row = to.at(next, 0);
-    if (columns >= kBlockColumns) {
-      finish_to(row);
-    } else {
-      Out result[kBlockColumns];  // the output may end before the block does
-      TileOut<Out> beside = row;
-      beside.out = result;
-      finish_to(beside);
-      memcpy(row.out, result, static_cast<size_t>(columns) * sizeof(Out));
-    }
-    next += to.pairs ? 2 : 1;
+  template <class Tiles, int R, int... C>
+  static inline void store_row(int32_t* to, std::integer_sequence<int, C...>) {
+    constexpr int64_t kStride = kColumns * static_cast<int64_t>(sizeof(int32_t));
+    (Tiles::template store<sums(R, C)>(to + C * kTileColumns, kStride), ...);
   }
 
-  inline void finish_to(const TileOut<Out>& where) const {
-    if constexpr (!kIsInt32<Out>) {
-      if (where.pairs) return finish_staged<true>(where);
-    }
-    finish_staged<false>(where);
+  template <class Tiles, int R, bool Load, int... C, class F>
+  static inline void multiply_row(const int8_t* weights, const F& between,
+                                  std::integer_sequence<int, C...>) {
+    (multiply_tile<Tiles, R, C, Load>(weights, between), ...);
   }
-
-  template <bool Pairs>
-  inline void finish_staged(const TileOut<Out>& where) const {
-    constexpr int kTileSums = kTileRows * kTileColumns, kStaged = Pairs ? 2 : 1;
-    typename Isa::Int acc[kStaged][kVectors];
-#pragma GCC unroll 2
-    for (int r = 0; r < kStaged; ++r) {
-      const int row = next + r;
-      const int32_t* left = sums + row / kTileRows * 2 * kTileSums + row % kTileRows * kTileColumns;
-#pragma GCC unroll 16
-      for (int v = 0; v < kVectors; ++v) {
-        const int c = v * Isa::kLanes;
-        acc[r][v] = Isa::load_int(left + c / kTileColumns * kTileSums + c % kTileColumns);
-      }
+  template <class Tiles, int R, int C, bool Load, class F>
+  static inline void multiply_tile(const int8_t* weights, const F& between) {
+    if constexpr (Load) {
+      Tiles::template load_passing<column(C)>(weights + C * kTileColumns * kGroup, kGroupStep);
     }
-    finish<Isa, Pairs>(acc, where);
+    Tiles::template dot<sums(R, C), kRowTile + R, column(C)>();
+    between();
   }
 };
-
-// The numbers of a block's tiles.
-constexpr int kSums = 0, kRowTile = 4, kColumnTile = 6;
-
-// 64 k of a block of one or two tiles of rows, with `between` after each product.
-template <class Tiles, int RowTiles, class F>
-inline void multiply_tiles(const uint8_t* staged, int64_t row_tile_step, const int8_t* weights,
-                           const F& between) {
-  constexpr int kStep = kTileColumns * static_cast<int>(kGroup);
-  Tiles::template load<kRowTile>(staged, kTileLine);
-  Tiles::template load<kColumnTile>(weights, kGroupStep);
-  Tiles::template dot<kSums, kRowTile, kColumnTile>();
-  between();
-  Tiles::template load<kColumnTile + 1>(weights + kStep, kGroupStep);
-  Tiles::template dot<kSums + 1, kRowTile, kColumnTile + 1>();
-  between();
-  if constexpr (RowTiles == 2) {
-    Tiles::template load<kRowTile + 1>(staged + row_tile_step, kTileLine);
-    Tiles::template dot<kSums + 2, kRowTile + 1, kColumnTile>();
-    between();
-    Tiles::template dot<kSums + 3, kRowTile + 1, kColumnTile + 1>();
-    between();
-  }
-}
 
 // What the last groups of a panel are copied to where they fill no tile. What lies beyond them is
 // multiplied by staged zeros.
@@ -128,130 +130,130 @@ struct PanelTail {
   }
 };
 
-template <class Isa, class Tiles, class Out>
-class TileGemm {
+// Blocks of the same number of rows, one after the other.
+template <class Isa, class Tiles, int RowTiles, bool Pairs, class Out>
+class Sweep {
  public:
-  explicit inline TileGemm(const GemmArgs& a)
+  explicit inline Sweep(const GemmArgs& a)
       : a_(a),
         whole_(a.groups / kTileGroups),
         rest_(a.groups % kTileGroups),
-        row_tile_step_(kTileRows * a.staged_stride),
-        unit_(a.unit == nullptr ? own_ : *a.unit) {}
+        row_tile_step_(kTileRows * a.staged_stride) {}
+
+  // Rows [m0, m1) in steps of `rows`, times the columns [n0, n1). The tiles are configured for it.
+  inline void run(int64_t m0, int64_t m1, int64_t rows, int64_t n0, int64_t n1) {
+    for (int64_t m = m0; m < m1; m += rows) {
+      for (int64_t n = n0; n < n1; n += kPanelColumns) panel(m, rows, n);
+    }
+    Rows(pending_).finish_all();
+  }
+
+ private:
+  using Shape = Block<RowTiles>;
+  using Rows = PendingRows<Isa, Pairs, Shape::kColumns, Out>;
+
+  inline void panel(int64_t m, int64_t rows, int64_t n) {
+    const int8_t* panel = a_.panels + n / kPanelColumns * kGroupStep * (1 + a_.groups);
+    const int64_t columns = a_.n_end - n < kPanelColumns ? a_.n_end - n : kPanelColumns;
+    const int8_t* weights = panel + kGroupStep;
+    if (rest_ > 0) tail_.copy(weights + whole_ * kTileGroups * kGroupStep, rest_);
+    // The block before this panel's first one still needs the values of its own panel.
+    turn_ ^= 1;
+    values_[turn_].set(a_.epilogue, n, columns);
+    const TileOut<Out> to = {a_.epilogue.scale,
+                             a_.zero_point,
+                             reinterpret_cast<const int32_t*>(panel),
+                             values_[turn_].weight_scale,
+                             values_[turn_].bias,
+                             static_cast<Out*>(a_.epilogue.out) + n,
+                             a_.epilogue.out_stride,
+                             a_.pairs};
+    for (int64_t c = 0; c < columns; c += Shape::kColumns) {
+      block(m, weights + c * kGroup, tail_.groups + c * kGroup);
+      pending_.sums = sums_;
+      pending_.to = to.at(m, c);
+      pending_.columns = columns - c;
+      pending_.rows = static_cast<int>(rows);
+    }
+  }
+
+  // The products of one block, with the epilogue of the one before between them.
+  inline void block(int64_t m, const int8_t* weights, const int8_t* tail) {
+    Rows rows(pending_);
+    const int64_t products = 4 * (whole_ + (rest_ > 0 ? 1 : 0));
+    const int64_t each = products == 0 ? 0 : ceil_div(rows.steps(), products);
+    const auto between = [&] {
+      for (int64_t i = 0; i < each; ++i) rows.finish_next();
+    };
+    Shape::template zero<Tiles>();
+    const uint8_t* staged = a_.staged + m * a_.staged_stride;
+    for (int64_t step = 0; step < whole_; ++step) {
+      Shape::template multiply<Tiles>(staged, row_tile_step_, weights, between);
+      staged += kTileBytes;
+      weights += kTileGroups * kGroupStep;
+    }
+    if (rest_ > 0) Shape::template multiply<Tiles>(staged, row_tile_step_, tail, between);
+    rows.finish_all();
+    Shape::template store<Tiles>(sums_);
+  }
+
+  const GemmArgs& a_;
+  const int64_t whole_, rest_, row_tile_step_;
+  int turn_ = 0;
+  Pending<Out, Shape::kColumns> pending_;
+  PanelColumns values_[2];
+  PanelTail tail_;
+  alignas(64) int32_t sums_[RowTiles * kTileRows * Shape::kColumns];
+};
+
+template <class Isa, class Tiles, bool Pairs, class Out>
+class TileGemm {
+ public:
+  explicit inline TileGemm(const GemmArgs& a) : a_(a), unit_(a.unit == nullptr ? own_ : *a.unit) {}
 
   inline void run() {
-    const int64_t panel_stride = kGroupStep * (1 + a_.groups);
-    const int64_t panels = kWindowBytes / panel_stride;
+    const int64_t panels = kWindowBytes / (kGroupStep * (1 + a_.groups));
     const int64_t window = (panels < 1 ? 1 : panels) * kPanelColumns;
-    const int64_t even = a_.m / kBlockRowsOfTiles * kBlockRowsOfTiles;
+    const int64_t even = a_.m / kMostBlockRows * kMostBlockRows, left = a_.m - even;
     for (int64_t n0 = a_.n_begin; n0 < a_.n_end; n0 += window) {
       const int64_t n1 = a_.n_end - n0 < window ? a_.n_end : n0 + window;
-      if (even > 0) sweep<2>(0, even, kBlockRowsOfTiles, n0, n1);
+      if (even > 0) sweep<2>(0, kMostBlockRows, n0, n1);
       // The remainder has a configuration of its own: a product takes as long as it has rows.
-      const int64_t left = a_.m - even;
-      if (left > kTileRows) sweep<2>(even, a_.m, left, n0, n1);
-      if (left > 0 && left <= kTileRows) sweep<1>(even, a_.m, left, n0, n1);
+      if (left > kTileRows) sweep<2>(even, left, n0, n1);
+      if (left > 0 && left <= kTileRows) sweep<1>(even, left, n0, n1);
     }
-    pending_.finish_rows(kBlockRowsOfTiles);
     if (own_.configured != 0) Tiles::release();
   }
 
  private:
-  // Rows [m0, m1) in steps of `rows`, times the columns [n0, n1).
+  // All whole blocks of `rows` rows from m on.
   template <int RowTiles>
-  inline void sweep(int64_t m0, int64_t m1, int64_t rows, int64_t n0, int64_t n1) {
-    configure(rows);
-    const int64_t panel_stride = kGroupStep * (1 + a_.groups);
-    for (int64_t n = n0; n < n1; n += kPanelColumns) {
-      const int8_t* panel = a_.panels + n / kPanelColumns * panel_stride;
-      const int64_t columns = a_.n_end - n < kPanelColumns ? a_.n_end - n : kPanelColumns;
-      const int8_t* weights = panel + kGroupStep;
-      if (rest_ > 0) tail_.copy(weights + whole_ * kTileGroups * kGroupStep, rest_);
-      // The block before this panel's first one still needs the values of its own panel.
-      turn_ ^= 1;
-      values_[turn_].set(a_.epilogue, n, columns);
-      const TileOut<Out> to = {a_.epilogue.scale,
-                               a_.zero_point,
-                               reinterpret_cast<const int32_t*>(panel),
-                               values_[turn_].weight_scale,
-                               values_[turn_].bias,
-                               static_cast<Out*>(a_.epilogue.out) + n,
-                               a_.epilogue.out_stride,
-                               a_.pairs};
-      for (int64_t c = 0; c < columns; c += kBlockColumns) {
-        for (int64_t m = m0; m < m1; m += rows) {
-          block<RowTiles>(m, weights + c * kGroup, tail_.groups + c * kGroup);
-          pending_.to = to.at(m, c);
-          pending_.columns = columns - c;
-          pending_.rows = static_cast<int>(rows);
-          pending_.next = 0;
-        }
-      }
-    }
+  inline void sweep(int64_t m, int64_t rows, int64_t n0, int64_t n1) {
+    configure<RowTiles>(rows);
+    const int64_t end = m + (a_.m - m) / rows * rows;
+    Sweep<Isa, Tiles, RowTiles, Pairs, Out>(a_).run(m, end, rows, n0, n1);
   }
 
+  template <int RowTiles>
   inline void configure(int64_t rows) {
     const bool is_own = unit_.release == &Tiles::release;
     if (is_own && rows == unit_.configured) return;
     if (!is_own && unit_.release != nullptr) unit_.release();  // of another set, in use before
     unit_ = {rows, &Tiles::release};
-    const int first = first_tile_rows(rows), second = static_cast<int>(rows) - first;
-    const int tile_rows[8] = {first, first,  second,      second,
-                              first, second, kTileGroups, kTileGroups};
-    Tiles::configure(tile_rows);
-  }
-
-  // The products of one block, with the epilogue of the one before between them.
-  template <int RowTiles>
-  inline void block(int64_t m, const int8_t* weights, const int8_t* tail) {
-    const int64_t steps = whole_ + (rest_ > 0 ? 1 : 0);
-    const int64_t slots = steps * RowTiles * 2;
-    const int each =
-        slots == 0 ? 0 : static_cast<int>(ceil_div(pending_.rows - pending_.next, slots));
-    const auto between = [&] { pending_.finish_rows(each); };
-    Tiles::template zero<kSums>();
-    Tiles::template zero<kSums + 1>();
-    if constexpr (RowTiles == 2) {
-      Tiles::template zero<kSums + 2>();
-      Tiles::template zero<kSums + 3>();
-    }
-    const uint8_t* staged = a_.staged + m * a_.staged_stride;
-    for (int64_t step = 0; step < whole_; ++step) {
-      multiply_tiles<Tiles, RowTiles>(staged, row_tile_step_, weights, between);
-      staged += kTileBytes;
-      weights += kTileGroups * kGroupStep;
-    }
-    if (rest_ > 0) multiply_tiles<Tiles, RowTiles>(staged, row_tile_step_, tail, between);
-    pending_.finish_rows(kBlockRowsOfTiles);
-    store<RowTiles>();
-  }
-
-  template <int RowTiles>
-  inline void store() {
-    constexpr int kTileSums = kTileRows * kTileColumns;
-    int32_t* to = scratch_;
-    Tiles::template store<kSums>(to);
-    Tiles::template store<kSums + 1>(to + kTileSums);
-    if constexpr (RowTiles == 2) {
-      Tiles::template store<kSums + 2>(to + 2 * kTileSums);
-      Tiles::template store<kSums + 3>(to + 3 * kTileSums);
-    }
-    pending_.sums = to;
+    Block<RowTiles>::template configure<Tiles>(static_cast<int>(rows));
   }
 
   const GemmArgs& a_;
-  const int64_t whole_, rest_, row_tile_step_;
   UnitState own_ = {};  // where the caller keeps none
   UnitState& unit_;     // rows of the blocks that the tiles are configured for
-  int turn_ = 0;
-  Pending<Isa, Out> pending_;
-  PanelColumns values_[2];
-  PanelTail tail_;
-  alignas(64) int32_t scratch_[kBlockRowsOfTiles * kBlockColumns];
 };
 
 template <class Isa, class Tiles, class Out>
 inline void gemm_tiles_to(const GemmArgs& a, Out*) {
-  TileGemm<Isa, Tiles, Out>(a).run();
+  if constexpr (!kIsInt32<Out>) {
+    if (a.pairs) return TileGemm<Isa, Tiles, true, Out>(a).run();
+  }
+  TileGemm<Isa, Tiles, false, Out>(a).run();
 }
 
 template <class Isa, class Tiles>
@@ -272,14 +274,27 @@ inline void fill_line(uint8_t* line, int64_t count) {
   memset(line + count, 0, static_cast<size_t>(kTileLine - count));
 }
 
+// How many of k values became whole lines of bytes.
+template <class Isa, int Bytes, class T>
+inline int64_t quantize_lines(const ToIntegers<Isa, Multiply>& to_integers, const T* x, int64_t k,
+                              const ByteRows<Bytes>& q) {
+  int64_t i = 0;
+  for (uint8_t* line = q.row[0]; i + kTileLine <= k; i += kTileLine, line += kTileBytes) {
+    quantize_packed<Isa>(to_integers, x + i, kTileLine, line);
+  }
+  return i;
+}
+
 template <class Isa>
 void quantize_tiles(const QuantizeArgs& a) {
   const ToIntegers<Isa, Multiply> to_integers(a);
   with_type(a.x, a.dtype, [&](const auto* x) {
     with_byte_rows(a, [&](const auto& q) {
-      each_line(a.k, [&](int64_t i, int64_t count, int64_t at) {
-        const auto line = q.from(at);
-        quantize_run<Isa>(to_integers, x + i, count, line);
+      int64_t done = 0;
+      if (to_integers.every_byte && a.low == nullptr) done = quantize_lines(to_integers, x, a.k, q);
+      each_line(a.k - done, [&](int64_t i, int64_t count, int64_t at) {
+        const auto line = q.from(done / kTileLine * kTileBytes + at);
+        quantize_run<Isa>(to_integers, x + done + i, count, line);
         for (uint8_t* bytes : line.row) fill_line(bytes, count);
       });
     });
@@ -298,13 +313,14 @@ inline void stage_tiles(const uint8_t* q, int64_t k, uint8_t flip, uint8_t* stag
 // multiply-adds done.
 template <class Tiles>
 int64_t peak_tiles(int64_t steps) {
-  const int rows[8] = {16, 16, 16, 16, 16, 16, 16, 16};
-  Tiles::configure(rows);
+  using Shape = Block<2>;
+  constexpr int kRow = Shape::kRowTile, kColumn = Shape::kColumnTile;
+  Shape::configure<Tiles>(kMostBlockRows);
   for (int64_t s = 0; s < steps; ++s) {
-    Tiles::template dot<kSums, kRowTile, kColumnTile>();
-    Tiles::template dot<kSums + 1, kRowTile, kColumnTile + 1>();
-    Tiles::template dot<kSums + 2, kRowTile + 1, kColumnTile>();
-    Tiles::template dot<kSums + 3, kRowTile + 1, kColumnTile + 1>();
+    Tiles::template dot<Shape::sums(0, 0), kRow, kColumn>();
+    Tiles::template dot<Shape::sums(0, 1), kRow, kColumn + 1>();
+    Tiles::template dot<Shape::sums(1, 0), kRow + 1, kColumn>();
+    Tiles::template dot<Shape::sums(1, 1), kRow + 1, kColumn + 1>();
   }
   Tiles::release();
   return steps * 4 * kTileRows * kTileColumns * kTileLine;

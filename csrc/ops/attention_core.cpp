@@ -255,7 +255,6 @@ void AttentionCore::attend_rows(const AttentionHeads& of, int64_t b, const Place
   const int64_t m = end - begin, d = shape_.dim;
   if (!integers_) widen(of.query, b, place.head, begin, end, memory.queries);
   const int64_t s = keys_seen(memory, b, place, begin, end);
-  const Product& product = product_for(kernels_, m);
   const auto multiply = [&](const StagedRows& rows, const Packed& weight, const float* weight_scale,
                             bool per_channel, float* to, int64_t to_stride) {
     EpilogueArgs epilogue = {};
@@ -272,7 +271,7 @@ void AttentionCore::attend_rows(const AttentionHeads& of, int64_t b, const Place
     const ByteRows rows = {memory.query.bytes_of(place.query) + from * d,
                            memory.query.scales_of(place.query) + from,
                            memory.query.zero_points_of(place.query) + from, d};
-    multiply(rows.staged(product, m), Packed{memory.keys, s, d}, memory.key.scales_of(place.kv),
+    multiply(rows.staged(product_for(kernels_, m, s, d), m), Packed{memory.keys, s, d}, memory.key.scales_of(place.kv),
              true, memory.scores, memory.stride);
   } else {
     kernels_.strips_gemm(
@@ -289,7 +288,7 @@ void AttentionCore::attend_rows(const AttentionHeads& of, int64_t b, const Place
   if (integers_) {
     const float one = 1.0f;
     if (reads_fewer_keys()) sum_values(memory, read);
-    multiply(quantize_scores(product, memory, m, read), Packed{memory.values, d, read}, &one, false,
+    multiply(quantize_scores(product_for(kernels_, m, d, read), memory, m, read), Packed{memory.values, d, read}, &one, false,
              memory.results, d);
   } else {
     const bool ordered = read >= kernels_.ordered_from;

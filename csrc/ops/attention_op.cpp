@@ -22,14 +22,15 @@ class SelfAttention {
   Tensor run() {
     const Tensor y = rows_.make_output();
     if (rows_.in.m == 0 || output_.n() == 0) return y;
-    const Product& product = product_for(rows_.kernels, rows_.in.m);
+    const ProductSize size = inputs_.size_with(&output_);
+    const Product& product = product_for(rows_.kernels, rows_.in.m, size.n, size.k);
     const int64_t threads = num_threads();
     // Whole sequences for each thread, where there are enough and they are alike in work.
     if (rows_.scheme.per_token &&
         (threads == 1 || shape_.batch % threads == 0 || shape_.batch >= kManySequences * threads)) {
       run_sequences(product, threads);
     } else {
-      with_team(rows_.nanoseconds(product, inputs_.size_with(&output_)), [&] { run_phases(); });
+      with_team(rows_.nanoseconds(product, size), [&] { run_phases(); });
     }
     return y;
   }

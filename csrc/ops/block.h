@@ -133,7 +133,7 @@ class BlockRows {
 
   // What products of all rows take on one thread.
   double nanoseconds(const Product& product, const ProductSize& size) const {
-    return product_nanoseconds(in.m, size.n, size.k, product.costs, product.row_multiple);
+    return product_nanoseconds(in.m, size.n, size.k, product.costs);
   }
 
   // Into how many parts the rows are split where each block of them is taken from the beginning to
@@ -152,7 +152,7 @@ class BlockRows {
   Tensor run(const ProductSize& size, const Phases& phases, const Blocks& blocks) {
     const Tensor y = make_output();
     if (in.m == 0 || row_bytes_ == 0) return y;
-    const Product& product = product_for(kernels, in.m);
+    const Product& product = product_for(kernels, in.m, size.n, size.k);
     const int64_t parts = parts_of_rows(product, size);
     if (parts == 0) {
       with_team(nanoseconds(product, size), phases);

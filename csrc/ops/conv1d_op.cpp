@@ -60,10 +60,10 @@ class Conv1d {
     if (!scheme_.per_token) {  // else rows_of may copy x for nothing
       whole_ = scheme_.whole(kernels_, rows_of(x_.holder, "x"), x_.dtype);
     }
-    const Product& product = product_for(kernels_, rows);
     const int64_t groups = product_.groups(), columns = product_.columns(), k = product_.k();
+    const Product& product = product_for(kernels_, rows, columns, k);
     const int64_t multiple = std::max(product.row_multiple, bytes);
-    const double each = product_nanoseconds(rows, columns, k, product.costs, multiple);
+    const double each = product_nanoseconds(rows, columns, k, product.costs);
     const int64_t threads = num_threads();
     const double region = region_nanoseconds(Threads::kPool, threads);
     // As many parts of each group as let every thread have as many of all.

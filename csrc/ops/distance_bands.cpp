@@ -85,7 +85,7 @@ void DistanceBands::multiply(int64_t band, int64_t kept) const {
                           dim_, strips, dim_, width(), to, stride()});
     return;
   }
-  const Product& product = product_for(kernels_, m);
+  const Product& product = product_for(kernels_, m, width(), dim_);
   const ByteRows rows = {rows_ + first * dim_, row_scale_ + first, zero_point_ + first, dim_};
   const int8_t* panels = reinterpret_cast<const int8_t*>(weight_);
   const Packed weight = {panels + column / kPanelColumns * panel_bytes(dim_), width(), dim_};

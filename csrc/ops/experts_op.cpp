@@ -120,9 +120,8 @@ class Experts {
  private:
   double nanoseconds() const {
     const int64_t active = std::max<int64_t>(1, routing_.active()), m = routing_.rows() / active;
-    const Product& product = product_for(kernels_, std::max<int64_t>(1, m));
     const auto of_one = [&](int64_t n, int64_t k) {
-      return product_nanoseconds(m, n, k, product.costs, product.row_multiple);
+      return product_nanoseconds(m, n, k, product_for(kernels_, m, n, k).costs);
     };
     return static_cast<double>(active) * (of_one(up_.n, x_.k) + of_one(down_.n, inner_));
   }

@@ -151,12 +151,12 @@ void multiply(const Kernels& kernels, const Source& source, int64_t m, const Tar
               int64_t count, int64_t out_bytes) {
   // From here on rows are staged ones.
   const int64_t bytes = source.bytes(), rows = m * bytes, k = targets[0].weight.k;
-  const Product& product = product_for(kernels, rows);
+  int64_t columns = 0;
+  for (int64_t i = 0; i < count; ++i) columns += targets[i].weight.n;
+  const Product& product = product_for(kernels, rows, columns, k);
   const int64_t multiple = std::max(product.row_multiple, bytes);
   const int64_t row_bytes = staged_stride(product.layout, groups_of(k));
   const int64_t threads = num_threads();
-  int64_t columns = 0;
-  for (int64_t i = 0; i < count; ++i) columns += targets[i].weight.n;
   const bool is_far = reads_far(rows, targets[0].weight.panels, columns * k);
   Split split = choose_split(rows, columns, k, threads, product.costs, multiple);
   if (is_far && led_team() != nullptr) split = in_small_parts(split, columns);

@@ -99,8 +99,8 @@ std::tuple<Tensor, Tensor, Tensor> query_key_value(
     k.take(rows, row + inputs.key_at() * bytes, r, turn);
     v.take(rows, row + inputs.value_at() * bytes, r, [](char*) {});
   };
-  const Product& product = product_for(rows.kernels, m);
   const ProductSize size = inputs.size_with(nullptr);
+  const Product& product = product_for(rows.kernels, m, size.n, size.k);
   const int64_t parts = m < kManyRows ? 0 : rows.parts_of_rows(product, size);
   if (parts > 0) {
     run_row_blocks(product, m, parts, (rows.in.k + width) * bytes, [&](int64_t begin, int64_t end) {

@@ -20,13 +20,11 @@ struct Work {
     return static_cast<double>(std::min(m, ceil_div(units, parts) * row_multiple));
   }
   double stage(int64_t row_parts) const {
-    return rows_of_part(row_parts) * k * costs.quantized_value;
+    return stage_nanoseconds(costs, rows_of_part(row_parts), k);
   }
   double multiply(int64_t row_parts, int64_t column_parts) const {
-    const double rows = rows_of_part(row_parts);
     const double part_panels = static_cast<double>(ceil_div(panels, column_parts));
-    const double weight = std::max(rows * costs.multiply_add, costs.weight_byte);
-    return part_panels * (weight * static_cast<double>(kPanelColumns) * k + rows * costs.panel_row);
+    return multiply_nanoseconds(costs, rows_of_part(row_parts), part_panels, k);
   }
 };
 
@@ -35,12 +33,6 @@ Work work_of(int64_t m, int64_t n, int64_t k, const Costs& costs, int64_t row_mu
 }
 
 }  // namespace
-
-double product_nanoseconds(int64_t m, int64_t n, int64_t k, const Costs& costs,
-                           int64_t row_multiple) {
-  const Work work = work_of(m, n, k, costs, row_multiple);
-  return work.stage(1) + work.multiply(1, 1);
-}
 
 Split choose_split(int64_t m, int64_t n, int64_t k, int64_t threads, const Costs& costs,
                    int64_t row_multiple) {

@@ -3,6 +3,7 @@
 
 #include <stdint.h>
 
+#include "../cpu/costs.h"
 #include "../cpu/kernels.h"
 
 namespace dynquant {
@@ -29,10 +30,6 @@ Split choose_split(int64_t m, int64_t n, int64_t k, int64_t threads, const Costs
 // take one part after the other: one that comes late leaves more to the others. Too few columns for
 // that are split as they were, and so are weights that cores have in their caches.
 Split in_small_parts(const Split& split, int64_t n);
-
-// What a product takes on one thread, staging included.
-double product_nanoseconds(int64_t m, int64_t n, int64_t k, const Costs& costs,
-                           int64_t row_multiple);
 
 // What one task of a product of M rows and N columns computes; columns by whole panels.
 struct Part {

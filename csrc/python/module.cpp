@@ -99,7 +99,7 @@ Array<int32_t> gemm(const std::string& isa, const Array<uint8_t>& q,
     throw py::value_error("q must have the shape [M, K] of packed, and zero_point [M]");
   }
   const int64_t m = q.shape(0);
-  const Product& product = product_for(kernels, m);
+  const Product& product = product_for(kernels, m, header.n, header.k);
   const int64_t stride = staged_stride(product.layout, groups_of(header.k));
   const Aligned staged(staged_bytes(product.layout, stride, m));
   Array<int32_t> out({m, header.n});
@@ -123,8 +123,8 @@ Array<int32_t> gemm(const std::string& isa, const Array<uint8_t>& q,
   return out;
 }
 
-std::map<std::string, double> costs(const std::string& isa, int64_t m) {
-  const Costs& c = product_for(kernels_of(isa), m).costs;
+std::map<std::string, double> costs(const std::string& isa, int64_t m, int64_t n, int64_t k) {
+  const Costs& c = product_for(kernels_of(isa), m, n, k).costs;
   return {{"multiply_add", c.multiply_add},
           {"weight_byte", c.weight_byte},
           {"quantized_value", c.quantized_value},
@@ -133,7 +133,7 @@ std::map<std::string, double> costs(const std::string& isa, int64_t m) {
 
 py::tuple split(const std::string& isa, int64_t m, int64_t n, int64_t k, int64_t threads,
                 bool small_parts) {
-  const Product& product = product_for(kernels_of(isa), m);
+  const Product& product = product_for(kernels_of(isa), m, n, k);
   Split s = choose_split(m, n, k, threads, product.costs, product.row_multiple);
   if (small_parts) s = in_small_parts(s, n);
   std::vector<std::vector<int64_t>> parts;
@@ -171,8 +171,8 @@ PYBIND11_MODULE(_C, m) {
         "sigmoid or tanh of each value of a float32 array, flattened.");
   m.def("gemm", &dynquant::gemm, py::arg("isa"), py::arg("q"), py::arg("zero_point"),
         py::arg("packed"), "(q - zero_point) @ weight.T in int32; q is uint8 [M, K].");
-  m.def("costs", &dynquant::costs, py::arg("isa"), py::arg("m"),
-        "Nanoseconds that the parts of a product of m rows take, by the set's table.");
+  m.def("costs", &dynquant::costs, py::arg("isa"), py::arg("m"), py::arg("n"), py::arg("k"),
+        "Nanoseconds that the parts of such a product take, by the set's table.");
   m.def("split", &dynquant::split, py::arg("isa"), py::arg("m"), py::arg("n"), py::arg("k"),
         py::arg("threads"), py::arg("small_parts") = false,
         "How a product is split: (parts of rows, parts of columns, the multiple of rows at which "

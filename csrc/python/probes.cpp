@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "../cpu/costs.h"
 #include "../cpu/float_env.h"
 #include "../cpu/layout.h"
 #include "../cpu/qparams.h"
@@ -58,7 +59,7 @@ double linear_seconds(const Kernels& kernels, int64_t m, int64_t n, int64_t k, d
   std::vector<float> x(static_cast<size_t>(m * k)), columns(static_cast<size_t>(n), 0.5f);
   for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i % 251) - 100.0f;
   const Aligned packed(packed_bytes(n, k)), out(m * n * static_cast<int64_t>(sizeof(float)));
-  const Product& product = product_for(kernels, m);
+  const Product& product = product_for(kernels, m, n, k);
   const int64_t stride = staged_stride(product.layout, groups_of(k));
   const Aligned staged(staged_bytes(product.layout, stride, m));
   std::vector<float> scale(static_cast<size_t>(m));

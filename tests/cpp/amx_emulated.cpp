@@ -8,7 +8,7 @@ namespace dynquant {
 
 const TileKernels* amx_emulated_tile_kernels() {
   static constexpr TileKernels kernels = {tile_product<Zmm, EmulatedTiles>({0.1, 0.1, 1.0, 60.0}),
-                                          5, &peak_tiles<EmulatedTiles>};
+                                          kAlways, &peak_tiles<EmulatedTiles>};
   return &kernels;
 }
 

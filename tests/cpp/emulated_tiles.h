@@ -53,10 +53,14 @@ struct EmulatedTiles {
     }
   }
   template <int T>
-  static void store(void* p) {
+  static void load_passing(const void* p, int64_t stride) {
+    load<T>(p, stride);
+  }
+  template <int T>
+  static void store(void* p, int64_t stride) {
     const Tile& tile = used(T);
     for (int r = 0; r < tile.rows; ++r) {
-      memcpy(static_cast<uint8_t*>(p) + r * 64, tile.bytes[r], 64);
+      memcpy(static_cast<uint8_t*>(p) + r * stride, tile.bytes[r], 64);
     }
   }
   template <int C, int A, int B>

@@ -57,7 +57,7 @@ void test_kernels(const Kernels& kernels) {
   test_embeddings(kernels, random);
   test_products_in_floats(kernels, random);
   test_product(kernels, kernels.product, random);
-  if (kernels.many_rows != nullptr) test_product(kernels, *kernels.many_rows, random);
+  if (kernels.unit_product != nullptr) test_product(kernels, *kernels.unit_product, random);
   test_rows(kernels, random);
   test_gates(kernels, random);
   test_mixers(kernels, random);
