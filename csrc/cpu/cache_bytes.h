@@ -27,5 +27,12 @@ inline int64_t l1_bytes() {
   return bytes;
 }
 
+constexpr int64_t kUsualL2 = 1024 * 1024;
+
+inline int64_t l2_bytes() {
+  static const int64_t bytes = bytes_or(kL2, kUsualL2);
+  return bytes;
+}
+
 }  // namespace
 }  // namespace dynquant

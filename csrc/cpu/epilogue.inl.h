@@ -28,6 +28,13 @@ struct ColumnScaling {
   }
 };
 
+// A row's sums, corrected for its zero point.
+template <class Isa>
+inline typename Isa::Int corrected_sums(typename Isa::Int acc, int32_t zero_point,
+                                        typename Isa::Int column_sums) {
+  return Isa::sub(acc, Isa::mul_int(Isa::set_int(zero_point - Isa::kOffset), column_sums));
+}
+
 // The sums of the high and the low bytes of activations in 16 bits as one float. The product is
 // exact, so there is one rounding for each sum and one for joining them.
 template <class Isa>
@@ -62,61 +69,35 @@ struct TileOut {
   }
 };
 
-// What the results of one register of columns need.
-template <class Isa, class Out>
-struct ColumnRegister {
-  typename Isa::Int sums;
-  ColumnScaling<Isa> scaled;
-
-  inline ColumnRegister() = default;
-  inline ColumnRegister(const TileOut<Out>& to, int c)
-      : sums(Isa::load_int(to.column_sums + c)), scaled(to.weight_scale + c, to.bias + c) {}
-};
-template <class Isa>
-struct ColumnRegister<Isa, int32_t> {
-  typename Isa::Int sums;
-
-  inline ColumnRegister() = default;
-  inline ColumnRegister(const TileOut<int32_t>& to, int c)
-      : sums(Isa::load_int(to.column_sums + c)) {}
-};
-
-// The one epilogue of every product: the sums `acc(r)` of R staged rows, which were in registers or
-// in memory, become outputs, of which two rows have one where they are pairs. An activation is no
-// part of it: applied to a panel's columns while they are in the L1 cache it was, on AVX512-VNNI, as
-// fast to 3% slower than applied to a whole row by what reads that next, and brings it there in any
-// case.
-template <class Isa, bool Pairs, int R, class Out, class F>
-inline void finish_columns(const F& acc, const ColumnRegister<Isa, Out>& columns,
-                           const int32_t* zero_point, const float* scale, Out* out,
-                           int64_t out_stride) {
-  const auto corrected = [&](int r) {
-    const typename Isa::Int zero = Isa::set_int(zero_point[r] - Isa::kOffset);
-    return Isa::sub(acc(r), Isa::mul_int(zero, columns.sums));
-  };
-  if constexpr (kIsInt32<Out>) {
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r, out += out_stride) Isa::store_int(out, corrected(r));
-  } else {
-    constexpr int kStep = Pairs ? 2 : 1;
-#pragma GCC unroll 16
-    for (int r = 0; r < R; r += kStep, out += out_stride) {
-      const typename Isa::Float sum =
-          Pairs ? joined<Isa>(corrected(r), corrected(r + 1)) : Isa::to_float(corrected(r));
-      Isa::store(out, columns.scaled(sum, scale[r / kStep]));
-    }
-  }
-}
-
-// The same by V registers of columns.
+// The one epilogue of every product: the sums of R staged rows by V registers, which were in
+// registers or in memory, become outputs, of which two rows have one where they are pairs. An
+// activation is no part of it: applied to a panel's columns while they are in the L1 cache it was,
+// on AVX512-VNNI, as fast to 3% slower than applied to a whole row by what reads that next, and
+// brings it there in any case.
 template <class Isa, bool Pairs, int R, int V, class Out>
 inline void finish(const typename Isa::Int (&acc)[R][V], const TileOut<Out>& at) {
   const TileOut<Out> to = at;  // as far as the compiler knows, a store may change what `at` holds
 #pragma GCC unroll 16
   for (int v = 0; v < V; ++v) {
     const int c = v * Isa::kLanes;
-    finish_columns<Isa, Pairs, R>([&](int r) { return acc[r][v]; }, ColumnRegister<Isa, Out>(to, c),
-                                  to.zero_point, to.scale, to.out + c, to.out_stride);
+    const typename Isa::Int sums = Isa::load_int(to.column_sums + c);
+    const auto corrected = [&](int r) {
+      return corrected_sums<Isa>(acc[r][v], to.zero_point[r], sums);
+    };
+    Out* out = to.out + c;
+    if constexpr (kIsInt32<Out>) {
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r, out += to.out_stride) Isa::store_int(out, corrected(r));
+    } else {
+      const ColumnScaling<Isa> scaled(to.weight_scale + c, to.bias + c);
+      constexpr int kStep = Pairs ? 2 : 1;
+#pragma GCC unroll 16
+      for (int r = 0; r < R; r += kStep, out += to.out_stride) {
+        const typename Isa::Float sum =
+            Pairs ? joined<Isa>(corrected(r), corrected(r + 1)) : Isa::to_float(corrected(r));
+        Isa::store(out, scaled(sum, to.scale[r / kStep]));
+      }
+    }
   }
 }
 

@@ -35,8 +35,9 @@ struct QuantizeArgs {
   int32_t q_min;
   int32_t q_max;
   int32_t shift;
-  uint8_t* q;    // where q has 16 bits: its high bytes
-  uint8_t* low;  // the low bytes; null where q has 8 bits
+  uint8_t* q;                   // where q has 16 bits: its high bytes
+  uint8_t* low;                 // the low bytes; null where q has 8 bits
+  const void* ahead = nullptr;  // as many values, which are quantized next; only a hint
 };
 
 // Vectors of k values, each quantized to 8 bits by its own range, as plain bytes.
@@ -432,6 +433,7 @@ constexpr int64_t kTileLine = 64;
 // A way to multiply staged rows: how it wants them staged, the kernels, and what they cost.
 struct Product {
   int64_t row_multiple;  // parts of a product are worth whole multiples of so many rows
+  int64_t block_rows;    // at most, whose staged form waits for one pass over panels
   StagedLayout layout;
   Costs costs;
   void (*quantize_staged)(

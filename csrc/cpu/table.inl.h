@@ -22,6 +22,7 @@ template <class Isa>
 constexpr Product product_of() {
   Product p = {};
   p.row_multiple = 1;
+  p.block_rows = 192;
   p.layout.group_bytes = Isa::kGroupBytes;
   p.layout.tile_rows = 1;
   p.costs = Isa::kCosts;

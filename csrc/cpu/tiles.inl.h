@@ -36,7 +36,7 @@ constexpr int kTileGroups = 16;
 constexpr int kTileBytes = kTileRows * static_cast<int>(kTileLine);
 constexpr int kGroupStep = static_cast<int>(kPanelColumns * kGroup);  // bytes of a panel's group
 constexpr int64_t kMostBlockRows = 2 * kTileRows;
-constexpr int64_t kWindowBytes = 1024 * 1024;  // panels that all rows meet before the next ones do
+constexpr int64_t kWindowBytes = 640 * 1024;  // panels that all rows meet before the next ones do
 
 // A block of one or two tiles of rows, and the numbers of its tiles.
 template <int RowTiles>
@@ -276,10 +276,16 @@ inline void fill_line(uint8_t* line, int64_t count) {
 
 // How many of k values became whole lines of bytes.
 template <class Isa, int Bytes, class T>
-inline int64_t quantize_lines(const ToIntegers<Isa, Multiply>& to_integers, const T* x, int64_t k,
-                              const ByteRows<Bytes>& q) {
+inline int64_t quantize_lines(const ToIntegers<Isa, Multiply>& to_integers, const T* x,
+                              const T* ahead, int64_t k, const ByteRows<Bytes>& q) {
   int64_t i = 0;
   for (uint8_t* line = q.row[0]; i + kTileLine <= k; i += kTileLine, line += kTileBytes) {
+    if (ahead != nullptr) {
+      // These values come from the L1 cache, since their range was just taken.
+      const char* next = reinterpret_cast<const char*>(ahead + i);
+      constexpr int64_t kBytes = kTileLine * static_cast<int64_t>(sizeof(T));
+      for (int64_t b = 0; b < kBytes; b += kLine) __builtin_prefetch(next + b);
+    }
     quantize_packed<Isa>(to_integers, x + i, kTileLine, line);
   }
   return i;
@@ -291,7 +297,10 @@ void quantize_tiles(const QuantizeArgs& a) {
   with_type(a.x, a.dtype, [&](const auto* x) {
     with_byte_rows(a, [&](const auto& q) {
       int64_t done = 0;
-      if (to_integers.every_byte && a.low == nullptr) done = quantize_lines(to_integers, x, a.k, q);
+      if (to_integers.every_byte && a.low == nullptr) {
+        const auto* ahead = static_cast<decltype(x)>(a.ahead);
+        done = quantize_lines(to_integers, x, ahead, a.k, q);
+      }
       each_line(a.k - done, [&](int64_t i, int64_t count, int64_t at) {
         const auto line = q.from(done / kTileLine * kTileBytes + at);
         quantize_run<Isa>(to_integers, x + done + i, count, line);
@@ -330,6 +339,7 @@ template <class Isa, class Tiles>
 constexpr Product tile_product(const Costs& costs) {
   Product p = {};
   p.row_multiple = kTileRows;
+  p.block_rows = 512;
   p.layout.group_bytes = kGroup;
   p.layout.tile_rows = kTileRows;
   p.costs = costs;

@@ -271,8 +271,8 @@ void AttentionCore::attend_rows(const AttentionHeads& of, int64_t b, const Place
     const ByteRows rows = {memory.query.bytes_of(place.query) + from * d,
                            memory.query.scales_of(place.query) + from,
                            memory.query.zero_points_of(place.query) + from, d};
-    multiply(rows.staged(product_for(kernels_, m, s, d), m), Packed{memory.keys, s, d}, memory.key.scales_of(place.kv),
-             true, memory.scores, memory.stride);
+    multiply(rows.staged(product_for(kernels_, m, s, d), m), Packed{memory.keys, s, d},
+             memory.key.scales_of(place.kv), true, memory.scores, memory.stride);
   } else {
     kernels_.strips_gemm(
         {memory.queries, d, false, m, d, memory.key_strips, d, s, memory.scores, memory.stride});
@@ -288,8 +288,8 @@ void AttentionCore::attend_rows(const AttentionHeads& of, int64_t b, const Place
   if (integers_) {
     const float one = 1.0f;
     if (reads_fewer_keys()) sum_values(memory, read);
-    multiply(quantize_scores(product_for(kernels_, m, d, read), memory, m, read), Packed{memory.values, d, read}, &one, false,
-             memory.results, d);
+    multiply(quantize_scores(product_for(kernels_, m, d, read), memory, m, read),
+             Packed{memory.values, d, read}, &one, false, memory.results, d);
   } else {
     const bool ordered = read >= kernels_.ordered_from;
     if (ordered) {

@@ -85,7 +85,7 @@ class SelfAttention {
       core_.attend(heads, b, 0, shape_.kv_heads, 0, l, fetch);
     }
     const Rows attended = rows_at(contexts, m, context, context * bytes);
-    for_each_block(m, context, product.row_multiple, [&](int64_t from, int64_t to) {
+    for_each_block(product, m, context, product.row_multiple, [&](int64_t from, int64_t to) {
       const StagedBlock staged(product, rows_.source(attended), context, from, to - from,
                                Purpose::staged_rows);
       staged.multiply(output_.weight, output_.to(rows_.out(first + from), output_.n(), dtype));

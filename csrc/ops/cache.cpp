@@ -7,8 +7,8 @@
 namespace dynquant {
 
 int64_t half_of_l2() {
-  constexpr int64_t kUsual = 1024 * 1024, kLeast = 256 * 1024, kMost = 4 * 1024 * 1024;
-  static const int64_t half = std::clamp(bytes_or(kL2, kUsual), kLeast, kMost) / 2;
+  constexpr int64_t kLeast = 256 * 1024, kMost = 4 * 1024 * 1024;
+  static const int64_t half = std::clamp(l2_bytes(), kLeast, kMost) / 2;
   return half;
 }
 

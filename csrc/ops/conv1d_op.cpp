@@ -79,10 +79,11 @@ class Conv1d {
         const int64_t group = i / split.parts();
         const Part part = part_of(split, i % split.parts(), rows, columns);
         if (part.is_empty()) continue;
-        for_each_block(part.m_end - part.m_begin, row_bytes, multiple, [&](int64_t b, int64_t e) {
-          const int64_t begin = (part.m_begin + b) / bytes, end = (part.m_begin + e) / bytes;
-          run_block(product, group, begin, end, part.n_begin, part.n_end);
-        });
+        for_each_block(
+            product, part.m_end - part.m_begin, row_bytes, multiple, [&](int64_t b, int64_t e) {
+              const int64_t begin = (part.m_begin + b) / bytes, end = (part.m_begin + e) / bytes;
+              run_block(product, group, begin, end, part.n_begin, part.n_end);
+            });
       }
     });
     return y;

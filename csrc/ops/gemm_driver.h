@@ -114,21 +114,7 @@ class StagedRows {
   int32_t* zero_point_;
 };
 
-constexpr int64_t kBlockRows = 192;  // rows whose staged form waits for one pass over panels
-constexpr int64_t kBlockBytes = 1024 * 1024;        // but not more than this, where rows are long
 constexpr int64_t kSharedBytes = 32 * 1024 * 1024;  // staged before the product, at most
-
-// f(begin, end) for blocks of the rows [0, rows), of about the same size, which begin at multiples
-// of `multiple`.
-template <class F>
-void for_each_block(int64_t rows, int64_t row_bytes, int64_t multiple, const F& f) {
-  const int64_t most = std::min(kBlockRows, kBlockBytes / std::max<int64_t>(row_bytes, 1));
-  const int64_t block = std::max({int64_t{8}, 2 * multiple, most});
-  const int64_t units = ceil_div(rows, multiple), blocks = ceil_div(rows, block);
-  for (int64_t b = 0; b < blocks; ++b) {
-    f(units * b / blocks * multiple, std::min(rows, units * (b + 1) / blocks * multiple));
-  }
-}
 
 // Up to so many rows, a weight that comes from memory takes longer to read than to multiply by.
 constexpr int64_t kFewRows = 8;
@@ -186,16 +172,17 @@ void multiply(const Kernels& kernels, const Source& source, int64_t m, const Tar
     };
     const Part part = part_of(split, task, rows, columns);
     if (part.is_empty()) return;
-    for_each_block(part.m_end - part.m_begin, row_bytes, multiple, [&](int64_t b, int64_t e) {
-      const int64_t begin = part.m_begin + b, end = part.m_begin + e;
-      if (shared.has_value()) {
-        multiply_all(*shared, 0, begin, end);
-      } else {
-        const StagedRows own(product, k, end - begin, bytes, Purpose::staged_rows);
-        own.stage(source, begin, 0, end - begin);
-        multiply_all(own, begin, begin, end);
-      }
-    });
+    for_each_block(product, part.m_end - part.m_begin, row_bytes, multiple,
+                   [&](int64_t b, int64_t e) {
+                     const int64_t begin = part.m_begin + b, end = part.m_begin + e;
+                     if (shared.has_value()) {
+                       multiply_all(*shared, 0, begin, end);
+                     } else {
+                       const StagedRows own(product, k, end - begin, bytes, Purpose::staged_rows);
+                       own.stage(source, begin, 0, end - begin);
+                       multiply_all(own, begin, begin, end);
+                     }
+                   });
   });
 }
 
@@ -210,13 +197,14 @@ void multiply(const Kernels& kernels, const Source& source, int64_t m, const Pac
 // A row of floats, quantized by `p` as it is staged.
 inline StagedRow stage_floats(const Product& product, const void* x, Dtype dtype, int64_t k,
                               const QParams& p, bool symmetric, int bits, uint8_t* staged,
-                              uint8_t* low) {
+                              uint8_t* low, const void* ahead = nullptr) {
   QuantizeArgs a = quantize_args(p, symmetric, true, bits);
   a.x = x;
   a.dtype = dtype;
   a.k = k;
   a.q = staged;
   a.low = low;
+  a.ahead = ahead;
   product.quantize_staged(a);
   return {p.scale, p.zero_point + a.shift};
 }
@@ -234,7 +222,8 @@ struct FloatRows {
   StagedRow stage(const Product& product, int64_t m, uint8_t* staged, uint8_t* low) const {
     const char* x = rows.data + m * rows.stride;
     const QParams p = whole.has_value() ? *whole : scheme.choose(kernels.range(x, dtype, rows.k));
-    return stage_floats(product, x, dtype, rows.k, p, scheme.symmetric, scheme.bits, staged, low);
+    return stage_floats(product, x, dtype, rows.k, p, scheme.symmetric, scheme.bits, staged, low,
+                        m + 1 < rows.m ? x + rows.stride : nullptr);
   }
 };
 

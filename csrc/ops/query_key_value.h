@@ -73,7 +73,7 @@ class QueryKeyValue {
   // Those of some rows, in the calling thread, which reads `behind` after them, if anything.
   void multiply_block(const Product& product, const BlockRows& rows, const Rows& in, char* buffer,
                       const Int8Product* behind) const {
-    for_each_block(in.m, in.k, product.row_multiple, [&](int64_t from, int64_t to) {
+    for_each_block(product, in.m, in.k, product.row_multiple, [&](int64_t from, int64_t to) {
       const StagedBlock staged(product, rows.source(in), in.k, from, to - from,
                                Purpose::staged_rows);
       each_product([&](const Int8Product& by, int64_t column, const Int8Product* next) {

@@ -68,26 +68,30 @@ double linear_seconds(const Kernels& kernels, int64_t m, int64_t n, int64_t k, d
   a.staged = staged.data;
   a.staged_stride = stride;
   a.zero_point = zero_point.data();
-  a.m = m;
   a.panels = reinterpret_cast<const int8_t*>(packed.data) + kHeaderBytes;
   a.groups = groups_of(k);
   a.n_end = n;
   a.epilogue = {scale.data(), columns.data(), true, columns.data(), out.data, Dtype::f32, n};
   a.is_far = panels_of(n) * panel_bytes(k) > kStaysInL3;
   return time_calls(seconds, [&] {
-    for (int64_t row = 0; row < m; ++row) {
-      const float* values = x.data() + row * k;
-      const QParams p = choose_qparams(kernels.range(values, Dtype::f32, k), false);
-      QuantizeArgs q = quantize_args(p, false, true);
-      q.x = values;
-      q.dtype = Dtype::f32;
-      q.k = k;
-      q.q = staged.data + staged_offset(product.layout, stride, row);
-      product.quantize_staged(q);
-      scale[static_cast<size_t>(row)] = p.scale;
-      zero_point[static_cast<size_t>(row)] = p.zero_point;
-    }
-    product.gemm(a);
+    for_each_block(product, m, stride, product.row_multiple, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        const float* values = x.data() + row * k;
+        const QParams p = choose_qparams(kernels.range(values, Dtype::f32, k), false);
+        QuantizeArgs q = quantize_args(p, false, true);
+        q.x = values;
+        q.dtype = Dtype::f32;
+        q.k = k;
+        q.q = staged.data + staged_offset(product.layout, stride, row - begin);
+        q.ahead = row + 1 < m ? values + k : nullptr;
+        product.quantize_staged(q);
+        scale[static_cast<size_t>(row - begin)] = p.scale;
+        zero_point[static_cast<size_t>(row - begin)] = p.zero_point;
+      }
+      a.m = end - begin;
+      a.epilogue.out = out.data + begin * n * static_cast<int64_t>(sizeof(float));
+      product.gemm(a);
+    });
   });
 }
 

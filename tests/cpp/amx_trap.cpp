@@ -249,8 +249,7 @@ bool install() {
 }  // namespace
 
 const Kernels* amx_trapped_kernels() {
-  static const TileKernels tiles = {amx_tile_kernels()->product, kAlways,
-                                    amx_tile_kernels()->peak};
+  static const TileKernels tiles = {amx_tile_kernels()->product, kAlways, amx_tile_kernels()->peak};
   static const Kernels table = with_tiles("amx_trapped", *avx512vnni_kernels(), tiles);
   return &table;
 }

@@ -8,9 +8,11 @@
 
 #include "amx_trap.h"
 #include "amx_trap_test.h"
+#include "costs.h"
 #include "dispatch.h"
 #include "float_env.h"
 #include "plain_sets.h"
+#include "sets.h"
 
 namespace dynquant {
 namespace {
@@ -64,6 +66,31 @@ void test_kernels(const Kernels& kernels) {
   test_packing(kernels, random);
 }
 
+// Which of two products is used: what is set up once pays for many values, and for none where it
+// never gets less.
+void test_choice() {
+  const auto with = [](const Costs& costs) {
+    Product product = {};
+    product.costs = costs;
+    return product;
+  };
+  const Product fast = with({1.0, 4.0, 1.0, 100.0});
+  Kernels kernels = {};
+  kernels.product = with({10.0, 4.0, 1.0, 10.0});
+  const auto uses_unit = [&](int64_t m, int64_t n, int64_t k) {
+    return &product_for(kernels, m, n, k) == kernels.unit_product;
+  };
+  expect(!uses_unit(1000, 1000, 1000), "choice", "no unit", 1000, 1000, 1000);
+  kernels.unit_product = &fast;
+  kernels.unit_start = 1e6;
+  expect(uses_unit(1000, 1000, 1000), "choice", "many values", 1000, 1000, 1000);
+  expect(!uses_unit(8, 64, 64), "choice", "few values", 8, 64, 64);
+  expect(!uses_unit(100000, 64, 1), "choice", "few k", 100000, 64, 1);
+  expect(!uses_unit(0, 64, 64), "choice", "nothing", 0, 64, 64);
+  kernels.unit_start = kAlways;
+  expect(uses_unit(1, 1, 1), "choice", "always", 1, 1, 1);
+}
+
 void test_plain_tiles() {
   Kernels kernels = *plain_4x7x40();
   kernels.name = "plain tiles";
@@ -100,6 +127,7 @@ int run_all() {
     std::printf("%s: run\n", name);
   }
   test_trap();
+  test_choice();
   test_plain_tiles();
   for (const Kernels* plain : {plain_1x3x7(), plain_2x5x9(), plain_4x7x40()}) test_kernels(*plain);
   std::printf("%ld comparisons, %d failures\n", comparisons, failures);
