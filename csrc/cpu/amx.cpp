@@ -47,7 +47,7 @@ struct AmxTiles {
 
 // Beside those of AVX512-VNNI, measured on an Emerald Rapids: they tell when the tiles are faster,
 // which 3 or 4 rows of many values are, and no rows of 64 values.
-constexpr Costs kCosts = {0.00082, 0.0115, 0.15, 22.0};
+constexpr Costs kCosts = {0.00082, 0.0115, 0.15, 22.0, 0.03};
 constexpr double kStart = 360.0;  // to configure the tiles, fill them, and release them
 
 }  // namespace

@@ -408,6 +408,9 @@ struct Costs {
   double weight_byte;      // to have one from the L2 or L3 cache, once for each block of rows
   double quantized_value;  // reading, ranging and rounding one activation
   double panel_row;        // the epilogue of one row of one panel
+  // As weight_byte, of a weight that outgrows the L2 cache, where products are so fast that few
+  // cores should read all of it; else 0.
+  double far_weight_byte = 0.0;
 };
 
 // How a product reads weights, where that is measured to pay. Where the L1 cache has no room for

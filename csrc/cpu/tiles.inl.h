@@ -338,7 +338,7 @@ int64_t peak_tiles(int64_t steps) {
 template <class Isa, class Tiles>
 constexpr Product tile_product(const Costs& costs) {
   Product p = {};
-  p.row_multiple = kTileRows;
+  p.row_multiple = kMostBlockRows;
   p.block_rows = 512;
   p.layout.group_bytes = kGroup;
   p.layout.tile_rows = kTileRows;

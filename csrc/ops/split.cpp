@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "../cpu/cache_bytes.h"
 #include "../cpu/layout.h"
 #include "parallel.h"
 
@@ -12,7 +13,7 @@ namespace {
 struct Work {
   int64_t m, units, panels;
   double k;
-  const Costs& costs;
+  Costs costs;
   int64_t row_multiple;
 
   // Of the largest of so many parts of the rows.
@@ -29,10 +30,21 @@ struct Work {
 };
 
 Work work_of(int64_t m, int64_t n, int64_t k, const Costs& costs, int64_t row_multiple) {
-  return {m, ceil_div(m, row_multiple), panels_of(n), static_cast<double>(k), costs, row_multiple};
+  return {m,
+          ceil_div(m, row_multiple),
+          panels_of(n),
+          static_cast<double>(k),
+          split_costs(costs, n, k),
+          row_multiple};
 }
 
 }  // namespace
+
+Costs split_costs(const Costs& costs, int64_t n, int64_t k) {
+  Costs of_split = costs;
+  if (n * k > l2_bytes()) of_split.weight_byte = std::max(costs.weight_byte, costs.far_weight_byte);
+  return of_split;
+}
 
 Split choose_split(int64_t m, int64_t n, int64_t k, int64_t threads, const Costs& costs,
                    int64_t row_multiple) {

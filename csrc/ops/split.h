@@ -22,6 +22,9 @@ struct Split {
 
 #pragma GCC visibility push(default)  // the Python module shows them
 
+// The costs by which a product by a weight [N, K] is split.
+Costs split_costs(const Costs& costs, int64_t n, int64_t k);
+
 // The split of a product of M rows by a weight [N, K] that costs least.
 Split choose_split(int64_t m, int64_t n, int64_t k, int64_t threads, const Costs& costs,
                    int64_t row_multiple);

@@ -124,7 +124,7 @@ Array<int32_t> gemm(const std::string& isa, const Array<uint8_t>& q,
 }
 
 std::map<std::string, double> costs(const std::string& isa, int64_t m, int64_t n, int64_t k) {
-  const Costs& c = product_for(kernels_of(isa), m, n, k).costs;
+  const Costs c = split_costs(product_for(kernels_of(isa), m, n, k).costs, n, k);
   return {{"multiply_add", c.multiply_add},
           {"weight_byte", c.weight_byte},
           {"quantized_value", c.quantized_value},
@@ -172,7 +172,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("gemm", &dynquant::gemm, py::arg("isa"), py::arg("q"), py::arg("zero_point"),
         py::arg("packed"), "(q - zero_point) @ weight.T in int32; q is uint8 [M, K].");
   m.def("costs", &dynquant::costs, py::arg("isa"), py::arg("m"), py::arg("n"), py::arg("k"),
-        "Nanoseconds that the parts of such a product take, by the set's table.");
+        "Nanoseconds that the parts of such a product take, by which it is split.");
   m.def("split", &dynquant::split, py::arg("isa"), py::arg("m"), py::arg("n"), py::arg("k"),
         py::arg("threads"), py::arg("small_parts") = false,
         "How a product is split: (parts of rows, parts of columns, the multiple of rows at which "

@@ -59,6 +59,11 @@ void test_quantize(const Kernels& kernels, const Product& product, int64_t k, bo
   if (bits == 16) {
     expect(staged_low == low_in_two_steps, kernels.name, "staged low bytes", 1, 0, k);
   }
+  std::vector<uint8_t> with_hint(bytes);
+  fused.q = with_hint.data();
+  fused.ahead = x.data();
+  product.quantize_staged(fused);
+  expect(with_hint == in_two_steps, kernels.name, "staged with a hint", 1, 0, k);
 
   if (k == 0) return;
   x[static_cast<size_t>(random() % static_cast<unsigned>(k))] = NAN;
