@@ -1,4 +1,4 @@
-// The products of AMX: VPDPBUSD keeps those of few rows, and all else (amx_set.cpp).
+// The products of AMX: VPDPBUSD keeps those that cost less there, and all else (amx_set.cpp).
 #include "sets.h"
 #include "tiles.inl.h"
 #include "zmm.h"

@@ -1,4 +1,4 @@
-// The set `amx`: AVX512-VNNI with the products of many rows on tiles. And whether this process may
+// The set `amx`: AVX512-VNNI, and a product on tiles beside its own. And whether this process may
 // use it: what the processor has, what the system saves, the permission
 // that Linux asks a process to request, and a product that proves it.
 #include "sets.h"
@@ -15,12 +15,12 @@ const Kernels* amx_kernels() {
   return &table;
 }
 
-// A product of two tiles of rows, with a tail of K and the extreme values of both operands.
+// A product of blocks of both forms, with a tail of K and the extreme values of both operands.
 bool amx_product_is_right() {
-  constexpr int64_t kRows = 19, kDepth = 70, kColumns = 64;
+  constexpr int64_t kRows = 35, kDepth = 70, kColumns = 64;
   const Product& product = amx_tile_kernels()->product;
   const int64_t groups = groups_of(kDepth), stride = staged_stride(product.layout, groups);
-  alignas(64) static uint8_t staged[2 * 16 * 128];
+  alignas(64) static uint8_t staged[3 * 16 * 128];
   alignas(64) static int8_t panel[panel_bytes(kDepth)];
   static int32_t sums[kRows * kColumns];
   int32_t zero_points[kRows] = {};

@@ -23,6 +23,7 @@ inline double product_nanoseconds(int64_t m, int64_t n, int64_t k, const Costs& 
          multiply_nanoseconds(costs, rows, static_cast<double>(panels_of(n)), depth);
 }
 
+// By weight_byte even where a weight outgrows the L2 cache: both products then wait for it.
 inline const Product& product_for(const Kernels& kernels, int64_t m, int64_t n, int64_t k) {
   const Product& first = kernels.product;
   if (kernels.unit_product == nullptr) return first;

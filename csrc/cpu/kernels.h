@@ -436,7 +436,7 @@ constexpr int64_t kTileLine = 64;
 // A way to multiply staged rows: how it wants them staged, the kernels, and what they cost.
 struct Product {
   int64_t row_multiple;  // parts of a product are worth whole multiples of so many rows
-  int64_t block_rows;    // at most, whose staged form waits for one pass over panels
+  int64_t block_rows;    // about so many wait in their staged form for a pass over panels
   StagedLayout layout;
   Costs costs;
   void (*quantize_staged)(

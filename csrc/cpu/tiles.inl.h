@@ -278,6 +278,7 @@ inline void fill_line(uint8_t* line, int64_t count) {
 template <class Isa, int Bytes, class T>
 inline int64_t quantize_lines(const ToIntegers<Isa, Multiply>& to_integers, const T* x,
                               const T* ahead, int64_t k, const ByteRows<Bytes>& q) {
+  static_assert(kTileLine % (4 * Isa::kLanes) == 0);  // so nothing of a line is left
   int64_t i = 0;
   for (uint8_t* line = q.row[0]; i + kTileLine <= k; i += kTileLine, line += kTileBytes) {
     if (ahead != nullptr) {

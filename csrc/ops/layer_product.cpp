@@ -33,7 +33,7 @@ int64_t LayerProduct::k() const {
 
 double LayerProduct::nanoseconds(const Kernels& kernels, int64_t rows) const {
   const bool is_int8 = std::holds_alternative<Int8>(held_);
-  const Costs& costs = is_int8 ? kernels.product.costs : kernels.half_costs;
+  const Costs& costs = is_int8 ? product_for(kernels, rows, n(), k()).costs : kernels.half_costs;
   return product_nanoseconds(rows, n(), k(), costs);
 }
 

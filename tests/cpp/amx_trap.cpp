@@ -249,8 +249,8 @@ bool install() {
 }  // namespace
 
 const Kernels* amx_trapped_kernels() {
-  static const TileKernels tiles = {amx_tile_kernels()->product, kAlways, amx_tile_kernels()->peak};
-  static const Kernels table = with_tiles("amx_trapped", *avx512vnni_kernels(), tiles);
+  static const Kernels table =
+      with_tiles("amx_trapped", *avx512vnni_kernels(), *amx_tile_kernels());
   return &table;
 }
 

@@ -74,7 +74,7 @@ void test_choice() {
     product.costs = costs;
     return product;
   };
-  const Product fast = with({1.0, 4.0, 1.0, 100.0});
+  const Product fast = with({1.0, 4.0, 1.0, 1000.0});
   Kernels kernels = {};
   kernels.product = with({10.0, 4.0, 1.0, 10.0});
   const auto uses_unit = [&](int64_t m, int64_t n, int64_t k) {
