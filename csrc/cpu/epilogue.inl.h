@@ -177,6 +177,14 @@ class PanelColumns {
   float bias_buffer_[kPanelColumns];
 };
 
+template <class Out>
+inline TileOut<Out> panel_out(const GemmArgs& a, int64_t n0, const int8_t* panel,
+                              const PanelColumns& values) {
+  return {a.epilogue.scale,      a.zero_point, reinterpret_cast<const int32_t*>(panel),
+          values.weight_scale,   values.bias,  static_cast<Out*>(a.epilogue.out) + n0,
+          a.epilogue.out_stride, a.pairs};
+}
+
 template <class Isa, class Out>
 inline void rescale_rows(const RescaleArgs& a, Out*) {
   for (int64_t n0 = 0; n0 < a.n; n0 += kPanelColumns) {

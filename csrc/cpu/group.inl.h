@@ -84,13 +84,5 @@ inline void take_excess(const uint8_t* end, int64_t staged_stride, typename Isa:
   }
 }
 
-template <class Out>
-inline TileOut<Out> panel_out(const GemmArgs& a, int64_t n0, const int8_t* panel,
-                              const PanelColumns& values) {
-  return {a.epilogue.scale,      a.zero_point, reinterpret_cast<const int32_t*>(panel),
-          values.weight_scale,   values.bias,  static_cast<Out*>(a.epilogue.out) + n0,
-          a.epilogue.out_stride, a.pairs};
-}
-
 }  // namespace
 }  // namespace dynquant

@@ -160,14 +160,7 @@ class Sweep {
     // The block before this panel's first one still needs the values of its own panel.
     turn_ ^= 1;
     values_[turn_].set(a_.epilogue, n, columns);
-    const TileOut<Out> to = {a_.epilogue.scale,
-                             a_.zero_point,
-                             reinterpret_cast<const int32_t*>(panel),
-                             values_[turn_].weight_scale,
-                             values_[turn_].bias,
-                             static_cast<Out*>(a_.epilogue.out) + n,
-                             a_.epilogue.out_stride,
-                             a_.pairs};
+    const TileOut<Out> to = panel_out<Out>(a_, n, panel, values_[turn_]);
     for (int64_t c = 0; c < columns; c += Shape::kColumns) {
       block(m, weights + c * kGroup, tail_.groups + c * kGroup);
       pending_.sums = sums_;
@@ -270,41 +263,29 @@ inline void each_line(int64_t k, F f) {
   }
 }
 
-inline void fill_line(uint8_t* line, int64_t count) {
-  memset(line + count, 0, static_cast<size_t>(kTileLine - count));
+template <class T>
+inline void fetch(const T* values, int64_t count) {
+  const char* bytes = reinterpret_cast<const char*>(values);
+  for (int64_t b = 0; b < count * static_cast<int64_t>(sizeof(T)); b += kLine) {
+    __builtin_prefetch(bytes + b);
+  }
 }
 
-// How many of k values became whole lines of bytes.
-template <class Isa, int Bytes, class T>
-inline int64_t quantize_lines(const ToIntegers<Isa, Multiply>& to_integers, const T* x,
-                              const T* ahead, int64_t k, const ByteRows<Bytes>& q) {
-  static_assert(kTileLine % (4 * Isa::kLanes) == 0);  // so nothing of a line is left
-  int64_t i = 0;
-  for (uint8_t* line = q.row[0]; i + kTileLine <= k; i += kTileLine, line += kTileBytes) {
-    if (ahead != nullptr) {
-      // These values come from the L1 cache, since their range was just taken.
-      const char* next = reinterpret_cast<const char*>(ahead + i);
-      constexpr int64_t kBytes = kTileLine * static_cast<int64_t>(sizeof(T));
-      for (int64_t b = 0; b < kBytes; b += kLine) __builtin_prefetch(next + b);
-    }
-    quantize_packed<Isa>(to_integers, x + i, kTileLine, line);
-  }
-  return i;
+inline void fill_line(uint8_t* line, int64_t count) {
+  memset(line + count, 0, static_cast<size_t>(kTileLine - count));
 }
 
 template <class Isa>
 void quantize_tiles(const QuantizeArgs& a) {
   const ToIntegers<Isa, Multiply> to_integers(a);
   with_type(a.x, a.dtype, [&](const auto* x) {
+    const auto* ahead = static_cast<decltype(x)>(a.ahead);
     with_byte_rows(a, [&](const auto& q) {
-      int64_t done = 0;
-      if (to_integers.every_byte && a.low == nullptr) {
-        const auto* ahead = static_cast<decltype(x)>(a.ahead);
-        done = quantize_lines(to_integers, x, ahead, a.k, q);
-      }
-      each_line(a.k - done, [&](int64_t i, int64_t count, int64_t at) {
-        const auto line = q.from(done / kTileLine * kTileBytes + at);
-        quantize_run<Isa>(to_integers, x + done + i, count, line);
+      each_line(a.k, [&](int64_t i, int64_t count, int64_t at) {
+        // These values come from the L1 cache, since their range was just taken.
+        if (ahead != nullptr) fetch(ahead + i, count);
+        const auto line = q.from(at);
+        quantize_run<Isa>(to_integers, x + i, count, line);
         for (uint8_t* bytes : line.row) fill_line(bytes, count);
       });
     });
