@@ -1,5 +1,5 @@
 """What a compiler may do that changes no result and costs much of the speed: spill the sums of a
-tile to the stack, or drop the requests for rows that come later."""
+tile or the place of the next row to the stack, or drop the requests for rows that come later."""
 
 import re
 import shutil
@@ -14,8 +14,10 @@ LIBRARY = Path(dynquant.__file__).with_name("libdynquant.so")
 FUNCTION = re.compile(r"^[0-9a-f]+ <(.*)>:$")
 INSTRUCTION = re.compile(r"^\s*([0-9a-f]+):\s+(.*)$")
 BACKWARD = re.compile(r"^j\w+\s+([0-9a-f]+)")
-PRODUCT = re.compile(r"\bvpdpbusds?\b|\bvpmaddwd\b")
+PRODUCT = re.compile(r"\bvpdpbusds?\b|\bvpmaddwd\b|\btdpbusd\b")
+CORRECTION = re.compile(r"\bvpmulld\b")  # of a row's sums, for its zero point
 STACK = re.compile(r"\(%r[sb]p")
+STACK_WRITE = re.compile(r",\s*-?(0x[0-9a-f]+)?\(%r[sb]p")
 SETS = ("Avx2", "YmmVnni", "Avx512Vnni")
 
 
@@ -55,7 +57,7 @@ def inner_loops(body):
 def kernels():
     if shutil.which("objdump") is None:
         pytest.skip("objdump is not installed")
-    wanted = re.compile(r"::(tile|bags\w*|bag_\w+)<")
+    wanted = re.compile(r"::(tile|bags\w*|bag_\w+)<|::AmxTiles")
     found = {name: body for name, body in functions() if wanted.search(name)}
     if not found:
         pytest.skip("the library is stripped of its symbols")
@@ -73,6 +75,30 @@ def test_inner_loops_stay_in_registers(kernels, isa_type):
         for loop in loops:
             spilled = [instruction for _, instruction in loop if STACK.search(instruction)]
             assert not spilled, f"{name}: {spilled}"
+
+
+def is_loop_over_tiles(loop):
+    """Of a block's four products, with the epilogue of the block before between them."""
+    instructions = [instruction for _, instruction in loop]
+    return sum("tdpbusd" in i for i in instructions) == 4 and any(
+        CORRECTION.search(i) for i in instructions
+    )
+
+
+def test_epilogues_between_tiles_stay_in_registers(kernels):
+    """Were the place of the next row in memory, each would wait for the stores of the one before.
+    What jumps back from the rest of a function looks like a further loop, so one has to be right.
+    """
+    of_tiles = {
+        name: [loop for loop in inner_loops(body) if is_loop_over_tiles(loop)]
+        for name, body in kernels.items()
+        if "AmxTiles" in name
+    }
+    of_tiles = {name: loops for name, loops in of_tiles.items() if loops}
+    assert len(of_tiles) == 14, list(of_tiles)  # outputs and forms of blocks
+    for name, loops in of_tiles.items():
+        written = [[i for _, i in loop if STACK_WRITE.search(i)] for loop in loops]
+        assert not all(written), f"{name}: {written}"
 
 
 @pytest.mark.parametrize("isa_type", SETS)

@@ -4,13 +4,7 @@
 
 #include <stdint.h>
 
-// For loops over pairs, of which all has to be inlined: pairs that are passed to a function travel
-// through memory. Under sanitizers nobody waits for that, and it would compile for minutes.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define DYNQUANT_FLATTEN
-#else
-#define DYNQUANT_FLATTEN [[gnu::flatten]]
-#endif
+#include "flatten.h"
 
 namespace dynquant {
 namespace {

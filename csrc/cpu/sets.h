@@ -19,7 +19,8 @@ const char* amx_missing();
 // What a matrix unit adds to a set of vectors.
 struct TileKernels {
   Product product;
-  double start;  // what it takes to set the unit up, in nanoseconds
+  double start;        // what it takes to set the unit up, in nanoseconds
+  Costs vector_costs;  // of the vectors' own product, on processors that have the unit
   int64_t (*peak)(int64_t steps);
 };
 const TileKernels* amx_tile_kernels();
@@ -37,6 +38,7 @@ const char* amx_trapped_missing();
 inline Kernels with_tiles(const char* name, const Kernels& vectors, const TileKernels& tiles) {
   Kernels t = vectors;
   t.name = name;
+  t.product.costs = tiles.vector_costs;
   t.unit_product = &tiles.product;
   t.unit_start = tiles.start;
   t.peak = tiles.peak;

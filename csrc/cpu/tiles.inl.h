@@ -22,6 +22,7 @@
 #include <utility>
 
 #include "epilogue.inl.h"
+#include "flatten.h"
 #include "kernels.h"
 #include "layout.h"
 #include "pending_rows.inl.h"
@@ -66,65 +67,63 @@ struct Block {
     Tiles::configure(tile_rows);
   }
 
-  template <class Tiles, int... C>
-  static inline void zero(std::integer_sequence<int, C...>) {
-    (Tiles::template zero<C>(), ...);
+  // The sums of the block before go to rows of kColumns of them, and those of the next begin at
+  // zero.
+  template <class Tiles, int Sums>
+  static inline void next_sums(int32_t* to) {
+    constexpr int64_t kStride = kColumns * static_cast<int64_t>(sizeof(int32_t));
+    constexpr int kRow = Sums / kColumnTiles * kTileRows;
+    constexpr int kColumn = Sums % kColumnTiles * kTileColumns;
+    Tiles::template store<Sums>(to + kRow * kColumns + kColumn, kStride);
+    Tiles::template zero<Sums>();
   }
   template <class Tiles>
-  static inline void zero() {
-    zero<Tiles>(std::make_integer_sequence<int, 4>());
+  static inline void all_next_sums(int32_t* to) {
+    next_sums<Tiles, 0>(to);
+    next_sums<Tiles, 1>(to);
+    next_sums<Tiles, 2>(to);
+    next_sums<Tiles, 3>(to);
   }
 
-  // To rows of kColumns sums.
-  template <class Tiles>
-  static inline void store(int32_t* to) {
-    store_row<Tiles, 0>(to, std::make_integer_sequence<int, kColumnTiles>());
-    if constexpr (RowTiles == 2) {
-      store_row<Tiles, 1>(to + kTileRows * kColumns,
-                          std::make_integer_sequence<int, kColumnTiles>());
-    }
-  }
-
-  // 64 k, with `between` after each product.
-  template <class Tiles, class F>
+  // 64 k, with before(the number of its sums, as a type) and after() each product.
+  template <class Tiles, class Before, class After>
   static inline void multiply(const uint8_t* staged, int64_t row_tile_step, const int8_t* weights,
-                              const F& between) {
+                              const Before& before, const After& after) {
     constexpr std::make_integer_sequence<int, kColumnTiles> kAll;
     Tiles::template load<kRowTile>(staged, kTileLine);
-    multiply_row<Tiles, 0, true>(weights, between, kAll);
+    multiply_row<Tiles, 0>(weights, before, after, kAll);
     if constexpr (RowTiles == 2) {
       Tiles::template load<kRowTile + 1>(staged + row_tile_step, kTileLine);
-      multiply_row<Tiles, 1, false>(weights, between, kAll);
+      multiply_row<Tiles, 1>(weights, before, after, kAll);
     }
   }
 
  private:
-  template <class Tiles, int R, int... C>
-  static inline void store_row(int32_t* to, std::integer_sequence<int, C...>) {
-    constexpr int64_t kStride = kColumns * static_cast<int64_t>(sizeof(int32_t));
-    (Tiles::template store<sums(R, C)>(to + C * kTileColumns, kStride), ...);
-  }
-
-  template <class Tiles, int R, bool Load, int... C, class F>
-  static inline void multiply_row(const int8_t* weights, const F& between,
+  template <class Tiles, int R, int... C, class Before, class After>
+  static inline void multiply_row(const int8_t* weights, const Before& before, const After& after,
                                   std::integer_sequence<int, C...>) {
-    (multiply_tile<Tiles, R, C, Load>(weights, between), ...);
+    (multiply_tile<Tiles, R, C>(weights, before, after), ...);
   }
-  template <class Tiles, int R, int C, bool Load, class F>
-  static inline void multiply_tile(const int8_t* weights, const F& between) {
-    if constexpr (Load) {
+  template <class Tiles, int R, int C, class Before, class After>
+  static inline void multiply_tile(const int8_t* weights, const Before& before,
+                                   const After& after) {
+    if constexpr (R == 0) {
       Tiles::template load_passing<column(C)>(weights + C * kTileColumns * kGroup, kGroupStep);
     }
+    before(std::integral_constant<int, sums(R, C)>());
     Tiles::template dot<sums(R, C), kRowTile + R, column(C)>();
-    between();
+    after();
   }
 };
 
-// What the last groups of a panel are copied to where they fill no tile. What lies beyond them is
-// multiplied by staged zeros.
+// What the last `count` groups of a panel are copied to where they fill no tile. What lies beyond
+// them is multiplied by staged zeros.
 struct PanelTail {
-  alignas(64) int8_t groups[kTileGroups * kGroupStep] = {};
+  alignas(64) int8_t groups[kTileGroups * kGroupStep];
 
+  explicit inline PanelTail(int64_t count) {
+    if (count > 0) memset(groups, 0, sizeof(groups));
+  }
   inline void copy(const int8_t* from, int64_t count) {
     memcpy(groups, from, static_cast<size_t>(count * kGroupStep));
   }
@@ -138,13 +137,17 @@ class Sweep {
       : a_(a),
         whole_(a.groups / kTileGroups),
         rest_(a.groups % kTileGroups),
-        row_tile_step_(kTileRows * a.staged_stride) {}
+        row_tile_step_(kTileRows * a.staged_stride),
+        tail_(rest_) {}
 
   // Rows [m0, m1) in steps of `rows`, times the columns [n0, n1). The tiles are configured for it.
   inline void run(int64_t m0, int64_t m1, int64_t rows, int64_t n0, int64_t n1) {
+    const int64_t steps = whole_ + (rest_ > 0 ? 1 : 0), products = 4 * (steps - 1);
+    each_ = products <= 0 ? 0 : ceil_div(ceil_div(rows, Rows::kTogether), products);
     for (int64_t m = m0; m < m1; m += rows) {
       for (int64_t n = n0; n < n1; n += kPanelColumns) panel(m, rows, n);
     }
+    Shape::template all_next_sums<Tiles>(sums_);
     Rows(pending_).finish_all();
   }
 
@@ -160,41 +163,59 @@ class Sweep {
     // The block before this panel's first one still needs the values of its own panel.
     turn_ ^= 1;
     values_[turn_].set(a_.epilogue, n, columns);
-    const TileOut<Out> to = panel_out<Out>(a_, n, panel, values_[turn_]);
+    to_[turn_] = panel_out<Out>(a_, n, panel, values_[turn_]);
     for (int64_t c = 0; c < columns; c += Shape::kColumns) {
       block(m, weights + c * kGroup, tail_.groups + c * kGroup);
-      pending_.sums = sums_;
-      pending_.to = to.at(m, c);
-      pending_.columns = columns - c;
-      pending_.rows = static_cast<int>(rows);
+      pending_ = {sums_, &to_[turn_], m, c, columns - c, static_cast<int>(rows)};
     }
   }
 
-  // The products of one block, with the epilogue of the one before between them.
-  inline void block(int64_t m, const int8_t* weights, const int8_t* tail) {
+  // The products of one block. The sums of the one before leave their tiles between its first
+  // products, and become outputs between the others.
+  DYNQUANT_FLATTEN inline void block(int64_t m, const int8_t* weights, const int8_t* tail) {
+    const uint8_t* staged = a_.staged + m * a_.staged_stride;
+    const int64_t row_tile_step = row_tile_step_;
     Rows rows(pending_);
-    const int64_t products = 4 * (whole_ + (rest_ > 0 ? 1 : 0));
-    const int64_t each = products == 0 ? 0 : ceil_div(rows.steps(), products);
-    const auto between = [&] {
+    const int64_t each = rows.whole() ? each_ : 0;
+    const auto next_sums = [to = sums_](auto of) {
+      Shape::template next_sums<Tiles, decltype(of)::value>(to);
+    };
+    const auto finish_some = [&] {
       for (int64_t i = 0; i < each; ++i) rows.finish_next();
     };
-    Shape::template zero<Tiles>();
-    const uint8_t* staged = a_.staged + m * a_.staged_stride;
-    for (int64_t step = 0; step < whole_; ++step) {
-      Shape::template multiply<Tiles>(staged, row_tile_step_, weights, between);
-      staged += kTileBytes;
-      weights += kTileGroups * kGroupStep;
+    const auto nothing = [](auto...) {};
+    if (whole_ > 0) {
+      Shape::template multiply<Tiles>(staged, row_tile_step, weights, next_sums, nothing);
+      const uint8_t* const end = staged + whole_ * kTileBytes;
+      for (staged += kTileBytes; staged < end; staged += kTileBytes) {
+        weights += kTileGroups * kGroupStep;
+        Shape::template multiply<Tiles>(staged, row_tile_step, weights, nothing, finish_some);
+      }
+      if (rest_ > 0) {
+        Shape::template multiply<Tiles>(staged, row_tile_step, tail, nothing, finish_some);
+      }
+    } else if (rest_ > 0) {
+      Shape::template multiply<Tiles>(staged, row_tile_step, tail, next_sums, nothing);
+    } else {
+      Shape::template all_next_sums<Tiles>(sums_);  // no k
     }
-    if (rest_ > 0) Shape::template multiply<Tiles>(staged, row_tile_step_, tail, between);
+    if (rows.left() > 0) finish_last(rows.left());
+  }
+
+  // From the pending block once more: were `rows` of block() passed, they would be in memory there.
+  [[gnu::noinline]] void finish_last(int left) {
+    Rows rows(pending_);
+    rows.leave(left);
     rows.finish_all();
-    Shape::template store<Tiles>(sums_);
   }
 
   const GemmArgs& a_;
   const int64_t whole_, rest_, row_tile_step_;
+  int64_t each_ = 0;  // rows, or pairs of them, to finish after each product but the first ones
   int turn_ = 0;
   Pending<Out, Shape::kColumns> pending_;
   PanelColumns values_[2];
+  TileOut<Out> to_[2];
   PanelTail tail_;
   alignas(64) int32_t sums_[RowTiles * kTileRows * Shape::kColumns];
 };

@@ -7,8 +7,9 @@
 namespace dynquant {
 
 const TileKernels* amx_emulated_tile_kernels() {
-  static constexpr TileKernels kernels = {tile_product<Zmm, EmulatedTiles>({0.1, 0.1, 1.0, 60.0}),
-                                          kAlways, &peak_tiles<EmulatedTiles>};
+  constexpr Costs kCosts = {0.1, 0.1, 1.0, 60.0}, kVectorCosts = {0.0043, 0.011, 0.13, 6.0};
+  static constexpr TileKernels kernels = {tile_product<Zmm, EmulatedTiles>(kCosts), kAlways,
+                                          kVectorCosts, &peak_tiles<EmulatedTiles>};
   return &kernels;
 }
 
