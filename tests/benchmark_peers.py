@@ -51,6 +51,14 @@ class Dying(Float32):
         os.abort()
 
 
+class OnOneCore(Float32):
+    def convert(self, module, inputs):
+        cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else {0}
+        if len(cores) != 1:
+            raise Unsupported(f"on {len(cores)} cores")
+        return super().convert(module, inputs)
+
+
 class Refusing(Peer):
     def convert(self, module, inputs):
         raise Unsupported("not for this shape")

@@ -26,7 +26,7 @@ def layers_result(tmp_path_factory):
     """A run over right, wrong, missing and failing peers at two small shapes."""
     path = tmp_path_factory.mktemp("layers") / "layers.json"
     fakes = [FAKE + name for name in ("Wrong", "NotFinite", "Missing", "Failing", "Dying")]
-    peers = ["fp32", "dynquant", *fakes, FAKE + "Refusing"]
+    peers = ["fp32", "dynquant", *fakes, FAKE + "Refusing", FAKE + "OnOneCore"]
     arguments = ("4x32x48", "1x16x32", "--peers", *peers, "--rounds", 3, "--json", path, "--quiet")
     assert command("layers", *arguments) == 0
     return path
@@ -40,7 +40,7 @@ def rows_of(path):
 def test_layers_times_what_is_right(layers_result):
     rows = rows_of(layers_result)
     for case in ("4x32x48", "1x16x32"):
-        for peer, lowest in (("fp32", 100), ("dynquant", 30)):
+        for peer, lowest in (("fp32", 100), ("OnOneCore", 100), ("dynquant", 30)):
             row = rows[case, peer]
             assert (row["status"], row["note"]) == ("ok", "")
             assert len(row["seconds"]) == 3 and min(row["seconds"]) > 0
