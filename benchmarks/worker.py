@@ -107,7 +107,7 @@ def _end_with_parent():
 
 
 def _stay_on_one_core():
-    """The same for every peer: a machine's neighbours slow its cores apart, by up to three times."""
+    """The same for every peer: neighbours slow the cores of a machine apart, up to three times."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
