@@ -12,7 +12,7 @@ import json
 import os
 import signal
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 
 PR_SET_PDEATHSIG = 1
 
@@ -30,7 +30,6 @@ def _missing(error, modules):
 class Server:
     def __init__(self, name, threads, spin):
         self.name, self.threads, self.spin = name, threads, spin
-        self.cores = os.sched_getaffinity(0) if sys.platform == "linux" else None
         self.peer = self.call = self.rotation = None
 
     def start(self):
@@ -62,7 +61,6 @@ class Server:
         """Makes self.call and self.rotation of a case; returns its result."""
         from benchmarks import cases, timing
 
-        self._free_cores()
         self.call = self.rotation = None  # the last case's memory is free before this one's is made
         self.peer.note = ""
         module, inputs = cases.build(case)
@@ -79,28 +77,16 @@ class Server:
             ]
         return result if rows is None else result[rows]
 
-    def _free_cores(self):
-        if self.cores is not None:
-            _stay_on(self.cores)
-
-    def _stay_on_one_core(self):
-        """The same for every peer: neighbours slow a machine's cores apart, up to three times.
-
-        While it is timed only: ONNX Runtime does without AMX when it starts on a single core.
-        """
-        if self.cores is not None and self.threads == 1:
-            _stay_on({min(self.cores)})
-
     def time(self):
+        with _on_one_core() if self.threads == 1 else nullcontext():
+            return {"status": "ok", "seconds": self._seconds()}
+
+    def _seconds(self):
         from benchmarks import timing
 
-        self._stay_on_one_core()
         if len(self.rotation) == 1:
-            return {"status": "ok", "seconds": timing.warm(self.call, self.rotation[0])}
-        return {
-            "status": "ok",
-            "seconds": timing.cold(self.call, self.rotation, self.output_bytes),
-        }
+            return timing.warm(self.call, self.rotation[0])
+        return timing.cold(self.call, self.rotation, self.output_bytes)
 
     def answer(self, do, **arguments):
         import torch
@@ -120,6 +106,23 @@ def _end_with_parent():
     """A stopped process would not see that nobody asks any more."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+@contextmanager
+def _on_one_core():
+    """The same for every peer: neighbours slow a machine's cores apart, up to three times.
+
+    While it is timed only: ONNX Runtime does without AMX when it starts on a single core.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    cores = os.sched_getaffinity(0)
+    _stay_on({min(cores)})
+    try:
+        yield
+    finally:
+        _stay_on(cores)
 
 
 def _stay_on(cores):
